@@ -1,0 +1,57 @@
+"""netmem: receive TCP straight into memory that the network driver cannot read.
+
+The names below are handed on lazily, so that ``import netmem`` costs nothing that is not used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netmem.base.errors import DeviceGoneError, NetmemError
+    from netmem.inet.socket import FRAG, DevmemMessage, TcpListener, TcpSocket
+    from netmem.inet.stack import Stack
+    from netmem.inet.tcp.machine import TcpConfig
+    from netmem.lab.device import Device, open_device
+    from netmem.memory.page_pool import PagePool, PagePoolParams
+    from netmem.memory.providers.dmabuf import DmabufProvider
+    from netmem.memory.providers.pages import PagesProvider
+    from netmem.netdev.device import NetDevice
+    from netmem.netdev.driver import SteeringRule, TcpDataSplit
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "DeviceGoneError": "base.errors",
+    "NetmemError": "base.errors",
+    "FRAG": "inet.socket",
+    "DevmemMessage": "inet.socket",
+    "TcpListener": "inet.socket",
+    "TcpSocket": "inet.socket",
+    "Stack": "inet.stack",
+    "TcpConfig": "inet.tcp.machine",
+    "Device": "lab.device",
+    "open_device": "lab.device",
+    "PagePool": "memory.page_pool",
+    "PagePoolParams": "memory.page_pool",
+    "DmabufProvider": "memory.providers.dmabuf",
+    "PagesProvider": "memory.providers.pages",
+    "NetDevice": "netdev.device",
+    "SteeringRule": "netdev.driver",
+    "TcpDataSplit": "netdev.driver",
+}
+
+__all__ = [*_WHERE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'netmem' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"netmem.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""Arenas: one int64 array per object, in a named memfd, with named offsets.
+
+Signed words, because unsigned arithmetic differs between compiled and uncompiled runs. A memfd's
+name shows in /proc/PID/fd, so a running process can be inspected without a socket left behind, and
+the memory goes with the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+PAGE_SIZE = 4096
+
+
+def memfd(name: str, size: int) -> int:
+    """A new memory file descriptor of ``size`` bytes, closed on exec, untouched pages free."""
+    fd = os.memfd_create(f"netmem:{name}", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Region:
+    """A mapping of (part of) a memory file descriptor into this process.
+
+    ``bytes`` is the memory as uint8, ``address`` its first byte's host address. The mapping ends
+    when the last array over it is gone.
+    """
+
+    def __init__(self, fd: int, size: int, offset: int = 0, *, writable: bool = True) -> None:
+        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=prot, offset=offset)
+        self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
+        self.address: int = self.bytes.ctypes.data
+        self.size = size
+
+    def words(self) -> Words:
+        """The same memory as int64 words."""
+        return self.bytes.view(np.int64)
+
+
+class Arena:
+    """``words`` int64 words in a memfd named after what they are. ``a`` is the array."""
+
+    def __init__(self, name: str, words: int) -> None:
+        size = -(-words * 8 // PAGE_SIZE) * PAGE_SIZE
+        self.name = name
+        self.fd = memfd(name, size)
+        self.mapping = Region(self.fd, size)
+        self.a: Words = self.mapping.words()
+
+    def close(self) -> None:
+        """Close the descriptor; arrays that are still held stay valid."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def offsets(module: Mapping[str, Any], prefix: str) -> dict[str, int]:
+    """Names and values of a module's constants that start with ``prefix``, prefix dropped.
+
+    Layouts and counters are declared once, as constants that kernels can use and grep can find;
+    everything that prints them derives from this.
+    """
+    found = {
+        name[len(prefix) :].lower(): value
+        for name, value in module.items()
+        if name.startswith(prefix) and isinstance(value, int)
+    }
+    if len(set(found.values())) != len(found):
+        raise AssertionError(f"two names of {prefix}* share an offset")
+    return found

@@ -1,0 +1,31 @@
+"""Errors that carry the kernel's errno and one clear line."""
+
+from __future__ import annotations
+
+import errno as _errno
+
+
+class NetmemError(OSError):
+    """An operation that netmem refuses, with the errno Linux gives for the same reason.
+
+    ``str()`` is one line: what was refused, why, and where possible the cure.
+    """
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(errno, message)
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        return f"{self.strerror} [{name}]"
+
+
+class DeviceGoneError(NetmemError):
+    """ENODEV: the NIC behind the device is gone (its process died, or it was unplugged)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_errno.ENODEV, message)
+
+
+ETOOSMALL = 525
+"""Kernel-internal number that recvmsg returns when no control message fits (net/core/scm.c)."""
+_errno.errorcode.setdefault(ETOOSMALL, "ETOOSMALL")

@@ -1,0 +1,82 @@
+"""The one Numba wrapper: ``@kernel`` compiles a function and caches it on disk.
+
+Numba's own cache looks at the file a kernel stands in and misses an edit of a kernel that it calls
+in another file. So the cache folder carries a hash of every kernel source of the package, and a
+cache is never shared between two versions of the code. With ``NUMBA_DISABLE_JIT=1`` the functions
+stay plain Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import config as _numba_config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMPILED: bool = not _numba_config.DISABLE_JIT
+"""False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python."""
+
+
+def _sources() -> list[Path]:
+    root = Path(__file__).resolve().parent.parent
+    # Kernels, what they inline, and the layouts whose constants are compiled into them.
+    return sorted(p for p in root.rglob("*.py") if p.parent.name != "cli")
+
+
+@functools.cache
+def cache_dir() -> Path | None:
+    """The folder for compiled kernels, or None when no folder can be written."""
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version_info[:2]}".encode())
+    for path in _sources():
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    leaf = f"kernels-{digest.hexdigest()[:16]}"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    for parent in (Path(home) / "netmem", Path(tempfile.gettempdir()) / f"netmem-{os.getuid()}"):
+        try:
+            (parent / leaf).mkdir(parents=True, exist_ok=True, mode=0o700)
+            owner = (parent / leaf).stat().st_uid
+            with tempfile.TemporaryFile(dir=parent / leaf):
+                pass
+        except OSError:
+            continue
+        if owner == os.getuid():  # never load code that another user could have put there
+            return parent / leaf
+    return None
+
+
+def kernel(func: F) -> F:
+    """Compile ``func`` on first call, with the GIL held, and keep the result on disk."""
+    if not COMPILED:
+        return func
+    folder = cache_dir()
+    before = _numba_config.CACHE_DIR
+    # Numba picks the folder when the decorator runs; put its setting back for everyone else.
+    _numba_config.CACHE_DIR = str(folder) if folder else before
+    try:
+        compiled = numba.njit(func, cache=folder is not None, error_model="numpy")
+    finally:
+        _numba_config.CACHE_DIR = before
+    return compiled  # type: ignore[no-any-return]
+
+
+def mark_warm() -> None:
+    """Note in the cache folder that every kernel needed to run was compiled once."""
+    folder = cache_dir()
+    if COMPILED and folder is not None:
+        (folder / "warm").touch()
+
+
+def is_warm() -> bool:
+    """True when there is nothing to compile: the cache is complete, or the compiler is off."""
+    folder = cache_dir()
+    return not COMPILED or (folder is not None and (folder / "warm").exists())

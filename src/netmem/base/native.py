@@ -1,0 +1,158 @@
+"""Loads, stores, fences and copies by address, as Numba intrinsics with plain twins.
+
+Addresses are host virtual addresses as int64. The plain twins serve uncompiled runs
+(``NUMBA_DISABLE_JIT=1``), where intrinsics do not exist. Words shared with another process or
+device go through ``load_acquire``, ``store_release`` and ``fence`` alone: LLVM may reorder and
+vectorise plain stores, and x86 lets a store pass a later load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from netmem.base.jit import COMPILED, kernel
+
+if not COMPILED:
+
+    def load_u8(addr: int) -> int:
+        """The byte at ``addr``."""
+        return ctypes.c_uint8.from_address(addr).value
+
+    def load_be16(addr: int) -> int:
+        """The big-endian 16-bit number at ``addr``."""
+        return int.from_bytes(ctypes.string_at(addr, 2), "big")
+
+    def load_be32(addr: int) -> int:
+        """The big-endian 32-bit number at ``addr``."""
+        return int.from_bytes(ctypes.string_at(addr, 4), "big")
+
+    def store_u8(addr: int, value: int) -> None:
+        """Write one byte."""
+        ctypes.c_uint8.from_address(addr).value = int(value) & 0xFF
+
+    def store_be16(addr: int, value: int) -> None:
+        """Write a big-endian 16-bit number (the low 16 bits of ``value``)."""
+        ctypes.memmove(addr, (int(value) & 0xFFFF).to_bytes(2, "big"), 2)
+
+    def store_be32(addr: int, value: int) -> None:
+        """Write a big-endian 32-bit number (the low 32 bits of ``value``)."""
+        ctypes.memmove(addr, (int(value) & 0xFFFFFFFF).to_bytes(4, "big"), 4)
+
+    def load64(addr: int) -> int:
+        """The native signed 64-bit word at ``addr``."""
+        return ctypes.c_int64.from_address(addr).value
+
+    def store64(addr: int, value: int) -> None:
+        """Write a native signed 64-bit word."""
+        ctypes.c_int64.from_address(addr).value = int(value)
+
+    load_acquire = load64
+    store_release = store64
+
+    def fence() -> None:
+        """Sequentially consistent fence (the interpreter itself orders plain twins)."""
+
+    def memcpy(dst: int, src: int, n: int) -> None:
+        """Copy ``n`` bytes between regions that do not overlap."""
+        ctypes.memmove(int(dst), int(src), int(n))
+
+else:
+    from llvmlite import ir
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic
+
+    _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+    def _ptr(builder: Any, addr: Any, kind: Any) -> Any:
+        return builder.inttoptr(addr, kind.as_pointer())
+
+    def _loader(kind: Any, swap: bool, ordering: str = "") -> Any:
+        def typing(typingctx: Any, addr: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                addr = _to_i64(context, builder, sig.args[0], args[0])
+                ptr = _ptr(builder, addr, kind)
+                if ordering:
+                    value = builder.load_atomic(ptr, ordering, 8)
+                else:
+                    value = builder.load(ptr, align=1)
+                if swap:
+                    value = builder.bswap(value)
+                return value if kind is _I64 else builder.zext(value, _I64)
+
+            return types.int64(addr), codegen
+
+        return typing
+
+    def _to_i64(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+        return context.cast(builder, value, kind, types.int64)
+
+    def _storer(kind: Any, swap: bool, ordering: str = "") -> Any:
+        def typing(typingctx: Any, addr: Any, value: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                ptr = _ptr(builder, _to_i64(context, builder, sig.args[0], args[0]), kind)
+                word = _to_i64(context, builder, sig.args[1], args[1])
+                if kind is not _I64:
+                    word = builder.trunc(word, kind)
+                if swap:
+                    word = builder.bswap(word)
+                if ordering:
+                    builder.store_atomic(word, ptr, ordering, 8)
+                else:
+                    builder.store(word, ptr, align=1)
+                return context.get_dummy_value()
+
+            return types.void(addr, value), codegen
+
+        return typing
+
+    load_u8 = intrinsic(_loader(_I8, False))
+    load_be16 = intrinsic(_loader(_I16, True))
+    load_be32 = intrinsic(_loader(_I32, True))
+    load64 = intrinsic(_loader(_I64, False))
+    load_acquire = intrinsic(_loader(_I64, False, "acquire"))
+    store_u8 = intrinsic(_storer(_I8, False))
+    store_be16 = intrinsic(_storer(_I16, True))
+    store_be32 = intrinsic(_storer(_I32, True))
+    store64 = intrinsic(_storer(_I64, False))
+    store_release = intrinsic(_storer(_I64, False, "release"))
+
+    @intrinsic  # type: ignore[no-redef]
+    def fence(typingctx):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            builder.fence("seq_cst")
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    @intrinsic  # type: ignore[no-redef]
+    def memcpy(typingctx, dst, src, n):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            to, frm, size = (
+                _to_i64(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True)
+            )
+            cgutils.raw_memcpy(
+                builder, _ptr(builder, to, _I8), _ptr(builder, frm, _I8), size, 1
+            )
+            return context.get_dummy_value()
+
+        return types.void(dst, src, n), codegen
+
+
+@kernel
+def read_word(addr):
+    """``load_acquire`` for callers in Python, where intrinsics cannot be called."""
+    return load_acquire(addr)
+
+
+@kernel
+def publish_word(addr, value):
+    """``store_release`` and a fence, for callers in Python."""
+    store_release(addr, value)
+    fence()
+
+
+@kernel
+def full_fence():
+    """``fence`` for callers in Python."""
+    fence()

@@ -1,0 +1,162 @@
+"""The one helper that starts a child process for a device."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from netmem.base.errors import DeviceGoneError, NetmemError
+
+START_DEADLINE_S = 30.0
+COMPILE_DEADLINE_S = 300.0
+MESSAGE_BYTES = 1 << 16
+
+
+class Child:
+    """A device's process and the control socket to it.
+
+    The process gets ``argv`` plus ``--control-fd N`` and the descriptors named, runs in a session
+    of its own (Ctrl-C in the terminal does not reach it first), and ends when the socket closes.
+    It reports ``compiling`` (once, the start deadline then does not count) and ``ready``.
+    """
+
+    def __init__(self, argv: Sequence[str], fds: Sequence[int] = ()) -> None:
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = tempfile.TemporaryFile()
+        try:
+            self._popen = subprocess.Popen(
+                [*argv, "--control-fd", str(theirs.fileno())],
+                pass_fds=[theirs.fileno(), *fds],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                start_new_session=True,
+            )
+        except OSError:
+            self.sock.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._popen.pid
+
+    def wait_ready(self) -> dict[str, Any]:
+        """The child's ``ready`` message. NetmemError with its own words when it fails to start."""
+        deadline = START_DEADLINE_S
+        while True:
+            message = self._receive(deadline, "start")
+            if message.get("event") == "ready":
+                return message
+            if message.get("event") == "compiling":
+                deadline = COMPILE_DEADLINE_S
+            if "errno" in message:
+                self.close()
+                raise _error(message)
+
+    def call(self, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = 10.0) -> Any:
+        """Send one request and return the answer's ``result``; refusals raise NetmemError."""
+        try:
+            socket.send_fds(self.sock, [json.dumps(request).encode()], list(fds))
+        except OSError:
+            raise self._gone() from None
+        answer = self._receive(timeout, str(request.get("op")))
+        if "errno" in answer:
+            raise _error(answer)
+        return answer.get("result")
+
+    def _receive(self, timeout: float, what: str) -> dict[str, Any]:
+        if not select.select([self.sock], [], [], timeout)[0]:
+            raise TimeoutError(f"the device's process did not answer to {what!r} in {timeout:g} s")
+        try:
+            data = self.sock.recv(MESSAGE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            raise self._gone()
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+    def _gone(self) -> DeviceGoneError:
+        code = self._popen.poll()
+        if code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._popen.wait(2.0)
+        how = "closed its control socket"
+        if code is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return DeviceGoneError(f"the NIC's process (pid {self.pid}) {how}{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last line the process wrote to its standard error, as a suffix for a message."""
+        with contextlib.suppress(OSError, ValueError):
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            return f": {lines[-1]}" if lines else ""
+        return ""
+
+    def is_alive(self) -> bool:
+        """False once the process ended or closed its end."""
+        if self.sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, 0)  # hang-up and errors are always reported
+        return not poll.poll(0) and self._popen.poll() is None
+
+    def close(self) -> None:
+        """Close the control socket, which ends the child; kill it if it lingers."""
+        self.sock.close()
+        try:
+            self._popen.wait(3.0)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait(3.0)
+        self._errors.close()
+
+
+def _error(message: dict[str, Any]) -> Exception:
+    return NetmemError(int(message["errno"]), str(message["message"]))
+
+
+def python_argv(module: str, *args: str) -> list[str]:
+    """The argument list that runs one of our modules with this interpreter."""
+    return [sys.executable, "-X", "faulthandler", "-m", module, *args]
+
+
+class Control:
+    """The child's end of the control socket: requests in, answers out."""
+
+    def __init__(self, fd: int) -> None:
+        self.sock = socket.socket(fileno=fd)
+        self.sock.setblocking(False)
+
+    def say(self, **message: Any) -> None:
+        """Send an event or an answer."""
+        with contextlib.suppress(OSError):
+            self.sock.send(json.dumps(message).encode())
+
+    def receive(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next request and its descriptors, None when there is none; EOFError at the end."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, MESSAGE_BYTES, 4)
+        except BlockingIOError:
+            return None
+        except OSError:
+            raise EOFError from None
+        if not data:
+            raise EOFError
+        return json.loads(data), list(fds)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors, whatever their state."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

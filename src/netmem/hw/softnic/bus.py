@@ -1,0 +1,257 @@
+"""Two buses that a softnic driver can sit on: the NIC in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from netmem.base.arena import PAGE_SIZE, Region, Words, memfd
+from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.native import full_fence
+from netmem.hw.process import Child
+from netmem.hw.softnic import regs as r
+from netmem.hw.softnic.model import SoftNic
+
+DEVICE_ID = (0x1AF4, 0x6E6D)
+IO_BASE = 0x1_0000_0000
+FROM_DEVICE, TO_DEVICE = 2, 1
+
+
+@dataclass
+class _Mapping:
+    length: int
+    direction: int
+    bounce: Region | None = None
+    memory: Region | None = None
+    fd: int = -1
+
+
+class _SoftnicBus:
+    """What both have in common: registers, I/O addresses, bouncing.
+
+    ``bounce``: page mappings go to bounce buffers, so what the device writes appears in memory only
+    when somebody syncs (as swiotlb does). Mappings of ``peer`` memory are never bounced.
+    """
+
+    device_id = DEVICE_ID
+
+    def __init__(self, *, bounce: bool = False) -> None:
+        self.bar_fd = memfd("softnic-bar", -(-r.BAR_WORDS * 8 // PAGE_SIZE) * PAGE_SIZE)
+        self._bar = Region(self.bar_fd, r.BAR_WORDS * 8)
+        self.regs: Words = self._bar.words()
+        self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.bounce = bounce
+        self._next = IO_BASE
+        self._mappings: dict[int, _Mapping] = {}
+
+    def dma_map(
+        self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
+    ) -> int:
+        """dma_map_page(), for a range of a descriptor. EINVAL for an empty or unaligned range."""
+        if length <= 0 or offset < 0 or offset % PAGE_SIZE:
+            raise NetmemError(errno.EINVAL, f"cannot map {length} bytes at offset {offset}")
+        io = self._next
+        mapping = _Mapping(length, int(direction))
+        target, at = fd, offset
+        if self.bounce and not peer:
+            mapping.fd = memfd("bounce", length)
+            mapping.bounce = Region(mapping.fd, length)
+            mapping.memory = Region(fd, length, offset)
+            target, at = mapping.fd, 0
+            if int(direction) != FROM_DEVICE:
+                ctypes.memmove(mapping.bounce.address, mapping.memory.address, length)
+        try:
+            self._attach(target, at, length, io, int(direction))
+        except BaseException:
+            if mapping.fd >= 0:
+                os.close(mapping.fd)
+            raise
+        # A gap behind each mapping, so that running over its end hits nothing.
+        self._next += (length + 2 * PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE
+        self._mappings[io] = mapping
+        return io
+
+    def dma_unmap(self, io_address: int) -> None:
+        """dma_unmap_page(). EINVAL when ``io_address`` does not start a mapping."""
+        mapping = self._mappings.pop(io_address, None)
+        if mapping is None:
+            raise NetmemError(errno.EINVAL, f"I/O address {io_address:#x} starts no mapping")
+        with contextlib.suppress(DeviceGoneError):  # with the device its mappings are gone too
+            self._detach(io_address)
+        if mapping.fd >= 0:
+            os.close(mapping.fd)
+
+    def dma_bounce(self, io_address: int) -> int:
+        """Host address of the bounce buffer behind a mapping, 0 when it has none."""
+        mapping = self._mappings.get(io_address)
+        return mapping.bounce.address if mapping and mapping.bounce else 0
+
+    def _find(self, io: int, length: int) -> tuple[_Mapping, int]:
+        for start, mapping in self._mappings.items():
+            if start <= io and io + length <= start + mapping.length:
+                return mapping, io - start
+        raise NetmemError(errno.EINVAL, f"sync of {length} bytes at {io:#x}, which nobody mapped")
+
+    def sync_for_cpu(self, io_address: int, length: int) -> None:
+        """dma_sync_single_for_cpu(): what the device wrote becomes visible in memory."""
+        mapping, at = self._find(io_address, length)
+        if mapping.bounce and mapping.memory and mapping.direction != TO_DEVICE:
+            ctypes.memmove(mapping.memory.address + at, mapping.bounce.address + at, length)
+
+    def sync_for_device(self, io_address: int, length: int) -> None:
+        """dma_sync_single_for_device(): what the CPU wrote becomes visible to the device."""
+        mapping, at = self._find(io_address, length)
+        if mapping.bounce and mapping.memory and mapping.direction != FROM_DEVICE:
+            ctypes.memmove(mapping.bounce.address + at, mapping.memory.address + at, length)
+
+    def mappings(self) -> int:
+        """How many mappings there are."""
+        return len(self._mappings)
+
+    def irq_arm(self) -> None:
+        self.regs[r.R_IRQ_ARMED] = 1
+        full_fence()
+
+    def irq_ack(self) -> None:
+        self.regs[r.R_IRQ_ARMED] = 0
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.irq_fd)
+
+    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+        raise NotImplementedError
+
+    def _detach(self, io: int) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        for mapping in self._mappings.values():
+            if mapping.fd >= 0:
+                os.close(mapping.fd)
+        self._mappings.clear()
+        os.close(self.irq_fd)
+        os.close(self.bar_fd)
+
+
+class LocalBus(_SoftnicBus):
+    """The NIC in this process, moved on by ``step``: for tests, simulation and gateways."""
+
+    def __init__(self, *, bounce: bool = False) -> None:
+        super().__init__(bounce=bounce)
+        self.nic: SoftNic | None = None
+        self._dead = False
+        self._now = 0
+
+    def attach(self, nic: SoftNic) -> None:
+        """Put the NIC on the bus."""
+        self.nic = nic
+
+    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+        assert self.nic is not None
+        if self._dead:
+            raise DeviceGoneError("the NIC was unplugged")
+        self.nic.map(fd, offset, length, io, direction)
+
+    def _detach(self, io: int) -> None:
+        assert self.nic is not None
+        if not self._dead:
+            self.nic.unmap(io)
+
+    def step(self, now: int) -> bool:
+        """Let the NIC work."""
+        self._now = now
+        return not self._dead and self.nic is not None and self.nic.step(now)
+
+    def doorbell(self) -> None:
+        """Nothing to do: who owns this bus steps the NIC."""
+
+    def wait(self, ready: Callable[[], bool], what: str, timeout_ns: int) -> None:
+        for _ in range(1000):
+            if ready():
+                return
+            if self._dead:
+                raise DeviceGoneError(f"the NIC was unplugged while waiting for {what}")
+            self.step(self._now)
+        raise TimeoutError(f"the NIC did not get to {what} in 1000 steps")
+
+    def unplug(self) -> None:
+        """Surprise removal."""
+        self._dead = True
+        if self.nic is not None:
+            self.nic.close()
+
+    def is_alive(self) -> bool:
+        return not self._dead
+
+    def filenos(self) -> list[int]:
+        return []
+
+    def close(self) -> None:
+        """Let the device go."""
+        if self.nic is not None and not self._dead:
+            self.nic.close()
+        self._dead = True
+        self._close()
+
+
+class ProcessBus(_SoftnicBus):
+    """The NIC in a process of its own, which alone maps the memory that the driver has it map."""
+
+    def __init__(self, argv: list[str], *, bounce: bool = False) -> None:
+        super().__init__(bounce=bounce)
+        self.doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        fds = (self.bar_fd, self.irq_fd, self.doorbell_fd)
+        names = ("--bar-fd", "--irq-fd", "--doorbell-fd")
+        extra = itertools.chain.from_iterable(zip(names, map(str, fds), strict=True))
+        try:
+            self.child = Child([*argv, *extra], fds)
+            try:
+                self.info = self.child.wait_ready()
+            except BaseException:
+                self.child.close()
+                raise
+        except BaseException:
+            os.close(self.doorbell_fd)
+            self._close()
+            raise
+
+    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+        request = {"op": "map", "offset": offset, "length": length, "io": io, "dir": direction}
+        self.child.call(request, [fd])
+
+    def _detach(self, io: int) -> None:
+        self.child.call({"op": "unmap", "io": io})
+
+    def doorbell(self) -> None:
+        full_fence()
+        if self.regs[r.R_DB_ARMED]:
+            self.regs[r.R_DB_ARMED] = 0
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self.doorbell_fd, 1)
+
+    def wait(self, ready: Callable[[], bool], what: str, timeout_ns: int) -> None:
+        deadline = time.monotonic_ns() + timeout_ns
+        while not ready():
+            if not self.is_alive():
+                raise DeviceGoneError(f"the NIC went away while waiting for {what}")
+            if time.monotonic_ns() > deadline:
+                raise TimeoutError(f"the NIC did not get to {what} in {timeout_ns / 1e9:g} s")
+            select.select([self.child.sock], [], [], 0.0002)
+
+    def is_alive(self) -> bool:
+        return self.child.is_alive()
+
+    def filenos(self) -> list[int]:
+        return [self.child.sock.fileno()]
+
+    def close(self) -> None:
+        """End the NIC's process and close what belonged to it."""
+        self.child.close()
+        os.close(self.doorbell_fd)
+        self._close()

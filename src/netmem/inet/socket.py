@@ -1,0 +1,521 @@
+"""TCP sockets with devmem receive (net/ipv4/tcp.c: tcp_recvmsg_dmabuf; sock.c: SO_DEVMEM_DONTNEED)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from netmem.base.arena import Arena, Words
+from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.base.formats import ip4_text
+from netmem.inet.tcp import output as o
+from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp import tcb as T
+from netmem.memory import layout as ly
+from netmem.memory.page_pool import PagePool
+
+if TYPE_CHECKING:
+    from netmem.inet.stack import Stack
+    from netmem.inet.tcp.machine import Listener
+
+FRAG = np.dtype(
+    [
+        ("frag_offset", "<u8"),
+        ("frag_size", "<u4"),
+        ("frag_token", "<u4"),
+        ("dmabuf_id", "<u4"),
+        ("flags", "<u4"),
+    ]
+)
+"""struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
+assert FRAG.itemsize == 24 and FRAG.fields is not None and FRAG.fields["dmabuf_id"][1] == 16
+
+Frags = npt.NDArray[np.void]
+MAX_DONTNEED_TOKENS = 1024
+MAX_DONTNEED_RANGES = 128
+MAX_TOKENS = (1 << 31) - 1
+
+
+class DevmemMessage(NamedTuple):
+    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``."""
+
+    linear: bytes
+    frags: Frags
+
+    @property
+    def size(self) -> int:
+        """Payload bytes of the message; 0 at the end of the stream."""
+        return len(self.linear) + int(self.frags["frag_size"].sum())
+
+
+_NO_FRAGS = np.zeros(0, FRAG)
+
+
+class _Tokens:
+    """A socket's token table; grows as tokens are held."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._arena = Arena("tcp:tokens", rx.TK_SLOTS + 3 * capacity)
+        self.a: Words = self._arena.a
+        self._lay_out(capacity, 0)
+
+    def _lay_out(self, capacity: int, old: int) -> None:
+        a = self.a
+        stack = rx.TK_SLOTS + 2 * capacity
+        fresh = capacity - old
+        a[rx.TK_CAPACITY], a[rx.TK_STACK] = capacity, stack
+        a[stack : stack + fresh] = np.arange(capacity, old, -1)
+        a[rx.TK_FREE] = fresh
+
+    def reserve(self, n: int) -> None:
+        """Have at least ``n`` free tokens (or as many as there can ever be)."""
+        free, capacity = int(self.a[rx.TK_FREE]), int(self.a[rx.TK_CAPACITY])
+        if free >= n:
+            return
+        spare = self.a[int(self.a[rx.TK_STACK]) :][:free].copy()
+        new = min(2 * max(capacity, n), MAX_TOKENS)
+        before, self._arena = self._arena, Arena("tcp:tokens", rx.TK_SLOTS + 3 * new)
+        used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
+        self.a = self._arena.a
+        self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity] = used
+        self._lay_out(new, capacity)
+        at = int(self.a[rx.TK_STACK]) + new - capacity
+        self.a[at : at + free] = spare
+        self.a[rx.TK_FREE] += free
+        before.close()
+
+    def held(self) -> int:
+        """Tokens that the application has."""
+        return int(self.a[rx.TK_CAPACITY] - self.a[rx.TK_FREE])
+
+    def all(self) -> npt.NDArray[np.int64]:
+        """The tokens that the application has."""
+        capacity = int(self.a[rx.TK_CAPACITY])
+        slots = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
+        return np.flatnonzero(slots) + 1
+
+    def close(self) -> None:
+        self._arena.close()
+
+
+class TcpSocket:
+    """A connected TCP socket. Calls block up to their ``timeout`` in seconds (None: for ever).
+
+    Errors: TimeoutError; ECONNRESET and the like as the peer did; ENODEV when the NIC is gone; what
+    had arrived before stays readable. EBADF after close.
+    """
+
+    def __init__(self, stack: Stack, c: int) -> None:
+        self._stack, self._c = stack, c
+        self._tcp, self._dev = stack.tcp, stack.dev
+        v = self._tcp.v
+        self.peer = (ip4_text(v[c, T.RADDR]), v[c, T.PORTS] >> 16)
+        self.port = v[c, T.PORTS] & 0xFFFF
+        self._tokens = _Tokens()
+        self._closed = False
+        self.timeout: float | None = None
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def at_end(self) -> bool:
+        """True when nothing more will come: FIN was received, or the connection is over."""
+        v, c = self._tcp.v, self._c
+        return v[c, T.STATE] in (T.CLOSED, T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT)
+
+    def _readable(self) -> bool:
+        return bool(self._tcp.v[self._c, T.RQ_BYTES]) or self.at_end()
+
+    def _wait_readable(self, timeout: float | None) -> bool:
+        """True when data is there, False at the end of the stream; raises the socket's error."""
+        v, c = self._tcp.v, self._c
+        if not v[c, T.RQ_BYTES]:
+            if not self.at_end():
+                self._stack.wait(
+                    self._readable, timeout if timeout is not None else self.timeout,
+                    f"data from {self.peer[0]}:{self.peer[1]}",
+                )
+            self._check_open()
+            if not v[c, T.RQ_BYTES]:
+                self._raise_error()
+                return False
+        return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NetmemError(errno.EBADF, "the socket is closed")
+
+    def _raise_error(self) -> None:
+        """Report a pending error once, as SO_ERROR does."""
+        v, c = self._tcp.v, self._c
+        error = v[c, T.ERROR]
+        if error:
+            if error == errno.ENODEV and self._stack.gone is not None:
+                raise self._stack.gone
+            v[c, T.ERROR] = 0
+            what = {
+                errno.ECONNRESET: "reset the connection",
+                errno.ECONNREFUSED: "refused the connection",
+                errno.ETIMEDOUT: "stopped answering",
+                errno.ECONNABORTED: "was cut off: the connection was aborted here",
+            }.get(error, "failed")
+            raise NetmemError(error, f"{self.peer[0]}:{self.peer[1]} {what}")
+
+    def _head(self) -> tuple[int, int]:
+        head = rx.head_kind(self._tcp.t, self._tcp.e, self._c)
+        return head & 0xFF, head >> 8
+
+    def recvmsg_devmem(
+        self, bufsize: int = 1 << 30, *, max_frags: int = 256, timeout: float | None = None
+    ) -> DevmemMessage:
+        """recvmsg(..., MSG_SOCK_DEVMEM): what has arrived, payload by reference.
+
+        Returns linear bytes (data that came with its headers, or is readable anyway) and frags as
+        an array of FRAG, at most ``max_frags`` of them and ``bufsize`` bytes together. Linear bytes
+        stand before the frags in the stream; a call ends early rather than mix them up. Both empty:
+        end of the stream. Each frag's memory is the application's until ``devmem_dontneed`` of its
+        token. ETOOSMALL when ``max_frags`` is 0 and a frag is next.
+        """
+        with self._stack.lock:
+            self._check_open()
+            if not self._tcp.v[self._c, T.RQ_BYTES] and not self._wait_readable(timeout):
+                return DevmemMessage(b"", _NO_FRAGS)
+            tcp, c = self._tcp, self._c
+            linear = b""
+            kind, handle = self._head()
+            if kind != T.EK_FRAG:
+                linear = self._copy(bufsize, linear_only=True)
+                bufsize -= len(linear)
+                kind, handle = self._head()
+                if kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
+                    return DevmemMessage(linear, _NO_FRAGS)
+            if max_frags < 1:
+                raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
+            if self._tokens.a[rx.TK_FREE] < max_frags:
+                self._tokens.reserve(max_frags)
+            out = np.empty((max_frags, 3), np.int64)
+            pool = self._dev.pools[handle]
+            assert pool.provider is not None
+            n = rx.frags_out(
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.arena.a, pool.area.arena.a, handle,
+                pool.provider.binding_id, out, bufsize,
+            )
+            return DevmemMessage(linear, out[:n].view(FRAG)[:, 0])
+
+    def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
+        """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.
+
+        ``tokens``: one token or an array of them, or an array of shape (n, 2) of (first, count)
+        ranges, at most 128 (EINVAL). As in the kernel 1024 tokens are looked at, unknown ones
+        included; those beyond are left, and unknown or repeated ones are skipped.
+        """
+        wanted = np.asarray(tokens)
+        if wanted.ndim == 2:
+            if wanted.shape[1] != 2 or len(wanted) > MAX_DONTNEED_RANGES:
+                raise NetmemError(
+                    errno.EINVAL, f"dontneed takes up to {MAX_DONTNEED_RANGES} (first, count) ranges"
+                )
+            left, pieces = MAX_DONTNEED_TOKENS, []
+            for first, number in wanted.tolist():
+                take = max(0, min(number, left))
+                pieces.append(np.arange(first, first + take))
+                left -= take
+            wanted = np.concatenate(pieces) if pieces else np.zeros(0)
+        elif wanted.ndim == 0:
+            wanted = wanted[None]
+        batch = wanted[:MAX_DONTNEED_TOKENS].astype(np.int64)
+        with self._stack.lock:
+            self._check_open()
+            freed = self._give_back(batch)
+            if self._tokens.a[rx.TK_DUE]:
+                self._window_update()
+        return freed
+
+    def _give_back(self, tokens: Words) -> int:
+        tcp, tok, freed, n = self._tcp, self._tokens.a, 0, len(tokens)
+        while n:
+            handle = self._pool_of(tokens[:n])
+            if handle is None:
+                break
+            pool = self._dev.pools[handle]
+            freed += rx.tokens_back(
+                tcp.g, tcp.t, self._c, tok, tokens, n, pool.arena.a, pool.area.arena.a, handle
+            )
+            if pool.arena.a[ly.P_RELEASE_N]:
+                pool.flush()
+            n = int(tok[rx.TK_DUE + 1])
+        return int(freed)
+
+    def _pool_of(self, tokens: Words) -> int | None:
+        """Handle of the pool that the first known token belongs to."""
+        tok = self._tokens.a
+        capacity = int(tok[rx.TK_CAPACITY])
+        for token in tokens.tolist():
+            if 1 <= token <= capacity and tok[rx.TK_SLOTS + 2 * (token - 1)]:
+                return int(tok[rx.TK_SLOTS + 2 * (token - 1) + 1])
+        return None
+
+    def _window_update(self) -> None:
+        self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+        self._tcp.count(T.S_WINDOW_UPDATES)
+        self._tcp.output(self._c)
+        self._dev.driver.xmit()
+
+    def _copy(self, limit: int, *, linear_only: bool) -> bytes:
+        size = min(limit, self._tcp.v[self._c, T.RQ_BYTES])
+        buffer = bytearray(size)
+        return bytes(buffer[: self._copy_into(memoryview(buffer), linear_only=linear_only)])
+
+    def _copy_into(self, buffer: memoryview, *, linear_only: bool = False) -> int:
+        tcp, c, done = self._tcp, self._c, 0
+        array = np.frombuffer(buffer, np.uint8)
+        while done < len(array):
+            kind, handle = self._head()
+            if handle < 0 or (linear_only and kind == T.EK_FRAG):
+                break
+            pool = self._dev.pools[handle]
+            if pool.is_unreadable():
+                if done:
+                    break
+                raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
+            got = rx.copy_out(
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.arena.a, pool.area.arena.a, handle,
+                array.ctypes.data + done, len(array) - done, linear_only,
+            )
+            if pool.arena.a[ly.P_RELEASE_N]:
+                pool.flush()
+            done += got
+            if not got:
+                break
+        if self._tokens.a[rx.TK_DUE]:
+            self._window_update()
+        return done
+
+    def recv_into(self, buffer: bytearray | memoryview, *, timeout: float | None = None) -> int:
+        """recv() into a buffer: bytes received, 0 at the end. EFAULT for unreadable payload."""
+        view = memoryview(buffer).cast("B")
+        with self._stack.lock:
+            self._check_open()
+            if not len(view) or not self._wait_readable(timeout):
+                return 0
+            return self._copy_into(view)
+
+    def recv(self, size: int, *, timeout: float | None = None) -> bytes:
+        """recv(): up to ``size`` bytes, empty at the end. EFAULT for unreadable payload."""
+        with self._stack.lock:
+            self._check_open()
+            if size <= 0 or not self._wait_readable(timeout):
+                return b""
+            return self._copy(size, linear_only=False)
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def send(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> int:
+        """send(): bytes taken, at least one. EPIPE after shutdown, the socket's error otherwise."""
+        view = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+        with self._stack.lock:
+            self._check_open()
+            if not len(view):
+                return 0
+            tcp, c = self._tcp, self._c
+            if not self.can_send():
+                self._fail_send()
+            tcp.send_buffer(c)
+            if not self.room():
+                self._stack.wait(
+                    lambda: self.room() > 0 or not self.can_send(),
+                    timeout if timeout is not None else self.timeout,
+                    f"room to send to {self.peer[0]}:{self.peer[1]}",
+                )
+                self._check_open()
+                if not self.can_send():
+                    self._fail_send()
+            n = int(o.write_send_buffer(tcp.t, c, view.ctypes.data, len(view)))
+            self.push()
+            return n
+
+    def push(self) -> None:
+        """Send what windows allow now, without waiting for the next poll."""
+        self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+        self._tcp.output(self._c)
+        self._dev.driver.xmit()
+
+    def can_send(self) -> bool:
+        """True while data may be sent: connected, and not shut down."""
+        v, c = self._tcp.v, self._c
+        return v[c, T.STATE] in (T.ESTABLISHED, T.CLOSE_WAIT) and not (
+            v[c, T.FLAGS] & T.CF_FIN_QUEUED
+        )
+
+    def room(self) -> int:
+        """Free bytes of the send buffer; 0 before the first send."""
+        v, c = self._tcp.v, self._c
+        return v[c, T.SB_SIZE] - (v[c, T.SB_TAIL] - v[c, T.SB_HEAD])
+
+    def _fail_send(self) -> None:
+        self._raise_error()
+        raise NetmemError(errno.EPIPE, f"the connection to {self.peer[0]}:{self.peer[1]} is closed")
+
+    def send_window(self) -> memoryview:
+        """The next contiguous free part of the send buffer, to be filled and then committed.
+
+        Lets a caller receive from elsewhere straight into the send buffer. May be empty.
+        """
+        with self._stack.lock:
+            self._check_open()
+            if not self.can_send():
+                self._fail_send()
+            tcp, c = self._tcp, self._c
+            tcp.send_buffer(c)
+            v, tx = tcp.v, self._dev.tx
+            at = v[c, T.SB_TAIL] % v[c, T.SB_SIZE]
+            start = v[c, T.SB_HOST] - tx.region.address + at
+            size = min(self.room(), v[c, T.SB_SIZE] - at)
+            return memoryview(tx.region.bytes[start : start + size])
+
+    def commit(self, n: int) -> None:
+        """``n`` bytes of ``send_window`` were filled: send them."""
+        with self._stack.lock:
+            self._tcp.v[self._c, T.SB_TAIL] += n
+            self.push()
+
+    def sendall(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
+        """sendall(): all of ``data`` into the send buffer, each step within ``timeout``."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            view = view[self.send(view, timeout=timeout) :]
+
+    # -- state and end ------------------------------------------------------------------------
+
+    def wait_connected(self, timeout: float | None) -> None:
+        """Until the handshake is over; raises what went wrong."""
+        v, c = self._tcp.v, self._c
+        with self._stack.lock:
+            self._dev.driver.xmit()
+        self._stack.wait(
+            lambda: v[c, T.STATE] not in (T.SYN_SENT, T.SYN_RECEIVED),
+            timeout,
+            f"the connection to {self.peer[0]}:{self.peer[1]}",
+        )
+        self._raise_error()
+
+    def shutdown(self) -> None:
+        """shutdown(SHUT_WR): FIN after what was sent; receiving goes on."""
+        with self._stack.lock:
+            self._check_open()
+            self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+            self._tcp.shutdown(self._c)
+            self._dev.driver.xmit()
+
+    def state(self) -> int:
+        """The connection's state, a number of ``tcb`` (RFC 9293, 3.3.2)."""
+        return self._tcp.v[self._c, T.STATE]
+
+    def queued(self) -> int:
+        """Payload bytes that can be received without waiting."""
+        return self._tcp.v[self._c, T.RQ_BYTES]
+
+    def drained(self) -> bool:
+        """True when the peer has acknowledged all that was sent, or nothing more can be."""
+        v, c = self._tcp.v, self._c
+        return v[c, T.STATE] == T.CLOSED or (
+            v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_MAX]
+        )
+
+    def wait_drained(self, timeout: float | None = None) -> None:
+        """Until the peer has acknowledged all that was sent (SO_LINGER's wait)."""
+        self._stack.wait(self.drained, timeout, f"{self.peer[0]}:{self.peer[1]}'s acknowledgement")
+
+    def close(self) -> None:
+        """close(): FIN (RST with data unread); queued payload and all tokens are given back."""
+        self._end(abort=False)
+
+    def abort(self) -> None:
+        """Close with RST at once."""
+        self._end(abort=True)
+
+    def _end(self, *, abort: bool) -> None:
+        with self._stack.lock:
+            if self._closed:
+                return
+            self._closed = True
+            tokens = self._tokens.all()
+            if len(tokens):
+                self._give_back(tokens)
+            self._tokens.close()
+            if self._stack.tcp.v.nbytes and not self._stack._closed:
+                self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+                if abort:
+                    self._tcp.abort(self._c)
+                else:
+                    self._tcp.close(self._c)
+                if self._dev.running:
+                    self._dev.driver.xmit()
+
+    def statistics(self) -> dict[str, int]:
+        """Bytes in and out, queued, tokens held, windows, round trip in ns."""
+        v, c = self._tcp.v, self._c
+        return {
+            "bytes_in": v[c, T.BYTES_IN],
+            "bytes_out": v[c, T.BYTES_OUT],
+            "queued": v[c, T.RQ_BYTES],
+            "tokens": self._tokens.held(),
+            "window": (v[c, T.RCV_ADV] - v[c, T.RCV_NXT]) & T.MASK32,
+            "peer_window": v[c, T.SND_WND],
+            "cwnd": v[c, T.CWND],
+            "srtt_ns": v[c, T.SRTT],
+        }
+
+    def pool(self) -> PagePool | None:
+        """The payload pool of the queue that the flow arrives on."""
+        return self._dev.rx_queues[self._tcp.v[self._c, T.QUEUE]].pool
+
+    def __enter__(self) -> TcpSocket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class TcpListener:
+    """A listening socket."""
+
+    def __init__(self, stack: Stack, listener: Listener) -> None:
+        self._stack, self._listener = stack, listener
+        self.port = listener.port
+
+    def accept(self, timeout: float | None = None) -> TcpSocket:
+        """The next connection (its ``peer`` says from where). TimeoutError; ENODEV; EBADF."""
+        ready = self._listener.ready
+        with self._stack.lock:
+            if self._listener.closed:
+                raise NetmemError(errno.EBADF, "the listener is closed")
+            self._stack.wait(
+                lambda: bool(ready) or self._listener.closed or self._stack.gone is not None,
+                timeout, f"a connection to port {self.port}",
+            )
+            if ready:
+                return TcpSocket(self._stack, ready.popleft())
+            if self._stack.gone is not None:
+                raise self._stack.gone
+            raise NetmemError(errno.EBADF, "the listener is closed")
+
+    def pending(self) -> int:
+        """Connections that wait to be accepted."""
+        return len(self._listener.ready)
+
+    def close(self) -> None:
+        """Stop listening; connections nobody accepted are reset."""
+        with self._stack.lock:
+            if not self._stack._closed:
+                self._stack.tcp.unlisten(self._listener)
+                if self._stack.dev.running:
+                    self._stack.dev.driver.xmit()
+
+    def __enter__(self) -> TcpListener:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,422 @@
+"""A stack over one device: the only way in is ``poll``, under one lock, with the time passed in."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from netmem.base.clock import MS, SEC, Clock, MonotonicClock
+from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.formats import ip4, ip4_text
+from netmem.inet.arp import ArpCache
+from netmem.inet.icmp import echo_reply
+from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.tcp import kernels as k
+from netmem.inet.tcp import output as o
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.machine import Tcp, TcpConfig
+from netmem.memory import layout as ly
+from netmem.netdev.batch import (
+    B_HDR,
+    B_HLEN,
+    B_KIND,
+    B_MORE,
+    B_NETMEM,
+    B_OFFSET,
+    B_POOL,
+    B_SIZE,
+    KIND_ARP,
+    KIND_ICMP,
+    KIND_TCP,
+    RxBatch,
+)
+from netmem.netdev.device import BUDGET, NetDevice
+from netmem.netdev.tx import (
+    SLOT_BYTES,
+    T_HEAD,
+    T_HOST,
+    T_IO,
+    T_TAIL,
+    TX_ROWS,
+    X_FLAGS,
+    X_GSO,
+    X_HLEN,
+    X_P2LEN,
+    X_PAY,
+    X_PLEN,
+)
+
+FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
+BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
+SERVICE_NS = 5 * MS
+
+
+class Stack:
+    """ARP, IPv4, ICMP echo and TCP on one address of one device.
+
+    ``poll(now)`` moves everything on and never blocks. Blocking socket calls poll, sleep on the
+    NIC's interrupt, and poll again; ``serve`` starts a thread that does so while nobody else does.
+    """
+
+    def __init__(
+        self,
+        dev: NetDevice,
+        address: str,
+        *,
+        prefix: int = 24,
+        gateway: str | None = None,
+        clock: Clock | None = None,
+        config: TcpConfig | None = None,
+    ) -> None:
+        self.dev, self.address = dev, ip4(address)
+        self.clock: Clock = clock or MonotonicClock()
+        self._mask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
+        self._gateway = ip4(gateway) if gateway else 0
+        self.lock = dev.lock
+        self._changed = threading.Condition(self.lock)
+        self.arp = ArpCache(self.address, dev.driver.mac_address())
+        self.tcp = Tcp(dev, self.address, self._resolve, config or TcpConfig())
+        self._control: int | None = None
+        self._generation = -1
+        self._next_reap = 0
+        self._leader: threading.Thread | None = None
+        self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._service: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._last_poll = 0
+        self._gone: DeviceGoneError | None = None
+        self._closed = False
+        self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
+
+    # -- polling ------------------------------------------------------------------------------
+
+    def poll(self, now: int | None = None, budget: int = BUDGET) -> bool:
+        """Receive, run timers, send. True when anything came in or was left over to do."""
+        with self.lock:
+            now = self.clock.now() if now is None else now
+            self._last_poll = now
+            tcp, dev = self.tcp, self.dev
+            gv = tcp.gv
+            gv[T.G_NOW] = now
+            if dev.queue_generation != self._generation:
+                self._queues_changed()
+            got = dev.poll(now, self._receive, budget) if dev.running else 0
+            if now >= gv[T.G_TIMER]:
+                tcp.timers()
+            if gv[T.G_STARVED]:
+                self._refresh_credits()
+                o.window_updates(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
+            if gv[T.G_TOUCHED]:
+                o.tcp_flush(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
+            if gv[T.G_RELEASE]:
+                tcp.put_released()
+            if now >= self._next_reap:
+                self._next_reap = now + SEC
+                dev.reap(now)
+            if dev.running:
+                dev.driver.xmit()
+            return got > 0
+
+    def _queues_changed(self) -> None:
+        """A queue got another pool: take over its sizes for credit and reserve."""
+        self._generation = self.dev.queue_generation
+        g = self.tcp.g
+        for queue in self.dev.rx_queues[: T.MAX_QUEUES]:
+            pool = queue.pool
+            if pool is None:
+                continue
+            at = T.G_CREDIT + T.CR_WORDS * queue.index
+            total = pool.area.count * int(pool.p[ly.P_PER])
+            g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
+            g[at + T.CR_OOO] = min(total // 4, 2048)
+            g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
+        self._refresh_credits()
+
+    def _refresh_credits(self) -> None:
+        for queue in self.dev.rx_queues[: T.MAX_QUEUES]:
+            at = T.G_CREDIT + T.CR_WORDS * queue.index + T.CR_AVAIL
+            self.tcp.gv[at] = self.dev.available(queue.index)
+
+    def _receive(self, batch: RxBatch, queue: int, available: int) -> None:
+        """A batch from the device: fast path, slow path, answers."""
+        tcp, dev = self.tcp, self.dev
+        gv, pool = tcp.gv, dev.rx_queues[queue].pool
+        gv[T.G_BATCH] += 1
+        gv[T.G_QUEUE] = queue
+        gv[T.G_AVAIL] = gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_AVAIL] = available
+        gv[T.G_TOKENS] = pool is not None and pool.provider is not None
+        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows):
+            for i in tcp.g[T.G_SLOW_AT : T.G_SLOW_AT + gv[T.G_SLOW]].tolist():
+                self._slow(batch, i)
+        if gv[T.G_TOUCHED]:
+            o.tcp_flush(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
+        if gv[T.G_RELEASE]:
+            tcp.put_released()
+
+    def _slow(self, batch: RxBatch, i: int) -> None:
+        kind = batch.rows[i, B_KIND]
+        if kind == KIND_TCP:
+            self.tcp.segment(batch, i)
+        elif kind == KIND_ARP:
+            self._arp_in(self._frame(batch, i))
+        elif kind == KIND_ICMP:
+            frame = self._frame(batch, i)
+            reply = echo_reply(frame, self.address) if frame else None
+            self.tcp.count(T.S_ICMP_ECHO if reply else T.S_ICMP_DROPPED)
+            if reply is not None:
+                self._send_frame(reply)
+
+    def _frame(self, batch: RxBatch, i: int) -> bytes:
+        """A whole frame as bytes, empty when a part of it cannot be read or it is too long."""
+        row = batch.rows[i]
+        frame = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
+        while True:
+            if row[B_SIZE]:
+                pool = self.dev.pools[int(row[B_POOL])]
+                if pool.is_unreadable() or len(frame) + int(row[B_SIZE]) > FRAME_MAX:
+                    return b""
+                index = (int(row[B_NETMEM]) >> 1) & 0x7FFFFFFF
+                at = pool.area.address + (index << pool.area.shift) + int(row[B_OFFSET])
+                frame += ctypes.string_at(at, int(row[B_SIZE]))
+            if row[B_MORE] < 0:
+                return frame
+            row = batch.rows[int(row[B_MORE])]
+
+    # -- neighbours and frames ----------------------------------------------------------------
+
+    def _arp_in(self, frame: bytes) -> None:
+        good, learnt, reply = self.arp.receive(frame)
+        self.tcp.count(T.S_ARP_IN if good else T.S_BAD_ARP)
+        if learnt is not None:
+            self.tcp.neighbour_up(learnt[0])
+            if learnt[0] == self._gateway:
+                for c in range(self.tcp.gv[T.G_ROWS]):
+                    if self.tcp.v[c, T.STATE] and not self._on_link(self.tcp.v[c, T.RADDR]):
+                        self.tcp.neighbour_up(self.tcp.v[c, T.RADDR])
+        if reply is not None:
+            self._send_frame(reply)
+
+    def _on_link(self, ip: int) -> bool:
+        return (ip ^ self.address) & self._mask == 0
+
+    def _resolve(self, ip: int) -> int | None:
+        """MAC of the next hop to ``ip``; None while ARP is under way, or without a route."""
+        hop = ip if self._on_link(ip) or not self._gateway else self._gateway
+        mac = self.arp.lookup(hop)
+        if mac is None and self.arp.may_ask(hop, self.tcp.now):
+            self.tcp.count(T.S_ARP_OUT)
+            self._send_frame(self.arp.request(hop))
+        return mac
+
+    def _send_frame(self, frame: bytes) -> None:
+        """Send a frame built in Python; dropped and counted when no transmit row is free."""
+        tx = self.dev.tx
+        if tx.meta[T_TAIL] - tx.meta[T_HEAD] >= TX_ROWS or len(frame) > FRAME_MAX + SLOT_BYTES:
+            self.tcp.count(T.S_TX_FULL)
+            return
+        frame = frame.ljust(60, b"\0")
+        r = int(tx.meta[T_TAIL]) % TX_ROWS
+        head, rest = frame[:SLOT_BYTES], frame[SLOT_BYTES:]
+        host = int(tx.meta[T_HOST])
+        ctypes.memmove(host + r * SLOT_BYTES, head, len(head))
+        row = tx.rows[r]
+        row[:] = 0
+        row[X_HLEN] = len(head)
+        row[X_FLAGS] = row[X_GSO] = row[X_P2LEN] = 0
+        if rest:
+            if self._control is None:
+                self._control = tx.alloc_buffer(TX_ROWS * FRAME_MAX)
+                if self._control is None:
+                    return
+            at = self._control + r * FRAME_MAX
+            ctypes.memmove(host + at, rest, len(rest))
+            row[X_PAY], row[X_PLEN] = int(tx.meta[T_IO]) + at, len(rest)
+        tx.meta[T_TAIL] += 1
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Poll until ``ready()``. TimeoutError naming ``what``; ENODEV when the device goes.
+
+        One waiter at a time sleeps on the NIC's interrupt, the others on what it brings in.
+        ``timeout`` in seconds, None: for ever.
+        """
+        deadline = None if timeout is None else self.clock.now() + int(timeout * SEC)
+        backstop = BACKSTOP_NS
+        with self.lock:
+            while not ready():
+                if self._closed:
+                    raise NetmemError(errno.EBADF, "the stack was closed")
+                now = self.clock.now()
+                if self.poll(now):
+                    self._changed.notify_all()
+                    backstop = BACKSTOP_NS
+                    continue
+                if ready():
+                    return
+                self._check_device()
+                if ready():  # an error for the socket counts as ready
+                    return
+                if deadline is not None and now >= deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, f"{what} did not happen in {timeout:g} s")
+                rest = SEC if deadline is None else max(0, deadline - now)
+                if self._leader is not None:
+                    if self._leader is self._service:
+                        os.eventfd_write(self._kick, 1)
+                    self._changed.wait(min(rest, 20 * MS) / SEC)
+                    continue
+                self._sleep(min(rest, backstop))
+                backstop = min(2 * backstop, BACKSTOP_MAX_NS)
+
+    def _sleep(self, limit: int) -> bool:
+        """As the leader, sleep on the interrupt for at most ``limit`` ns, the lock let go."""
+        driver = self.dev.driver
+        self._leader = threading.current_thread()
+        driver.irq_arm()
+        try:
+            if driver.has_work() or self._stop.is_set():
+                return True
+            timer = self.tcp.gv[T.G_TIMER] - self.clock.now()
+            limit = max(0, min(limit, timer))
+            waiter = select.poll()
+            for fd in (driver.irq_fd(), self._kick, *driver.filenos()):
+                waiter.register(fd, select.POLLIN)
+            self.lock.release()
+            try:
+                events = waiter.poll((limit + MS - 1) // MS)
+            finally:
+                self.lock.acquire()
+            if not events and driver.has_work():
+                self.backstops += 1
+            return bool(events)
+        finally:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._kick)
+            driver.irq_ack()
+            self._leader = None
+            self._changed.notify_all()
+
+    def _check_device(self) -> None:
+        """When the NIC is gone, and all it left was read, tell every connection."""
+        if self._gone is not None or self.dev.driver.is_alive():
+            return
+        if self.dev.driver.has_work():
+            return
+        self._gone = DeviceGoneError(f"{self.dev.name}: the NIC is gone")
+        tcp = self.tcp
+        for c in range(tcp.gv[T.G_ROWS]):
+            if tcp.v[c, T.STATE]:
+                tcp._closed(c, errno.ENODEV)
+        self._changed.notify_all()
+
+    @property
+    def gone(self) -> DeviceGoneError | None:
+        """The error that says that the device is gone, or None."""
+        return self._gone
+
+    def serve(self) -> None:
+        """Start the service thread: it polls while no call of the application does."""
+        if self._service is None:
+            self._service = threading.Thread(target=self._serve, name="netmem-stack", daemon=True)
+            self._service.start()
+
+    def _serve(self) -> None:
+        while not self._stop.is_set():
+            idle = self.clock.now() - self._last_poll
+            if self._leader is not None or idle < SERVICE_NS:
+                self._stop.wait(SERVICE_NS / SEC)
+                continue
+            with self.lock:
+                if self._closed:
+                    return
+                try:
+                    while not self._stop.is_set() and self.poll():
+                        self._changed.notify_all()
+                    self._check_device()
+                    if self._leader is None and not self._stop.is_set():
+                        self._sleep(BACKSTOP_MAX_NS)
+                        if not self._stop.is_set() and self.poll():
+                            self._changed.notify_all()
+                except OSError:
+                    return  # the device is gone or closed; calls report it
+            if self._gone is not None:
+                return
+
+    # -- sockets ------------------------------------------------------------------------------
+
+    def listen(self, port: int, *, backlog: int = 128) -> TcpListener:
+        """A listening socket. EADDRINUSE when the port has one; EINVAL for a port out of range."""
+        if not 0 < port < 65536:
+            raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
+        with self.lock:
+            return TcpListener(self, self.tcp.listen(port, backlog))
+
+    def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> TcpSocket:
+        """A connection to ``host``:``port``. TimeoutError, ECONNREFUSED as the network answers."""
+        sock = self.connect_nowait(host, port)
+        try:
+            sock.wait_connected(timeout)
+        except BaseException:
+            sock.abort()
+            raise
+        return sock
+
+    def connect_nowait(self, host: str, port: int) -> TcpSocket:
+        """Start a connection; ``TcpSocket.wait_connected`` waits for it."""
+        if not 0 < port < 65536:
+            raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
+        with self.lock:
+            self.tcp.gv[T.G_NOW] = self.clock.now()
+            if self.dev.queue_generation != self._generation:
+                self._queues_changed()
+            return TcpSocket(self, self.tcp.connect(ip4(host), port))
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the stack and of the device below, and every connection's state."""
+        v = self.tcp.v
+        with self.lock:
+            return {
+                "address": ip4_text(self.address),
+                "tcp": self.tcp.counters(),
+                "device": self.dev.describe(),
+                "connections": [
+                    {
+                        "peer": f"{ip4_text(v[c, T.RADDR])}:{v[c, T.PORTS] >> 16}",
+                        "port": v[c, T.PORTS] & 0xFFFF,
+                        "state": T.STATE_NAMES[v[c, T.STATE]],
+                        "queued": v[c, T.RQ_BYTES],
+                        "out_of_order": v[c, T.OQ_BYTES],
+                        "window": (v[c, T.RCV_ADV] - v[c, T.RCV_NXT]) & T.MASK32,
+                    }
+                    for c in range(self.tcp.gv[T.G_ROWS])
+                    if v[c, T.STATE]
+                ],
+            }
+
+    def close(self) -> None:
+        """Reset what is open, give everything back, and stop the service thread."""
+        self._stop.set()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._kick, 1)
+        if self._service is not None and self._service is not threading.current_thread():
+            self._service.join(5.0)
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            for c in range(self.tcp.gv[T.G_ROWS]):
+                if self.tcp.v[c, T.STATE] and self._gone is None:
+                    self.tcp.abort(c)
+            if self.dev.running and self._gone is None:
+                self.dev.driver.xmit()
+            self.tcp.close_all()
+            self._changed.notify_all()
+            os.close(self._kick)
+
+

@@ -1,0 +1,168 @@
+"""From receive queue to application: frags by token, copies of readable data, tokens back (kernels).
+
+A socket's token arena ``tok`` has a header, two words for each token (netmem, pool), and a stack of
+free tokens. Tokens are numbered from 1 (SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED).
+"""
+
+from __future__ import annotations
+
+from netmem.base.jit import kernel
+from netmem.base.native import memcpy
+from netmem.inet.tcp.kernels import entry_free
+from netmem.inet.tcp.output import window_update_due
+from netmem.inet.tcp.tcb import (
+    CF_ACK_NOW,
+    CR_AVAIL,
+    CR_WORDS,
+    E_KIND,
+    E_LEN,
+    E_NETMEM,
+    E_NEXT,
+    E_OFFSET,
+    E_POOL,
+    EK_FRAG,
+    ESTABLISHED,
+    FLAGS,
+    G_CREDIT,
+    QUEUE,
+    RQ_BUFS,
+    RQ_BYTES,
+    RQ_HEAD,
+    RQ_TAIL,
+    STATE,
+)
+from netmem.memory.kernels import INDEX_MASK, pp_available, pp_put, record, set_state
+from netmem.memory.layout import P_HOST, P_SHIFT, REC_REF, ST_USER
+
+TK_FREE = 0  # free tokens
+TK_CAPACITY = 1
+TK_STACK = 2  # word offset of the stack
+TK_DUE = 3  # out: a window update should be sent
+TK_SLOTS = 8
+
+
+@kernel
+def pop_entry(g, t, e, c):
+    """Take the first entry off the receive queue."""
+    i = t[c, RQ_HEAD]
+    t[c, RQ_HEAD] = e[i, E_NEXT]
+    if e[i, E_NEXT] == 0:
+        t[c, RQ_TAIL] = 0
+    t[c, RQ_BUFS] -= 1
+    entry_free(g, e, i)
+
+
+@kernel
+def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
+    """Hand out frags of one pool, up to ``limit`` bytes, as rows of struct dmabuf_cmsg.
+
+    A frag that the limit cuts keeps its rest in the queue, with a reference and token of its own.
+    """
+    n = 0
+    shift = p[P_SHIFT]
+    while n < out.shape[0] and limit > 0:
+        i = t[c, RQ_HEAD]
+        if i == 0 or e[i, E_KIND] != EK_FRAG or e[i, E_POOL] != handle or tok[TK_FREE] == 0:
+            break
+        ref, offset, size = e[i, E_NETMEM], e[i, E_OFFSET], e[i, E_LEN]
+        free = tok[TK_FREE] - 1
+        token = tok[tok[TK_STACK] + free]
+        tok[TK_FREE] = free
+        at = TK_SLOTS + 2 * (token - 1)
+        tok[at], tok[at + 1] = ref, handle
+        set_state(p, a, ref, ST_USER)
+        start = (((ref >> 1) & INDEX_MASK) << shift) + offset
+        take = min(size, limit)
+        out[n, 0] = start
+        out[n, 1] = take | token << 32
+        out[n, 2] = binding
+        n += 1
+        t[c, RQ_BYTES] -= take
+        limit -= take
+        if take < size:
+            a[record(ref) + REC_REF] += 1
+            e[i, E_OFFSET] += take
+            e[i, E_LEN] -= take
+        else:
+            pop_entry(g, t, e, c)
+    return n
+
+
+@kernel
+def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
+    """Copy readable data of one pool to the application; returns bytes copied."""
+    done = 0
+    while done < limit:
+        i = t[c, RQ_HEAD]
+        if i == 0 or e[i, E_POOL] != handle:
+            break
+        if linear_only and e[i, E_KIND] == EK_FRAG:
+            break
+        ref = e[i, E_NETMEM]
+        take = min(e[i, E_LEN], limit - done)
+        host = p[P_HOST] + (((ref >> 1) & INDEX_MASK) << p[P_SHIFT]) + e[i, E_OFFSET]
+        memcpy(dst + done, host, take)
+        done += take
+        t[c, RQ_BYTES] -= take
+        if take < e[i, E_LEN]:
+            e[i, E_OFFSET] += take
+            e[i, E_LEN] -= take
+        else:
+            pop_entry(g, t, e, c)
+            pp_put(p, a, ref, False)
+    note_window(g, t, c, tok, p, a)
+    return done
+
+
+@kernel
+def note_window(g, t, c, tok, p, a):
+    """Work out the pool's room anew, and whether the peer should be told."""
+    tok[TK_DUE] = 0
+    if t[c, STATE] < ESTABLISHED:
+        return
+    g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_AVAIL] = pp_available(p, a)
+    if window_update_due(g, t, c):
+        t[c, FLAGS] |= CF_ACK_NOW
+        tok[TK_DUE] = 1
+
+
+@kernel
+def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
+    """SO_DEVMEM_DONTNEED for tokens of one pool; returns how many were freed.
+
+    Unknown and repeated tokens are skipped, and so are tokens of other pools: ``tokens`` keeps
+    those, compacted to its front, and their number stands in the token arena at TK_DUE + 1.
+    """
+    freed = 0
+    other = 0
+    capacity = tok[TK_CAPACITY]
+    for k in range(n):
+        token = tokens[k]
+        if token < 1 or token > capacity:
+            continue
+        at = TK_SLOTS + 2 * (token - 1)
+        ref = tok[at]
+        if ref == 0:
+            continue
+        if tok[at + 1] != handle:
+            tokens[other] = token
+            other += 1
+            continue
+        tok[at] = 0
+        tok[tok[TK_STACK] + tok[TK_FREE]] = token
+        tok[TK_FREE] += 1
+        pp_put(p, a, ref, False)
+        freed += 1
+    tok[TK_DUE + 1] = other
+    if c >= 0:
+        note_window(g, t, c, tok, p, a)
+    return freed
+
+
+@kernel
+def head_kind(t, e, c):
+    """Kind and pool of the first entry of a receive queue, as kind | pool << 8; -1 when empty."""
+    i = t[c, RQ_HEAD]
+    if i == 0:
+        return -1
+    return e[i, E_KIND] | e[i, E_POOL] << 8

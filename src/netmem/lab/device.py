@@ -1,0 +1,119 @@
+"""One call opens a working device: a NIC in its own process, driver, net device and stack."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+
+from netmem.base.errors import NetmemError
+from netmem.drivers.softnic import SoftnicDriver
+from netmem.hw.process import python_argv
+from netmem.hw.softnic.bus import ProcessBus
+from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.stack import Stack
+from netmem.inet.tcp.machine import TcpConfig
+from netmem.lab.local import MAC_BASE
+from netmem.lab.selftest import ensure_compiled
+from netmem.memory.provider import MemoryProvider
+from netmem.netdev.binding import Binding
+from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import SteeringRule
+from netmem.netdev.ethtool import Ethtool
+
+ADDRESS, GATEWAY = "10.0.2.15", "10.0.2.2"
+NICS = ("softnic",)
+
+
+class Device:
+    """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done."""
+
+    def __init__(self, bus: ProcessBus, dev: NetDevice, stack: Stack) -> None:
+        self.bus, self.dev, self.stack = bus, dev, stack
+
+    @property
+    def ethtool(self) -> Ethtool:
+        """Ring, channel, RSS and steering settings."""
+        return self.dev.ethtool
+
+    def bind_rx(self, queues: list[int], provider: MemoryProvider) -> Binding:
+        """Give receive queues a memory provider (netlink bind-rx)."""
+        return self.dev.bind_rx(queues, provider)
+
+    def steer(self, port: int, queue: int) -> int:
+        """Send TCP to local ``port`` to a receive queue; returns the rule's id."""
+        return self.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+
+    def forward(self, address: str, port: int, guest_port: int, *, allow_remote: bool = False) -> int:
+        """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; returns the port.
+
+        EACCES for an address other than loopback unless ``allow_remote``; EADDRINUSE and the like.
+        """
+        host = "127.0.0.1" if address == "localhost" else address
+        try:
+            parsed = ipaddress.ip_address(host)
+        except ValueError:
+            raise NetmemError(errno.EINVAL, f"{address!r} is not an IP address") from None
+        if not parsed.is_loopback and not allow_remote:
+            raise NetmemError(
+                errno.EACCES,
+                f"{address} is not a loopback address; say --allow-remote to listen to other machines",
+            )
+        request = {"op": "forward", "address": host, "port": port, "guest_port": guest_port}
+        return int(self.bus.child.call(request))
+
+    def listen(self, port: int, *, backlog: int = 128) -> TcpListener:
+        """A listening socket of the stack behind the NIC."""
+        return self.stack.listen(port, backlog=backlog)
+
+    def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> TcpSocket:
+        """A connection from the stack behind the NIC."""
+        return self.stack.connect(host, port, timeout=timeout)
+
+    def close(self) -> None:
+        """Close stack, device and NIC; nothing is left behind."""
+        self.stack.close()
+        self.dev.close()
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_device(
+    nic: str = "softnic",
+    *,
+    queues: int = 2,
+    mtu: int = 1500,
+    bounce: bool = False,
+    config: TcpConfig | None = None,
+) -> Device:
+    """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
+
+    The stack has address 10.0.2.15; the wire leads to a gateway at 10.0.2.2 that offers host ports
+    (``Device.forward``). ``bounce``: a bus on which page memory must be synced. Errors: EINVAL for
+    arguments that no device can have; ENODEV when the NIC's process does not start.
+    """
+    if nic not in NICS:
+        raise NetmemError(errno.EINVAL, f"unknown NIC {nic!r}; one of {', '.join(NICS)}")
+    if not 1 <= queues <= 16:
+        raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to 16 are possible")
+    if not 576 <= mtu <= SoftnicDriver.max_mtu:
+        raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {SoftnicDriver.max_mtu} are possible")
+    ensure_compiled()
+    argv = python_argv(
+        "netmem.lab.nic_main",
+        *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", "16"),
+        *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(512 << 10)),
+    )
+    bus = ProcessBus(argv, bounce=bounce)
+    try:
+        dev = NetDevice(SoftnicDriver(bus), "nm0", rx_queues=queues, mtu=mtu)
+        dev.open()
+    except BaseException:
+        bus.close()
+        raise
+    stack = Stack(dev, ADDRESS, config=config)
+    stack.serve()
+    return Device(bus, dev, stack)

@@ -1,0 +1,184 @@
+"""The gateway behind the `user` wire: kernel TCP sockets on this host, TCP over frames to the NIC.
+
+A connection accepted on the host becomes one to the stack behind the NIC, and back. Bytes go from
+the kernel socket straight into the send buffer of our TCP.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+
+from netmem.base.errors import NetmemError
+from netmem.inet.socket import TcpSocket
+from netmem.inet.tcp import tcb as T
+from netmem.lab.local import LocalHost
+
+ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+CHUNK = 256 << 10
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
+
+
+class _Bridge:
+    """One connection: kernel socket on one side, ours on the other."""
+
+    def __init__(self, kernel: socket.socket, ours: TcpSocket) -> None:
+        self.kernel, self.ours = kernel, ours
+        self.readable = self.writable = True  # until the kernel says that it would block
+        self.in_done = self.out_done = False
+        self.held = memoryview(b"")
+
+    def pump(self, buffer: bytearray) -> bool:
+        """Move bytes both ways; True when any moved. OSError ends the bridge."""
+        state = self.ours.state()
+        if state in (T.SYN_SENT, T.SYN_RECEIVED):
+            return False
+        moved = False
+        if not self.in_done and self.readable:
+            moved = self._inward()
+        if not self.out_done and self.writable:
+            moved |= self._outward(buffer)
+        return moved
+
+    def _inward(self) -> bool:
+        if not self.ours.can_send():
+            self.in_done = True  # the stack behind the NIC closed its end for good
+            return False
+        window = self.ours.send_window()
+        if not len(window):
+            return False
+        try:
+            n = self.kernel.recv_into(window[:CHUNK])
+        except BlockingIOError:
+            self.readable = False
+            return False
+        if n:
+            self.ours.commit(n)
+        else:
+            self.in_done = True
+            self.ours.shutdown()
+        return True
+
+    def _outward(self, buffer: bytearray) -> bool:
+        if not len(self.held):
+            if self.ours.queued():
+                n = self.ours.recv_into(buffer)
+                self.held = memoryview(bytes(memoryview(buffer)[:n]))
+            elif self.ours.at_end():
+                self.ours.recv(1)  # raises what ended it, if anything did
+                self.out_done = True
+                self.kernel.shutdown(socket.SHUT_WR)
+                return True
+            else:
+                return False
+        try:
+            sent = self.kernel.send(self.held)
+        except BlockingIOError:
+            self.writable = False
+            return False
+        self.held = self.held[sent:]
+        return True
+
+    def finished(self) -> bool:
+        """True when both directions are done."""
+        return self.in_done and self.out_done
+
+    def close(self) -> None:
+        self.ours.close()
+        self.kernel.close()
+
+    def reset(self) -> None:
+        """One side failed: reset both."""
+        self.ours.abort()
+        try:
+            self.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        except OSError:
+            pass  # it is gone already
+        self.kernel.close()
+
+
+class Gateway:
+    """Forwards from host ports to the stack behind the NIC, over one end of a cable."""
+
+    def __init__(self, host: LocalHost, guest: str) -> None:
+        self.host, self.guest = host, guest
+        self.epoll = select.epoll()
+        self._listeners: dict[int, tuple[socket.socket, int]] = {}
+        self._bridges: dict[int, _Bridge] = {}
+        self._buffer = bytearray(CHUNK)
+
+    def forward(self, address: str, port: int, guest_port: int) -> int:
+        """Listen on ``address``:``port`` of this host (0: any free port) and return the port.
+
+        EADDRINUSE, EACCES, EADDRNOTAVAIL as the kernel says, naming the address.
+        """
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, port))
+            listener.listen(128)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise NetmemError(
+                error.errno or errno.EIO, f"cannot listen on {address}:{port}: {error.strerror}"
+            ) from None
+        self._listeners[listener.fileno()] = (listener, guest_port)
+        self.epoll.register(listener.fileno(), select.EPOLLIN)
+        return int(listener.getsockname()[1])
+
+    def events(self, ready: list[tuple[int, int]]) -> None:
+        """Take note of what epoll reported."""
+        for fd, event in ready:
+            if fd in self._listeners:
+                self._accept(*self._listeners[fd])
+            elif fd in self._bridges:
+                bridge = self._bridges[fd]
+                if event & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+                    bridge.readable = True
+                if event & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP):
+                    bridge.writable = True
+
+    def _accept(self, listener: socket.socket, guest_port: int) -> None:
+        try:
+            kernel, _ = listener.accept()
+        except OSError:
+            return
+        kernel.setblocking(False)
+        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            ours = self.host.stack.connect_nowait(self.guest, guest_port)
+        except NetmemError:
+            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            kernel.close()
+            return
+        self._bridges[kernel.fileno()] = _Bridge(kernel, ours)
+        self.epoll.register(kernel.fileno(), ET)
+
+    def pump(self) -> bool:
+        """Move bytes over all bridges; True when any moved."""
+        moved = False
+        for fd, bridge in list(self._bridges.items()):
+            try:
+                moved |= bridge.pump(self._buffer)
+                if not bridge.finished():
+                    continue
+                bridge.close()
+            except OSError:
+                bridge.reset()
+            del self._bridges[fd]
+            moved = True
+        return moved
+
+    def close(self) -> None:
+        """Reset all connections and stop listening."""
+        for bridge in self._bridges.values():
+            bridge.reset()
+        for listener, _ in self._listeners.values():
+            listener.close()
+        self._bridges.clear()
+        self._listeners.clear()
+        self.epoll.close()

@@ -1,0 +1,65 @@
+"""NICs inside this process, moved on step by step: for tests, simulation and gateways."""
+
+from __future__ import annotations
+
+from netmem.base.clock import Clock
+from netmem.drivers.softnic import SoftnicDriver
+from netmem.hw.softnic.bus import LocalBus
+from netmem.hw.softnic.model import SoftNic
+from netmem.hw.wire import Wire, cable
+from netmem.inet.stack import Stack
+from netmem.inet.tcp.machine import TcpConfig
+from netmem.netdev.device import NetDevice
+
+MAC_BASE = 0x026E6D000000  # locally administered
+
+
+class LocalHost:
+    """A software NIC in this process with driver, device and stack; ``step`` moves all of them."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        address: str,
+        *,
+        rx_queues: int = 1,
+        mtu: int = 1500,
+        bounce: bool = False,
+        name: str = "nm0",
+        clock: Clock | None = None,
+        config: TcpConfig | None = None,
+    ) -> None:
+        self.bus = LocalBus(bounce=bounce)
+        mac = MAC_BASE | int(address.rsplit(".", 1)[1])
+        self.nic = SoftNic(
+            self.bus.bar_fd, self.bus.irq_fd, wire, rx_queues=16, tx_queues=1, mac=mac
+        )
+        self.bus.attach(self.nic)
+        self.driver = SoftnicDriver(self.bus)
+        self.dev = NetDevice(self.driver, name, rx_queues=rx_queues, mtu=mtu)
+        self.dev.open()
+        self.stack = Stack(self.dev, address, clock=clock, config=config)
+
+    def step(self, now: int) -> bool:
+        """The NIC works, the stack polls, the NIC takes what the stack sent."""
+        worked = self.bus.step(now)
+        worked |= self.stack.poll(now)
+        worked |= self.bus.step(now)
+        return worked
+
+    def close(self) -> None:
+        """Stack, device and NIC, in that order."""
+        self.stack.close()
+        self.bus.step(self.dev.now)  # let the last resets out
+        self.dev.close()
+
+
+def pair(
+    clock: Clock | None = None, *, config: TcpConfig | None = None, mtu: int = 1500, rx_queues: int = 2
+) -> tuple[LocalHost, LocalHost]:
+    """Two hosts, 10.0.2.15 (the one under test) and 10.0.2.2, with a cable between them."""
+    ours, theirs = cable()
+    under_test = LocalHost(
+        ours, "10.0.2.15", rx_queues=rx_queues, mtu=mtu, clock=clock, config=config
+    )
+    return under_test, LocalHost(theirs, "10.0.2.2", mtu=mtu, clock=clock, config=config)

@@ -1,0 +1,136 @@
+"""The software NIC's process: device model, cable, and the gateway at the cable's other end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import time
+
+from netmem.base import jit
+from netmem.base.clock import MS
+from netmem.base.errors import NetmemError
+from netmem.hw.process import Control, close_all
+from netmem.hw.softnic.model import SoftNic
+from netmem.hw.wire import cable
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.machine import TcpConfig
+from netmem.lab.gateway import Gateway
+from netmem.lab.local import LocalHost
+from netmem.lab.selftest import selftest
+
+IDLE_MS = 1000
+
+
+class NicProcess:
+    """Everything in this process, and its main loop."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.control = Control(args.control_fd)
+        self.doorbell_fd = args.doorbell_fd
+        ours, theirs = cable()
+        self.nic = SoftNic(
+            args.bar_fd, args.irq_fd, ours, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
+        )
+        config = TcpConfig(connections=4096, sndbuf=args.sndbuf, time_wait_ns=MS)
+        host = LocalHost(theirs, args.gateway, mtu=args.mtu, name="gateway", config=config)
+        self.gateway = Gateway(host, args.guest)
+        self.host = host
+        self.epoll = self.gateway.epoll
+        self.epoll.register(self.control.sock.fileno(), select.EPOLLIN)
+        self.epoll.register(self.doorbell_fd, select.EPOLLIN)
+
+    def work(self) -> bool:
+        """One round of everything; True when anything moved."""
+        now = time.monotonic_ns()
+        moved = self.gateway.pump()
+        moved |= self.host.bus.step(now)
+        moved |= self.nic.step(now)
+        moved |= self.host.step(now)
+        return moved
+
+    def run(self) -> None:
+        """Until the control socket closes."""
+        while True:
+            ready = self.epoll.poll(0)
+            if not ready and not self.work():
+                # Ask for a doorbell, then look once more: what came in between must not be missed.
+                self.nic.arm_doorbell()
+                if not self.work():
+                    ready = self.epoll.poll(self._timeout())
+            if not self._events(ready):
+                return
+
+    def _timeout(self) -> float:
+        """Seconds to sleep: until a timer, or a moment while the wire is held."""
+        if self.nic.is_paused():
+            return 0.001
+        left = self.host.stack.tcp.gv[T.G_TIMER] - time.monotonic_ns()
+        return max(0.0, min(left / 1e9, IDLE_MS / 1e3))
+
+    def _events(self, ready: list[tuple[int, int]]) -> bool:
+        rest = []
+        for fd, event in ready:
+            if fd == self.doorbell_fd:
+                os.eventfd_read(fd)
+            elif fd == self.control.sock.fileno():
+                try:
+                    while (request := self.control.receive()) is not None:
+                        self._request(*request)
+                except EOFError:
+                    return False
+            else:
+                rest.append((fd, event))
+        if rest:
+            self.gateway.events(rest)
+        return True
+
+    def _request(self, request: dict[str, object], fds: list[int]) -> None:
+        """Answer one request of the driver's side."""
+        result: object = None
+        try:
+            match request:
+                case {"op": "map", "offset": int(at), "length": int(n), "io": int(io), "dir": int(d)}:
+                    self.nic.map(fds[0], at, n, io, d)
+                case {"op": "unmap", "io": int(io)}:
+                    self.nic.unmap(io)
+                case {"op": "forward", "address": str(host), "port": int(p), "guest_port": int(g)}:
+                    result = self.gateway.forward(host, p, g)
+                case _:
+                    raise NetmemError(22, f"unknown request {request.get('op')!r}")
+            self.control.say(result=result)
+        except OSError as error:
+            message = error.strerror or str(error)
+            self.control.say(errno=error.errno or 5, message=message)
+        finally:
+            close_all(fds)
+
+    def close(self) -> None:
+        self.gateway.close()
+        self.host.close()
+        self.nic.close()
+
+
+def main() -> None:
+    """Entry point of ``python -m netmem.lab.nic_main``; started by ``hw.process.Child`` only."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("bar-fd", "irq-fd", "doorbell-fd", "control-fd", "mac", "mtu", "rx-queues", "sndbuf"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--gateway", required=True)
+    parser.add_argument("--guest", required=True)
+    args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = NicProcess(args)
+    if not jit.is_warm():
+        process.control.say(event="compiling")
+        selftest()
+    process.control.say(event="ready", pid=os.getpid())
+    try:
+        process.run()
+    finally:
+        process.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What the page pool and a binding need of a device that can do DMA (kernel/dma/mapping.c)."""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+
+class DmaDirection(enum.IntEnum):
+    """enum dma_data_direction."""
+
+    BIDIRECTIONAL = 0
+    TO_DEVICE = 1
+    FROM_DEVICE = 2
+
+
+class DmaDevice(Protocol):
+    """A device behind a bus. Memory is named by file descriptor; nobody hands over a pointer."""
+
+    def dma_map(
+        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False
+    ) -> int:
+        """Map a range of a memory file descriptor for the device and return its I/O address.
+
+        ``peer`` says that the memory is not the host's to read (dma_buf_map_attachment): a bus
+        that bounces passes it straight through.
+        """
+
+    def dma_unmap(self, io_address: int) -> None:
+        """End a mapping. EINVAL when ``io_address`` does not start one."""
+
+    def dma_bounce(self, io_address: int) -> int:
+        """Host address of the bounce buffer behind a mapping, or 0 on a coherent bus."""
+
+    def sync_for_cpu(self, io_address: int, length: int) -> None:
+        """dma_sync_single_for_cpu(): for a driver's own buffers; payload goes through the pool."""
+
+    def sync_for_device(self, io_address: int, length: int) -> None:
+        """dma_sync_single_for_device()."""

@@ -1,0 +1,507 @@
+"""The page pool (net/core/page_pool.c): the allocator between memory provider and driver.
+
+Two levels recycle: a cache of 128 that only the polling side touches, then a ring; behind them the
+provider. State lives in one arena that kernels share; this class decides, kernels move.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+from netmem.base.arena import PAGE_SIZE, Arena, Region, Words, memfd, offsets
+from netmem.base.clock import SEC
+from netmem.base.errors import NetmemError
+from netmem.memory import kernels as k
+from netmem.memory import layout as ly
+from netmem.memory.area import Area
+from netmem.memory.dma import DmaDevice, DmaDirection
+from netmem.memory.layout import (
+    PP_FLAG_ALL,
+    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+    PP_FLAG_DMA_MAP,
+    PP_FLAG_DMA_SYNC_DEV,
+    PP_FLAG_SYSTEM_POOL,
+)
+from netmem.memory.netmem import NetmemRef, Page
+from netmem.memory.provider import MemoryProvider
+
+__all__ = [
+    "PP_FLAG_ALL",
+    "PP_FLAG_ALLOW_UNREADABLE_NETMEM",
+    "PP_FLAG_DMA_MAP",
+    "PP_FLAG_DMA_SYNC_DEV",
+    "PP_FLAG_SYSTEM_POOL",
+    "PagePool",
+    "PagePoolParams",
+]
+
+log = logging.getLogger("netmem.page_pool")
+
+DEFAULT_RING, MAX_RING, MAX_PAGE_ORDER = 1024, 16384, 10
+DEFER_WARN = 60 * SEC
+STATS = offsets(vars(ly), "PS_")
+EXTRA_STATS = offsets(vars(ly), "PX_")
+_ids = itertools.count(1)  # pool ids, cyclic from 1, as page_pool_list() gives them
+
+
+class PoolOwner(Protocol):
+    """The net device that a pool belongs to, as far as the pool looks at it."""
+
+    name: str
+
+    def rxq_memory_provider(self, queue: int) -> MemoryProvider | None:
+        """rxq[queue].mp_params: the provider that is being or was bound to a queue."""
+
+    def is_registered(self) -> bool:
+        """False once the device is gone: only then do stalled pools warn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagePoolParams:
+    """struct page_pool_params.
+
+    ``pool_size``: netmems the ring holds (0: 1024, at most 16384, both silently). ``order``: log2
+    pages of a netmem. ``max_len``, ``offset``: what a device may write of each, for syncing.
+    ``pages``: bytes of page memory behind a pool without provider.
+    """
+
+    flags: int = 0
+    order: int = 0
+    pool_size: int = 0
+    nid: int = -1
+    dev: DmaDevice | None = None
+    dma_dir: DmaDirection = DmaDirection.FROM_DEVICE
+    max_len: int = 0
+    offset: int = 0
+    netdev: PoolOwner | None = None
+    queue_idx: int = 0
+    pages: int = 0
+
+
+class _PageMemory:
+    """Pages of the built-in page allocator, for one pool without provider."""
+
+    def __init__(self, name: str, size: int, shift: int, nid: int) -> None:
+        self.fd = memfd(name, size)
+        self.region = Region(self.fd, size)
+        self.area = Area(
+            name, size >> shift, shift, net_iov=False, address=self.region.address, nid=nid
+        )
+
+
+class PagePool:
+    """page_pool_create(&params).
+
+    Raises, in this order: EINVAL for an unknown flag, a direction other than FROM_DEVICE or
+    BIDIRECTIONAL with DMA_MAP, DMA_SYNC_DEV without DMA_MAP or with max_len 0; EOPNOTSUPP when the
+    queue has a provider and DMA_MAP or DMA_SYNC_DEV is missing; what the provider's init raises;
+    EINVAL for an order above the page allocator's.
+    """
+
+    def __init__(self, params: PagePoolParams) -> None:
+        self.params = params
+        flags = params.flags
+        self._refuse_flags(params)
+        ring = min(params.pool_size or DEFAULT_RING, MAX_RING)
+        ring = 1 << (ring - 1).bit_length()
+        self.provider: MemoryProvider | None = None
+        if flags & PP_FLAG_ALLOW_UNREADABLE_NETMEM and params.netdev is not None:
+            self.provider = params.netdev.rxq_memory_provider(params.queue_idx)
+        if self.provider is not None:
+            if not (flags & PP_FLAG_DMA_MAP and flags & PP_FLAG_DMA_SYNC_DEV):
+                raise self._gave_up(
+                    errno.EOPNOTSUPP, "a memory provider needs PP_FLAG_DMA_MAP and PP_FLAG_DMA_SYNC_DEV"
+                )
+            self.provider.init(self)
+        elif params.order > MAX_PAGE_ORDER:
+            raise self._gave_up(errno.EINVAL, f"order {params.order} is above {MAX_PAGE_ORDER}")
+        self.id = next(_ids)
+        self._pages: _PageMemory | None = None
+        try:
+            if self.provider is None:
+                shift = PAGE_SIZE.bit_length() - 1 + params.order
+                size = params.pages or max(ring * 4, 4096) << shift
+                self._pages = _PageMemory(f"pages:{self.id}", size, shift, params.nid)
+            self._open(ring)
+        except BaseException:
+            if self.provider is not None:
+                self.provider.destroy(self)
+            raise
+        self.destroyed_at: int | None = None
+        self._warned_at = 0
+
+    @staticmethod
+    def _gave_up(code: int, why: str) -> NetmemError:
+        return NetmemError(code, f"page_pool_create() gave up: {why}")
+
+    def _refuse_flags(self, params: PagePoolParams) -> None:
+        flags = params.flags
+        if flags & ~PP_FLAG_ALL:
+            raise self._gave_up(errno.EINVAL, f"unknown PP_FLAG bits {flags & ~PP_FLAG_ALL:#x}")
+        if flags & PP_FLAG_DMA_MAP and params.dma_dir not in (
+            DmaDirection.FROM_DEVICE,
+            DmaDirection.BIDIRECTIONAL,
+        ):
+            raise self._gave_up(errno.EINVAL, f"PP_FLAG_DMA_MAP with direction {params.dma_dir.name}")
+        if flags & PP_FLAG_DMA_SYNC_DEV:
+            if not flags & PP_FLAG_DMA_MAP:
+                raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_SYNC_DEV without PP_FLAG_DMA_MAP")
+            if not params.max_len:
+                raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_SYNC_DEV with max_len 0")
+        if flags & PP_FLAG_DMA_MAP and params.dev is None:
+            raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_MAP without a device")
+
+    def _open(self, ring: int) -> None:
+        params, area = self.params, self.area
+        release = ly.P_RING + ring
+        self.arena = Arena(f"pool:{self.id}", release + area.count)
+        p = self.arena.a
+        p[ly.P_ID], p[ly.P_SHIFT], p[ly.P_AREA] = self.id, area.shift, area.a[ly.A_TAG]
+        p[ly.P_RING_AT], p[ly.P_RING_MASK], p[ly.P_RELEASE_AT] = ly.P_RING, ring - 1, release
+        p[ly.P_MAX_LEN], p[ly.P_OFFSET], p[ly.P_NID] = params.max_len, params.offset, params.nid
+        p[ly.P_HOST] = area.address
+        p[ly.P_PROVIDER] = self.provider is not None
+        p[ly.P_UNREADABLE] = self.is_unreadable()
+        p[ly.P_PER] = p[ly.P_SHARE] = 1
+        self._mapped: int | None = None
+        if params.flags & PP_FLAG_DMA_MAP:
+            assert params.dev is not None
+            if self.provider is not None and self.provider.unreadable:
+                # The binding mapped the area once; syncing it is its user's duty.
+                if self.provider.bound_io is None:
+                    raise self._gave_up(errno.EINVAL, "the provider is not mapped for a device")
+                p[ly.P_DMA] = self.provider.bound_io
+            else:
+                fd = self.provider.fd if self.provider is not None else self._page_fd()
+                self._mapped = params.dev.dma_map(fd, 0, area.size, params.dma_dir)
+                p[ly.P_DMA] = self._mapped
+                p[ly.P_BOUNCE] = params.dev.dma_bounce(self._mapped)
+                p[ly.P_SYNC_CPU] = 1
+                p[ly.P_SYNC_DEV] = bool(params.flags & PP_FLAG_DMA_SYNC_DEV)
+
+    def _page_fd(self) -> int:
+        assert self._pages is not None
+        return self._pages.fd
+
+    @property
+    def area(self) -> Area:
+        """The area that this pool's netmems are pieces of."""
+        if self.provider is not None:
+            return self.provider.area
+        assert self._pages is not None
+        return self._pages.area
+
+    @property
+    def p(self) -> Words:
+        """The pool arena's words, for kernels (offsets in ``layout``)."""
+        return self.arena.a
+
+    # -- allocation ---------------------------------------------------------------------------
+
+    def refill(self, n: int = ly.PP_ALLOC_CACHE_REFILL) -> int:
+        """__page_pool_alloc_netmems_slow(): netmems from the provider into the cache; how many."""
+        if self.destroyed_at is not None:
+            return 0
+        p = self.p
+        have = int(p[ly.P_CACHE_N])
+        n = min(n, ly.PP_ALLOC_CACHE_SIZE - have)
+        if self.provider is not None:
+            refs = self.provider.alloc_netmems(self, n)
+        else:
+            refs = self.area.take(n if self.params.order == 0 else 1)
+        if not len(refs):
+            return 0
+        p[ly.P_CACHE + have : ly.P_CACHE + have + len(refs)] = refs
+        p[ly.P_CACHE_N] = have + len(refs)
+        p[ly.P_HOLD] += len(refs)
+        p[ly.PS_ALLOC_SLOW_HIGH_ORDER if self.params.order else ly.PS_ALLOC_SLOW] += 1
+        # What comes out of the cache next was paid for here, not on the fast path.
+        p[ly.PS_ALLOC_FAST] -= 1
+        return len(refs)
+
+    def alloc_netmems(self, n: int, out: Words | None = None) -> Words:
+        """page_pool_alloc_netmems(): up to ``n`` netmems as int64 references, shape (k,), k <= n.
+
+        Fewer (or none) come back when the provider has no more; that is no error, the caller
+        starves politely. ``out`` takes the result without a new array.
+        """
+        if out is None:
+            out = np.empty(n, np.int64)
+        got = k.pp_alloc_bulk(self.arena.a, self.area_a, out, n)
+        if got == n:
+            return out
+        return self._alloc_slow(out, got, n)
+
+    def _alloc_slow(self, out: Words, got: int, n: int) -> Words:
+        self.flush()
+        while got < n and self.refill():
+            got += k.pp_alloc_bulk(self.p, self.area_a, out[got:], n - got)
+        return out[:got]
+
+    @property
+    def area_a(self) -> Words:
+        """The area arena's words."""
+        return self.area.arena.a
+
+    def alloc_netmem(self, size: int) -> tuple[NetmemRef, int]:
+        """page_pool_alloc_netmem(): (netmem, offset) of at least ``size`` bytes; (0, 0) when empty.
+
+        A whole netmem when two of ``size`` would not fit one, else a fragment.
+        """
+        return self._with_refill(k.pp_alloc_buffer, size)
+
+    def alloc_frag_netmem(self, size: int) -> tuple[NetmemRef, int]:
+        """page_pool_alloc_frag_netmem(): a fragment of ``size`` bytes; EINVAL when it cannot fit."""
+        return self._with_refill(k.pp_alloc_frag, size)
+
+    def _with_refill(self, kernel: Any, size: int) -> tuple[NetmemRef, int]:
+        if not 0 < size <= 1 << self.area.shift:
+            raise NetmemError(errno.EINVAL, f"a fragment of {size} bytes does not fit a netmem")
+        ref, offset = kernel(self.p, self.area_a, size)
+        if not ref:
+            self.flush()
+            if self.refill():
+                ref, offset = kernel(self.p, self.area_a, size)
+        return NetmemRef(int(ref)), int(offset)
+
+    def alloc(self, size: int) -> tuple[Page | None, int]:
+        """page_pool_alloc(): the page twin of alloc_netmem; (None, 0) when empty.
+
+        EINVAL on a pool whose memory is no pages (R3).
+        """
+        self._need_pages("page_pool_alloc")
+        ref, offset = self.alloc_netmem(size)
+        return (Page(int(ref)) if ref else None), offset
+
+    def alloc_pages(self, n: int) -> Words:
+        """page_pool_alloc_pages(): the page twin of alloc_netmems."""
+        self._need_pages("page_pool_alloc_pages")
+        return self.alloc_netmems(n)
+
+    def _need_pages(self, call: str) -> None:
+        if self.area.net_iov:
+            raise NetmemError(errno.EINVAL, f"{call}(): this pool's memory is net_iovs, not pages (R3)")
+
+    def _page(self, page: int, call: str) -> int:
+        if int(page) & 1:
+            raise NetmemError(errno.EINVAL, f"{call}() on a net_iov: use the netmem call (R3)")
+        return int(page)
+
+    # -- giving back --------------------------------------------------------------------------
+
+    def put_netmem(
+        self, netmem: int | Words, dma_sync_size: int = -1, allow_direct: bool = False
+    ) -> None:
+        """page_pool_put_netmem(): drop one reference of each; recycle at the last.
+
+        ``dma_sync_size``: bytes to sync for the device, -1 for all. ``allow_direct``: into the
+        cache; only the polling side may. EINVAL for a netmem that is not held from this pool.
+        """
+        if isinstance(netmem, np.ndarray):
+            refused = k.pp_put_bulk(self.arena.a, self.area_a, netmem, len(netmem), allow_direct)
+        else:
+            refused = not k.pp_put(self.p, self.area_a, int(netmem), allow_direct)
+        if self.arena.a[ly.P_RELEASE_N]:
+            self.flush()
+        if refused:
+            raise NetmemError(
+                errno.EINVAL, f"page_pool_put_netmem(): {int(refused)} not held from pool {self.id}"
+            )
+
+    def put_full_netmem(self, netmem: int | Words, allow_direct: bool = False) -> None:
+        """page_pool_put_full_netmem(): put, synced whole."""
+        self.put_netmem(netmem, -1, allow_direct)
+
+    def recycle_direct_netmem(self, netmem: int | Words) -> None:
+        """page_pool_recycle_direct_netmem(): put into the cache, from the polling side."""
+        self.put_netmem(netmem, -1, True)
+
+    def put_netmem_bulk(self, netmems: Words) -> None:
+        """page_pool_put_netmem_bulk(): put an array, not direct."""
+        self.put_netmem(netmems)
+
+    def put_page(self, page: int, dma_sync_size: int = -1, allow_direct: bool = False) -> None:
+        """page_pool_put_page(): the page twin; EINVAL for a net_iov (R3)."""
+        self.put_netmem(self._page(page, "page_pool_put_page"), dma_sync_size, allow_direct)
+
+    def put_full_page(self, page: int, allow_direct: bool = False) -> None:
+        """page_pool_put_full_page()."""
+        self.put_page(page, -1, allow_direct)
+
+    def recycle_direct(self, page: int) -> None:
+        """page_pool_recycle_direct()."""
+        self.put_page(page, -1, True)
+
+    def flush(self) -> None:
+        """Hand netmems that left the pool to the provider, and finish a deferred destruction."""
+        p = self.arena.a
+        n = int(p[ly.P_RELEASE_N])
+        if n:
+            at = int(p[ly.P_RELEASE_AT])
+            refs = p[at : at + n].copy()
+            p[ly.P_RELEASE_N] = 0
+            p[ly.P_RELEASED] += n
+            if self.provider is not None:
+                self.provider.release_netmem(self, refs)
+            else:
+                self.area.give(refs)
+        if self.destroyed_at is not None and not self.inflight():
+            self._free()
+
+    # -- fragments and references -------------------------------------------------------------
+
+    def fragment_netmem(self, netmem: int, nr: int) -> None:
+        """page_pool_fragment_netmem(): set the reference count to ``nr`` of a netmem just allocated."""
+        self._held(netmem)
+        if nr < 1:
+            raise NetmemError(errno.EINVAL, "a netmem has at least one user")
+        self.area_a[k.record(int(netmem)) + ly.REC_REF] = nr
+
+    def ref_netmem(self, netmem: int, nr: int = 1) -> None:
+        """page_pool_ref_netmem(): ``nr`` more references."""
+        self._held(netmem)
+        self.area_a[k.record(int(netmem)) + ly.REC_REF] += nr
+
+    def unref_netmem(self, netmem: int, nr: int = 1) -> int:
+        """page_pool_unref_netmem(): drop ``nr``; what is left. At 0 the caller is the last user.
+
+        The last user finds the count at 1 again and puts the netmem. EINVAL below zero.
+        """
+        self._held(netmem)
+        left = int(k.pp_unref(self.p, self.area_a, int(netmem), nr))
+        if left < 0:
+            raise NetmemError(errno.EINVAL, f"page_pool_unref_netmem(): fewer than {nr} references held")
+        return left
+
+    def _held(self, netmem: int) -> None:
+        if not k.pp_is_mine(self.p, self.area_a, int(netmem)):
+            raise NetmemError(errno.EINVAL, f"netmem {int(netmem):#x} is not of pool {self.id}")
+
+    # -- addresses and syncing ----------------------------------------------------------------
+
+    @overload
+    def get_dma_addr_netmem(self, netmem: Words) -> Words: ...
+    @overload
+    def get_dma_addr_netmem(self, netmem: int) -> int: ...
+    def get_dma_addr_netmem(self, netmem: int | Words) -> int | Words:
+        """page_pool_get_dma_addr_netmem(): the I/O address of one netmem or an array of them."""
+        if not self.params.flags & PP_FLAG_DMA_MAP:
+            raise NetmemError(errno.EINVAL, "the pool was made without PP_FLAG_DMA_MAP")
+        base, shift = int(self.p[ly.P_DMA]), self.area.shift
+        if isinstance(netmem, np.ndarray):
+            return base + (((netmem >> 1) & k.INDEX_MASK) << shift)
+        return base + (((int(netmem) >> 1) & k.INDEX_MASK) << shift)
+
+    def get_dma_addr(self, page: int) -> int:
+        """page_pool_get_dma_addr(): the page twin; EINVAL for a net_iov (R3)."""
+        return self.get_dma_addr_netmem(self._page(page, "page_pool_get_dma_addr"))
+
+    def dma_sync_netmem_for_cpu(self, netmem: int, offset: int, size: int) -> None:
+        """page_pool_dma_sync_netmem_for_cpu(): make what the device wrote visible, where it is due.
+
+        On unreadable memory this is a counted no-op: its user syncs (DMA_BUF_IOCTL_SYNC).
+        """
+        self._held(netmem)
+        if offset < 0 or size < 0 or self.params.offset + offset + size > 1 << self.area.shift:
+            raise NetmemError(errno.EINVAL, f"sync of {size} bytes at {offset} is outside the netmem")
+        k.pp_sync_for_cpu(self.p, int(netmem), offset, size)
+
+    def is_unreadable(self) -> bool:
+        """page_pool_is_unreadable()."""
+        return self.provider is not None and self.provider.unreadable
+
+    # -- accounts and the end -----------------------------------------------------------------
+
+    def get_stats(self) -> dict[str, int]:
+        """page_pool_get_stats(): the kernel's eleven counters by name."""
+        return {name: int(self.p[at]) for name, at in STATS.items()}
+
+    def inflight(self) -> int:
+        """page_pool_inflight(): netmems taken from the provider and not handed back."""
+        return int(self.p[ly.P_HOLD] - self.p[ly.P_RELEASED])
+
+    def outstanding(self) -> int:
+        """Netmems that somebody outside cache and ring holds."""
+        p = self.p
+        cached = p[ly.P_CACHE_N] + p[ly.P_RING_TAIL] - p[ly.P_RING_HEAD] + p[ly.P_RELEASE_N]
+        return self.inflight() - int(cached) - bool(p[ly.P_FRAG_REF] and self._frag_is_ours())
+
+    def _frag_is_ours(self) -> bool:
+        """True when only the pool itself still refers to the netmem it is cutting."""
+        return int(self.area_a[k.record(int(self.p[ly.P_FRAG_REF])) + ly.REC_REF]) == 1
+
+    def destroy(self, now: int = 0) -> None:
+        """page_pool_destroy(): nothing is recycled any more; freed when the last netmem is back."""
+        if self.destroyed_at is not None:
+            return
+        p = self.p
+        if p[ly.P_FRAG_REF]:
+            ref, p[ly.P_FRAG_REF] = int(p[ly.P_FRAG_REF]), 0
+            k.pp_put(p, self.area_a, ref, True)
+        self.destroyed_at, self._warned_at = now, now
+        p[ly.P_DESTROYED] = 1
+        n = int(p[ly.P_CACHE_N])
+        head, tail = int(p[ly.P_RING_HEAD]), int(p[ly.P_RING_TAIL])
+        refs = [int(ref) for ref in p[ly.P_CACHE : ly.P_CACHE + n]]
+        refs += [int(p[ly.P_RING + (i & int(p[ly.P_RING_MASK]))]) for i in range(head, tail)]
+        p[ly.P_CACHE_N], p[ly.P_RING_HEAD] = 0, tail
+        for ref in refs:
+            k.pp_release(p, self.area_a, ref)
+        self.flush()
+
+    def release_retry(self, now: int) -> bool:
+        """page_pool_release_retry(): True when the pool is gone; warns of a stalled shutdown.
+
+        As in the kernel the warning, each 60 s, is for pools whose device is gone only.
+        """
+        if self.destroyed_at is None:
+            return False
+        self.flush()
+        left = self.inflight()
+        if not left:
+            return True
+        if now - self._warned_at >= DEFER_WARN:
+            self._warned_at = now
+            if self.params.netdev is None or not self.params.netdev.is_registered():
+                log.warning(
+                    "page_pool_release_retry() stalled pool shutdown: id %d, %d inflight %d sec",
+                    self.id,
+                    left,
+                    (now - self.destroyed_at) // SEC,
+                )
+        return False
+
+    def _free(self) -> None:
+        if self._mapped is not None:
+            assert self.params.dev is not None
+            mapped, self._mapped = self._mapped, None
+            self.params.dev.dma_unmap(mapped)
+        if self.provider is not None:
+            if self.arena.fd >= 0:
+                self.provider.destroy(self)
+        elif self._pages is not None and self.arena.fd >= 0:
+            self._pages.area.close()
+            os.close(self._pages.fd)
+        self.arena.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What tools show: id, order, level, flags, provider and statistics."""
+        return {
+            "id": self.id,
+            "ifname": self.params.netdev.name if self.params.netdev else None,
+            "queue": self.params.queue_idx,
+            "inflight": self.inflight(),
+            "inflight_mem": self.inflight() << self.area.shift,
+            "outstanding": self.outstanding(),
+            "io": self.provider.describe() if self.provider else None,
+            **self.get_stats(),
+            **{name: int(self.p[at]) for name, at in EXTRA_STATS.items()},
+        }
+

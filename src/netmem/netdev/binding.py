@@ -1,0 +1,146 @@
+"""Binding a memory provider to receive queues (net/core/netdev-genl.c, netdev_rx_queue.c)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import TYPE_CHECKING
+
+from netmem.base.errors import NetmemError
+from netmem.memory.dma import DmaDirection
+from netmem.memory.provider import MemoryProvider, check_size
+from netmem.netdev.driver import TcpDataSplit
+
+if TYPE_CHECKING:
+    from netmem.netdev.device import NetDevice, RxQueue
+
+_ids = itertools.count(1)  # dma-buf binding ids: a cyclic u32 from 1, one space for the process
+
+
+def bind_rx(dev: NetDevice, queues: list[int], provider: MemoryProvider) -> Binding:
+    """netdev_nl_bind_rx_doit(): give ``queues`` of ``dev`` a provider, all or none.
+
+    Errors in the kernel's order: EINVAL no queues; ERANGE, EINVAL for the rx page size; ENODEV
+    device gone; EOPNOTSUPP no queue management; EINVAL queue out of range; EBUSY provider already
+    bound; EOPNOTSUPP no DMA; then per queue what ``open_rxq`` refuses.
+    """
+    if not queues:
+        raise NetmemError(errno.EINVAL, "bind-rx: attribute queues is missing")
+    check_size(provider.size, 1 << provider.area.shift)
+    if not dev.is_present():
+        raise NetmemError(errno.ENODEV, f"{dev.name}: the device is not present")
+    if not dev.driver.queue_mgmt_ops:
+        raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} has no queue management operations")
+    for index in queues:
+        if not 0 <= index < len(dev.rx_queues):
+            raise NetmemError(
+                errno.EINVAL, f"{dev.name} has no receive queue {index}: it has {len(dev.rx_queues)}"
+            )
+    if provider.binding_id:
+        raise NetmemError(errno.EBUSY, f"this memory is already bound (id {provider.binding_id})")
+    dma = dev.driver.dma_device()
+    if dma is None:
+        raise NetmemError(errno.EOPNOTSUPP, f"{dev.name} does not support DMA")
+    provider.binding_id = next(_ids)
+    if provider.unreadable:
+        try:
+            provider.bound_io = dma.dma_map(
+                provider.fd, 0, provider.size, DmaDirection.FROM_DEVICE, peer=True
+            )
+        except BaseException:
+            provider.binding_id = 0
+            raise
+    binding = Binding(dev, provider)
+    dev.bindings.append(binding)
+    try:
+        for index in dict.fromkeys(queues):  # a queue named twice is accepted, as in the kernel
+            open_rxq(dev, index, provider)
+            binding.queues.append(index)
+    except BaseException:
+        binding.close()
+        raise
+    return binding
+
+
+def open_rxq(dev: NetDevice, index: int, provider: MemoryProvider) -> None:
+    """netif_mp_open_rxq(): check, set the provider, restart the queue; undone when that fails.
+
+    ERANGE index out of range; EINVAL tcp-data-split not enabled; EINVAL hds-thresh not 0;
+    EOPNOTSUPP rx page size unsupported; EEXIST provider already there; then the driver's own.
+    """
+    if index >= len(dev.rx_queues):
+        raise NetmemError(errno.ERANGE, f"rx queue index {index} out of range")
+    ring = dev.ethtool.ring
+    if ring.tcp_data_split != TcpDataSplit.ENABLED:
+        raise NetmemError(errno.EINVAL, "tcp-data-split is disabled: turn it on before binding memory")
+    if ring.hds_thresh:
+        raise NetmemError(errno.EINVAL, f"hds-thresh is not zero but {ring.hds_thresh}")
+    if provider.area.shift != 12 and not dev.driver.supports_rx_page_size:
+        raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} does not support rx_page_size")
+    queue = dev.rx_queues[index]
+    if queue.mp_params is not None:
+        raise NetmemError(errno.EEXIST, f"receive queue {index} already has a memory provider bound")
+    queue.mp_params = provider
+    try:
+        dev.restart_queue(queue)
+    except BaseException:
+        queue.mp_params = None
+        raise
+
+
+def close_rxq(dev: NetDevice, queue: RxQueue) -> None:
+    """netif_mp_close_rxq(): back to ordinary pages."""
+    queue.mp_params = None
+    if dev.is_present():
+        dev.restart_queue(queue)
+
+
+class Binding:
+    """struct net_devmem_dmabuf_binding: memory bound to queues; ``close`` unbinds.
+
+    ``id`` is what received frags name (dmabuf_id). The mapping for the device ends when the last
+    page pool with it is gone, that is when all tokens came back.
+    """
+
+    def __init__(self, dev: NetDevice, provider: MemoryProvider) -> None:
+        self._dev, self.provider = dev, provider
+        self.id = provider.binding_id
+        self.queues: list[int] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """Unbind all queues; they restart with ordinary pages."""
+        with self._dev.lock:
+            if self._closed:
+                return
+            self._closed = True
+            for index in self.queues:
+                if index < len(self._dev.rx_queues):
+                    close_rxq(self._dev, self._dev.rx_queues[index])
+            self._dev.reap(self._dev.now)
+
+    def reap(self) -> None:
+        """End the mapping once nobody uses the memory any more."""
+        if not self._closed or self.provider.pools:
+            return
+        self._dev.bindings.remove(self)
+        dma = self._dev.driver.dma_device()
+        if self.provider.bound_io is not None and dma is not None:
+            dma.dma_unmap(self.provider.bound_io)
+        self.provider.bound_io = None
+        self.provider.binding_id = 0
+
+    def outstanding(self) -> int:
+        """Netmems of this memory that no pool and no free list has."""
+        area = self.provider.area
+        held = area.count - area.free
+        for pool in self._dev.pools.values():
+            if pool.provider is self.provider:
+                held -= pool.inflight() - pool.outstanding()
+        return held
+
+    def __enter__(self) -> Binding:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,127 @@
+"""What a network driver must do, and the configuration it is asked to follow."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from netmem.memory.dma import DmaDevice
+from netmem.netdev.batch import RxBatch
+
+if TYPE_CHECKING:
+    from netmem.netdev.device import NetDevice
+
+
+class TcpDataSplit(enum.IntEnum):
+    """ETHTOOL_TCP_DATA_SPLIT_*."""
+
+    UNKNOWN = 0
+    DISABLED = 1
+    ENABLED = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RingParams:
+    """struct ethtool_ringparam and kernel_ethtool_ringparam: descriptors, bytes, split, threshold."""
+
+    rx_pending: int = 1024
+    tx_pending: int = 1024
+    rx_buf_len: int = 4096
+    tcp_data_split: TcpDataSplit = TcpDataSplit.UNKNOWN
+    hds_thresh: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    """struct netdev_queue_config: what one receive queue is to be made with."""
+
+    rx_page_size: int
+    ring: RingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringRule:
+    """One exact-match rule (ETHTOOL_SRXCLSRLINS): fields left 0 match anything."""
+
+    queue: int
+    src_ip: int = 0
+    dst_ip: int = 0
+    src_port: int = 0
+    dst_port: int = 0
+    proto: int = 6
+
+
+class Driver(Protocol):
+    """struct net_device_ops, ethtool_ops and netdev_queue_mgmt_ops in one.
+
+    ``device_ids``: (vendor, device) pairs it drives. ``supported_ring_params``: names of RingParams
+    fields it can set. ``queue_mgmt_ops``: True when the four queue operations are there.
+    ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``request_ops_lock`` as in the kernel.
+    """
+
+    name: ClassVar[str]
+    device_ids: ClassVar[tuple[tuple[int, int], ...]]
+    supported_ring_params: ClassVar[frozenset[str]]
+    queue_mgmt_ops: ClassVar[bool]
+    supports_rx_page_size: ClassVar[bool]
+    hds_thresh_max: ClassVar[int]
+    max_rx_queues: int
+    max_mtu: ClassVar[int]
+
+    def open(self, dev: NetDevice) -> None:
+        """ndo_open: set up the device; queues are started by netdev through the queue operations."""
+
+    def stop(self) -> None:
+        """ndo_stop: the device stops; queues were stopped before."""
+
+    def dma_device(self) -> DmaDevice | None:
+        """The device that does the DMA (netdev->dev.parent), None when it cannot."""
+
+    def mac_address(self) -> int: ...
+
+    def set_mtu(self, mtu: int) -> None: ...
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        """Move up to ``budget`` descriptors' packets into ``batch`` (GRO included); how many."""
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        """Post buffers: those that the stack left in ``batch`` and new ones from the pools."""
+
+    def xmit(self) -> None:
+        """ndo_start_xmit for all rows that wait in the transmit queue; clean completed ones."""
+
+    def has_work(self) -> bool:
+        """True when a received packet or a completed transmit row waits."""
+
+    def irq_arm(self) -> None: ...
+    def irq_ack(self) -> None: ...
+    def irq_fd(self) -> int: ...
+    def filenos(self) -> list[int]: ...
+    def is_alive(self) -> bool: ...
+    def close(self) -> None: ...
+
+    def set_ringparam(self, params: RingParams) -> None:
+        """ethtool set_ringparam; netdev restarts the queues afterwards."""
+
+    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
+        """ndo_validate_qcfg: raise for a configuration that the device cannot have."""
+
+    def set_rxfh(self, key: bytes, indirection: list[int]) -> None: ...
+    def set_rules(self, rules: list[SteeringRule]) -> None: ...
+    def get_ethtool_stats(self) -> dict[str, int]: ...
+    def get_queue_stats(self, queue: int) -> dict[str, int]: ...
+
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> Any:
+        """ndo_queue_mem_alloc: rings and page pools for a queue, not yet seen by the device."""
+
+    def queue_mem_free(self, mem: Any) -> None:
+        """ndo_queue_mem_free."""
+
+    def queue_start(self, mem: Any, queue: int) -> None:
+        """ndo_queue_start: the device receives into ``mem``."""
+
+    def queue_stop(self, queue: int) -> Any:
+        """ndo_queue_stop: the device stops using the queue's memory, which is returned."""
+
+

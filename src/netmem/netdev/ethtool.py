@@ -1,0 +1,158 @@
+"""ethtool settings with the kernel's refusals (net/ethtool/rings.c, channels.c, ioctl.c)."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from netmem.base.errors import NetmemError
+from netmem.netdev.driver import RingParams, SteeringRule, TcpDataSplit
+
+if TYPE_CHECKING:
+    from netmem.netdev.device import NetDevice
+
+# A fixed key: hash and so queue of a flow are the same in every run.
+RSS_KEY = bytes.fromhex(
+    "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
+)
+INDIRECTION = 128
+MAX_RULES = 32
+SETTABLE = ("rx_pending", "tx_pending", "rx_buf_len", "tcp_data_split", "hds_thresh")
+
+
+class Ethtool:
+    """Rings, channels, RSS and steering rules of one device."""
+
+    def __init__(self, dev: NetDevice, ring: RingParams) -> None:
+        self._dev = dev
+        self.ring = ring
+        self.key = RSS_KEY
+        self.indirection: list[int] | None = None  # None: spread evenly over all queues
+        self.rules: dict[int, SteeringRule] = {}
+
+    def apply(self) -> None:
+        """Write RSS and rules to a device that has just been opened."""
+        self._apply_rxfh()
+        self._dev.driver.set_rules(list(self.rules.values()))
+
+    # -- rings --------------------------------------------------------------------------------
+
+    def set_ringparam(self, **changes: Any) -> None:
+        """ethtool -G: ``rx_pending``, ``tx_pending``, ``rx_buf_len``, ``tcp_data_split``, ``hds_thresh``.
+
+        ERANGE for values no device can have; EOPNOTSUPP for a parameter that the driver cannot set;
+        EINVAL when a bound provider needs the split on and the threshold 0, and beyond the
+        driver's limits. Nothing happens when nothing changes.
+        """
+        dev = self._dev
+        unknown = set(changes) - set(SETTABLE)
+        if unknown:
+            raise NetmemError(errno.EINVAL, f"no such ring parameter: {', '.join(sorted(unknown))}")
+        split = changes.get("tcp_data_split")
+        if split is not None:
+            if int(split) not in (0, 1, 2):
+                raise NetmemError(errno.ERANGE, f"tcp-data-split: integer {int(split)} out of range")
+            changes["tcp_data_split"] = TcpDataSplit(int(split))
+        if changes.get("rx_buf_len", 1) <= 0:
+            raise NetmemError(errno.ERANGE, "rx-buf-len: integer out of range")
+        with dev.lock:
+            for name in changes:
+                if name not in dev.driver.supported_ring_params:
+                    raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} cannot set {name}")
+            new = replace(self.ring, **changes)
+            if new == self.ring:
+                return
+            if any(queue.mp_params for queue in dev.rx_queues):
+                if new.tcp_data_split != TcpDataSplit.ENABLED:
+                    raise NetmemError(
+                        errno.EINVAL, "can't disable tcp-data-split while a memory provider is bound"
+                    )
+                if new.hds_thresh:
+                    raise NetmemError(
+                        errno.EINVAL, "can't set non-zero hds-thresh while a memory provider is bound"
+                    )
+            if new.hds_thresh > dev.driver.hds_thresh_max:
+                raise NetmemError(
+                    errno.EINVAL, f"hds-thresh {new.hds_thresh} exceeds {dev.driver.hds_thresh_max}"
+                )
+            dev.driver.set_ringparam(new)
+            old, self.ring = self.ring, new
+            try:
+                for queue in dev.rx_queues if dev.running else ():
+                    dev.restart_queue(queue)
+            except BaseException:
+                self.ring = old
+                dev.driver.set_ringparam(old)
+                for queue in dev.rx_queues:
+                    dev.restart_queue(queue)
+                raise
+
+    # -- channels -----------------------------------------------------------------------------
+
+    def set_channels(self, rx: int) -> None:
+        """ethtool -L rx N: EINVAL while RSS, a rule or a provider uses a queue that would go.
+
+        With a provider on queue i the kernel asks for more than i + 1 queues, one more than needed;
+        so does this.
+        """
+        dev = self._dev
+        with dev.lock:
+            if not 1 <= rx <= dev.driver.max_rx_queues:
+                raise NetmemError(errno.EINVAL, f"rx channels {rx}: 1 to {dev.driver.max_rx_queues}")
+            if self.indirection is not None and rx <= max(self.indirection):
+                raise NetmemError(errno.EINVAL, "requested channel counts are too low for the indirection table")
+            if any(rule.queue >= rx for rule in self.rules.values()):
+                raise NetmemError(errno.EINVAL, "requested channel counts are too low for an ntuple filter")
+            bound = [queue.index + 1 for queue in dev.rx_queues if queue.mp_params]
+            if bound and rx <= max(bound) and rx != len(dev.rx_queues):
+                raise NetmemError(
+                    errno.EINVAL, f"requested channel counts are too low for memory provider ({max(bound)})"
+                )
+            dev.set_rx_queues(rx)
+            self._apply_rxfh()
+
+    # -- RSS and rules ------------------------------------------------------------------------
+
+    def set_rxfh_indir(self, queues: list[int] | None) -> None:
+        """ethtool -X: spread flows over ``queues`` in turn; None: over all."""
+        dev = self._dev
+        with dev.lock:
+            if queues is not None and (
+                not queues or any(not 0 <= q < len(dev.rx_queues) for q in queues)
+            ):
+                raise NetmemError(errno.EINVAL, f"indirection table names queues that are not there: {queues}")
+            self.indirection = queues
+            self._apply_rxfh()
+
+    def _apply_rxfh(self) -> None:
+        dev = self._dev
+        queues = self.indirection or list(range(len(dev.rx_queues)))
+        if dev.running:
+            dev.driver.set_rxfh(self.key, [queues[i % len(queues)] for i in range(INDIRECTION)])
+
+    def add_rule(self, rule: SteeringRule) -> int:
+        """ethtool -N: add an exact-match rule and return its id. ENOSPC when the table is full."""
+        dev = self._dev
+        with dev.lock:
+            if not 0 <= rule.queue < len(dev.rx_queues):
+                raise NetmemError(errno.EINVAL, f"rule names queue {rule.queue}, which is not there")
+            if len(self.rules) >= MAX_RULES:
+                raise NetmemError(errno.ENOSPC, f"the rule table holds {MAX_RULES} rules")
+            rule_id = next(i for i in range(MAX_RULES) if i not in self.rules)
+            self.rules[rule_id] = rule
+            if dev.running:
+                dev.driver.set_rules(list(self.rules.values()))
+            return rule_id
+
+    def delete_rule(self, rule_id: int) -> None:
+        """ethtool -N delete: ENOENT when there is no such rule."""
+        with self._dev.lock:
+            if self.rules.pop(rule_id, None) is None:
+                raise NetmemError(errno.ENOENT, f"no steering rule {rule_id}")
+            if self._dev.running:
+                self._dev.driver.set_rules(list(self.rules.values()))
+
+    def describe(self) -> dict[str, Any]:
+        """ethtool -g, as names and values."""
+        return {**asdict(self.ring), "tcp_data_split": self.ring.tcp_data_split.name.lower()}

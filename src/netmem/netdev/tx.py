@@ -1,0 +1,73 @@
+"""The transmit side of a device: header slots, rows to send, and memory for send buffers.
+
+One memfd, mapped by the driver for its device once. A packet's headers are written into the slot
+of its row; payload is named by I/O address.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from netmem.base.arena import Region, Words, memfd
+
+TX_ROWS = 512
+SLOT_BYTES = 256
+
+X_WORDS = 8
+X_HLEN = 0
+X_PAY = 1  # I/O address
+X_PLEN = 2
+X_PAY2 = 3
+X_P2LEN = 4
+X_GSO = 5  # payload bytes of a segment, 0: send as it is
+X_FLAGS = 6
+X_NDESC = 7
+TX_CSUM = 1  # the NIC fills in the TCP checksum
+
+T_HEAD = 0  # rows completed
+T_SENT = 1  # rows handed to the NIC
+T_TAIL = 2  # rows filled
+T_SLOTS = 3  # host address of the header slots
+T_IO = 4  # I/O address of the memory, and so of slot 0
+T_HOST = 5  # host address of the memory
+T_FULL = 6  # times a sender found no free row
+T_PACKETS = 7
+T_BYTES = 8
+
+
+class TxQueue:
+    """Rows from the stack to the driver. Rows between T_HEAD and T_TAIL are in use."""
+
+    def __init__(self, buffer_bytes: int = 256 << 20) -> None:
+        self.slots_size = TX_ROWS * SLOT_BYTES
+        self.size = self.slots_size + buffer_bytes
+        self.fd = memfd("tx", self.size)
+        self.region = Region(self.fd, self.size)
+        self.rows: Words = np.zeros((TX_ROWS, X_WORDS), np.int64)
+        self.meta: Words = np.zeros(16, np.int64)
+        self.meta[T_SLOTS] = self.meta[T_HOST] = self.region.address
+        self._free: list[tuple[int, int]] = []
+        self._next = self.slots_size
+
+    def alloc_buffer(self, size: int) -> int | None:
+        """Offset of ``size`` bytes for a send buffer, None when the memory is used up."""
+        for i, (offset, have) in enumerate(self._free):
+            if have == size:
+                del self._free[i]
+                return offset
+        if self._next + size > self.size:
+            return None
+        offset, self._next = self._next, self._next + size
+        return offset
+
+    def free_buffer(self, offset: int, size: int) -> None:
+        """Give a send buffer back."""
+        self._free.append((offset, size))
+
+    def pending(self) -> int:
+        """Rows that wait for the driver."""
+        return int(self.meta[T_TAIL] - self.meta[T_SENT])
+
+    def reset(self) -> None:
+        """Forget all rows: the device was stopped."""
+        self.meta[T_HEAD] = self.meta[T_SENT] = self.meta[T_TAIL]
