@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,9 +28,19 @@ COMPILED: bool = not _numba_config.DISABLE_JIT
 
 
 def _sources() -> list[Path]:
+    """The files that define kernels, and what they import: constants are compiled into kernels."""
     root = Path(__file__).resolve().parent.parent
-    # Kernels, what they inline, and the layouts whose constants are compiled into them.
-    return sorted(p for p in root.rglob("*.py") if p.parent.name != "cli")
+    texts = {path: path.read_text() for path in root.rglob("*.py")}
+    todo = [path for path, text in texts.items() if "@kernel" in text]
+    found: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path in found or path not in texts:
+            continue
+        found.add(path)
+        for module in re.findall(r"^from netmem\.([\w.]+) import", texts[path], re.MULTILINE):
+            todo.append(root.joinpath(*module.split(".")).with_suffix(".py"))
+    return sorted(found)
 
 
 @functools.cache

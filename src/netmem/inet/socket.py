@@ -125,7 +125,8 @@ class TcpSocket:
         v, c = self._tcp.v, self._c
         return v[c, T.STATE] in (T.CLOSED, T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT)
 
-    def _readable(self) -> bool:
+    def readable(self) -> bool:
+        """True when a receive call would not wait: data, end of stream, or an error."""
         return bool(self._tcp.v[self._c, T.RQ_BYTES]) or self.at_end()
 
     def _wait_readable(self, timeout: float | None) -> bool:
@@ -134,7 +135,7 @@ class TcpSocket:
         if not v[c, T.RQ_BYTES]:
             if not self.at_end():
                 self._stack.wait(
-                    self._readable, timeout if timeout is not None else self.timeout,
+                    self.readable, timeout if timeout is not None else self.timeout,
                     f"data from {self.peer[0]}:{self.peer[1]}",
                 )
             self._check_open()

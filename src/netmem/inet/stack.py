@@ -99,10 +99,11 @@ class Stack:
     def poll(self, now: int | None = None, budget: int = BUDGET) -> bool:
         """Receive, run timers, send. True when anything came in or was left over to do."""
         with self.lock:
-            now = self.clock.now() if now is None else now
-            self._last_poll = now
             tcp, dev = self.tcp, self.dev
             gv = tcp.gv
+            # A call may have stamped a later time than the caller took: time never goes back.
+            now = max(self.clock.now() if now is None else now, gv[T.G_NOW])
+            self._last_poll = now
             gv[T.G_NOW] = now
             if dev.queue_generation != self._generation:
                 self._queues_changed()

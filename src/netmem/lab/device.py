@@ -22,6 +22,7 @@ from netmem.netdev.ethtool import Ethtool
 
 ADDRESS, GATEWAY = "10.0.2.15", "10.0.2.2"
 NICS = ("softnic",)
+SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
 class Device:
@@ -105,7 +106,7 @@ def open_device(
     argv = python_argv(
         "netmem.lab.nic_main",
         *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", "16"),
-        *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(512 << 10)),
+        *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
     )
     bus = ProcessBus(argv, bounce=bounce)
     try:

@@ -17,7 +17,7 @@ from netmem.inet.tcp import tcb as T
 from netmem.lab.local import LocalHost
 
 ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-CHUNK = 256 << 10
+CHUNK = 2 << 20
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
 
@@ -107,7 +107,7 @@ class Gateway:
         self.epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, int]] = {}
         self._bridges: dict[int, _Bridge] = {}
-        self._buffer = bytearray(CHUNK)
+        self._buffer = bytearray(256 << 10)
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
         """Listen on ``address``:``port`` of this host (0: any free port) and return the port.

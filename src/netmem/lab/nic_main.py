@@ -43,11 +43,13 @@ class NicProcess:
 
     def work(self) -> bool:
         """One round of everything; True when anything moved."""
-        now = time.monotonic_ns()
         moved = self.gateway.pump()
-        moved |= self.host.bus.step(now)
-        moved |= self.nic.step(now)
-        moved |= self.host.step(now)
+        now = time.monotonic_ns()
+        host = self.host
+        moved |= host.bus.step(now)  # what was sent, onto the cable
+        moved |= self.nic.step(now)  # into the driver's buffers; its acknowledgements, onto the cable
+        moved |= host.bus.step(now)
+        moved |= host.stack.poll(now)
         return moved
 
     def run(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,6 +116,10 @@ class AreaProvider:
     def map(self, *, writable: bool = False) -> Bytes:
         """A mapping of the memory for the application, as uint8: its own, the driver has none."""
         return Region(self.fd, self.size, writable=writable).bytes
+
+    def cpu_access(self, *, write: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Brackets the application's own access to the memory; nothing to do for host memory."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Give the memory up; what is mapped or held stays valid until it is let go."""

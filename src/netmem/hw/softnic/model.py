@@ -36,6 +36,7 @@ class SoftNic:
         self.maps: Words = np.zeros((MAX_MAPS, 4), np.int64)
         self._regions: dict[int, Region] = {}
         self._generation = 0
+        self._generation_at = self._bar.address + 8 * r.R_GENERATION
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
         bar = self.bar
         bar[r.R_RX_QUEUES], bar[r.R_TX_QUEUES], bar[r.R_MAC] = rx_queues, tx_queues, mac
@@ -78,7 +79,7 @@ class SoftNic:
         self._set(regs + r.RXQ_STRIDE * queue + r.Q_STATE, state)
 
     def _set(self, at: int, value: int) -> None:
-        publish_word(self.bar.ctypes.data + 8 * at, value)
+        publish_word(self._bar.address + 8 * at, value)
 
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
@@ -116,7 +117,7 @@ class SoftNic:
     def step(self, now: int) -> bool:
         """Do what there is to do: configuration, frames in, frames out. True when anything was."""
         bar = self.bar
-        generation = read_word(bar.ctypes.data + 8 * r.R_GENERATION)
+        generation = read_word(self._generation_at)
         if generation != self._generation:
             self._generation = generation
             self._configure()

@@ -95,12 +95,15 @@ class DmabufProvider(AreaProvider):
         fd, self.exporter_used, self.fallback = export(size, exporter)
         super().__init__(fd, size, rx_page_size, net_iov=True, address=0)
 
-    @contextlib.contextmanager
-    def cpu_access(self, *, write: bool = False) -> Iterator[None]:
-        """Bracket the application's own access to the memory (DMA_BUF_IOCTL_SYNC).
+    def cpu_access(self, *, write: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Brackets the application's own access to the memory (DMA_BUF_IOCTL_SYNC).
 
         Syncing a DMA-buf for the CPU is its user's duty, not the page pool's (netmem.rst, rule 6).
         """
+        return self._bracket(write)
+
+    @contextlib.contextmanager
+    def _bracket(self, write: bool) -> Iterator[None]:
         flags = SYNC_READ | (SYNC_WRITE if write else 0)
         self._sync(flags)
         try:

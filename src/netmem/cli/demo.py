@@ -1,0 +1,135 @@
+"""`netmem demo`: the same file into each kind of memory, with one driver."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from netmem.base.errors import NetmemError
+from netmem.cli.options import SIZE
+from netmem.cli.receiver import Receiver, Setup, hashing_sink
+from netmem.drivers.softnic import driver as softnic
+from netmem.hw.process import python_argv
+from netmem.memory.providers.dmabuf import EXPORTERS, export
+
+LIMIT_S = 120.0
+
+
+def memory_types() -> list[tuple[str, str]]:
+    """Every (memory, exporter) that this machine offers."""
+    found = [("none", "auto"), ("pages", "auto")]
+    for exporter in EXPORTERS[1:]:
+        try:
+            fd, _, _ = export(64 << 20, exporter)
+        except OSError:
+            continue
+        os.close(fd)
+        found.append(("dmabuf", exporter))
+    return found
+
+
+def _write_file(path: Path, size: int) -> str:
+    """Write ``size`` random bytes, always the same; their SHA-256."""
+    rng, digest = np.random.default_rng(2026), hashlib.sha256()
+    with path.open("wb") as file:
+        for at in range(0, size, 1 << 24):
+            block = rng.bytes(min(1 << 24, size - at))
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+def run_one(memory: str, exporter: str, path: Path, size: int) -> dict[str, Any]:
+    """Receive the file once; the receiver's summary plus ``sha256``, ``outstanding`` and ``error``."""
+    receiver = Receiver(Setup(memory=memory, exporter=exporter), ("127.0.0.1", 0))
+    sender = None
+    digest = hashlib.sha256()
+    error = ""
+    try:
+        argv = python_argv("netmem.cli.sender", "127.0.0.1", str(receiver.port), str(path))
+        sender = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+        sink, digest = hashing_sink(receiver.provider)
+        connection = None
+        for _ in range(int(LIMIT_S * 2e6)):
+            if not receiver.wait(LIMIT_S):
+                error = f"nothing arrived for {LIMIT_S:g} s"
+                break
+            if connection is None:
+                connection = receiver.accept(1, sink)
+                continue
+            receiver.receive(connection)
+            if connection.done:
+                error = connection.error
+                break
+        summary = receiver.summary()
+    finally:
+        receiver.close()
+        if sender is not None:
+            try:
+                sender.wait(10)
+            except subprocess.TimeoutExpired:
+                sender.kill()
+                sender.wait()
+    summary.update(sha256=digest.hexdigest(), outstanding=receiver.outstanding, error=error)
+    if not error and summary["bytes"] != size:
+        summary["error"] = f"{summary['bytes']} of {size} bytes arrived"
+    return summary
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--size", type=SIZE, default="256M", show_default=True, help="Bytes of the file to send.")
+def command(size: int) -> None:
+    """Receive one file into each kind of memory that this machine has, and compare.
+
+    A separate process sends the file over an ordinary kernel TCP socket. The application works out
+    the SHA-256 through the memory's own file descriptor. Exit status 1 when anything does not match.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
+    for name, justify in (
+        ("memory", "left"), ("driver can read it", "left"), ("bytes", "right"), ("Gbit/s", "right"),
+        ("split hits", "right"), ("misses", "right"), ("netmems fast", "right"), ("slow", "right"),
+        ("recycled", "right"), ("outstanding", "right"), ("SHA-256", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="netmem-demo-") as folder:
+        path = Path(folder) / "file"
+        try:
+            wanted = _write_file(path, size)
+        except OSError as error:
+            raise NetmemError(error.errno or 5, f"cannot write {size} bytes to {folder}: {error.strerror}") from None
+        for memory, exporter in memory_types():
+            name = f"{memory} ({exporter})" if memory == "dmabuf" else memory
+            with console.status(f"receiving into {name}"):
+                s = run_one(memory, exporter, path, size)
+            right = s["sha256"] == wanted
+            if s["error"] or not right or s["outstanding"]:
+                why = s["error"] or ("wrong SHA-256" if not right else f"{s['outstanding']} netmems missing")
+                failures.append(f"{name}: {why}")
+            table.add_row(
+                name, "yes" if s["driver_can_read"] else "no", str(s["bytes"]), f"{s['goodput_gbit']:.2f}",
+                str(s["hds_hit"]), str(s["hds_miss"]), str(s["alloc_fast"]), str(s["alloc_slow"]),
+                str(s["recycled"]), str(s["outstanding"]),
+                f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
+            )
+    console.print(table)
+    source = inspect.getsource(softnic).encode()
+    console.print(
+        f"The driver source is the same in each row: {softnic.__name__}, "
+        f"SHA-256 {hashlib.sha256(source).hexdigest()[:12]}."
+    )
+    for failure in failures:
+        print(f"netmem: {failure}", file=sys.stderr)
+    sys.exit(1 if failures else 0)

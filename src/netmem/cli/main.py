@@ -1,0 +1,79 @@
+"""The `netmem` command: verbs, and what becomes of errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+VERBS = {
+    "demo": "Receive one file into each kind of memory that this machine has, and compare.",
+    "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
+    "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb's file only when it is called: `netmem --help` starts in a blink."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"netmem.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 something failed, 2 wrong usage. `netmem VERB --help` says more.",
+)
+@click.version_option(package_name="pynetmem", prog_name="netmem")
+def cli() -> None:
+    """Receive TCP straight into memory that the network driver cannot read.
+
+    A NIC splits headers from payload and writes the payload into the memory you choose: host pages,
+    a DMA-buf. Driver, page pool and TCP stack handle it by reference and never map it.
+    """
+
+
+def main() -> None:
+    """Entry point: one line for an error, no traceback for a user's mistake."""
+    try:
+        cli.main(prog_name="netmem", standalone_mode=False)
+    except click.exceptions.Abort:
+        print("netmem: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        print(f"netmem: {error.format_message()}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        print(f"netmem: {describe(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def describe(error: OSError) -> str:
+    """One line for an operating system's or our own error, with the file it is about."""
+    from netmem.base.errors import NetmemError
+
+    if isinstance(error, NetmemError):
+        return str(error)
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"
+
+
+if __name__ == "__main__":
+    main()

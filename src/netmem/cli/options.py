@@ -1,0 +1,92 @@
+"""Options that several verbs share, and the types of their values."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from netmem.base.errors import NetmemError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class Size(click.ParamType):
+    """Bytes: 4096, 64K, 64M, 2G (also KiB, MiB, GiB)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)([kKmMgG]?)(i?[bB])?", value)
+        if not match:
+            self.fail(f"{value!r} is not a size: say 4096, 64K, 64M or 2G", param, ctx)
+        return int(match[1]) * _UNITS[match[2].lower()]
+
+
+class Address(click.ParamType):
+    """HOST:PORT, or [IPv6]:PORT."""
+
+    name = "host:port"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT, such as 127.0.0.1:5001", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+SIZE, ADDRESS = Size(), Address()
+MEMORY = ("none", "pages", "dmabuf")
+
+
+def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--memory, --memory-size, --rx-page-size, --exporter."""
+    for option in (
+        click.option(
+            "--exporter",
+            type=click.Choice(["auto", "udmabuf", "system-heap", "memfd"]),
+            default="auto",
+            show_default=True,
+            help="Where dmabuf memory comes from; auto takes the first that works and says which.",
+        ),
+        click.option(
+            "--rx-page-size",
+            type=SIZE,
+            default="4K",
+            show_default=True,
+            help="Bytes of one netmem, a power of two from 4K to 2M.",
+        ),
+        click.option(
+            "--memory-size",
+            type=SIZE,
+            default="64M",
+            show_default=True,
+            help="Bytes of bound memory, a multiple of the rx page size.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Choice(MEMORY),
+            default="dmabuf",
+            show_default=True,
+            help="Memory for payload: none leaves the queues unbound, pages is readable by the "
+            "driver, dmabuf is known to it by file descriptor only.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def usage(error: NetmemError) -> Exception:
+    """A refusal that the user's arguments caused, as a usage error (exit status 2)."""
+    if error.errno in (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP):
+        return click.UsageError(str(error))
+    return error

@@ -1,0 +1,311 @@
+"""What recv, demo and bench have in common: a device with memory bound, and its connections."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from netmem.base.arena import Bytes, Region
+from netmem.base.errors import NetmemError
+from netmem.inet.socket import DevmemMessage, TcpListener, TcpSocket
+from netmem.lab.device import Device, open_device
+from netmem.memory.kernels import gather
+from netmem.memory.layout import A_TAG, P_PER
+from netmem.memory.netmem import netmem_address
+from netmem.memory.page_pool import PagePool
+from netmem.memory.provider import AreaProvider
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.memory.providers.pages import PagesProvider
+from netmem.netdev.driver import TcpDataSplit
+
+GUEST_PORT = 5001
+CHUNK = 1 << 20
+MAX_FRAGS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How to receive: the options of `netmem recv`."""
+
+    memory: str = "dmabuf"
+    memory_size: int = 64 << 20
+    rx_page_size: int = 4096
+    exporter: str = "auto"
+    tcp_data_split: bool = True
+    hds_thresh: int = 0
+    mtu: int = 1500
+    queues: int = 2
+
+
+@dataclass
+class Totals:
+    """What was received, over all connections."""
+
+    bytes: int = 0
+    linear: int = 0
+    frags: int = 0
+    connections: int = 0
+    failed: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From the first byte to the last."""
+        return max(self.ended - self.started, 1e-9) if self.started else 0.0
+
+
+class Sink:
+    """Where payload goes: nowhere (``write`` None), or through a mapping of the application's own."""
+
+    def __init__(self, provider: AreaProvider | None, write: Callable[[memoryview], Any] | None) -> None:
+        self._provider, self._write = provider, write
+        self._region: Region | None = None
+        self._staging: Bytes = np.empty(0, np.uint8)
+
+    def message(self, message: DevmemMessage) -> None:
+        """Take the payload of a message, in stream order."""
+        if self._write is None:
+            return
+        if message.linear:
+            self._write(memoryview(message.linear))
+        if not len(message.frags):
+            return
+        assert self._provider is not None
+        if self._region is None:
+            self._region = Region(self._provider.fd, self._provider.size, writable=False)
+        size = int(message.frags["frag_size"].sum())
+        if len(self._staging) < size:
+            self._staging = np.empty(size, np.uint8)
+        rows = message.frags.view(np.int64).reshape(-1, 3)
+        with self._provider.cpu_access():
+            gather(self._region.address, rows, len(rows), self._staging.ctypes.data)
+        self._write(memoryview(self._staging[:size]))
+
+    def bytes(self, data: memoryview) -> None:
+        """Take bytes that were copied out."""
+        if self._write is not None:
+            self._write(data)
+
+
+@dataclass
+class Connection:
+    """One connection being received."""
+
+    number: int
+    sock: TcpSocket
+    sink: Sink
+    close: Callable[[], None]
+    bytes: int = 0
+    error: str = ""
+    done: bool = False
+    buffer: bytearray = field(default_factory=bytearray)
+
+
+class Receiver:
+    """An open device with memory bound to its queues, all steered there, and a forwarded port."""
+
+    def __init__(self, setup: Setup, address: tuple[str, int], *, allow_remote: bool = False) -> None:
+        self.setup, self.totals = setup, Totals()
+        self.provider = self._make_memory()
+        self.device: Device | None = None
+        self.outstanding: int | None = None
+        try:
+            self.device = open_device(queues=setup.queues, mtu=setup.mtu)
+            self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
+            self._configure(self.device)
+            self.listener: TcpListener = self.device.listen(GUEST_PORT)
+            self.address = address[0]
+            self.port = self.device.forward(
+                address[0], address[1], GUEST_PORT, allow_remote=allow_remote
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.connections: list[Connection] = []
+
+    def _make_memory(self) -> AreaProvider | None:
+        s = self.setup
+        if s.memory == "none":
+            return None
+        if s.memory == "pages":
+            return PagesProvider(s.memory_size, rx_page_size=s.rx_page_size)
+        return DmabufProvider(s.memory_size, exporter=s.exporter, rx_page_size=s.rx_page_size)
+
+    def _configure(self, device: Device) -> None:
+        """Ring settings, binding, and steering of the port to the bound queues."""
+        split = TcpDataSplit.ENABLED if self.setup.tcp_data_split else TcpDataSplit.DISABLED
+        device.ethtool.set_ringparam(tcp_data_split=split, hds_thresh=self.setup.hds_thresh)
+        if self.provider is not None:
+            device.bind_rx(self.bound, self.provider)
+        if len(self.bound) == 1:
+            device.steer(GUEST_PORT, self.bound[0])
+        else:
+            device.ethtool.set_rxfh_indir(self.bound)
+
+    @property
+    def pools(self) -> list[PagePool]:
+        """Payload pools of the queues that receive."""
+        assert self.device is not None
+        queues = self.device.dev.rx_queues
+        return [pool for i in self.bound if (pool := queues[i].pool) is not None]
+
+    def driver_can_read(self) -> bool:
+        """netmem_address() of the payload: what the driver would see."""
+        return netmem_address(int(self.pools[0].area.a[A_TAG])) is not None
+
+    def level(self) -> float:
+        """Part of the payload memory that can still be received into, 0 to 1."""
+        assert self.device is not None
+        have = sum(self.device.dev.available(i) for i in self.bound)
+        total = {id(pool.area): pool.area.count * int(pool.p[P_PER]) for pool in self.pools}
+        return min(1.0, have / sum(total.values()))
+
+    def wait(self, timeout: float) -> bool:
+        """Until something can be accepted or received; False when ``timeout`` seconds passed."""
+        assert self.device is not None
+        try:
+            self.device.stack.wait(
+                lambda: bool(self.listener.pending()) or any(c.sock.readable() for c in self.connections),
+                timeout,
+                "traffic",
+            )
+        except TimeoutError:
+            return False
+        return True
+
+    def accept(self, number: int, sink: Sink, close: Callable[[], None] = lambda: None) -> Connection:
+        """Take the next connection; ``close`` is called when it ends."""
+        connection = Connection(number, self.listener.accept(timeout=0), sink, close)
+        self.connections.append(connection)
+        self.totals.connections += 1
+        return connection
+
+    def receive(self, connection: Connection) -> None:
+        """Take what one connection has; at its end, or on an error, close it."""
+        try:
+            size = self._receive(connection)
+        except OSError as error:
+            what = str(error) if isinstance(error, NetmemError) else f"{error.strerror or error}"
+            connection.error = f"{error.filename}: {what}" if error.filename else what
+            self.totals.failed += 1
+            self._finish(connection, abort=True)
+            return
+        now = time.monotonic()
+        if not size:
+            self._finish(connection)
+            return
+        totals = self.totals
+        totals.started = totals.started or now
+        totals.ended = now
+        totals.bytes += size
+        connection.bytes += size
+
+    def _receive(self, connection: Connection) -> int:
+        sock, sink = connection.sock, connection.sink
+        if self.provider is None:
+            if not connection.buffer:
+                connection.buffer = bytearray(CHUNK)
+            n = sock.recv_into(connection.buffer)
+            sink.bytes(memoryview(connection.buffer)[:n])
+            self.totals.linear += n
+            return n
+        message = sock.recvmsg_devmem(max_frags=MAX_FRAGS)
+        sink.message(message)
+        if len(message.frags):
+            sock.devmem_dontneed(message.frags["frag_token"])
+        self.totals.linear += len(message.linear)
+        self.totals.frags += len(message.frags)
+        return message.size
+
+    def _finish(self, connection: Connection, *, abort: bool = False) -> None:
+        connection.done = True
+        self.connections.remove(connection)
+        try:
+            connection.close()
+        except OSError as error:
+            connection.error = connection.error or f"{error.filename or ''}: {error.strerror}"
+            self.totals.failed += not abort
+        if abort:
+            connection.sock.abort()
+        else:
+            connection.sock.close()
+
+    def summary(self) -> dict[str, Any]:
+        """Everything worth reporting, for people and machines."""
+        assert self.device is not None
+        t, dev = self.totals, self.device.dev
+        queues = [dev.driver.get_queue_stats(i) for i in self.bound]
+        pools = [pool.get_stats() for pool in self.pools]
+        recycled = ("recycle_cached", "recycle_ring")
+        return {
+            "memory": self.setup.memory,
+            "exporter": getattr(self.provider, "exporter_used", None),
+            "fallback": getattr(self.provider, "fallback", "") or None,
+            "driver_can_read": self.driver_can_read(),
+            "connections": t.connections,
+            "failed": t.failed,
+            "bytes": t.bytes,
+            "linear_bytes": t.linear,
+            "frags": t.frags,
+            "seconds": round(t.seconds, 6),
+            "goodput_gbit": round(t.bytes * 8 / t.seconds / 1e9, 3) if t.seconds else 0.0,
+            "hds_hit": sum(q["hds_hit"] for q in queues),
+            "hds_miss": sum(q["hds_miss"] for q in queues),
+            "rx_no_desc": sum(q["rx_no_desc"] for q in queues),
+            "alloc_fast": sum(p["alloc_fast"] for p in pools),
+            "alloc_slow": sum(p["alloc_slow"] for p in pools),
+            "recycled": sum(p[name] for p in pools for name in recycled),
+            "tcp": {name: n for name, n in self.device.stack.tcp.counters().items() if n},
+        }
+
+    def close(self) -> None:
+        """Close everything; afterwards ``outstanding`` is what never came back (it must be 0)."""
+        if self.device is None:
+            if self.provider is not None:
+                self.provider.close()
+            return
+        for connection in list(getattr(self, "connections", [])):
+            self._finish(connection, abort=True)
+        pools = list(self.device.dev.pools.values())
+        self.device.close()
+        self.outstanding = sum(pool.inflight() for pool in pools)
+        self.device = None
+        if self.provider is not None:
+            self.outstanding += self.provider.area.count - self.provider.area.free
+            self.provider.close()
+
+
+class FileSink:
+    """Bytes to a file, by whole writes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def write(self, data: memoryview) -> None:
+        """Write all of ``data``; OSError names the file."""
+        try:
+            while len(data):
+                data = data[os.write(self.fd, data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from None
+
+    def close(self) -> None:
+        """Close the file; OSError names it."""
+        try:
+            os.close(self.fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from None
+
+
+def hashing_sink(provider: AreaProvider | None) -> tuple[Sink, Any]:
+    """A sink that works out the SHA-256 of what arrives."""
+    digest = hashlib.sha256()
+    return Sink(provider, digest.update), digest

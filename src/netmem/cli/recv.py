@@ -1,0 +1,200 @@
+"""`netmem recv`: receive TCP connections into a kind of memory, and write or count them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import click
+
+from netmem.base.errors import NetmemError
+from netmem.cli.options import ADDRESS, memory_options, usage
+from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
+
+PROGRESS_S = 0.5
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--listen", "address", type=ADDRESS, default="127.0.0.1:5001", show_default=True,
+              help="Where TCP clients of this host connect; port 0 takes a free one.")
+@click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
+@memory_options
+@click.option("-o", "--output", metavar="FILE",
+              help="Write what arrives; {n} stands for the connection's number. "
+              "Without it, payload is counted and given back unread.")
+@click.option("--count", type=click.IntRange(1), help="End after this many connections.")
+@click.option("--tcp-data-split", type=click.Choice(["on", "off"]), default="on", show_default=True,
+              help="Header split. Bound memory needs it on.")
+@click.option("--hds-thresh", type=click.IntRange(0), default=0, show_default=True,
+              help="Split only frames longer than this. Bound memory needs 0.")
+@click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
+@click.option("--queues", type=click.IntRange(1, 16), default=2, show_default=True,
+              help="Receive queues; memory is bound to all but queue 0 (to it, if it is the only one).")
+@click.option("--json", "as_json", is_flag=True, help="Events and summary as JSON lines on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def command(
+    address: tuple[str, int], allow_remote: bool, output: str | None, count: int | None,
+    as_json: bool, quiet: bool, tcp_data_split: str, **options: Any,
+) -> None:
+    """Receive TCP into memory that the driver never maps.
+
+    \b
+    netmem recv --memory dmabuf -o copy.bin --count 1
+    nc -N 127.0.0.1 5001 < file          # in another terminal: any TCP client will do
+
+    Ends after --count connections, or at Ctrl-C, with a summary. Exit status 1 when a connection
+    failed or netmem is missing at the end.
+    """
+    if output and "{n}" not in output and count is not None and count > 1:
+        raise click.UsageError(
+            f"-o {output}: {count} connections would overwrite each other; put {{n}} into the name"
+        )
+    setup = Setup(tcp_data_split=tcp_data_split == "on", **options)
+    _check_output(output)
+    try:
+        receiver = Receiver(setup, address, allow_remote=allow_remote)
+    except NetmemError as error:
+        raise usage(error) from None
+    session = _Session(receiver, output, count, as_json, quiet or as_json)
+    sys.exit(session.run())
+
+
+def _check_output(output: str | None) -> None:
+    """Refuse a file that cannot be written before anything is started."""
+    if not output:
+        return
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise click.UsageError(f"-o {output}: there is no folder {folder}")
+    if os.path.isdir(output):
+        raise click.UsageError(f"-o {output} is a folder")
+
+
+class _Session:
+    """One run of `netmem recv`."""
+
+    def __init__(
+        self, receiver: Receiver, output: str | None, count: int | None, as_json: bool, quiet: bool
+    ) -> None:
+        self.receiver, self.output, self.count = receiver, output, count
+        self.as_json, self.quiet = as_json, quiet
+        self.stopped = threading.Event()
+        self._shown = 0.0
+        self._shown_bytes = 0
+        self._live = sys.stderr.isatty()
+
+    def run(self) -> int:
+        """Until --count connections ended or a signal came; the exit status."""
+        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._announce()
+            status = self._loop()
+        finally:
+            summary = self.receiver.summary()
+            self.receiver.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        summary["outstanding"] = self.receiver.outstanding
+        summary["interrupted"] = self.stopped.is_set()
+        self._report(summary)
+        if summary["outstanding"]:
+            self._say(f"netmem: {summary['outstanding']} netmems never came back")
+            status = 1
+        return status
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped.set()
+
+    def _say(self, text: str) -> None:
+        if self._live and self._shown:
+            print("\r\033[K", end="", file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
+
+    def _announce(self) -> None:
+        r = self.receiver
+        kind = r.setup.memory
+        if kind == "dmabuf":
+            kind += f" ({getattr(r.provider, 'exporter_used', '')})"
+        reason = getattr(r.provider, "fallback", "")
+        if self.as_json:
+            event = {"event": "listening", "address": r.address, "port": r.port, "memory": kind}
+            print(json.dumps({**event, "fallback": reason or None}), flush=True)
+            return
+        if reason:
+            self._say(f"netmem: no better exporter: {reason}")
+        self._say(f"netmem: listening on {r.address}:{r.port}, memory {kind}; Ctrl-C ends")
+
+    def _loop(self) -> int:
+        r, failed, taken = self.receiver, 0, 0
+        while not self.stopped.is_set():
+            if self.count is not None and taken >= self.count and not r.connections:
+                break
+            r.wait(PROGRESS_S / 2)
+            while r.listener.pending() and (self.count is None or taken < self.count):
+                taken += 1
+                self._accept(taken)
+            for connection in list(r.connections):
+                if not connection.sock.readable():
+                    continue
+                r.receive(connection)
+                if connection.done:
+                    failed += bool(connection.error)
+                    self._ended(connection)
+            self._progress()
+            if r.device is not None and r.device.stack.gone is not None and not r.connections:
+                raise r.device.stack.gone
+        return 1 if failed else 0
+
+    def _accept(self, number: int) -> None:
+        r = self.receiver
+        if self.output is None:
+            r.accept(number, Sink(r.provider, None))
+            return
+        file = FileSink(self.output.replace("{n}", str(number)))
+        r.accept(number, Sink(r.provider, file.write), file.close)
+
+    def _ended(self, connection: Connection) -> None:
+        peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
+        if self.as_json:
+            event = {"event": "closed", "connection": connection.number, "bytes": connection.bytes}
+            print(json.dumps({**event, "error": connection.error or None}), flush=True)
+        if connection.error:
+            self._say(f"netmem: connection {connection.number} from {peer}: {connection.error}")
+        elif not self.as_json:
+            self._say(f"netmem: connection {connection.number} from {peer}: {connection.bytes} bytes")
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        if self.quiet or now - self._shown < PROGRESS_S or not self.receiver.connections:
+            return
+        total = self.receiver.totals.bytes
+        rate = (total - self._shown_bytes) / max(now - self._shown, 1e-9) if self._shown else 0.0
+        self._shown, self._shown_bytes = now, total
+        line = (
+            f"{total / 1e6:,.0f} MB  {rate * 8 / 1e9:.2f} Gbit/s  "
+            f"pool {self.receiver.level():.0%} free  {len(self.receiver.connections)} open"
+        )
+        if self._live:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _report(self, s: dict[str, Any]) -> None:
+        if self.as_json:
+            print(json.dumps({"event": "summary", **s}), flush=True)
+            return
+        memory = s["memory"] + (f" ({s['exporter']})" if s["exporter"] else "")
+        readable = "yes" if s["driver_can_read"] else "no"
+        self._say(
+            f"{s['bytes']} bytes in {s['seconds']:.3f} s, {s['goodput_gbit']} Gbit/s, "
+            f"{s['connections']} connection(s), {s['failed']} failed\n"
+            f"memory {memory}, driver can read it: {readable}; header split {s['hds_hit']} hits, "
+            f"{s['hds_miss']} misses; {s['linear_bytes']} linear bytes, {s['frags']} frags\n"
+            f"netmems: {s['alloc_fast']} fast and {s['alloc_slow']} slow allocations, "
+            f"{s['recycled']} recycled, {s['outstanding']} outstanding"
+        )
