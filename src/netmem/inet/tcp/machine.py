@@ -386,7 +386,7 @@ class Tcp:
     def output(self, c: int) -> None:
         """Send what there is for one connection; what does not fit goes with the next poll."""
         tx = self.dev.tx
-        if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows) < 0:
+        if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, False) < 0:
             self._timer(c, T.DELACK_AT, MS)
             self._set(c, T.CF_ACK_NOW)
 
@@ -614,7 +614,9 @@ class Tcp:
             gained = T.seq_diff(v[c, T.RCV_NXT], before)
             k.received(self.g, self.t, c, gained, taken)
             if v[c, T.OQ_BUFS] or queued or gained < length:
-                self._set(c, T.CF_ACK_NOW)  # RFC 5681, 4.2: a gap, or one being filled
+                # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
+                # that the peer sees as many duplicates as segments arrived behind the gap.
+                o.tcp_ack(self.g, self.t, c, self.dev.tx.meta, self.dev.tx.rows)
         if flags & FIN:
             v[c, T.FIN_SEQ] = (seq + length) & T.MASK32
             self._set(c, T.CF_FIN_SEEN)
@@ -824,8 +826,14 @@ class Tcp:
         self.output(c)
 
     def _persist(self, c: int) -> None:
-        """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, without end."""
+        """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, without end.
+
+        A window too small for a whole segment gets the part that fits (3.8.6.2.1, the override).
+        """
         v, tx = self.v, self.dev.tx
+        if v[c, T.SND_WND]:
+            o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, True)
+            return
         o.tcp_probe(self.g, self.t, c, tx.meta, tx.rows)
         v[c, T.BACKOFF] = min(v[c, T.BACKOFF] + 1, 10)
         self._timer(c, T.PERSIST_AT, min(v[c, T.RTO] << min(v[c, T.BACKOFF], 8), o.RTO_MAX))

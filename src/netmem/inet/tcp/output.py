@@ -320,10 +320,11 @@ def can_send(state):
 
 
 @kernel
-def tcp_output(g, t, c, txm, txr):
+def tcp_output(g, t, c, txm, txr, force):
     """Send what windows allow, the FIN behind the last byte, or an acknowledgement that is due.
 
-    Returns rows used, or -1 when rows ran out and it has to be called again.
+    ``force`` sends a part of a segment that silly window avoidance would hold back. Returns rows
+    used, or -1 when rows ran out and it has to be called again.
     """
     used = 0
     if can_send(t[c, STATE]):
@@ -354,7 +355,7 @@ def tcp_output(g, t, c, txm, txr):
             if fin == 0 and length < mss:
                 # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896).
                 all_of_it = length == unsent and (flight == 0 or t[c, FLAGS] & CF_NODELAY)
-                if not all_of_it and length < t[c, MAX_SND_WND] >> 1:
+                if not all_of_it and not force and length < t[c, MAX_SND_WND] >> 1:
                     break
             flags = ACK | fin | (PSH if length == unsent and length > 0 else 0)
             r = tcp_header(g, t, c, txm, txr, t[c, SND_NXT], flags, length)
@@ -431,7 +432,7 @@ def tcp_flush(g, t, txm, txr):
     left = 0
     for n in range(g[G_TOUCHED]):
         c = g[G_TOUCHED_AT + n]
-        if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, c, txm, txr) < 0:
+        if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, c, txm, txr, False) < 0:
             g[G_TOUCHED_AT + left] = c
             left += 1
     g[G_TOUCHED] = left

@@ -1,0 +1,128 @@
+"""Two hosts on a cable or a faulty link, with time that moves only when told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from netmem.base.clock import MS, ManualClock
+from netmem.hw.wire import Wire, cable
+from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.tcp.machine import TcpConfig
+from netmem.lab.local import LocalHost
+from netmem.memory.page_pool import PagePool
+from netmem.memory.provider import AreaProvider
+from netmem.netdev.binding import Binding
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.testing.frames import OURS, THEIRS
+from netmem.testing.wire import FaultyLink, PacketWire
+
+PORT = 5001
+
+
+class Network:
+    """``ours`` (10.0.2.15, two queues) and, unless ``alone``, ``theirs`` (10.0.2.2).
+
+    With ``alone`` the wire is a ``PacketWire`` that the test itself feeds and reads. ``close``
+    checks that every netmem came back (AssertionError).
+    """
+
+    def __init__(
+        self,
+        *,
+        alone: bool = False,
+        link: FaultyLink | None = None,
+        mtu: int = 1500,
+        rx_queues: int = 2,
+        bounce: bool = False,
+        config: TcpConfig | None = None,
+        peer_config: TcpConfig | None = None,
+    ) -> None:
+        self.clock = ManualClock()
+        self.link = link
+        self.wire = PacketWire()
+        first: Wire
+        second: Wire
+        if alone:
+            first = self.wire
+        elif link is not None:
+            first, second = link.ends
+        else:
+            first, second = cable()
+        common = {"mtu": mtu, "clock": self.clock}
+        self.ours = LocalHost(
+            first, OURS, rx_queues=rx_queues, bounce=bounce, config=config, **common  # type: ignore[arg-type]
+        )
+        self.theirs: LocalHost | None = None
+        if not alone:
+            self.theirs = LocalHost(second, THEIRS, config=peer_config, **common)  # type: ignore[arg-type]
+        self.provider: AreaProvider | None = None
+        self.binding: Binding | None = None
+        self._pools: set[PagePool] = set()
+
+    @property
+    def peer(self) -> LocalHost:
+        """The other host."""
+        assert self.theirs is not None
+        return self.theirs
+
+    def bind(self, provider: AreaProvider | None, queue: int = 1, port: int = PORT) -> None:
+        """Turn header split on, bind ``provider`` (if any) to ``queue`` and steer ``port`` there."""
+        dev = self.ours.dev
+        dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        if provider is not None:
+            self.provider, self.binding = provider, dev.bind_rx([queue], provider)
+        dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+
+    def run(self, rounds: int = 10, ns: int = MS // 10) -> None:
+        """Let everything work for ``rounds`` rounds of ``ns`` nanoseconds."""
+        for _ in range(rounds):
+            now = self.clock.advance(ns)
+            self.ours.step(now)
+            if self.theirs is not None:
+                self.theirs.step(now)
+            if self.link is not None:
+                self.link.move()
+            self._pools.update(self.ours.dev.pools.values())
+
+    def until(self, ready: Callable[[], object], rounds: int = 20_000, ns: int = MS // 10) -> None:
+        """Run until ``ready()``; AssertionError after ``rounds``."""
+        for _ in range(rounds):
+            if ready():
+                return
+            self.run(1, ns)
+        raise AssertionError(f"not ready after {rounds} rounds")
+
+    def connect(self, port: int = PORT) -> tuple[TcpSocket, TcpSocket, TcpListener]:
+        """A connection from the peer: (our socket, the peer's, our listener)."""
+        tcp = self.ours.stack.tcp
+        existing = port in tcp.listeners
+        listener = (
+            TcpListener(self.ours.stack, tcp.listeners[port]) if existing else self.ours.stack.listen(port)
+        )
+        theirs = self.peer.stack.connect_nowait(OURS, port)
+        self.until(listener.pending, 100_000)
+        ours = listener.accept(timeout=0)
+        self.until(lambda: theirs.state() == 4)
+        return ours, theirs, listener
+
+    def close(self) -> None:
+        """Close everything and check the accounts."""
+        self._pools.update(self.ours.dev.pools.values())
+        self.ours.close()
+        if self.theirs is not None:
+            self.theirs.close()
+        missing = {pool.id: pool.inflight() for pool in self._pools if pool.inflight()}
+        assert not missing, f"netmems that never came back, by pool: {missing}"
+        if self.provider is not None:
+            area = self.provider.area
+            assert area.free == area.count, f"{area.count - area.free} netmems of the provider are missing"
+            self.provider.close()
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        self.ours.bus.unplug()  # a failed test: let go without more checks

@@ -1,0 +1,117 @@
+"""Fixtures shared by all tests: kinds of memory, networks whose accounts are checked at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from netmem.base.jit import COMPILED
+from netmem.inet.socket import TcpSocket
+from netmem.memory.provider import AreaProvider
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.memory.providers.pages import PagesProvider
+from netmem.testing.net import Network
+
+settings.register_profile(
+    "netmem",
+    derandomize=True,
+    deadline=None,
+    max_examples=200 if COMPILED else 25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("netmem")
+
+MEMORY = ("none", "pages", "dmabuf")
+
+
+def scaled(size: int) -> int:
+    """A size for the compiled run, a fiftieth of it for the uncompiled one."""
+    return size if COMPILED else max(1, size // 50)
+
+
+def in_ci() -> bool:
+    """True where everything that the suite can use must be installed."""
+    return bool(os.environ.get("CI"))
+
+
+def need(found: object, what: str) -> None:
+    """Skip loudly when a part is missing; in CI that is a failure."""
+    if found:
+        return
+    if in_ci():
+        pytest.fail(f"{what} is missing, and CI installs it")
+    pytest.skip(f"{what} is not installed")
+
+
+def make_provider(memory: str, size: int = 8 << 20, rx_page_size: int = 4096) -> AreaProvider | None:
+    """A provider of one of MEMORY; None leaves the queue unbound."""
+    if memory == "none":
+        return None
+    if memory == "pages":
+        return PagesProvider(size, rx_page_size=rx_page_size)
+    return DmabufProvider(size, exporter="memfd", rx_page_size=rx_page_size)
+
+
+@pytest.fixture(params=MEMORY)
+def memory(request: pytest.FixtureRequest) -> str:
+    """Each kind of memory in turn."""
+    return request.param
+
+
+@pytest.fixture
+def network() -> Iterator[Callable[..., Network]]:
+    """Makes networks; each is closed, and its accounts checked, when the test passed."""
+    made: list[Network] = []
+
+    def make(**options: object) -> Network:
+        made.append(Network(**options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def payload(size: int, seed: int = 1) -> bytes:
+    """Reproducible bytes."""
+    return np.random.default_rng(seed).bytes(size)
+
+
+def take(sock: TcpSocket, provider: AreaProvider | None, **options: int) -> bytes:
+    """What a socket has now, read as an application would; tokens are given back."""
+    if not sock.readable():
+        return b""
+    if provider is None:
+        return sock.recv(1 << 20)
+    message = sock.recvmsg_devmem(**options)
+    view = provider.map()
+    parts = [message.linear]
+    for frag in message.frags:
+        start = int(frag["frag_offset"])
+        parts.append(view[start : start + int(frag["frag_size"])].tobytes())
+    if len(message.frags):
+        assert sock.devmem_dontneed(message.frags["frag_token"]) == len(message.frags)
+    return b"".join(parts)
+
+
+def transfer(
+    net: Network, sender: TcpSocket, receiver: TcpSocket, data: bytes, provider: AreaProvider | None
+) -> bytes:
+    """Send ``data``, close the sender's direction, and return what the receiver got."""
+    left, got = memoryview(data), bytearray()
+    shut = False
+    for _ in range(200_000):
+        if len(left) and (sender.room() or not sender.statistics()["bytes_out"]):
+            left = left[sender.send(left) :]
+        if not len(left) and not shut:
+            sender.shutdown()
+            shut = True
+        net.run(1)
+        got += take(receiver, provider)
+        if shut and receiver.at_end() and not receiver.queued():
+            return bytes(got)
+    raise AssertionError(f"{len(got)} of {len(data)} bytes after 200,000 rounds")
