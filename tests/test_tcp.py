@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 
 import pytest
-from conftest import make_provider, payload, scaled, take, transfer
 
+from conftest import make_provider, payload, scaled, take, transfer
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp.machine import TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.testing import frames
 from netmem.testing.net import PORT
 from netmem.testing.wire import FaultyLink

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from netmem.base.errors import DeviceGoneError, NetmemError
     from netmem.inet.socket import FRAG, DevmemMessage, TcpListener, TcpSocket
     from netmem.inet.stack import Stack
-    from netmem.inet.tcp.machine import TcpConfig
+    from netmem.inet.tcp.connections import TcpConfig
     from netmem.lab.device import Device, open_device
     from netmem.memory.page_pool import PagePool, PagePoolParams
     from netmem.memory.providers.dmabuf import DmabufProvider
@@ -30,7 +30,7 @@ _WHERE = {
     "TcpListener": "inet.socket",
     "TcpSocket": "inet.socket",
     "Stack": "inet.stack",
-    "TcpConfig": "inet.tcp.machine",
+    "TcpConfig": "inet.tcp.connections",
     "Device": "lab.device",
     "open_device": "lab.device",
     "PagePool": "memory.page_pool",

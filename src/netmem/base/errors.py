@@ -15,7 +15,8 @@ class NetmemError(OSError):
         super().__init__(errno, message)
 
     def __str__(self) -> str:
-        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        code = self.errno or 0
+        name = "ETOOSMALL" if code == ETOOSMALL else _errno.errorcode.get(code, str(code))
         return f"{self.strerror} [{name}]"
 
 
@@ -28,4 +29,3 @@ class DeviceGoneError(NetmemError):
 
 ETOOSMALL = 525
 """Kernel-internal number that recvmsg returns when no control message fits (net/core/scm.c)."""
-_errno.errorcode.setdefault(ETOOSMALL, "ETOOSMALL")

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config as _numba_config
+from numba.core import config as _config
+
+_numba_config: Any = _config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +79,7 @@ def kernel(func: F) -> F:
         compiled = numba.njit(func, cache=folder is not None, error_model="numpy")
     finally:
         _numba_config.CACHE_DIR = before
-    return compiled  # type: ignore[no-any-return]
+    return compiled
 
 
 def mark_warm() -> None:

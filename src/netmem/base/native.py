@@ -72,10 +72,8 @@ else:
             def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
                 addr = _to_i64(context, builder, sig.args[0], args[0])
                 ptr = _ptr(builder, addr, kind)
-                if ordering:
-                    value = builder.load_atomic(ptr, ordering, 8)
-                else:
-                    value = builder.load(ptr, align=1)
+                atomic = ordering != ""
+                value = builder.load_atomic(ptr, ordering, 8) if atomic else builder.load(ptr, align=1)
                 if swap:
                     value = builder.bswap(value)
                 return value if kind is _I64 else builder.zext(value, _I64)
@@ -117,7 +115,7 @@ else:
     store64 = intrinsic(_storer(_I64, False))
     store_release = intrinsic(_storer(_I64, False, "release"))
 
-    @intrinsic  # type: ignore[no-redef]
+    @intrinsic
     def fence(typingctx):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             builder.fence("seq_cst")
@@ -125,7 +123,7 @@ else:
 
         return types.void(), codegen
 
-    @intrinsic  # type: ignore[no-redef]
+    @intrinsic
     def memcpy(typingctx, dst, src, n):
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             to, frm, size = (

@@ -109,7 +109,8 @@ def command(size: int) -> None:
         try:
             wanted = _write_file(path, size)
         except OSError as error:
-            raise NetmemError(error.errno or 5, f"cannot write {size} bytes to {folder}: {error.strerror}") from None
+            text = f"cannot write {size} bytes to {folder}: {error.strerror}"
+            raise NetmemError(error.errno or 5, text) from None
         for memory, exporter in memory_types():
             name = f"{memory} ({exporter})" if memory == "dmabuf" else memory
             with console.status(f"receiving into {name}"):

@@ -14,7 +14,7 @@ from netmem.base.errors import NetmemError
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Bytes: 4096, 64K, 64M, 2G (also KiB, MiB, GiB)."""
 
     name = "size"
@@ -28,7 +28,7 @@ class Size(click.ParamType):
         return int(match[1]) * _UNITS[match[2].lower()]
 
 
-class Address(click.ParamType):
+class Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """HOST:PORT, or [IPv6]:PORT."""
 
     name = "host:port"

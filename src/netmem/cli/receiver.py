@@ -86,7 +86,7 @@ class Sink:
         rows = message.frags.view(np.int64).reshape(-1, 3)
         with self._provider.cpu_access():
             gather(self._region.address, rows, len(rows), self._staging.ctypes.data)
-        self._write(memoryview(self._staging[:size]))
+        self._write(self._staging[:size].data)
 
     def bytes(self, data: memoryview) -> None:
         """Take bytes that were copied out."""

@@ -19,7 +19,7 @@ from netmem.memory.page_pool import PagePool
 
 if TYPE_CHECKING:
     from netmem.inet.stack import Stack
-    from netmem.inet.tcp.machine import Listener
+    from netmem.inet.tcp.connections import Listener
 
 FRAG = np.dtype(
     [
@@ -31,7 +31,9 @@ FRAG = np.dtype(
     ]
 )
 """struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
-assert FRAG.itemsize == 24 and FRAG.fields is not None and FRAG.fields["dmabuf_id"][1] == 16
+assert FRAG.itemsize == 24
+assert FRAG.fields is not None
+assert FRAG.fields["dmabuf_id"][1] == 16
 
 Frags = npt.NDArray[np.void]
 MAX_DONTNEED_TOKENS = 1024
@@ -374,7 +376,7 @@ class TcpSocket:
             at = v[c, T.SB_TAIL] % v[c, T.SB_SIZE]
             start = v[c, T.SB_HOST] - tx.region.address + at
             size = min(self.room(), v[c, T.SB_SIZE] - at)
-            return memoryview(tx.region.bytes[start : start + size])
+            return tx.region.bytes[start : start + size].data
 
     def commit(self, n: int) -> None:
         """``n`` bytes of ``send_window`` were filled: send them."""

@@ -20,7 +20,8 @@ from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp.machine import Tcp, TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.machine import Tcp
 from netmem.memory import layout as ly
 from netmem.netdev.batch import (
     B_HDR,
@@ -313,7 +314,7 @@ class Stack:
         tcp = self.tcp
         for c in range(tcp.gv[T.G_ROWS]):
             if tcp.v[c, T.STATE]:
-                tcp._closed(c, errno.ENODEV)
+                tcp.closed(c, errno.ENODEV)
         self._changed.notify_all()
 
     @property

@@ -11,7 +11,7 @@ from netmem.hw.process import python_argv
 from netmem.hw.softnic.bus import ProcessBus
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
-from netmem.inet.tcp.machine import TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.local import MAC_BASE
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import MemoryProvider

@@ -6,6 +6,7 @@ the kernel socket straight into the send buffer of our TCP.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -92,10 +93,8 @@ class _Bridge:
     def reset(self) -> None:
         """One side failed: reset both."""
         self.ours.abort()
-        try:
+        with contextlib.suppress(OSError):  # it may be gone already
             self.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        except OSError:
-            pass  # it is gone already
         self.kernel.close()
 
 

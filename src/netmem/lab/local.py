@@ -8,7 +8,7 @@ from netmem.hw.softnic.bus import LocalBus
 from netmem.hw.softnic.model import SoftNic
 from netmem.hw.wire import Wire, cable
 from netmem.inet.stack import Stack
-from netmem.inet.tcp.machine import TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.netdev.device import NetDevice
 
 MAC_BASE = 0x026E6D000000  # locally administered

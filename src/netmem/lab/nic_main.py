@@ -15,7 +15,7 @@ from netmem.hw.process import Control, close_all
 from netmem.hw.softnic.model import SoftNic
 from netmem.hw.wire import cable
 from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp.machine import TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.gateway import Gateway
 from netmem.lab.local import LocalHost
 from netmem.lab.selftest import selftest

@@ -8,12 +8,12 @@ from __future__ import annotations
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy
 from netmem.memory.layout import (
-    P_AREA,
     A_COUNT,
     A_FREE,
     A_NID,
     A_NOW,
     A_REC,
+    P_AREA,
     P_BOUNCE,
     P_CACHE,
     P_CACHE_N,
@@ -53,8 +53,8 @@ from netmem.memory.layout import (
     PX_SYNC_CPU,
     PX_SYNC_CPU_NOOP,
     PX_SYNC_DEV,
-    REC_SHIFT,
     REC_REF,
+    REC_SHIFT,
     REC_STATE,
     REC_TIME,
     ST_CACHE,

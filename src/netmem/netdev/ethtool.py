@@ -101,7 +101,9 @@ class Ethtool:
             if not 1 <= rx <= dev.driver.max_rx_queues:
                 raise NetmemError(errno.EINVAL, f"rx channels {rx}: 1 to {dev.driver.max_rx_queues}")
             if self.indirection is not None and rx <= max(self.indirection):
-                raise NetmemError(errno.EINVAL, "requested channel counts are too low for the indirection table")
+                raise NetmemError(
+                    errno.EINVAL, "requested channel counts are too low for the indirection table"
+                )
             if any(rule.queue >= rx for rule in self.rules.values()):
                 raise NetmemError(errno.EINVAL, "requested channel counts are too low for an ntuple filter")
             bound = [queue.index + 1 for queue in dev.rx_queues if queue.mp_params]
@@ -121,7 +123,7 @@ class Ethtool:
             if queues is not None and (
                 not queues or any(not 0 <= q < len(dev.rx_queues) for q in queues)
             ):
-                raise NetmemError(errno.EINVAL, f"indirection table names queues that are not there: {queues}")
+                raise NetmemError(errno.EINVAL, f"the table names queues that are not there: {queues}")
             self.indirection = queues
             self._apply_rxfh()
 

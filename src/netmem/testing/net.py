@@ -7,7 +7,7 @@ from collections.abc import Callable
 from netmem.base.clock import MS, ManualClock
 from netmem.hw.wire import Wire, cable
 from netmem.inet.socket import TcpListener, TcpSocket
-from netmem.inet.tcp.machine import TcpConfig
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.local import LocalHost
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider

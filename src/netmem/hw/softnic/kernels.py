@@ -107,7 +107,6 @@ from netmem.hw.softnic.regs import (
     RXS_L4_OK,
     RXS_SPH,
     STATE_FAULT,
-    STATE_RUNNING,
     TX_MAX_DESC,
     TXC_CSUM,
     TXC_EOP,

@@ -8,29 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
-import os
-import struct
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from netmem.base.arena import Arena, Words
-from netmem.base.clock import MS, SEC
+from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
 from netmem.base.formats import (
     ACK,
-    ETHERTYPE_IPV4,
     FIN,
-    IP_DF,
-    IP_HLEN,
     OPT_END,
     OPT_MSS,
     OPT_NOP,
     OPT_WSCALE,
-    PROTO_TCP,
     RST,
     SYN,
     TCP_HLEN,
@@ -38,6 +25,7 @@ from netmem.base.formats import (
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.connections import MSS_DEFAULT, Connections, Listener
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
@@ -55,227 +43,16 @@ from netmem.netdev.batch import (
     B_WND,
     RxBatch,
 )
-from netmem.netdev.device import NetDevice
 from netmem.netdev.tx import T_IO
 
-INITIAL_RTO = 1 * SEC
 SYN_RETRIES, DATA_RETRIES = 5, 12
 INITIAL_WINDOW = 10  # segments (RFC 6928)
-MSS_DEFAULT = 536
 
 
-@dataclass
-class Listener:
-    """A port that accepts: connections half open, and those ready to be accepted."""
-
-    id: int
-    port: int
-    backlog: int
-    half_open: list[int] = field(default_factory=list)
-    ready: deque[int] = field(default_factory=deque)
-    closed: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class TcpConfig:
-    """Sizes and times of a TCP. ``rcvbuf``, ``sndbuf``: most bytes held for a connection."""
-
-    connections: int = 1024
-    entries: int = 1 << 17
-    rcvbuf: int = 4 << 20
-    sndbuf: int = 256 << 10
-    delack_ns: int = 40 * MS
-    time_wait_ns: int = 60 * SEC
-    fin_wait_ns: int = 60 * SEC
-    mss: int | None = None
-
-
-class Tcp:
-    """The connections of one stack. ``resolve(ip)`` gives a neighbour's MAC, or None for now."""
-
-    def __init__(
-        self, dev: NetDevice, address: int, resolve: Callable[[int], int | None], config: TcpConfig
-    ) -> None:
-        self.dev, self.address, self.config = dev, address, config
-        self._resolve = resolve
-        self.mac = dev.driver.mac_address()
-        buckets = 1 << (2 * config.connections - 1).bit_length()
-        self.arena = Arena("tcp:globals", T.G_HASH_AT + buckets)
-        self.table = Arena("tcp:connections", config.connections * T.TCB_WORDS)
-        self.entry_arena = Arena("tcp:entries", (config.entries + 1) * T.ENTRY_WORDS)
-        self.g: Words = self.arena.a
-        size = config.connections * T.TCB_WORDS
-        self.t: Words = self.table.a[:size].reshape(-1, T.TCB_WORDS)
-        self.e: Words = self.entry_arena.a[: (config.entries + 1) * T.ENTRY_WORDS].reshape(
-            -1, T.ENTRY_WORDS
-        )
-        self.v = memoryview(self.t)  # plain ints, for the state machine
-        self.gv = memoryview(self.g)
-        g = self.g
-        g[T.G_BUCKETS], g[T.G_ADDR], g[T.G_DELACK] = buckets, address, config.delack_ns
-        g[T.G_TIMER] = o.FAR
-        self.e[1:-1, T.E_NEXT] = np.arange(2, config.entries + 1)
-        g[T.G_EFREE], g[T.G_ECOUNT] = 1, config.entries
-        self._free = list(range(config.connections - 1, -1, -1))
-        self._due: Words = np.zeros(256, np.int64)
-        self.listeners: dict[int, Listener] = {}
-        self._secret = os.urandom(16)
-        g[T.G_TS_BASE] = int.from_bytes(self._secret[:4], "big")
-        self._ports = 32768 + int.from_bytes(self._secret[4:6], "big") % 16384
-        self._next_listener = 1
-
-    # -- small things -------------------------------------------------------------------------
-
-    @property
-    def now(self) -> int:
-        """The time of the poll at hand, ns."""
-        return self.gv[T.G_NOW]
-
-    def count(self, counter: int, n: int = 1) -> None:
-        """Bump a counter of ``tcb``."""
-        self.gv[T.G_COUNTERS + counter] += n
-
-    def counters(self) -> dict[str, int]:
-        """All counters by name."""
-        return {name: self.gv[T.G_COUNTERS + at] for name, at in T.TCP_COUNTERS.items()}
-
-    def state(self, c: int) -> int:
-        """State of a connection."""
-        return self.v[c, T.STATE]
-
-    def _flag(self, c: int, flag: int) -> bool:
-        return bool(self.v[c, T.FLAGS] & flag)
-
-    def _set(self, c: int, flag: int) -> None:
-        self.v[c, T.FLAGS] |= flag
-
-    def _clear(self, c: int, flag: int) -> None:
-        self.v[c, T.FLAGS] &= ~flag
-
-    def _timer(self, c: int, word: int, delay: int) -> None:
-        at = self.now + delay
-        self.v[c, word] = at
-        if at < self.gv[T.G_TIMER]:
-            self.gv[T.G_TIMER] = at
-
-    def _touch(self, c: int) -> None:
-        k.touch(self.g, self.t, c)
-
-    def initial_sequence(self, raddr: int, ports: int) -> int:
-        """RFC 6528: a keyed hash of the four-tuple plus a clock of 4 us."""
-        tuple_ = struct.pack("!III", self.address, raddr, ports)
-        digest = hashlib.blake2b(tuple_, key=self._secret, digest_size=4).digest()
-        return (int.from_bytes(digest, "big") + self.now // 4000) & T.MASK32
-
-    def _mss_option(self) -> int:
-        return min(self.config.mss or self.dev.mtu - IP_HLEN - TCP_HLEN, self.dev.mtu - 40)
-
-    # -- rows ---------------------------------------------------------------------------------
-
-    def _new_row(self, raddr: int, ports: int, queue: int) -> int:
-        """A fresh row in the hash table. ENOBUFS when the table is full of live connections."""
-        if not self._free and not self._evict_time_wait():
-            self.count(T.S_TABLE_FULL)
-            raise NetmemError(errno.ENOBUFS, f"all {self.config.connections} connections are in use")
-        c = self._free.pop()
-        row = self.t[c]
-        row[:] = 0
-        mss = self._mss_option()
-        row[T.LADDR], row[T.RADDR], row[T.PORTS] = self.address, raddr, ports
-        row[T.QUEUE], row[T.RTO], row[T.ADV_MSS] = queue, INITIAL_RTO, mss
-        row[T.RCV_MSS], row[T.MSS] = mss - 12, MSS_DEFAULT
-        row[T.FLAGS] = T.CF_TS | T.CF_WSCALE
-        row[T.RCV_BUF] = self.config.rcvbuf
-        scale = max(0, (self.config.rcvbuf >> 16).bit_length())
-        row[T.RCV_SCALE] = min(scale, 14)
-        row[T.SSTHRESH] = 1 << 30
-        buflen = max(1, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_BUFLEN])
-        row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
-        row[T.ISS] = self.initial_sequence(raddr, ports)
-        row[T.SND_UNA] = row[T.SND_NXT] = row[T.SND_MAX] = row[T.RECOVER] = row[T.ISS]
-        row[T.NEXT_HOP] = raddr
-        self._template(c)
-        k.hash_insert(self.g, self.t, c)
-        self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
-        return c
-
-    def _template(self, c: int) -> None:
-        """Write a connection's header template; notes whether the next hop's MAC is known."""
-        v = self.v
-        mac = self._resolve(v[c, T.NEXT_HOP])
-        ports = v[c, T.PORTS]
-        frame = (mac or 0).to_bytes(6, "big") + self.mac.to_bytes(6, "big")
-        frame += ETHERTYPE_IPV4.to_bytes(2, "big")
-        frame += struct.pack(
-            "!BBHHHBBHII", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0, v[c, T.LADDR], v[c, T.RADDR]
-        )
-        frame += struct.pack("!HHIIBBHHH", ports & 0xFFFF, ports >> 16, 0, 0, 0, 0, 0, 0, 0)
-        ctypes.memmove(self.t[c, T.TPL :].ctypes.data, frame, len(frame))
-        if mac is not None:
-            self._set(c, T.CF_MAC)
-
-    def neighbour_up(self, ip: int) -> None:
-        """A neighbour's MAC became known or changed: update templates, send what waited for it."""
-        for c in range(self.gv[T.G_ROWS]):
-            if self.v[c, T.STATE] and self.v[c, T.NEXT_HOP] == ip:
-                waited = not self._flag(c, T.CF_MAC)
-                self._template(c)
-                if waited and self.v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
-                    self._send_syn(c)
-
-    def _evict_time_wait(self) -> bool:
-        waiting = [
-            c for c in range(self.gv[T.G_ROWS])
-            if self.v[c, T.STATE] == T.TIME_WAIT and self._flag(c, T.CF_ORPHAN)
-        ]
-        if waiting:
-            self.free_row(min(waiting, key=lambda c: self.v[c, T.WAIT_AT]))
-        return bool(waiting)
-
-    def free_row(self, c: int) -> None:
-        """Give a row and all that it holds back."""
-        v = self.v
-        self.release_queues(c)
-        self._release_send_buffer(c)
-        self.gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] -= v[c, T.OUT]
-        if self._flag(c, T.CF_STARVED):
-            self.gv[T.G_STARVED] -= 1
-        k.hash_remove(self.g, self.t, c)
-        self.t[c] = 0
-        self._free.append(c)
-
-    def _release_send_buffer(self, c: int) -> None:
-        v = self.v
-        if v[c, T.SB_SIZE]:
-            self.dev.tx.free_buffer(v[c, T.SB_IO] - int(self.dev.tx.meta[T_IO]), v[c, T.SB_SIZE])
-            v[c, T.SB_SIZE] = 0
-
-    def release_queues(self, c: int) -> None:
-        """Put what a connection has queued back to its pools."""
-        v, e = self.v, self.e
-        refs: dict[int, list[int]] = {}
-        for head in (T.RQ_HEAD, T.OQ_HEAD):
-            i = v[c, head]
-            while i:
-                following = int(e[i, T.E_NEXT])
-                refs.setdefault(int(e[i, T.E_POOL]), []).append(int(e[i, T.E_NETMEM]))
-                k.entry_free(self.g, e, i)
-                i = following
-        for word in (T.RQ_HEAD, T.RQ_TAIL, T.RQ_BYTES, T.RQ_BUFS):
-            v[c, word] = 0
-        for word in (T.OQ_HEAD, T.OQ_TAIL, T.OQ_BYTES, T.OQ_BUFS):
-            v[c, word] = 0
-        for pool, held in refs.items():
-            self.dev.pools[pool].put_full_netmem(np.array(held, np.int64))
-
-    def put_released(self) -> None:
-        """Put back what kernels noted for release."""
-        n = self.gv[T.G_RELEASE]
-        if n:
-            pairs = self.g[T.G_RELEASE_AT : T.G_RELEASE_AT + 2 * n].reshape(-1, 2).copy()
-            self.gv[T.G_RELEASE] = 0
-            for pool in np.unique(pairs[:, 1]):
-                self.dev.pools[int(pool)].put_full_netmem(pairs[pairs[:, 1] == pool, 0].copy())
+class Tcp(Connections):
+    """RFC 9293 over the table: calls, arriving segments, timers."""
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -305,7 +82,7 @@ class Tcp:
                 break
         else:
             raise NetmemError(errno.EADDRNOTAVAIL, "no local port is left")
-        c = self._new_row(raddr, ports, queue)
+        c = self.new_row(raddr, ports, queue)
         self.v[c, T.STATE] = T.SYN_SENT
         self.count(T.S_ACTIVE)
         self._first_window(c)
@@ -333,16 +110,16 @@ class Tcp:
         }
         if state in moves:
             v[c, T.STATE] = moves[state]
-            self._set(c, T.CF_FIN_QUEUED)
+            self.set_flag(c, T.CF_FIN_QUEUED)
             self.output(c)
         elif state == T.SYN_SENT:
-            self._closed(c, 0)
+            self.closed(c, 0)
 
     def close(self, c: int) -> None:
         """The application is done: what it did not read is given back, and answered by RST."""
         v = self.v
         unread = v[c, T.RQ_BYTES] > 0
-        self._set(c, T.CF_ORPHAN)
+        self.set_flag(c, T.CF_ORPHAN)
         if self.state(c) == T.CLOSED:
             self.free_row(c)
             return
@@ -352,15 +129,15 @@ class Tcp:
         self.release_queues(c)
         self.shutdown(c)
         if v[c, T.STATE] == T.FIN_WAIT_2:
-            self._timer(c, T.WAIT_AT, self.config.fin_wait_ns)
+            self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
 
     def abort(self, c: int) -> None:
         """ABORT: RST to the peer, everything given back."""
-        if self.state(c) not in (T.CLOSED, T.SYN_SENT, T.TIME_WAIT) and self._flag(c, T.CF_MAC):
+        if self.state(c) not in (T.CLOSED, T.SYN_SENT, T.TIME_WAIT) and self.flag(c, T.CF_MAC):
             self._segment(c, self.v[c, T.SND_NXT], RST | ACK)
             self.count(T.S_OUT_RST)
-        self._set(c, T.CF_ORPHAN)
-        self._closed(c, errno.ECONNABORTED)
+        self.set_flag(c, T.CF_ORPHAN)
+        self.closed(c, errno.ECONNABORTED)
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -373,10 +150,10 @@ class Tcp:
         v = self.v
         flags = SYN if v[c, T.STATE] == T.SYN_SENT else SYN | ACK
         if v[c, T.RTO_AT] == 0:
-            self._timer(c, T.RTO_AT, v[c, T.RTO] << min(v[c, T.BACKOFF], 6))
-        if not self._flag(c, T.CF_MAC):
-            self._template(c)
-            if not self._flag(c, T.CF_MAC):
+            self.timer(c, T.RTO_AT, v[c, T.RTO] << min(v[c, T.BACKOFF], 6))
+        if not self.flag(c, T.CF_MAC):
+            self.template(c)
+            if not self.flag(c, T.CF_MAC):
                 return  # ARP is on its way; the answer sends it
         self._segment(c, v[c, T.ISS], flags)
         v[c, T.SND_NXT] = v[c, T.SND_MAX] = (v[c, T.ISS] + 1) & T.MASK32
@@ -387,14 +164,14 @@ class Tcp:
         """Send what there is for one connection; what does not fit goes with the next poll."""
         tx = self.dev.tx
         if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, False) < 0:
-            self._timer(c, T.DELACK_AT, MS)
-            self._set(c, T.CF_ACK_NOW)
+            self.timer(c, T.DELACK_AT, MS)
+            self.set_flag(c, T.CF_ACK_NOW)
 
     # -- a segment arrives --------------------------------------------------------------------
 
     def segment(self, batch: RxBatch, i: int) -> None:
         """RFC 9293, 3.10.7, for packet ``i`` of a batch."""
-        b = memoryview(batch.rows)
+        b = batch.rows.data
         if b[i, B_DST] != self.address:
             self.count(T.S_NOT_OURS)
             return
@@ -412,7 +189,7 @@ class Tcp:
         else:
             self._in_other(c, batch, b, i)
         if self.v[c, T.STATE] >= T.ESTABLISHED:
-            self._touch(c)
+            self.touch(c)
 
     def _move_queue(self, c: int) -> None:
         """The flow arrives on another queue now: its share of the pool moves with it."""
@@ -423,10 +200,10 @@ class Tcp:
 
     def _reuse(self, c: int, b: memoryview, i: int) -> bool:
         """RFC 6191: a new SYN beyond the old connection's numbers ends TIME-WAIT."""
-        if b[i, B_TFLAGS] & (SYN | ACK | RST) != SYN or not self._flag(c, T.CF_ORPHAN):
+        if b[i, B_TFLAGS] & (SYN | ACK | RST) != SYN or not self.flag(c, T.CF_ORPHAN):
             return False
         newer = T.seq_lt(self.v[c, T.RCV_NXT], b[i, B_SEQ])
-        if self._flag(c, T.CF_TS) and b[i, B_TS]:
+        if self.flag(c, T.CF_TS) and b[i, B_TS]:
             newer = newer or T.seq_lt(self.v[c, T.TS_RECENT], b[i, B_TSVAL])
         if newer:
             self.free_row(c)
@@ -448,15 +225,15 @@ class Tcp:
 
     def _reset_for(self, b: memoryview, i: int) -> None:
         """RST for a segment that belongs to nobody (RFC 9293, 3.10.7.1), from a row made for it."""
-        mac = self._resolve(b[i, B_SRC])
-        if mac is None or not self._free:
+        mac = self.resolve(b[i, B_SRC])
+        if mac is None or not self.free:
             return
-        c = self._free[-1]
+        c = self.free[-1]
         row = self.t[c]
         row[:] = 0
         row[T.LADDR], row[T.RADDR], row[T.PORTS] = self.address, b[i, B_SRC], b[i, B_PORTS]
         row[T.NEXT_HOP], row[T.PPN], row[T.MSS] = b[i, B_SRC], 1 << 20, MSS_DEFAULT
-        self._template(c)
+        self.template(c)
         length = b[i, B_LEN] + bool(b[i, B_TFLAGS] & SYN) + bool(b[i, B_TFLAGS] & FIN)
         if b[i, B_TFLAGS] & ACK:
             self._segment(c, b[i, B_ACK], RST)
@@ -474,10 +251,10 @@ class Tcp:
         if len(listener.half_open) >= listener.backlog:
             self.count(T.S_SYN_DROPPED)
             victim = listener.half_open.pop(0)
-            self._set(victim, T.CF_ORPHAN)
-            self._closed(victim, 0)
+            self.set_flag(victim, T.CF_ORPHAN)
+            self.closed(victim, 0)
         try:
-            c = self._new_row(b[i, B_SRC], b[i, B_PORTS], self.gv[T.G_QUEUE])
+            c = self.new_row(b[i, B_SRC], b[i, B_PORTS], self.gv[T.G_QUEUE])
         except NetmemError:
             return
         v = self.v
@@ -513,14 +290,14 @@ class Tcp:
                 scale = min(options[at + 2], 14)
             at += size
         if scale < 0:
-            self._clear(c, T.CF_WSCALE)
+            self.clear_flag(c, T.CF_WSCALE)
             v[c, T.RCV_SCALE] = 0
             v[c, T.RCV_BUF] = min(v[c, T.RCV_BUF], 0xFFFF)
         v[c, T.SND_SCALE] = max(scale, 0)
         if b[i, B_TS]:
             v[c, T.TS_RECENT] = b[i, B_TSVAL]
         else:
-            self._clear(c, T.CF_TS)
+            self.clear_flag(c, T.CF_TS)
             v[c, T.RCV_MSS] = v[c, T.ADV_MSS]
         v[c, T.MSS] = min(mss, self.dev.mtu - 40) - (12 if b[i, B_TS] else 0)
         v[c, T.CWND] = INITIAL_WINDOW * v[c, T.MSS]
@@ -547,19 +324,19 @@ class Tcp:
         if flags & RST:
             if flags & ACK:
                 self.count(T.S_RESETS_IN)
-                self._closed(c, errno.ECONNREFUSED)
+                self.closed(c, errno.ECONNREFUSED)
             return
         if not flags & SYN:
             return
         self._read_syn(c, b, i)
         if flags & ACK:
             v[c, T.RTO_AT] = v[c, T.BACKOFF] = 0
-            if self._flag(c, T.CF_TS) and b[i, B_TSECR]:
+            if self.flag(c, T.CF_TS) and b[i, B_TSECR]:
                 o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
             v[c, T.SND_UNA] = b[i, B_ACK]
             v[c, T.RTT_AT] = 0
             v[c, T.STATE] = T.ESTABLISHED
-            self._set(c, T.CF_ACK_NOW)
+            self.set_flag(c, T.CF_ACK_NOW)
         else:  # simultaneous open
             v[c, T.STATE] = T.SYN_RECEIVED
             v[c, T.RTO_AT] = 0
@@ -569,28 +346,28 @@ class Tcp:
         """3.10.7.4: sequence number, RST, SYN, ACK, data, FIN, in that order."""
         v, flags, seq, length = self.v, b[i, B_TFLAGS], b[i, B_SEQ], b[i, B_LEN]
         if (
-            self._flag(c, T.CF_TS) and b[i, B_TS] and not flags & RST
+            self.flag(c, T.CF_TS) and b[i, B_TS] and not flags & RST
             and T.seq_lt(b[i, B_TSVAL], v[c, T.TS_RECENT])
         ):
             self.count(T.S_PAWS)
-            self._set(c, T.CF_ACK_NOW)
+            self.set_flag(c, T.CF_ACK_NOW)
             return
         if not self._acceptable(c, seq, length + bool(flags & SYN) + bool(flags & FIN)):
             if flags & SYN and v[c, T.STATE] == T.SYN_RECEIVED and seq == v[c, T.IRS]:
                 self._send_syn(c)  # our SYN-ACK was lost
             elif not flags & RST:
                 self.count(T.S_DUP_DROPPED if T.seq_lt(seq, v[c, T.RCV_NXT]) else T.S_BEYOND_WINDOW)
-                self._set(c, T.CF_ACK_NOW)
+                self.set_flag(c, T.CF_ACK_NOW)
                 if seq == v[c, T.RCV_NXT] and flags & ACK and not flags & SYN:
                     self._acknowledgement(c, b, i)  # window closed: its ACK still counts
                 elif v[c, T.STATE] == T.TIME_WAIT:
-                    self._timer(c, T.WAIT_AT, self.config.time_wait_ns)
+                    self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
             return
         if flags & RST:
             if seq == v[c, T.RCV_NXT]:
                 self.count(T.S_RESETS_IN)
                 refused = v[c, T.STATE] == T.SYN_RECEIVED
-                self._closed(c, errno.ECONNREFUSED if refused else errno.ECONNRESET)
+                self.closed(c, errno.ECONNREFUSED if refused else errno.ECONNRESET)
             else:
                 self._challenge(c)
             return
@@ -599,15 +376,15 @@ class Tcp:
             return
         if not flags & ACK:
             return
-        if self._flag(c, T.CF_TS) and b[i, B_TS] and T.seq_le(seq, v[c, T.LAST_ACK_SENT]):
+        if self.flag(c, T.CF_TS) and b[i, B_TS] and T.seq_le(seq, v[c, T.LAST_ACK_SENT]):
             v[c, T.TS_RECENT] = b[i, B_TSVAL]
         if not self._acknowledgement(c, b, i):
             return
         if length and v[c, T.STATE] in (T.ESTABLISHED, T.FIN_WAIT_1, T.FIN_WAIT_2):
-            if self._flag(c, T.CF_ORPHAN):
+            if self.flag(c, T.CF_ORPHAN):
                 self._segment(c, v[c, T.SND_NXT], RST | ACK)
                 self.count(T.S_OUT_RST)
-                self._closed(c, errno.ECONNRESET)
+                self.closed(c, errno.ECONNRESET)
                 return
             before, queued = v[c, T.RCV_NXT], v[c, T.OQ_BUFS]
             taken = int(k.tcp_data(self.g, self.t, self.e, batch.rows, i, c))
@@ -619,8 +396,8 @@ class Tcp:
                 o.tcp_ack(self.g, self.t, c, self.dev.tx.meta, self.dev.tx.rows)
         if flags & FIN:
             v[c, T.FIN_SEQ] = (seq + length) & T.MASK32
-            self._set(c, T.CF_FIN_SEEN)
-        if self._flag(c, T.CF_FIN_SEEN) and v[c, T.RCV_NXT] == v[c, T.FIN_SEQ]:
+            self.set_flag(c, T.CF_FIN_SEEN)
+        if self.flag(c, T.CF_FIN_SEEN) and v[c, T.RCV_NXT] == v[c, T.FIN_SEQ]:
             self._fin(c)
 
     def _acceptable(self, c: int, seq: int, length: int) -> bool:
@@ -637,7 +414,7 @@ class Tcp:
     def _challenge(self, c: int) -> None:
         """RFC 5961: answer a RST or SYN that might be forged with an ACK."""
         self.count(T.S_CHALLENGE_ACK)
-        self._set(c, T.CF_ACK_NOW)
+        self.set_flag(c, T.CF_ACK_NOW)
 
     def _acknowledgement(self, c: int, b: memoryview, i: int) -> bool:
         """The ACK field. False: nothing further of this segment counts."""
@@ -649,7 +426,7 @@ class Tcp:
                 return False
             self._established(c, b, i)
         if T.seq_lt(v[c, T.SND_MAX], ack):
-            self._set(c, T.CF_ACK_NOW)
+            self.set_flag(c, T.CF_ACK_NOW)
             return False
         una = v[c, T.SND_UNA]
         wnd = b[i, B_WND] << v[c, T.SND_SCALE]
@@ -673,16 +450,16 @@ class Tcp:
     def _fin_acked(self, c: int) -> bool:
         """State changes when our FIN is acknowledged."""
         v = self.v
-        if self._flag(c, T.CF_FIN_SENT) and v[c, T.SND_UNA] == v[c, T.SND_MAX]:
+        if self.flag(c, T.CF_FIN_SENT) and v[c, T.SND_UNA] == v[c, T.SND_MAX]:
             state = v[c, T.STATE]
             if state == T.FIN_WAIT_1:
                 v[c, T.STATE] = T.FIN_WAIT_2
-                if self._flag(c, T.CF_ORPHAN):
-                    self._timer(c, T.WAIT_AT, self.config.fin_wait_ns)
+                if self.flag(c, T.CF_ORPHAN):
+                    self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
             elif state == T.CLOSING:
                 self._time_wait(c)
             elif state == T.LAST_ACK:
-                self._closed(c, 0)
+                self.closed(c, 0)
                 return False
         return True
 
@@ -694,7 +471,7 @@ class Tcp:
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
         v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
         v[c, T.RTT_AT] = 0
-        if self._flag(c, T.CF_TS) and b[i, B_TSECR]:
+        if self.flag(c, T.CF_TS) and b[i, B_TSECR]:
             o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
         for listener in self.listeners.values():
             if listener.id == v[c, T.LISTENER]:
@@ -705,14 +482,14 @@ class Tcp:
         """RFC 6582: the third starts recovery, each further one lets a segment out."""
         v = self.v
         v[c, T.DUPACKS] += 1
-        if self._flag(c, T.CF_RECOVERY):
+        if self.flag(c, T.CF_RECOVERY):
             v[c, T.CWND] += v[c, T.MSS]
         elif v[c, T.DUPACKS] == 3 and T.seq_lt(v[c, T.RECOVER], v[c, T.SND_UNA] + 1):
             flight = T.seq_diff(v[c, T.SND_MAX], v[c, T.SND_UNA])
             v[c, T.SSTHRESH] = max(flight // 2, 2 * v[c, T.MSS])
             v[c, T.RECOVER] = v[c, T.SND_MAX]
             v[c, T.CWND] = v[c, T.SSTHRESH] + 3 * v[c, T.MSS]
-            self._set(c, T.CF_RECOVERY)
+            self.set_flag(c, T.CF_RECOVERY)
             self.count(T.S_FAST_RETRANS)
             self._retransmit(c)
 
@@ -723,11 +500,11 @@ class Tcp:
     def _new_ack(self, c: int, b: memoryview, i: int, ack: int) -> None:
         v = self.v
         acked = T.seq_diff(ack, v[c, T.SND_UNA])
-        if self._flag(c, T.CF_TS) and b[i, B_TS] and b[i, B_TSECR]:
+        if self.flag(c, T.CF_TS) and b[i, B_TS] and b[i, B_TSECR]:
             o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
         o.advance_una(self.g, self.t, c, ack)
         v[c, T.USER_RETRIES] = 0
-        if not self._flag(c, T.CF_RECOVERY):
+        if not self.flag(c, T.CF_RECOVERY):
             return
         if T.seq_lt(ack, v[c, T.RECOVER]):  # partial: the next hole
             v[c, T.CWND] = max(v[c, T.CWND] - acked + v[c, T.MSS], v[c, T.MSS])
@@ -735,7 +512,7 @@ class Tcp:
         else:
             flight = T.seq_diff(v[c, T.SND_MAX], ack)
             v[c, T.CWND] = min(v[c, T.SSTHRESH], max(flight, v[c, T.MSS]) + v[c, T.MSS])
-            self._clear(c, T.CF_RECOVERY)
+            self.clear_flag(c, T.CF_RECOVERY)
 
     def _fin(self, c: int) -> None:
         """The peer's FIN is next in sequence."""
@@ -746,7 +523,7 @@ class Tcp:
         v[c, T.RCV_NXT] = (v[c, T.RCV_NXT] + 1) & T.MASK32
         if T.seq_lt(v[c, T.RCV_ADV], v[c, T.RCV_NXT]):
             v[c, T.RCV_ADV] = v[c, T.RCV_NXT]
-        self._set(c, T.CF_ACK_NOW)
+        self.set_flag(c, T.CF_ACK_NOW)
         if state == T.ESTABLISHED:
             v[c, T.STATE] = T.CLOSE_WAIT
         elif state == T.FIN_WAIT_1:
@@ -758,9 +535,9 @@ class Tcp:
         v = self.v
         v[c, T.STATE] = T.TIME_WAIT
         v[c, T.RTO_AT] = v[c, T.PERSIST_AT] = 0
-        self._timer(c, T.WAIT_AT, self.config.time_wait_ns)
+        self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
 
-    def _closed(self, c: int, error: int) -> None:
+    def closed(self, c: int, error: int) -> None:
         """The connection is over. The row stays while a socket or listener refers to it."""
         v = self.v
         listener = next((s for s in self.listeners.values() if s.id == v[c, T.LISTENER]), None)
@@ -769,12 +546,12 @@ class Tcp:
                 listener.half_open.remove(c)
             else:
                 listener.ready.remove(c)
-            self._set(c, T.CF_ORPHAN)
+            self.set_flag(c, T.CF_ORPHAN)
         v[c, T.STATE] = T.CLOSED
         v[c, T.ERROR] = error
         for word in (T.RTO_AT, T.DELACK_AT, T.PERSIST_AT, T.WAIT_AT):
             v[c, word] = 0
-        if self._flag(c, T.CF_ORPHAN):
+        if self.flag(c, T.CF_ORPHAN):
             self.free_row(c)
 
     # -- timers -------------------------------------------------------------------------------
@@ -803,7 +580,7 @@ class Tcp:
         v[c, T.USER_RETRIES] += 1
         if v[c, T.USER_RETRIES] > (SYN_RETRIES if handshake else DATA_RETRIES):
             self.count(T.S_TIMEOUTS)
-            self._closed(c, errno.ETIMEDOUT)
+            self.closed(c, errno.ETIMEDOUT)
             return
         self.count(T.S_RTO)
         v[c, T.BACKOFF] += 1
@@ -816,13 +593,13 @@ class Tcp:
         v[c, T.CWND] = v[c, T.MSS]
         v[c, T.RECOVER] = v[c, T.SND_MAX]
         v[c, T.DUPACKS] = 0
-        self._clear(c, T.CF_RECOVERY | T.CF_FIN_SENT)
+        self.clear_flag(c, T.CF_RECOVERY | T.CF_FIN_SENT)
         v[c, T.SND_NXT] = v[c, T.SND_UNA]
         self.output(c)
 
     def _delayed_ack(self, c: int) -> None:
         self.count(T.S_DELAYED_ACKS)
-        self._set(c, T.CF_ACK_NOW)
+        self.set_flag(c, T.CF_ACK_NOW)
         self.output(c)
 
     def _persist(self, c: int) -> None:
@@ -836,21 +613,22 @@ class Tcp:
             return
         o.tcp_probe(self.g, self.t, c, tx.meta, tx.rows)
         v[c, T.BACKOFF] = min(v[c, T.BACKOFF] + 1, 10)
-        self._timer(c, T.PERSIST_AT, min(v[c, T.RTO] << min(v[c, T.BACKOFF], 8), o.RTO_MAX))
+        self.timer(c, T.PERSIST_AT, min(v[c, T.RTO] << min(v[c, T.BACKOFF], 8), o.RTO_MAX))
 
     def _wait_over(self, c: int) -> None:
         """2 MSL passed, or the peer of an orphan never closed."""
-        if self._flag(c, T.CF_ORPHAN):
+        if self.flag(c, T.CF_ORPHAN):
             self.free_row(c)
         else:
-            self._closed(c, 0)
+            self.closed(c, 0)
 
-    def close_all(self) -> None:
-        """Forget everything: the stack goes away."""
+    # -- neighbours ---------------------------------------------------------------------------
+
+    def neighbour_up(self, ip: int) -> None:
+        """A neighbour's MAC became known or changed: update templates, send what waited for it."""
         for c in range(self.gv[T.G_ROWS]):
-            if self.v[c, T.LADDR]:
-                self.free_row(c)
-        for arena in (self.arena, self.table, self.entry_arena):
-            arena.close()
-
-
+            if self.v[c, T.STATE] and self.v[c, T.NEXT_HOP] == ip:
+                waited = not self.flag(c, T.CF_MAC)
+                self.template(c)
+                if waited and self.v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
+                    self._send_syn(c)

@@ -338,9 +338,8 @@ def tcp_output(g, t, c, txm, txr, force):
             window = min(t[c, SND_WND], t[c, CWND]) - flight
             length = min(min(unsent, window), big)
             if unsent > 0:
-                if t[c, CWND] <= flight + mss and t[c, CWND] < t[c, SND_WND]:
-                    t[c, FLAGS] |= CF_LIMITED
-                elif length < unsent and t[c, CWND] - flight < unsent:
+                room = t[c, CWND] - flight
+                if (room <= mss and t[c, CWND] < t[c, SND_WND]) or (length < unsent and room < unsent):
                     t[c, FLAGS] |= CF_LIMITED
                 else:
                     t[c, FLAGS] &= ~CF_LIMITED

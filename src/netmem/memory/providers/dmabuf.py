@@ -62,7 +62,7 @@ def export(size: int, exporter: str = "auto") -> tuple[int, str, str]:
     if exporter not in EXPORTERS:
         raise NetmemError(errno.EINVAL, f"unknown exporter {exporter!r}; one of {', '.join(EXPORTERS)}")
     makers = {"udmabuf": (_from_udmabuf, UDMABUF), "system-heap": (_from_system_heap, SYSTEM_HEAP)}
-    why = []
+    why: list[str] = []
     for name, (make, path) in makers.items():
         if exporter not in ("auto", name):
             continue

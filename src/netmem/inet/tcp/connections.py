@@ -1,0 +1,256 @@
+"""The connections of a TCP: table, hash, receive entries, header templates, and their accounts.
+
+What the state machine (``machine``) works on; kernels share all of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from netmem.base.arena import Arena, Words
+from netmem.base.clock import MS, SEC
+from netmem.base.errors import NetmemError
+from netmem.base.formats import (
+    ETHERTYPE_IPV4,
+    IP_DF,
+    IP_HLEN,
+    PROTO_TCP,
+    TCP_HLEN,
+)
+from netmem.inet.tcp import kernels as k
+from netmem.inet.tcp import output as o
+from netmem.inet.tcp import tcb as T
+from netmem.netdev.device import NetDevice
+from netmem.netdev.tx import T_IO
+
+INITIAL_RTO = 1 * SEC
+MSS_DEFAULT = 536
+
+
+@dataclass
+class Listener:
+    """A port that accepts: connections half open, and those ready to be accepted."""
+
+    id: int
+    port: int
+    backlog: int
+    half_open: list[int] = field(default_factory=list)
+    ready: deque[int] = field(default_factory=deque)
+    closed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TcpConfig:
+    """Sizes and times of a TCP. ``rcvbuf``, ``sndbuf``: most bytes held for a connection."""
+
+    connections: int = 1024
+    entries: int = 1 << 17
+    rcvbuf: int = 4 << 20
+    sndbuf: int = 256 << 10
+    delack_ns: int = 40 * MS
+    time_wait_ns: int = 60 * SEC
+    fin_wait_ns: int = 60 * SEC
+    mss: int | None = None
+
+
+class Connections:
+    """The connections of one stack. ``resolve(ip)`` gives a neighbour's MAC, or None for now."""
+
+    def __init__(
+        self, dev: NetDevice, address: int, resolve: Callable[[int], int | None], config: TcpConfig
+    ) -> None:
+        self.dev, self.address, self.config = dev, address, config
+        self.resolve = resolve
+        self.mac = dev.driver.mac_address()
+        buckets = 1 << (2 * config.connections - 1).bit_length()
+        self.arena = Arena("tcp:globals", T.G_HASH_AT + buckets)
+        self.table = Arena("tcp:connections", config.connections * T.TCB_WORDS)
+        self.entry_arena = Arena("tcp:entries", (config.entries + 1) * T.ENTRY_WORDS)
+        self.g: Words = self.arena.a
+        size = config.connections * T.TCB_WORDS
+        self.t: Words = self.table.a[:size].reshape(-1, T.TCB_WORDS)
+        self.e: Words = self.entry_arena.a[: (config.entries + 1) * T.ENTRY_WORDS].reshape(
+            -1, T.ENTRY_WORDS
+        )
+        self.v = self.t.data  # plain ints, for the state machine
+        self.gv = self.g.data
+        g = self.g
+        g[T.G_BUCKETS], g[T.G_ADDR], g[T.G_DELACK] = buckets, address, config.delack_ns
+        g[T.G_TIMER] = o.FAR
+        self.e[1:-1, T.E_NEXT] = np.arange(2, config.entries + 1)
+        g[T.G_EFREE], g[T.G_ECOUNT] = 1, config.entries
+        self.free = list(range(config.connections - 1, -1, -1))
+        self._due: Words = np.zeros(256, np.int64)
+        self.listeners: dict[int, Listener] = {}
+        self._secret = os.urandom(16)
+        g[T.G_TS_BASE] = int.from_bytes(self._secret[:4], "big")
+        self._ports = 32768 + int.from_bytes(self._secret[4:6], "big") % 16384
+        self._next_listener = 1
+
+    # -- small things -------------------------------------------------------------------------
+
+    @property
+    def now(self) -> int:
+        """The time of the poll at hand, ns."""
+        return self.gv[T.G_NOW]
+
+    def count(self, counter: int, n: int = 1) -> None:
+        """Bump a counter of ``tcb``."""
+        self.gv[T.G_COUNTERS + counter] += n
+
+    def counters(self) -> dict[str, int]:
+        """All counters by name."""
+        return {name: self.gv[T.G_COUNTERS + at] for name, at in T.TCP_COUNTERS.items()}
+
+    def state(self, c: int) -> int:
+        """State of a connection."""
+        return self.v[c, T.STATE]
+
+    def flag(self, c: int, flag: int) -> bool:
+        """True when a connection has a CF_* flag."""
+        return bool(self.v[c, T.FLAGS] & flag)
+
+    def set_flag(self, c: int, flag: int) -> None:
+        """Set a CF_* flag."""
+        self.v[c, T.FLAGS] |= flag
+
+    def clear_flag(self, c: int, flag: int) -> None:
+        """Clear CF_* flags."""
+        self.v[c, T.FLAGS] &= ~flag
+
+    def timer(self, c: int, word: int, delay: int) -> None:
+        """Start a timer (a word of the row) to run out in ``delay`` ns."""
+        at = self.now + delay
+        self.v[c, word] = at
+        if at < self.gv[T.G_TIMER]:
+            self.gv[T.G_TIMER] = at
+
+    def touch(self, c: int) -> None:
+        """Have output called for a connection at the end of the batch."""
+        k.touch(self.g, self.t, c)
+
+    def initial_sequence(self, raddr: int, ports: int) -> int:
+        """RFC 6528: a keyed hash of the four-tuple plus a clock of 4 us."""
+        tuple_ = struct.pack("!III", self.address, raddr, ports)
+        digest = hashlib.blake2b(tuple_, key=self._secret, digest_size=4).digest()
+        return (int.from_bytes(digest, "big") + self.now // 4000) & T.MASK32
+
+    def _mss_option(self) -> int:
+        return min(self.config.mss or self.dev.mtu - IP_HLEN - TCP_HLEN, self.dev.mtu - 40)
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def new_row(self, raddr: int, ports: int, queue: int) -> int:
+        """A fresh row in the hash table. ENOBUFS when the table is full of live connections."""
+        if not self.free and not self._evict_time_wait():
+            self.count(T.S_TABLE_FULL)
+            raise NetmemError(errno.ENOBUFS, f"all {self.config.connections} connections are in use")
+        c = self.free.pop()
+        row = self.t[c]
+        row[:] = 0
+        mss = self._mss_option()
+        row[T.LADDR], row[T.RADDR], row[T.PORTS] = self.address, raddr, ports
+        row[T.QUEUE], row[T.RTO], row[T.ADV_MSS] = queue, INITIAL_RTO, mss
+        row[T.RCV_MSS], row[T.MSS] = mss - 12, MSS_DEFAULT
+        row[T.FLAGS] = T.CF_TS | T.CF_WSCALE
+        row[T.RCV_BUF] = self.config.rcvbuf
+        scale = max(0, (self.config.rcvbuf >> 16).bit_length())
+        row[T.RCV_SCALE] = min(scale, 14)
+        row[T.SSTHRESH] = 1 << 30
+        buflen = max(1, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_BUFLEN])
+        row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
+        row[T.ISS] = self.initial_sequence(raddr, ports)
+        row[T.SND_UNA] = row[T.SND_NXT] = row[T.SND_MAX] = row[T.RECOVER] = row[T.ISS]
+        row[T.NEXT_HOP] = raddr
+        self.template(c)
+        k.hash_insert(self.g, self.t, c)
+        self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
+        return c
+
+    def template(self, c: int) -> None:
+        """Write a connection's header template; notes whether the next hop's MAC is known."""
+        v = self.v
+        mac = self.resolve(v[c, T.NEXT_HOP])
+        ports = v[c, T.PORTS]
+        frame = (mac or 0).to_bytes(6, "big") + self.mac.to_bytes(6, "big")
+        frame += ETHERTYPE_IPV4.to_bytes(2, "big")
+        frame += struct.pack(
+            "!BBHHHBBHII", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0, v[c, T.LADDR], v[c, T.RADDR]
+        )
+        frame += struct.pack("!HHIIBBHHH", ports & 0xFFFF, ports >> 16, 0, 0, 0, 0, 0, 0, 0)
+        ctypes.memmove(self.t[c, T.TPL :].ctypes.data, frame, len(frame))
+        if mac is not None:
+            self.set_flag(c, T.CF_MAC)
+
+    def _evict_time_wait(self) -> bool:
+        waiting = [
+            c for c in range(self.gv[T.G_ROWS])
+            if self.v[c, T.STATE] == T.TIME_WAIT and self.flag(c, T.CF_ORPHAN)
+        ]
+        if waiting:
+            self.free_row(min(waiting, key=lambda c: self.v[c, T.WAIT_AT]))
+        return bool(waiting)
+
+    def free_row(self, c: int) -> None:
+        """Give a row and all that it holds back."""
+        v = self.v
+        self.release_queues(c)
+        self._release_send_buffer(c)
+        self.gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] -= v[c, T.OUT]
+        if self.flag(c, T.CF_STARVED):
+            self.gv[T.G_STARVED] -= 1
+        k.hash_remove(self.g, self.t, c)
+        self.t[c] = 0
+        self.free.append(c)
+
+    def _release_send_buffer(self, c: int) -> None:
+        v = self.v
+        if v[c, T.SB_SIZE]:
+            self.dev.tx.free_buffer(v[c, T.SB_IO] - int(self.dev.tx.meta[T_IO]), v[c, T.SB_SIZE])
+            v[c, T.SB_SIZE] = 0
+
+    def release_queues(self, c: int) -> None:
+        """Put what a connection has queued back to its pools."""
+        v, e = self.v, self.e
+        refs: dict[int, list[int]] = {}
+        for head in (T.RQ_HEAD, T.OQ_HEAD):
+            i = v[c, head]
+            while i:
+                following = int(e[i, T.E_NEXT])
+                refs.setdefault(int(e[i, T.E_POOL]), []).append(int(e[i, T.E_NETMEM]))
+                k.entry_free(self.g, e, i)
+                i = following
+        for word in (T.RQ_HEAD, T.RQ_TAIL, T.RQ_BYTES, T.RQ_BUFS):
+            v[c, word] = 0
+        for word in (T.OQ_HEAD, T.OQ_TAIL, T.OQ_BYTES, T.OQ_BUFS):
+            v[c, word] = 0
+        for pool, held in refs.items():
+            self.dev.pools[pool].put_full_netmem(np.array(held, np.int64))
+
+    def put_released(self) -> None:
+        """Put back what kernels noted for release."""
+        n = self.gv[T.G_RELEASE]
+        if n:
+            pairs = self.g[T.G_RELEASE_AT : T.G_RELEASE_AT + 2 * n].reshape(-1, 2).copy()
+            self.gv[T.G_RELEASE] = 0
+            for pool in np.unique(pairs[:, 1]):
+                self.dev.pools[int(pool)].put_full_netmem(pairs[pairs[:, 1] == pool, 0].copy())
+
+    def close_all(self) -> None:
+        """Forget everything: the stack goes away."""
+        for c in range(self.gv[T.G_ROWS]):
+            if self.v[c, T.LADDR]:
+                self.free_row(c)
+        for arena in (self.arena, self.table, self.entry_arena):
+            arena.close()
+
+

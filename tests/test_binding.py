@@ -1,0 +1,227 @@
+"""Binding and ethtool settings: what is refused, in which order, with which errno; rollback."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from conftest import make_provider, payload, take, transfer
+from netmem.base.errors import NetmemError
+from netmem.drivers.softnic import SoftnicDriver
+from netmem.memory.page_pool import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PagePool
+from netmem.netdev.binding import open_rxq
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.testing import frames
+from netmem.testing.net import PORT
+
+SPLIT = {"tcp_data_split": TcpDataSplit.ENABLED}
+
+
+def refused(code, call, *args, text="", **options):
+    """Assert that a call is refused with an errno, and return the message."""
+    with pytest.raises(NetmemError) as error:
+        call(*args, **options)
+    assert error.value.errno == code, str(error.value)
+    assert text in str(error.value)
+
+
+@pytest.fixture
+def dev(network):
+    """A device with four queues, header split not configured."""
+    return network(alone=True, rx_queues=4).ours.dev
+
+
+def test_bind_refusals_come_in_the_kernels_order(dev, monkeypatch):
+    provider = make_provider("dmabuf")
+    refused(errno.EINVAL, dev.bind_rx, [], provider, text="queues")
+    refused(errno.EINVAL, dev.bind_rx, [4], provider, text="no receive queue 4")
+    refused(errno.EINVAL, dev.bind_rx, [1], provider, text="tcp-data-split")
+    dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.DISABLED)
+    refused(errno.EINVAL, dev.bind_rx, [1], provider, text="tcp-data-split")
+    dev.ethtool.set_ringparam(**SPLIT, hds_thresh=1)
+    refused(errno.EINVAL, dev.bind_rx, [1], provider, text="hds-thresh")
+    dev.ethtool.set_ringparam(hds_thresh=0)
+    refused(errno.ERANGE, open_rxq, dev, 7, provider)
+    large = make_provider("dmabuf", rx_page_size=8192)
+    monkeypatch.setattr(SoftnicDriver, "supports_rx_page_size", False)
+    refused(errno.EOPNOTSUPP, dev.bind_rx, [1], large, text="rx_page_size")
+    monkeypatch.undo()
+    monkeypatch.setattr(SoftnicDriver, "queue_mgmt_ops", False)
+    refused(errno.EOPNOTSUPP, dev.bind_rx, [1], provider)
+    monkeypatch.undo()
+    binding = dev.bind_rx([1, 1], provider)  # a queue named twice is accepted
+    assert binding.queues == [1]
+    refused(errno.EBUSY, dev.bind_rx, [2], provider)
+    refused(errno.EEXIST, dev.bind_rx, [1], make_provider("pages"), text="already")
+    binding.close()
+    binding.close()
+    assert provider.area.free == provider.area.count
+    assert provider.binding_id == 0
+
+
+def test_a_failing_queue_undoes_the_whole_call(dev):
+    dev.ethtool.set_ringparam(**SPLIT)
+    first = dev.bind_rx([2], make_provider("pages"))
+    provider = make_provider("dmabuf")
+    maps = dev.driver.bus.mappings()
+    refused(errno.EEXIST, dev.bind_rx, [1, 2, 3], provider)
+    assert [queue.mp_params is not None for queue in dev.rx_queues] == [False, False, True, False]
+    assert dev.driver.bus.mappings() == maps
+    assert provider.area.free == provider.area.count
+    first.close()
+    dev.bind_rx([1, 2, 3], provider).close()
+
+
+def test_a_driver_that_makes_no_pool_with_the_provider_gets_enodata(dev, monkeypatch):
+    dev.ethtool.set_ringparam(**SPLIT)
+    real = PagePool.__init__
+
+    def without_flag(self, params):
+        object.__setattr__(params, "flags", params.flags & ~PP_FLAG_ALLOW_UNREADABLE_NETMEM)
+        real(self, params)
+
+    monkeypatch.setattr(PagePool, "__init__", without_flag)
+    refused(errno.ENODATA, dev.bind_rx, [1], make_provider("dmabuf"), text="no page pool")
+    assert dev.rx_queues[1].mp_params is None
+
+
+def test_a_queue_that_does_not_start_gets_its_old_memory_back(network, monkeypatch):
+    net = network()
+    net.bind(None)
+    ours, theirs, _ = net.connect()
+    real = SoftnicDriver.queue_start
+    failures = [True]
+
+    def fail_once(self, mem, queue):
+        if failures.pop() if failures else False:
+            raise NetmemError(errno.EIO, "no")
+        real(self, mem, queue)
+
+    monkeypatch.setattr(SoftnicDriver, "queue_start", fail_once)
+    provider = make_provider("dmabuf")
+    refused(errno.EIO, net.ours.dev.bind_rx, [1], provider)
+    assert provider.area.free == provider.area.count
+    assert transfer(net, theirs, ours, payload(20_000), None) == payload(20_000)
+
+
+def test_binding_a_device_that_is_down_only_tries_the_memory(network):
+    net = network(alone=True)
+    dev = net.ours.dev
+    dev.ethtool.set_ringparam(**SPLIT)
+    dev.stop()
+    provider = make_provider("dmabuf")
+    binding = dev.bind_rx([1], provider)
+    assert provider.area.free == provider.area.count
+    dev.open()
+    assert dev.rx_queues[1].pool.provider is provider
+    binding.close()
+
+
+def test_settings_are_refused_while_a_provider_is_bound(dev):
+    ethtool = dev.ethtool
+    ethtool.set_ringparam(**SPLIT)
+    binding = dev.bind_rx([3], make_provider("dmabuf"))
+    for split in (TcpDataSplit.DISABLED, TcpDataSplit.UNKNOWN):
+        refused(errno.EINVAL, ethtool.set_ringparam, tcp_data_split=split, text="provider")
+    refused(errno.EINVAL, ethtool.set_ringparam, hds_thresh=5, text="provider")
+    refused(errno.EINVAL, ethtool.set_channels, 3, text="memory provider (4)")
+    ethtool.set_ringparam(rx_pending=64)  # restarts the bound queue with its provider
+    assert dev.rx_queues[3].pool.provider is binding.provider
+    binding.close()
+    ethtool.set_channels(2)
+    ethtool.set_ringparam(tcp_data_split=TcpDataSplit.DISABLED)
+
+
+def test_settings_that_no_device_can_have(dev):
+    ethtool = dev.ethtool
+    refused(errno.ERANGE, ethtool.set_ringparam, tcp_data_split=3)
+    refused(errno.ERANGE, ethtool.set_ringparam, rx_buf_len=0)
+    refused(errno.EOPNOTSUPP, ethtool.set_ringparam, tx_pending=64, text="cannot set")
+    refused(errno.EINVAL, ethtool.set_ringparam, hds_thresh=9001)
+    refused(errno.EINVAL, ethtool.set_ringparam, rx_pending=100)
+    refused(errno.EINVAL, ethtool.set_ringparam, nonsense=1)
+    before = dev.queue_generation
+    ethtool.set_ringparam(rx_pending=ethtool.ring.rx_pending)
+    assert dev.queue_generation == before  # nothing changed: the driver was not called
+    ethtool.set_rxfh_indir([0, 3])
+    refused(errno.EINVAL, ethtool.set_channels, 2, text="indirection")
+    refused(errno.EINVAL, ethtool.set_rxfh_indir, [4])
+    ethtool.set_rxfh_indir(None)
+    rule = ethtool.add_rule(SteeringRule(queue=2))
+    refused(errno.EINVAL, ethtool.set_channels, 2, text="ntuple")
+    refused(errno.EINVAL, ethtool.add_rule, SteeringRule(queue=4))
+    ethtool.delete_rule(rule)
+    refused(errno.ENOENT, ethtool.delete_rule, rule)
+    for _ in range(32):
+        ethtool.add_rule(SteeringRule(queue=0))
+    refused(errno.ENOSPC, ethtool.add_rule, SteeringRule(queue=0))
+    refused(errno.EINVAL, ethtool.set_channels, 17)
+
+
+def test_an_unplugged_device_is_enodev(network):
+    net = network(alone=True)
+    net.ours.bus.unplug()
+    refused(errno.ENODEV, net.ours.dev.bind_rx, [1], make_provider("dmabuf"))
+
+
+def test_traffic_on_another_queue_goes_on_and_flows_survive_rebinding(network):
+    net = network()
+    dev = net.ours.dev
+    dev.ethtool.set_ringparam(**SPLIT)
+    dev.ethtool.add_rule(SteeringRule(queue=1, dst_port=PORT))
+    bound, their_bound, _ = net.connect(PORT)
+    plain, their_plain, _ = net.connect(80)
+    dev.ethtool.add_rule(SteeringRule(queue=0, dst_port=80))
+    made = []
+    for kind in ("dmabuf", "none", "pages", "dmabuf", "none"):
+        provider = make_provider(kind)
+        binding = dev.bind_rx([1], provider) if provider else None
+        if provider:
+            made.append(provider)
+        for ours, theirs, own in ((bound, their_bound, provider), (plain, their_plain, None)):
+            data, got = payload(50_000), bytearray()
+            left = memoryview(data)
+            for _ in range(5000):
+                if len(left):
+                    left = left[theirs.send(left) :]
+                net.run(1)
+                got += take(ours, own)
+                if len(got) == len(data):
+                    break
+            assert bytes(got) == data, kind
+        if binding:
+            binding.close()
+    assert all(provider.area.free == provider.area.count for provider in made)
+
+
+def test_tokens_outlive_the_binding_and_the_mapping_ends_with_the_last(network):
+    net = network()
+    provider = make_provider("dmabuf")
+    net.bind(provider)
+    ours, theirs, _ = net.connect()
+    theirs.send(payload(5000))
+    net.run(10)
+    maps = net.ours.bus.mappings()
+    frags = ours.recvmsg_devmem().frags
+    net.binding.close()
+    assert net.binding.outstanding() == len(frags) == 4
+    assert net.ours.bus.mappings() == maps + 1  # the area still, and the new pool's pages
+    assert provider.binding_id != 0
+    refused(errno.EBUSY, net.ours.dev.bind_rx, [0], provider)
+    view = provider.map()
+    start = int(frags[0]["frag_offset"])
+    assert view[start : start + 100].tobytes() == payload(5000)[:100]
+    assert ours.devmem_dontneed(frags["frag_token"]) == 4
+    net.ours.dev.reap(net.clock.now())
+    assert provider.binding_id == 0
+    assert net.ours.bus.mappings() == maps
+    net.ours.dev.bind_rx([0], provider).close()
+
+
+def test_split_unknown_splits_nothing(network):
+    net = network(alone=True, rx_queues=1)
+    net.wire.inject(frames.tcp(payload(100)))
+    net.run(1)
+    stats = net.ours.driver.get_queue_stats(0)
+    assert (stats["hds_hit"], stats["hds_miss"], stats["rx_packets"]) == (0, 0, 1)

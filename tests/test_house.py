@@ -1,0 +1,90 @@
+"""The house rules: rooms look down only, importing costs nothing, kernels agree uncompiled, names resolve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import netmem
+from netmem.base.arena import Arena, offsets
+from netmem.base.clock import ManualClock
+from netmem.base.native import publish_word, read_word
+from netmem.hw.process import Child, python_argv
+from netmem.inet.tcp import tcb
+from netmem.memory import layout
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_rooms_look_down_only():
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_importing_the_package_loads_neither_numba_nor_numpy():
+    code = "import sys, netmem; sys.exit(bool({'numba', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_public_name_resolves():
+    for name in netmem.__all__:
+        assert getattr(netmem, name) is not None
+    with pytest.raises(AttributeError):
+        netmem.nonsense  # noqa: B018
+
+
+def test_layouts_do_not_overlap():
+    for prefix in ("A_", "P_", "PS_"):
+        assert offsets(vars(layout), prefix)
+    assert len(offsets(vars(layout), "PS_")) == 11
+    words = {
+        name: value
+        for name, value in vars(tcb).items()
+        if isinstance(value, int) and name.isupper() and value < tcb.TCB_WORDS and "_" not in name[:2]
+        and not name.startswith(("CF_", "EK_", "CR_", "MAX_Q", "ENTRY", "MASK"))
+    }
+    states = {"CLOSED", "LISTEN", "ESTABLISHED", "CLOSING", "TIME_WAIT", "LAST_ACK", "CLOSE_WAIT",
+              "SYN_SENT", "SYN_RECEIVED", "FIN_WAIT_1", "FIN_WAIT_2", "TCB_WORDS"}
+    used = [value for name, value in words.items() if name not in states]
+    assert len(used) == len(set(used))
+    with pytest.raises(AssertionError):
+        offsets({"X_A": 1, "X_B": 1}, "X_")
+
+
+def test_arenas_show_their_names():
+    arena = Arena("pool:test", 10)
+    assert "netmem:pool:test" in (Path("/proc/self/fd") / str(arena.fd)).readlink().name
+    publish_word(arena.mapping.address, -7)
+    assert read_word(arena.mapping.address) == arena.a[0] == -7
+    arena.close()
+    arena.close()
+
+
+def test_time_does_not_go_back():
+    clock = ManualClock()
+    assert clock.advance(5) == clock.now()
+    with pytest.raises(ValueError):
+        clock.advance(-1)
+
+
+def test_a_child_that_does_not_start_says_why():
+    child = Child(python_argv("netmem.no_such_module"))
+    with pytest.raises(OSError, match="no_such_module"):
+        child.wait_ready()
+    child.close()
+    with pytest.raises(OSError):
+        Child(["/no/such/program"])
+
+
+def test_files_stay_readable_whole():
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "src").rglob("*.py")
+        if (lines := path.read_text().count("\n")) > 800
+    }
+    assert not long

@@ -1,0 +1,281 @@
+"""The NIC in a process of its own: real clients, the map list, death, and nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import netmem
+from conftest import need, payload, scaled
+from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.netdev.driver import TcpDataSplit
+
+pytestmark = pytest.mark.process
+LIMIT = 60.0
+
+
+@pytest.fixture
+def device():
+    """An open device in its own process, header split on."""
+    before = children()
+    with netmem.open_device(queues=2) as made:
+        made.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        yield made
+    assert children() == before
+
+
+def children() -> set[int]:
+    """Processes that run our NIC."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"netmem.lab.nic_main" in words and (entry / "stat").read_text().split()[2] != "Z":
+                found.add(int(entry.name))
+    return found
+
+
+def serve(device, provider=None):
+    """Bind, steer and listen; (listener, host port)."""
+    if provider is not None:
+        device.bind_rx([1], provider)
+    device.steer(5001, 1)
+    return device.listen(5001), device.forward("127.0.0.1", 0, 5001)
+
+
+def client(port: int, data: bytes) -> threading.Thread:
+    """Send ``data`` from a thread over a kernel socket, and close."""
+
+    def run() -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as sock:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_driver_pool_and_stack_never_map_the_payload(device):
+    provider = netmem.DmabufProvider(16 << 20, exporter="memfd")
+    inode = str(os.fstat(provider.fd).st_ino)
+    listener, port = serve(device, provider)
+    data = payload(scaled(20_000_000))
+    thread = client(port, data)
+    sock = listener.accept(LIMIT)
+    total = looks = 0
+    while (message := sock.recvmsg_devmem(timeout=LIMIT)).size:
+        total += message.size
+        looks += 1
+        if looks % 8 == 1:
+            maps = Path("/proc/self/maps").read_text()
+            assert not [line for line in maps.splitlines() if inode in line.split() or "memfd:netmem:dmabuf" in line]
+        sock.devmem_dontneed(message.frags["frag_token"])
+    assert total == len(data)
+    nic = Path(f"/proc/{device.bus.child.pid}/maps").read_text()
+    assert any("memfd:netmem:dmabuf" in line for line in nic.splitlines())  # the NIC does map it
+    view = provider.map()
+    assert "memfd:netmem:dmabuf" in Path("/proc/self/maps").read_text()  # and so does who asks for a view
+    del view
+    sock.close()
+    thread.join(LIMIT)
+
+
+def test_two_connections_at_once_and_answers(device):
+    listener, port = serve(device, netmem.PagesProvider(16 << 20))
+    data = [payload(scaled(3_000_000), seed) for seed in (1, 2)]
+    threads = [client(port, part) for part in data]
+    socks = [listener.accept(LIMIT) for _ in data]
+    got = [bytearray() for _ in socks]
+    open_ = [0, 1]
+    while open_:
+        device.stack.wait(lambda: any(socks[i].readable() for i in open_), LIMIT, "data")
+        for i in list(open_):
+            if socks[i].readable():
+                part = socks[i].recv(1 << 20)
+                got[i] += part
+                if not part:
+                    open_.remove(i)
+    assert sorted(map(bytes, got)) == sorted(data)
+    for sock in socks:
+        sock.sendall(b"thanks")
+        sock.close()
+    for thread in threads:
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+
+def test_connecting_out_is_refused_by_a_gateway_without_listener(device):
+    with pytest.raises(NetmemError) as error:
+        device.connect("10.0.2.2", 9, timeout=LIMIT)
+    assert error.value.errno == errno.ECONNREFUSED
+
+
+def test_time_outs_say_what_they_waited_for(device):
+    listener, port = serve(device)
+    with pytest.raises(TimeoutError, match="connection to port 5001"):
+        listener.accept(0.05)
+    thread = client(port, b"x")
+    sock = listener.accept(LIMIT)
+    assert sock.recv(1, timeout=LIMIT) == b"x"
+    assert sock.recv(1, timeout=LIMIT) == b""
+    sock.close()
+    thread.join(LIMIT)
+
+
+def test_service_thread_answers_while_the_application_does_nothing(device):
+    listener, port = serve(device)
+    thread = client(port, b"hello")
+    deadline = time.monotonic() + LIMIT
+    while not listener.pending() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)  # nobody polls but the service thread
+    with listener.accept(0.0) as sock:
+        assert sock.recv(5, timeout=LIMIT) == b"hello"
+    thread.join(LIMIT)
+
+
+def test_death_of_the_nic_is_reported_at_once_and_what_arrived_stays(device):
+    provider = netmem.DmabufProvider(16 << 20, exporter="memfd")
+    listener, port = serve(device, provider)
+    sender = socket.create_connection(("127.0.0.1", port), timeout=LIMIT)
+    sender.sendall(payload(5000))
+    sock = listener.accept(LIMIT)
+    device.stack.wait(lambda: sock.queued() == 5000, LIMIT, "data")
+    os.kill(device.bus.child.pid, signal.SIGKILL)
+    message = sock.recvmsg_devmem(timeout=LIMIT)
+    assert message.size == 5000
+    start = time.monotonic()
+    with pytest.raises(DeviceGoneError):
+        sock.recvmsg_devmem(timeout=LIMIT)
+    assert time.monotonic() - start < 1.0
+    with pytest.raises(NetmemError):
+        sock.send(b"x")
+    with pytest.raises(DeviceGoneError):
+        listener.accept(LIMIT)
+    assert sock.devmem_dontneed(message.frags["frag_token"]) == len(message.frags)
+    sock.close()
+    sender.close()
+    with pytest.raises(DeviceGoneError):
+        device.forward("127.0.0.1", 0, 5002)
+
+
+def test_death_in_the_middle_of_a_blocking_call(device):
+    listener, port = serve(device)
+    sender = socket.create_connection(("127.0.0.1", port), timeout=LIMIT)
+    sock = listener.accept(LIMIT)
+    timer = threading.Timer(0.2, os.kill, (device.bus.child.pid, signal.SIGKILL))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(DeviceGoneError, match="gone"):
+        sock.recv(1, timeout=LIMIT)
+    assert time.monotonic() - start < 1.5
+    timer.join()
+    sender.close()
+
+
+def test_a_client_that_resets_is_reported(device):
+    listener, port = serve(device, netmem.DmabufProvider(16 << 20, exporter="memfd"))
+    sender = socket.create_connection(("127.0.0.1", port), timeout=LIMIT)
+    sender.sendall(payload(3000))
+    sock = listener.accept(LIMIT)
+    device.stack.wait(lambda: sock.queued() == 3000, LIMIT, "data")
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sender.close()
+    message = sock.recvmsg_devmem(timeout=LIMIT)
+    assert message.size == 3000
+    with pytest.raises(NetmemError) as error:
+        sock.recvmsg_devmem(timeout=LIMIT)
+    assert error.value.errno == errno.ECONNRESET
+    sock.close()
+
+
+def test_bad_arguments_start_nothing():
+    before = children()
+    for options in ({"nic": "e1000"}, {"queues": 0}, {"queues": 17}, {"mtu": 100}, {"mtu": 9001}):
+        with pytest.raises(NetmemError) as error:
+            netmem.open_device(**options)
+        assert error.value.errno == errno.EINVAL
+    assert children() == before
+
+
+def test_listening_beyond_loopback_must_be_said(device):
+    for address in ("0.0.0.0", "192.0.2.1", "::"):
+        with pytest.raises(NetmemError) as error:
+            device.forward(address, 0, 5001)
+        assert error.value.errno == errno.EACCES
+    with pytest.raises(NetmemError) as error:
+        device.forward("not-an-address", 0, 5001)
+    assert error.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("tool", ["nc", "socat", "python"])
+def test_files_arrive_bit_for_bit_from_any_client(tmp_path, tool):
+    command = {
+        "nc": ["nc", "-N", "127.0.0.1", "PORT"],
+        "socat": ["socat", "-u", "FILE:IN", "TCP:127.0.0.1:PORT"],
+        "python": [sys.executable, "-c", ODD_SIZES, "PORT", "IN"],
+    }[tool]
+    need(shutil.which(command[0]), {"nc": "netcat-openbsd", "socat": "socat"}.get(tool, tool))
+    source, copy = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(payload(scaled(20_000_000)))
+    receiver = subprocess.Popen(
+        [sys.executable, "-m", "netmem.cli.main", "recv", "--listen", "127.0.0.1:0", "--count", "1",
+         "--json", "-o", str(copy)],
+        stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        port = receiver.stdout.readline().split('"port": ')[1].split(",")[0]
+        words = [word.replace("PORT", port).replace("IN", str(source)) for word in command]
+        with source.open("rb") as file:
+            subprocess.run(words, stdin=file, timeout=LIMIT, check=True)
+        assert receiver.wait(LIMIT) == 0
+    finally:
+        receiver.kill()
+        receiver.wait()
+        receiver.stdout.close()
+    assert copy.read_bytes() == source.read_bytes()
+
+
+ODD_SIZES = """
+import random, socket, sys
+data = open(sys.argv[2], 'rb').read()
+random.seed(1)
+with socket.create_connection(('127.0.0.1', int(sys.argv[1]))) as sock:
+    at = 0
+    while at < len(data):
+        n = random.choice([1, 3, 7, 100, 1447, 5000, 70001, 300000])
+        sock.sendall(data[at:at + n])
+        at += n
+"""
+
+
+def test_the_example_prints_the_sum(tmp_path):
+    data = payload(scaled(2_000_000))
+    path = Path(__file__).parent.parent / "examples" / "receive.py"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    example = subprocess.Popen([sys.executable, str(path), str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert example.stdout.readline() == f"listening on port {port}\n"
+        client(port, data).join(LIMIT)
+        assert example.stdout.readline() == f"sum of all bytes: {sum(data)}\n"
+        assert example.wait(LIMIT) == 0
+    finally:
+        example.kill()
+        example.wait()
+        example.stdout.close()
