@@ -17,35 +17,35 @@ if not COMPILED:
 
     def load_u8(addr: int) -> int:
         """The byte at ``addr``."""
-        return ctypes.c_uint8.from_address(addr).value
+        return ctypes.c_uint8.from_address(int(addr)).value
 
     def load_be16(addr: int) -> int:
         """The big-endian 16-bit number at ``addr``."""
-        return int.from_bytes(ctypes.string_at(addr, 2), "big")
+        return int.from_bytes(ctypes.string_at(int(addr), 2), "big")
 
     def load_be32(addr: int) -> int:
         """The big-endian 32-bit number at ``addr``."""
-        return int.from_bytes(ctypes.string_at(addr, 4), "big")
+        return int.from_bytes(ctypes.string_at(int(addr), 4), "big")
 
     def store_u8(addr: int, value: int) -> None:
         """Write one byte."""
-        ctypes.c_uint8.from_address(addr).value = int(value) & 0xFF
+        ctypes.c_uint8.from_address(int(addr)).value = int(value) & 0xFF
 
     def store_be16(addr: int, value: int) -> None:
         """Write a big-endian 16-bit number (the low 16 bits of ``value``)."""
-        ctypes.memmove(addr, (int(value) & 0xFFFF).to_bytes(2, "big"), 2)
+        ctypes.memmove(int(addr), (int(value) & 0xFFFF).to_bytes(2, "big"), 2)
 
     def store_be32(addr: int, value: int) -> None:
         """Write a big-endian 32-bit number (the low 32 bits of ``value``)."""
-        ctypes.memmove(addr, (int(value) & 0xFFFFFFFF).to_bytes(4, "big"), 4)
+        ctypes.memmove(int(addr), (int(value) & 0xFFFFFFFF).to_bytes(4, "big"), 4)
 
     def load64(addr: int) -> int:
         """The native signed 64-bit word at ``addr``."""
-        return ctypes.c_int64.from_address(addr).value
+        return ctypes.c_int64.from_address(int(addr)).value
 
     def store64(addr: int, value: int) -> None:
         """Write a native signed 64-bit word."""
-        ctypes.c_int64.from_address(addr).value = int(value)
+        ctypes.c_int64.from_address(int(addr)).value = int(value)
 
     load_acquire = load64
     store_release = store64

@@ -1,4 +1,4 @@
-"""Sends a file over an ordinary kernel TCP socket: the other side of demo and bench."""
+"""Sends a file, or bytes from memory, over an ordinary kernel TCP socket: for demo and bench."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import sys
 
 
 def main() -> None:
-    """``python -m netmem.cli.sender HOST PORT FILE [TIMES]``; waits until the peer closed."""
-    host, port, path = sys.argv[1:4]
-    times = int(sys.argv[4]) if len(sys.argv) > 4 else 1
-    with socket.create_connection((host, int(port)), timeout=60) as sock, open(path, "rb") as file:
-        for _ in range(times):
-            file.seek(0)
-            sock.sendfile(file)
+    """``python -m netmem.cli.sender HOST PORT FILE-OR-SIZE``; waits until the peer closed."""
+    host, port, what = sys.argv[1:4]
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
+        if what.isdigit():
+            left, block = int(what), memoryview(bytes(range(256)) * 4096)
+            while left:
+                left -= sock.send(block[:left])
+        else:
+            with open(what, "rb") as file:
+                sock.sendfile(file)
         sock.shutdown(socket.SHUT_WR)
         sock.recv(1)
 

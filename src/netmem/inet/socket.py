@@ -289,7 +289,7 @@ class TcpSocket:
             )
             if pool.arena.a[ly.P_RELEASE_N]:
                 pool.flush()
-            done += got
+            done += int(got)
             if not got:
                 break
         if self._tokens.a[rx.TK_DUE]:

@@ -401,8 +401,24 @@ class Stack:
                 ],
             }
 
+    def linger(self, timeout: float) -> None:
+        """Wait until every closed connection's FIN is acknowledged, at most ``timeout`` seconds."""
+        v, rows = self.tcp.v, self.tcp.gv
+        closing = (T.FIN_WAIT_1, T.CLOSING, T.LAST_ACK)
+
+        def done() -> bool:
+            return not any(
+                v[c, T.STATE] in closing and v[c, T.FLAGS] & T.CF_ORPHAN for c in range(rows[T.G_ROWS])
+            )
+
+        if not self._closed:
+            with contextlib.suppress(OSError):  # time is up, or the device is gone
+                self.wait(done, timeout, "the last acknowledgement")
+
     def close(self) -> None:
         """Reset what is open, give everything back, and stop the service thread."""
+        if self._closed:
+            return
         self._stop.set()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._kick, 1)

@@ -22,6 +22,7 @@ from netmem.netdev.ethtool import Ethtool
 
 ADDRESS, GATEWAY = "10.0.2.15", "10.0.2.2"
 NICS = ("softnic",)
+LINGER_S = 1.0
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
@@ -71,7 +72,8 @@ class Device:
         return self.stack.connect(host, port, timeout=timeout)
 
     def close(self) -> None:
-        """Close stack, device and NIC; nothing is left behind."""
+        """Close stack, device and NIC; nothing is left behind. Waits a little for the last FINs."""
+        self.stack.linger(LINGER_S)
         self.stack.close()
         self.dev.close()
 

@@ -173,9 +173,13 @@ class Gateway:
         return moved
 
     def close(self) -> None:
-        """Reset all connections and stop listening."""
+        """Stop listening; connections that the stack had closed end in FIN, the others in RST."""
+        self.pump()
         for bridge in self._bridges.values():
-            bridge.reset()
+            if bridge.out_done:
+                bridge.close()
+            else:
+                bridge.reset()
         for listener, _ in self._listeners.values():
             listener.close()
         self._bridges.clear()

@@ -127,7 +127,7 @@ from netmem.netdev.batch import (
 @kernel
 def flow_hash(raddr, laddr, ports):
     """Bucket number before masking, of a connection's four-tuple."""
-    x = (raddr * 0x9E3779B1) ^ (laddr * 0x85EBCA6B) ^ (ports * 0xC2B2AE35)
+    x = (raddr * 0x1E3779B1) ^ (laddr * 0x05EBCA6B) ^ (ports * 0x02B2AE35)  # below 2**63
     x &= 0xFFFFFFFFFFFF
     return x ^ (x >> 17)
 

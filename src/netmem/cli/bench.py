@@ -1,0 +1,125 @@
+"""`netmem bench`: every figure of docs/benchmarks.md, in one run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from netmem import __version__
+from netmem.cli import measure
+from netmem.cli.options import SIZE
+from netmem.lab.selftest import ensure_compiled
+
+TARGETS = {
+    "page pool, inside a kernel": "at most 3",
+    "page pool, from Python at bulk 64": "at most 20",
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--output", metavar="FILE", help="Write the table to a Markdown file as well.")
+@click.option("--size", type=SIZE, default="2G", show_default=True, help="Bytes of each goodput transfer.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
+              help="Alternating rounds; medians are quoted.")
+def command(output: str | None, size: int, rounds: int) -> None:
+    """Measure pool, receive path and goodput, side by side with what else there is.
+
+    Goodput: the same sender program against `netmem recv` into unreadable memory, and against a
+    kernel socket with recv_into and one copy, in turn. Nothing is written to disk.
+    """
+    ensure_compiled()
+    lines = _header(size, rounds)
+    _progress("pool")
+    lines += _pool(rounds)
+    _progress("receive path")
+    lines += _receive(rounds)
+    for mtu in (1500, 9000):
+        _progress(f"goodput at MTU {mtu}")
+        lines += _goodput(mtu, rounds, size)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if output:
+        path = Path(output)
+        notes = ""
+        if path.exists() and "\n## Notes\n" in path.read_text():
+            notes = "\n## Notes\n" + path.read_text().split("\n## Notes\n", 1)[1]
+        path.write_text(text + notes)
+
+
+def _progress(what: str) -> None:
+    print(f"netmem: measuring {what} ...", file=sys.stderr, flush=True)
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    words = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(words, cwd=here, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _header(size: int, rounds: int) -> list[str]:
+    return [
+        "# Benchmarks",
+        "",
+        f"netmem {__version__}, commit {_commit()}, {datetime.date.today().isoformat()}; {_cpu_name()}, "
+        f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}.",
+        f"Command: `netmem bench --rounds {rounds} --size {size}` (`make bench`). "
+        f"Median (lowest to highest) of {rounds} rounds.",
+        "",
+    ]
+
+
+def _pool(rounds: int) -> list[str]:
+    rows = ["## Page pool: allocation and put", ""]
+    rows += ["| what | ns per netmem | to reach |", "| --- | ---: | ---: |"]
+    for name, figure in measure.pool(rounds).items():
+        text = figure.text() if figure is not None else "not installed (libdpdk-dev)"
+        rows.append(f"| {name} | {text} | {TARGETS.get(name, '')} |")
+    return [*rows, ""]
+
+
+def _receive(rounds: int) -> list[str]:
+    rows = [
+        "## Receive path: from completed descriptor through `recvmsg_devmem` back to the pool",
+        "",
+        "NIC and wire excluded; one core; 1448-byte segments into unreadable memory.",
+        "",
+        "| budget | ns per packet | to reach |",
+        "| ---: | ---: | ---: |",
+    ]
+    for budget, limit in ((64, 250), (256, 120)):
+        rows.append(f"| {budget} | {measure.receive(budget, rounds).text()} | at most {limit} |")
+    return [*rows, ""]
+
+
+def _goodput(mtu: int, rounds: int, size: int) -> list[str]:
+    found = measure.goodput(mtu, rounds, size)
+    ratio = found["netmem"][0].median / found["kernel"][0].median
+    limit = {1500: 0.25, 9000: 0.5}[mtu]
+    rows = [
+        f"## Goodput at MTU {mtu}",
+        "",
+        "| receiver | Gbit/s | CPU seconds per GB |",
+        "| --- | ---: | ---: |",
+    ]
+    names = {
+        "netmem": "`netmem recv` into unreadable memory",
+        "kernel": "kernel socket, `recv_into` and one copy",
+    }
+    for key, name in names.items():
+        speed, cpu = found[key]
+        rows.append(f"| {name} | {speed.text(2)} | {cpu.text(2)} |")
+    return [*rows, "", f"Ratio of the medians: {ratio:.2f} (to reach: {limit}).", ""]

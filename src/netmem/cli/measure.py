@@ -1,0 +1,289 @@
+"""The measurements behind `netmem bench`, one function each; all return one figure per repeat."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netmem.base.clock import MonotonicClock
+from netmem.cli import kernels as ck
+from netmem.hw.process import python_argv
+from netmem.hw.wire import FQ_HEAD, FQ_TAIL
+from netmem.inet.tcp import tcb as T
+from netmem.lab.local import pair
+from netmem.memory.dma import DmaDirection
+from netmem.memory.page_pool import (
+    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+    PP_FLAG_DMA_MAP,
+    PP_FLAG_DMA_SYNC_DEV,
+    PagePool,
+    PagePoolParams,
+)
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.testing import frames
+
+BULK = 64
+SEGMENT = 1448
+PORT = 5001
+LIMIT_S = 120
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Repeated measurements of one thing."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def text(self, digits: int = 1) -> str:
+        """Median and spread, as in ``12.3 (11.9 to 12.8)``."""
+        low, high = min(self.values), max(self.values)
+        return f"{self.median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def repeat(run: Callable[[], float], times: int) -> Figure:
+    """``run`` once to warm up, then ``times`` times."""
+    run()
+    return Figure(tuple(run() for _ in range(times)))
+
+
+class _NoDevice:
+    """A DMA device that maps anything: the pool benchmarks move no data."""
+
+    def dma_map(
+        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False
+    ) -> int:
+        return 1 << 32
+
+    def dma_unmap(self, io_address: int) -> None: ...
+    def dma_bounce(self, io_address: int) -> int:
+        return 0
+
+    def sync_for_cpu(self, io_address: int, length: int) -> None: ...
+    def sync_for_device(self, io_address: int, length: int) -> None: ...
+
+
+class _Owner:
+    name = "bench"
+
+    def __init__(self, provider: DmabufProvider) -> None:
+        self.provider = provider
+
+    def rxq_memory_provider(self, queue: int) -> DmabufProvider:
+        return self.provider
+
+    def is_registered(self) -> bool:
+        return True
+
+
+def pool(times: int) -> dict[str, Figure | None]:
+    """(a): ns per netmem for allocation and put together."""
+    provider = DmabufProvider(8 << 20, exporter="memfd")
+    provider.bound_io = 1 << 32
+    made = PagePool(
+        PagePoolParams(
+            flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV | PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+            dev=_NoDevice(), max_len=4096, netdev=_Owner(provider),
+        )
+    )
+    refs = np.zeros(BULK, np.int64)
+    made.recycle_direct_netmem(made.alloc_netmems(BULK))
+
+    def in_kernel() -> float:
+        rounds = 50_000
+        start = time.perf_counter_ns()
+        n = ck.pool_rounds(made.p, made.area_a, refs, rounds)
+        return (time.perf_counter_ns() - start) / n
+
+    def from_python() -> float:
+        rounds = 20_000
+        start = time.perf_counter_ns()
+        for _ in range(rounds):
+            made.recycle_direct_netmem(made.alloc_netmems(BULK, refs))
+        return (time.perf_counter_ns() - start) / (rounds * BULK)
+
+    def plain_python() -> float:
+        free, rounds = list(range(2048)), 5_000
+        start = time.perf_counter_ns()
+        for _ in range(rounds):
+            taken = [free.pop() for _ in range(BULK)]
+            for one in taken:
+                free.append(one)
+        return (time.perf_counter_ns() - start) / (rounds * BULK)
+
+    return {
+        "page pool, inside a kernel": repeat(in_kernel, times),
+        "page pool, from Python at bulk 64": repeat(from_python, times),
+        "plain-Python free list": repeat(plain_python, times),
+        "DPDK rte_mempool at bulk 64 (C)": rte_mempool(),
+    }
+
+
+def rte_mempool() -> Figure | None:
+    """DPDK's mempool, when its development package and a C compiler are installed."""
+    if not shutil.which("pkg-config") or not shutil.which("cc"):
+        return None
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "libdpdk"], capture_output=True, text=True)
+    if flags.returncode:
+        return None
+    source = Path(__file__).with_name("rte_mempool.c")
+    with tempfile.TemporaryDirectory() as folder:
+        binary = f"{folder}/rte_mempool"
+        build = ["cc", "-O3", "-march=native", str(source), "-o", binary, *flags.stdout.split()]
+        if subprocess.run(build, capture_output=True).returncode:
+            return None
+        words = [binary, "--no-huge", "--no-pci", "--in-memory", "-m", "64", "-l", "0", "--log-level", "1"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+    try:
+        return Figure(tuple(float(line) for line in done.stdout.splitlines()[-5:]))
+    except ValueError:
+        return None
+
+
+def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
+    """(b): ns per packet from completed descriptor through recvmsg_devmem back to the pool."""
+    clock = MonotonicClock()
+    ours, theirs = pair(clock)
+    provider = DmabufProvider(64 << 20, exporter="memfd")
+    ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+    binding = ours.dev.bind_rx([1], provider)
+    ours.dev.ethtool.add_rule(SteeringRule(queue=1, dst_port=PORT))
+    listener = ours.stack.listen(PORT)
+    theirs.stack.connect_nowait(frames.OURS, PORT)
+    deadline = time.monotonic() + 10
+    while not listener.pending() and time.monotonic() < deadline:
+        for host in (ours, theirs):
+            host.step(clock.now())
+    sock = listener.accept(timeout=1)
+    # From here on this loop is the NIC: it completes descriptors, and swallows what is sent.
+    stack, v, c = ours.stack, ours.stack.tcp.v, 0
+    mem = ours.driver._mem[1]
+    wire = ours.nic.wire.tx.state
+    options = bytes.fromhex("0101080a") + v[c, T.TS_RECENT].to_bytes(4, "big") + bytes(4)
+    header = frames.tcp(
+        b"", sport=v[c, T.PORTS] >> 16, dport=PORT, ack=v[c, T.SND_NXT], options=options, window=512
+    )
+    header = header[:16] + (52 + SEGMENT).to_bytes(2, "big") + header[18:]  # IP total length
+    template = np.frombuffer(header, np.uint8).copy()
+    at = int(mem.q[2])
+
+    def batch(n: int) -> int:
+        nonlocal at
+        seq = v[c, T.RCV_NXT]
+        at = ck.complete(mem.q, mem.hp, at, n, template.ctypes.data, len(header), SEGMENT, seq)
+        start = time.perf_counter_ns()
+        stack.poll()
+        frags = sock.recvmsg_devmem(max_frags=n).frags
+        sock.devmem_dontneed(frags["frag_token"])
+        spent = time.perf_counter_ns() - start
+        if len(frags) != n:
+            raise RuntimeError(f"{len(frags)} of {n} packets came through")
+        ours.bus.step(clock.now())
+        wire[FQ_HEAD] = wire[FQ_TAIL]
+        ours.bus.step(clock.now())
+        return spent
+
+    for _ in range(10):
+        batch(16)  # until the window is open
+
+    def run() -> float:
+        rounds = packets // budget
+        return sum(batch(budget) for _ in range(rounds)) / (rounds * budget)
+
+    figure = repeat(run, times)
+    theirs.stack.close()
+    sock.close()
+    binding.close()
+    for host in (ours, theirs):
+        host.close()
+    return figure
+
+
+_KERNEL_RECEIVER = """
+import json, mmap, os, socket, sys, time
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(json.dumps({"port": server.getsockname()[1]}), flush=True)
+    sock, _ = server.accept()
+fd = os.memfd_create("copy")
+os.ftruncate(fd, 64 << 20)
+memory = memoryview(mmap.mmap(fd, 64 << 20))
+buffer = memoryview(bytearray(256 << 10))
+total = at = 0
+start = 0.0
+while n := sock.recv_into(buffer):
+    start = start or time.monotonic()
+    if at + n > len(memory):
+        at = 0
+    memory[at : at + n] = buffer[:n]
+    at += n
+    total += n
+    end = time.monotonic()
+sock.close()
+print(json.dumps({"bytes": total, "seconds": end - start}), flush=True)
+"""
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds that a process and its children have used, from /proc."""
+    ticks = 0
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for one in (str(pid), *children):
+        fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def transfer(argv: list[str], size: int) -> tuple[float, float]:
+    """Start a receiver, send it ``size`` bytes; (Gbit/s, CPU seconds per GB of the receiver)."""
+    receiver = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert receiver.stdout is not None
+        port = str(json.loads(receiver.stdout.readline())["port"])
+        before = _cpu(receiver.pid)
+        sender = python_argv("netmem.cli.sender", "127.0.0.1", port, str(size))
+        subprocess.run(sender, timeout=LIMIT_S, check=True)
+        summary: dict[str, Any] = json.loads(receiver.stdout.read().splitlines()[-1])
+        _, _, usage = os.wait4(receiver.pid, 0)
+        receiver.returncode = 0
+    finally:
+        if receiver.returncode is None:
+            receiver.kill()
+            receiver.wait()
+    if summary["bytes"] != size:
+        raise RuntimeError(f"{summary['bytes']} of {size} bytes arrived")
+    spent = usage.ru_utime + usage.ru_stime - before
+    return size * 8 / summary["seconds"] / 1e9, spent / (size / 1e9)
+
+
+def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
+    """(c): goodput and CPU of `netmem recv` and of a kernel socket with one copy, in turn."""
+    ours = python_argv(
+        "netmem.cli.main", "recv", "--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1",
+        "--listen", "127.0.0.1:0", "--mtu", str(mtu),
+    )
+    kernel = [python_argv("x")[0], "-c", _KERNEL_RECEIVER]
+    results: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}
+    for _ in range(rounds):
+        results["netmem"].append(transfer(ours, size))
+        results["kernel"].append(transfer(kernel, size))
+    return {
+        name: (Figure(tuple(g for g, _ in found)), Figure(tuple(c for _, c in found)))
+        for name, found in results.items()
+    }
+
+
