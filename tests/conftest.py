@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from netmem.base.jit import COMPILED
 from netmem.inet.socket import TcpSocket
+from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
@@ -54,6 +55,12 @@ def make_provider(memory: str, size: int = 8 << 20, rx_page_size: int = 4096) ->
     if memory == "pages":
         return PagesProvider(size, rx_page_size=rx_page_size)
     return DmabufProvider(size, exporter="memfd", rx_page_size=rx_page_size)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """Compile before the first test, so that no test's time or output depends on the cache."""
+    ensure_compiled()
 
 
 @pytest.fixture(params=MEMORY)

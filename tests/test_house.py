@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_provider
 
 import netmem
 from netmem.base.arena import Arena, offsets
@@ -15,6 +17,7 @@ from netmem.base.native import publish_word, read_word
 from netmem.hw.process import Child, python_argv
 from netmem.inet.tcp import tcb
 from netmem.memory import layout
+from netmem.testing.net import Network
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,6 +66,27 @@ def test_arenas_show_their_names():
     assert read_word(arena.mapping.address) == arena.a[0] == -7
     arena.close()
     arena.close()
+
+
+def descriptors() -> int:
+    """Open file descriptors of this process."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_nothing_is_left_open():
+    before = descriptors()
+    for memory in ("dmabuf", "pages", "none"):
+        with Network() as net:
+            net.bind(make_provider(memory))
+            ours, theirs, listener = net.connect()
+            theirs.send(b"x")
+            net.run(5)
+    del net, ours, theirs, listener
+    assert descriptors() == before
+    for _ in range(2):
+        netmem.open_device().close()
+    assert descriptors() == before
 
 
 def test_time_does_not_go_back():

@@ -41,9 +41,10 @@ def children() -> set[int]:
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
             except OSError:
                 continue
-            if b"netmem.lab.nic_main" in words and (entry / "stat").read_text().split()[2] != "Z":
+            if b"netmem.lab.nic_main" in words and parent == os.getpid():
                 found.add(int(entry.name))
     return found
 

@@ -97,7 +97,7 @@ def test_a_frag_that_the_limit_cuts_gets_a_new_token_for_its_rest(connected):
 
 def test_linear_bytes_come_first_and_are_never_mixed_up(network):
     """Small frames whole in the header buffer (a threshold), large ones split: on an unbound queue."""
-    net = network()
+    net = network(rx_queues=1)
     dev = net.ours.dev
     dev.ethtool.set_ringparam(tcp_data_split=2, hds_thresh=200)
     ours, theirs, _ = net.connect()

@@ -66,6 +66,10 @@ class Arena:
             os.close(self.fd)
             self.fd = -1
 
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
+
 
 def offsets(module: Mapping[str, Any], prefix: str) -> dict[str, int]:
     """Names and values of a module's constants that start with ``prefix``, prefix dropped.

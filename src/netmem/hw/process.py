@@ -73,7 +73,9 @@ class Child:
         return answer.get("result")
 
     def _receive(self, timeout: float, what: str) -> dict[str, Any]:
-        if not select.select([self.sock], [], [], timeout)[0]:
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        if not poll.poll(timeout * 1e3):
             raise TimeoutError(f"the device's process did not answer to {what!r} in {timeout:g} s")
         try:
             data = self.sock.recv(MESSAGE_BYTES)

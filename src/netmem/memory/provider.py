@@ -133,6 +133,10 @@ class AreaProvider:
     def _release(self) -> None:
         raise NotImplementedError
 
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0 and not getattr(self, "_closed", True):
+            self.close()
+
     def __enter__(self) -> AreaProvider:
         return self
 

@@ -100,6 +100,7 @@ class NetDevice:
             self._registered = False
             self.reap(self.now)
             self.driver.close()
+            self.tx.close()
 
     def is_registered(self) -> bool:
         """False once closed."""

@@ -6,6 +6,8 @@ of its row; payload is named by I/O address.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from netmem.base.arena import Region, Words, memfd
@@ -67,6 +69,12 @@ class TxQueue:
     def pending(self) -> int:
         """Rows that wait for the driver."""
         return int(self.meta[T_TAIL] - self.meta[T_SENT])
+
+    def close(self) -> None:
+        """Close the memory's descriptor: the device is gone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def reset(self) -> None:
         """Forget all rows: the device was stopped."""
