@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_provider
 
 import netmem
+from conftest import make_provider
 from netmem.base.arena import Arena, offsets
 from netmem.base.clock import ManualClock
 from netmem.base.native import publish_word, read_word

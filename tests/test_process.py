@@ -149,6 +149,36 @@ def test_service_thread_answers_while_the_application_does_nothing(device):
     thread.join(LIMIT)
 
 
+def test_others_may_call_in_while_one_waits(device):
+    """A blocked receive holds no lock: another thread sends what it waits for."""
+    listener, port = serve(device)
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as peer:
+        sock = listener.accept(LIMIT)
+        got = []
+        reader = threading.Thread(target=lambda: got.append(sock.recv(10, timeout=LIMIT)), daemon=True)
+        reader.start()
+        threading.Event().wait(0.1)
+        sock.sendall(b"ping", timeout=LIMIT)
+        assert peer.recv(4) == b"ping"
+        peer.sendall(b"pong")
+        reader.join(LIMIT)
+        assert got == [b"pong"]
+        failed = []
+
+        def blocked():
+            try:
+                sock.recv(1, timeout=LIMIT)
+            except OSError as error:
+                failed.append(error.errno)
+
+        waiter = threading.Thread(target=blocked, daemon=True)
+        waiter.start()
+        threading.Event().wait(0.1)
+        sock.close()  # ends the wait at once
+        waiter.join(5)
+        assert failed == [errno.EBADF]
+
+
 def test_death_of_the_nic_is_reported_at_once_and_what_arrived_stays(device):
     provider = netmem.DmabufProvider(16 << 20, exporter="memfd")
     listener, port = serve(device, provider)
@@ -172,6 +202,8 @@ def test_death_of_the_nic_is_reported_at_once_and_what_arrived_stays(device):
     sender.close()
     with pytest.raises(DeviceGoneError):
         device.forward("127.0.0.1", 0, 5002)
+    with pytest.raises(DeviceGoneError):
+        device.connect("10.0.2.2", 80, timeout=LIMIT)
 
 
 def test_death_in_the_middle_of_a_blocking_call(device):

@@ -207,6 +207,105 @@ def test_reset_is_reported_and_what_arrived_stays_readable(network):
     ours.close()
 
 
+def test_stalls_that_end_do_not_add_up(network):
+    """A peer that falls silent for a while, again and again, is not given up on."""
+    net = network()
+    ours, theirs, _ = net.connect()
+    data = payload(30_000)
+    got = bytearray()
+    for i in range(20):
+        theirs.send(data[i * 1500 : (i + 1) * 1500])
+        now = net.clock.advance(70 * SEC)  # only the sender's clock moves on: it times out
+        net.peer.step(now)
+        net.run(20)
+        got += take(ours, None)
+    assert net.peer.stack.tcp.counters()["rto"] >= 15
+    assert bytes(got) == data
+    assert theirs.state() == T.ESTABLISHED
+
+
+def test_a_fin_that_was_acknowledged_after_a_timeout_is_acknowledged(network):
+    net = network()
+    ours, theirs, _ = net.connect()
+    theirs.send(payload(6000))
+    theirs.shutdown()
+    for _ in range(2):
+        net.peer.step(net.clock.advance(SEC))  # the receiver sleeps; the sender times out
+    net.run(100)
+    assert ours.recv(10_000) == payload(6000)
+    assert theirs.state() == T.FIN_WAIT_2
+    ours.close()
+    net.run(100)
+    assert theirs.state() == T.TIME_WAIT
+    assert net.peer.stack.tcp.counters()["timeouts"] == 0
+
+
+def test_transmit_rows_that_ran_out_come_back(network):
+    net = network()
+    ours, theirs, _ = net.connect()
+    stack = net.ours.stack
+    for _ in range(600):  # more than there are rows, while the NIC does nothing
+        stack._send_frame(frames.arp(2))
+        stack.dev.driver.xmit()
+    assert stack.tcp.counters()["tx_full"] > 0
+    net.run(10)
+    ours.send(b"still alive")
+    net.run(10)
+    assert theirs.recv(100) == b"still alive"
+
+
+def test_sending_while_the_device_is_down_and_after_it_came_back(network):
+    net = network()
+    ours, theirs, _ = net.connect()
+    net.ours.dev.stop()
+    ours.send(b"sent while down, ")
+    net.run(5)
+    net.ours.dev.open()
+    ours.send(b"sent after")
+    net.until(lambda: theirs.queued() == 27, 100, 50 * MS)
+    assert theirs.recv(100) == b"sent while down, sent after"
+    assert net.ours.driver.get_ethtool_stats()["dma_fault"] == 0
+
+
+def test_a_sender_that_stops_while_its_frame_holds_the_wire(network):
+    net = network()
+    net.ours.dev.ethtool.set_ringparam(rx_pending=8)
+    _, theirs, _ = net.connect()
+    theirs.send(payload(60_000))
+    for _ in range(3):
+        net.peer.step(net.clock.advance(1000))
+        net.ours.bus.step(net.clock.now())  # the NIC works, the driver does not
+    assert net.ours.nic.is_paused()
+    net.peer.dev.stop()
+    for _ in range(5):
+        net.ours.bus.step(net.clock.advance(SEC))
+    assert net.ours.driver.get_ethtool_stats()["rx_runt"] == 1
+    net.peer.dev.open()
+
+
+def test_out_of_order_data_of_all_connections_holds_at_most_a_quarter(network):
+    net = network(alone=True, rx_queues=1)
+    provider = make_provider("dmabuf", 1 << 20)  # 256 netmems
+    net.bind(provider, queue=0)
+    net.ours.stack.listen(PORT)
+    net.wire.inject(frames.arp())
+    for port in range(1000, 1005):
+        net.wire.inject(frames.tcp(sport=port, flags=2, seq=99, options=bytes.fromhex("020405b4")))
+        net.run(2)
+        row = net.ours.stack.statistics()["connections"][-1]
+        assert row["state"] == "SYN-RECEIVED"
+        c = next(c for c in range(8) if net.ours.stack.tcp.v[c, T.PORTS] >> 16 == port)
+        ack = net.ours.stack.tcp.v[c, T.SND_NXT]
+        net.wire.inject(frames.tcp(sport=port, seq=100, ack=ack))
+        for i in range(40):
+            net.wire.inject(frames.tcp(b"x", sport=port, seq=110 + 2 * i, ack=ack))
+        net.run(3)
+    stack = net.ours.stack
+    held = sum(c["out_of_order"] for c in stack.statistics()["connections"])
+    assert held == stack.tcp.gv[T.G_CREDIT + T.CR_OOO_N] == 64
+    assert stack.tcp.counters()["ooo_pruned"] > 0
+
+
 def test_connect_to_a_closed_port_is_refused(network):
     net = network()
     sock = net.peer.stack.connect_nowait(frames.OURS, 1)

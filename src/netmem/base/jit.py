@@ -33,7 +33,7 @@ def _sources() -> list[Path]:
     """The files that define kernels, and what they import: constants are compiled into kernels."""
     root = Path(__file__).resolve().parent.parent
     texts = {path: path.read_text() for path in root.rglob("*.py")}
-    todo = [path for path, text in texts.items() if "@kernel" in text]
+    todo = [path for path, text in texts.items() if "kernel\ndef " in text]
     found: set[Path] = set()
     while todo:
         path = todo.pop()
@@ -69,6 +69,15 @@ def cache_dir() -> Path | None:
 
 def kernel(func: F) -> F:
     """Compile ``func`` on first call, with the GIL held, and keep the result on disk."""
+    return _compile(func, forceinline=False)
+
+
+def inline_kernel(func: F) -> F:
+    """A small kernel that disappears into the kernels that call it."""
+    return _compile(func, forceinline=True)
+
+
+def _compile(func: F, *, forceinline: bool) -> F:
     if not COMPILED:
         return func
     folder = cache_dir()
@@ -76,10 +85,12 @@ def kernel(func: F) -> F:
     # Numba picks the folder when the decorator runs; put its setting back for everyone else.
     _numba_config.CACHE_DIR = str(folder) if folder else before
     try:
-        compiled = numba.njit(func, cache=folder is not None, error_model="numpy")
+        # Kernels allocate nothing: without the run-time, arrays pass between them uncounted.
+        options: dict[str, Any] = {"_nrt": False, "forceinline": forceinline, "error_model": "numpy"}
+        compiled: F = numba.njit(func, cache=folder is not None, **options)
+        return compiled
     finally:
         _numba_config.CACHE_DIR = before
-    return compiled
 
 
 def mark_warm() -> None:

@@ -224,6 +224,12 @@ class Receiver:
         self.totals.frags += len(message.frags)
         return message.size
 
+    def refuse(self, connection: Connection, why: str) -> None:
+        """Reset a connection that nothing can be done with."""
+        connection.error = why
+        self.totals.failed += 1
+        self._finish(connection, abort=True)
+
     def _finish(self, connection: Connection, *, abort: bool = False) -> None:
         connection.done = True
         self.connections.remove(connection)

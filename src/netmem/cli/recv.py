@@ -85,6 +85,7 @@ class _Session:
         self.as_json, self.quiet = as_json, quiet
         self.stopped = threading.Event()
         self._shown = 0.0
+        self.failed = 0
         self._shown_bytes = 0
         self._live = sys.stderr.isatty()
 
@@ -130,7 +131,7 @@ class _Session:
         self._say(f"netmem: listening on {r.address}:{r.port}, memory {kind}; Ctrl-C ends")
 
     def _loop(self) -> int:
-        r, failed, taken = self.receiver, 0, 0
+        r, taken = self.receiver, 0
         while not self.stopped.is_set():
             if self.count is not None and taken >= self.count and not r.connections:
                 break
@@ -143,19 +144,26 @@ class _Session:
                     continue
                 r.receive(connection)
                 if connection.done:
-                    failed += bool(connection.error)
+                    self.failed += bool(connection.error)
                     self._ended(connection)
             self._progress()
             if r.device is not None and r.device.stack.gone is not None and not r.connections:
                 raise r.device.stack.gone
-        return 1 if failed else 0
+        return 1 if self.failed else 0
 
     def _accept(self, number: int) -> None:
         r = self.receiver
         if self.output is None:
             r.accept(number, Sink(r.provider, None))
             return
-        file = FileSink(self.output.replace("{n}", str(number)))
+        try:
+            file = FileSink(self.output.replace("{n}", str(number)))
+        except OSError as error:
+            refused = r.accept(number, Sink(r.provider, None))
+            r.refuse(refused, f"{error.filename}: {error.strerror}")
+            self.failed += 1
+            self._ended(refused)
+            return
         r.accept(number, Sink(r.provider, file.write), file.close)
 
     def _ended(self, connection: Connection) -> None:

@@ -129,7 +129,7 @@ class TcpSocket:
 
     def readable(self) -> bool:
         """True when a receive call would not wait: data, end of stream, or an error."""
-        return bool(self._tcp.v[self._c, T.RQ_BYTES]) or self.at_end()
+        return self._closed or bool(self._tcp.v[self._c, T.RQ_BYTES]) or self.at_end()
 
     def _wait_readable(self, timeout: float | None) -> bool:
         """True when data is there, False at the end of the stream; raises the socket's error."""
@@ -189,10 +189,11 @@ class TcpSocket:
             linear = b""
             kind, handle = self._head()
             if kind != T.EK_FRAG:
+                copied = kind == T.EK_COPY  # readable data ends the call: never mixed with frags
                 linear = self._copy(bufsize, linear_only=True)
                 bufsize -= len(linear)
                 kind, handle = self._head()
-                if kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
+                if copied or kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
                     return DevmemMessage(linear, _NO_FRAGS)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
@@ -328,7 +329,7 @@ class TcpSocket:
             tcp.send_buffer(c)
             if not self.room():
                 self._stack.wait(
-                    lambda: self.room() > 0 or not self.can_send(),
+                    lambda: self._closed or self.room() > 0 or not self.can_send(),
                     timeout if timeout is not None else self.timeout,
                     f"room to send to {self.peer[0]}:{self.peer[1]}",
                 )
@@ -381,6 +382,7 @@ class TcpSocket:
     def commit(self, n: int) -> None:
         """``n`` bytes of ``send_window`` were filled: send them."""
         with self._stack.lock:
+            self._check_open()
             self._tcp.v[self._c, T.SB_TAIL] += n
             self.push()
 
@@ -444,6 +446,7 @@ class TcpSocket:
             if self._closed:
                 return
             self._closed = True
+            self._stack.changed()
             tokens = self._tokens.all()
             if len(tokens):
                 self._give_back(tokens)
@@ -500,7 +503,7 @@ class TcpListener:
                 timeout, f"a connection to port {self.port}",
             )
             if ready:
-                return TcpSocket(self._stack, ready.popleft())
+                return TcpSocket(self._stack, ready.popleft())  # closing empties it
             if self._stack.gone is not None:
                 raise self._stack.gone
             raise NetmemError(errno.EBADF, "the listener is closed")
@@ -514,6 +517,7 @@ class TcpListener:
         with self._stack.lock:
             if not self._stack._closed:
                 self._stack.tcp.unlisten(self._listener)
+                self._stack.changed()
                 if self._stack.dev.running:
                     self._stack.dev.driver.xmit()
 

@@ -114,8 +114,6 @@ class Stack:
             if gv[T.G_STARVED]:
                 self._refresh_credits()
                 o.window_updates(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
-            if gv[T.G_TOUCHED]:
-                o.tcp_flush(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
             if gv[T.G_RELEASE]:
                 tcp.put_released()
             if now >= self._next_reap:
@@ -137,6 +135,7 @@ class Stack:
             total = pool.area.count * int(pool.p[ly.P_PER])
             g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
             g[at + T.CR_OOO] = min(total // 4, 2048)
+            g[at + T.CR_POOL] = next(h for h, known in self.dev.pools.items() if known is pool)
             g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 
@@ -289,11 +288,13 @@ class Stack:
             waiter = select.poll()
             for fd in (driver.irq_fd(), self._kick, *driver.filenos()):
                 waiter.register(fd, select.POLLIN)
-            self.lock.release()
+            # A socket call holds the lock already when it comes here: let go of every level, as
+            # threading.Condition does, or nobody else could call in while we sleep.
+            held = self.lock._release_save()  # type: ignore[attr-defined]
             try:
                 events = waiter.poll((limit + MS - 1) // MS)
             finally:
-                self.lock.acquire()
+                self.lock._acquire_restore(held)  # type: ignore[attr-defined]
             if not events and driver.has_work():
                 self.backstops += 1
             return bool(events)
@@ -315,6 +316,10 @@ class Stack:
         for c in range(tcp.gv[T.G_ROWS]):
             if tcp.v[c, T.STATE]:
                 tcp.closed(c, errno.ENODEV)
+        self._changed.notify_all()
+
+    def changed(self) -> None:
+        """Wake whoever waits: a socket or listener was closed. Called under the lock."""
         self._changed.notify_all()
 
     @property
@@ -374,6 +379,9 @@ class Stack:
         if not 0 < port < 65536:
             raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
         with self.lock:
+            self._check_device()
+            if self._gone is not None:
+                raise self._gone
             self.tcp.gv[T.G_NOW] = self.clock.now()
             if self.dev.queue_generation != self._generation:
                 self._queues_changed()
@@ -417,7 +425,7 @@ class Stack:
 
     def close(self) -> None:
         """Reset what is open, give everything back, and stop the service thread."""
-        if self._closed:
+        if self._stop.is_set():
             return
         self._stop.set()
         with contextlib.suppress(BlockingIOError):

@@ -106,6 +106,7 @@ class Gateway:
         self.epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, int]] = {}
         self._bridges: dict[int, _Bridge] = {}
+        self._resting: list[int] = []
         self._buffer = bytearray(256 << 10)
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
@@ -144,7 +145,11 @@ class Gateway:
     def _accept(self, listener: socket.socket, guest_port: int) -> None:
         try:
             kernel, _ = listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                # Out of descriptors: the listener waits in its backlog until a bridge ends.
+                self.epoll.unregister(listener.fileno())
+                self._resting.append(listener.fileno())
             return
         kernel.setblocking(False)
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -169,6 +174,8 @@ class Gateway:
             except OSError:
                 bridge.reset()
             del self._bridges[fd]
+            while self._resting:
+                self.epoll.register(self._resting.pop(), select.EPOLLIN)
             moved = True
         return moved
 

@@ -56,7 +56,7 @@ class NicProcess:
         """Until the control socket closes."""
         while True:
             ready = self.epoll.poll(0)
-            if not ready and not self.work():
+            if not self.work() and not ready:
                 # Ask for a doorbell, then look once more: what came in between must not be missed.
                 self.nic.arm_doorbell()
                 if not self.work():

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
 from netmem.memory.layout import (
     A_COUNT,
@@ -67,13 +67,13 @@ INDEX_MASK = 0x7FFFFFFF
 FRAG_ALIGN = 64  # max(DMA cache alignment, what the kernel rounds fragments up to)
 
 
-@kernel
+@inline_kernel
 def record(ref):
     """Word offset of a netmem's record in its area's arena."""
     return A_REC + (((ref >> 1) & INDEX_MASK) << REC_SHIFT)
 
 
-@kernel
+@inline_kernel
 def set_state(p, a, ref, state):
     """Note who holds ``ref`` from now on (the leak ledger reads this)."""
     r = record(ref)
@@ -81,7 +81,7 @@ def set_state(p, a, ref, state):
     a[r + REC_TIME] = a[A_NOW]
 
 
-@kernel
+@inline_kernel
 def pp_is_mine(p, a, ref):
     """True when ``ref`` is a netmem of this pool's area."""
     return (ref & ~(INDEX_MASK << 1)) == p[P_AREA] and ((ref >> 1) & INDEX_MASK) < a[A_COUNT]
@@ -114,9 +114,12 @@ def pp_refill_cache(p, a):
     return n
 
 
-@kernel
+@inline_kernel
 def pp_alloc(p, a):
-    """One netmem from cache or ring, reference count 1; 0 when the slow path must be taken."""
+    """One netmem from cache or ring; 0 when the slow path must be taken.
+
+    What waits in a pool has a reference count of 1, so that neither end of its life sets it.
+    """
     n = p[P_CACHE_N]
     if n == 0:
         n = pp_refill_cache(p, a)
@@ -126,10 +129,7 @@ def pp_alloc(p, a):
     ref = p[P_CACHE + n]
     p[P_CACHE_N] = n
     p[PS_ALLOC_FAST] += 1
-    r = record(ref)
-    a[r + REC_REF] = 1
-    a[r + REC_STATE] = ST_DRIVER | p[P_ID] << 8
-    a[r + REC_TIME] = a[A_NOW]
+    set_state(p, a, ref, ST_DRIVER)
     return ref
 
 
@@ -150,7 +150,6 @@ def pp_alloc_bulk(p, a, out, n):
             ref = p[P_CACHE + have - 1 - i]
             out[done + i] = ref
             r = record(ref)
-            a[r + REC_REF] = 1
             a[r + REC_STATE] = state
             a[r + REC_TIME] = now
         p[P_CACHE_N] = have - take
@@ -193,7 +192,7 @@ def pp_alloc_buffer(p, a, size):
     return pp_alloc_frag(p, a, size)
 
 
-@kernel
+@inline_kernel
 def pp_release(p, a, ref):
     """Note ``ref`` for its provider; Python hands the list over when the kernel has returned."""
     r = record(ref)
@@ -205,7 +204,7 @@ def pp_release(p, a, ref):
     p[P_RELEASE_N] = n + 1
 
 
-@kernel
+@inline_kernel
 def pp_recycle(p, a, ref, direct):
     """The last user is gone: to the cache when ``direct``, else to the ring, else released."""
     r = record(ref)
@@ -215,8 +214,6 @@ def pp_recycle(p, a, ref, direct):
         return
     if p[P_SYNC_DEV]:
         p[PX_SYNC_DEV] += 1
-    a[r + REC_REF] = 1
-    a[r + REC_TIME] = a[A_NOW]
     if direct:
         n = p[P_CACHE_N]
         if n < PP_ALLOC_CACHE_SIZE:
@@ -237,7 +234,7 @@ def pp_recycle(p, a, ref, direct):
     pp_release(p, a, ref)
 
 
-@kernel
+@inline_kernel
 def pp_put(p, a, ref, direct):
     """page_pool_put_netmem(): drop one reference, recycle at the last. False: refused."""
     if not pp_is_mine(p, a, ref):
@@ -283,13 +280,13 @@ def pp_unref(p, a, ref, n):
     return count - n
 
 
-@kernel
+@inline_kernel
 def pp_io_address(p, ref):
     """page_pool_get_dma_addr_netmem()."""
     return p[P_DMA] + (((ref >> 1) & INDEX_MASK) << p[P_SHIFT])
 
 
-@kernel
+@inline_kernel
 def pp_sync_for_cpu(p, ref, offset, size):
     """page_pool_dma_sync_netmem_for_cpu(): counted, and a copy only where a bounce buffer is."""
     if p[P_SYNC_CPU] == 0 or p[P_BOUNCE] == 0:

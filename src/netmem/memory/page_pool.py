@@ -133,6 +133,9 @@ class PagePool:
         except BaseException:
             if self.provider is not None:
                 self.provider.destroy(self)
+            elif self._pages is not None:
+                self._pages.area.close()
+                os.close(self._pages.fd)
             raise
         self.destroyed_at: int | None = None
         self._warned_at = 0
@@ -218,6 +221,7 @@ class PagePool:
             refs = self.area.take(n if self.params.order == 0 else 1)
         if not len(refs):
             return 0
+        self.area.records()[(refs >> 1) & k.INDEX_MASK, ly.REC_REF] = 1
         p[ly.P_CACHE + have : ly.P_CACHE + have + len(refs)] = refs
         p[ly.P_CACHE_N] = have + len(refs)
         p[ly.P_HOLD] += len(refs)

@@ -68,6 +68,7 @@ class NetDevice:
         with self.lock:
             if self.running:
                 return
+            self.tx.reset()  # what was queued while the device was down is lost, as on any device
             self.driver.open(self)
             self.running = True
             try:

@@ -38,9 +38,12 @@ T_BYTES = 8
 
 
 class TxQueue:
-    """Rows from the stack to the driver. Rows between T_HEAD and T_TAIL are in use."""
+    """Rows from the stack to the driver. Rows between T_HEAD and T_TAIL are in use.
 
-    def __init__(self, buffer_bytes: int = 256 << 20) -> None:
+    ``buffer_bytes`` of address space for send buffers; only what is touched costs memory.
+    """
+
+    def __init__(self, buffer_bytes: int = 2 << 30) -> None:
         self.slots_size = TX_ROWS * SLOT_BYTES
         self.size = self.slots_size + buffer_bytes
         self.fd = memfd("tx", self.size)

@@ -28,7 +28,7 @@ from netmem.memory.page_pool import (
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule, TcpDataSplit
-from netmem.netdev.tx import T_IO, T_SENT, T_TAIL
+from netmem.netdev.tx import T_HEAD, T_IO, T_TAIL
 
 HEADER_BYTES = 256
 DESC_BYTES = 32
@@ -44,7 +44,11 @@ class _Ring:
         self._bus, self.size = bus, size
         self.fd = memfd(name, size * DESC_BYTES)
         self.region = Region(self.fd, size * DESC_BYTES)
-        self.io = bus.dma_map(self.fd, 0, size * DESC_BYTES, DmaDirection.BIDIRECTIONAL, peer=True)
+        try:
+            self.io = bus.dma_map(self.fd, 0, size * DESC_BYTES, DmaDirection.BIDIRECTIONAL, peer=True)
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def close(self) -> None:
         self._bus.dma_unmap(self.io)
@@ -137,8 +141,7 @@ class SoftnicDriver:
         self._configure()
         self.bus.wait(lambda: regs[q + r.Q_STATE] != r.STATE_STOPPED, what, WAIT_NS)
         if regs[q + r.Q_STATE] != r.STATE_RUNNING:
-            self._reg(q + r.Q_CTRL, 0)
-            self._configure()
+            self._queue_off(q, what)
             raise NetmemError(errno.EIO, f"the NIC refused {what}")
 
     def _queue_off(self, q: int, what: str) -> None:
@@ -164,12 +167,16 @@ class SoftnicDriver:
     # -- NAPI and transmit --------------------------------------------------------------------
 
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
-        m = self._mem[queue]
+        m = self._mem.get(queue)
+        if m is None:
+            return 0  # the queue could not be started again
         got: int = k.softnic_rx(m.q, m.p, m.a, m.hp, batch.meta, batch.rows, budget)
         return got
 
     def rx_refill(self, queue: int, batch: RxBatch) -> None:
-        m = self._mem[queue]
+        m = self._mem.get(queue)
+        if m is None:
+            return
         k.softnic_return(m.q, batch.meta, batch.rows)
         self._fill(m)
         self.bus.doorbell()
@@ -186,7 +193,10 @@ class SoftnicDriver:
 
     def xmit(self) -> None:
         tx = self.dev.tx
-        if tx.meta[T_TAIL] != tx.meta[T_SENT] and k.softnic_xmit(self._t.a, tx.meta, tx.rows):
+        # Rows that were sent but not completed count too: cleaning them is what frees rows.
+        if self._tx is None or tx.meta[T_TAIL] == tx.meta[T_HEAD]:
+            return
+        if k.softnic_xmit(self._t.a, tx.meta, tx.rows):
             self.bus.doorbell()
 
     def has_work(self) -> bool:
@@ -284,7 +294,12 @@ class SoftnicDriver:
         except BaseException:
             pool.destroy()
             raise
-        desc = _Ring(self.bus, f"softnic:rx-ring{queue}", ring.rx_pending)
+        try:
+            desc = _Ring(self.bus, f"softnic:rx-ring{queue}", ring.rx_pending)
+        except BaseException:
+            pool.destroy()
+            hpool.destroy()
+            raise
         arena = Arena(f"softnic:rx{queue}", k.S_SLOTS + k.SLOT_WORDS * ring.rx_pending)
         mem = RxMem(desc, arena, pool, hpool)
         buflen = min(ring.rx_buf_len, qcfg.rx_page_size)

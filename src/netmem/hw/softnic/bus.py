@@ -48,6 +48,7 @@ class _SoftnicBus:
         self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.bounce = bounce
         self._next = IO_BASE
+        self._closed = False
         self._mappings: dict[int, _Mapping] = {}
 
     def dma_map(
@@ -80,6 +81,8 @@ class _SoftnicBus:
     def dma_unmap(self, io_address: int) -> None:
         """dma_unmap_page(). EINVAL when ``io_address`` does not start a mapping."""
         mapping = self._mappings.pop(io_address, None)
+        if mapping is None and self._closed:
+            return  # the device took its mappings with it
         if mapping is None:
             raise NetmemError(errno.EINVAL, f"I/O address {io_address:#x} starts no mapping")
         with contextlib.suppress(DeviceGoneError):  # with the device its mappings are gone too
@@ -134,6 +137,7 @@ class _SoftnicBus:
             if mapping.fd >= 0:
                 os.close(mapping.fd)
         self._mappings.clear()
+        self._closed = True
         os.close(self.irq_fd)
         os.close(self.bar_fd)
 

@@ -385,6 +385,7 @@ def nic_rx(d, bar, maps, state, rows, now):
         if row[F_SEEN] == 0:
             if row[F_HLEN] < ETH_HLEN:
                 bar[R_COUNTERS + C_RX_RUNT] += 1
+                d[D_PAUSED_AT] = 0
                 head += 1
                 handled += 1
                 continue
@@ -592,7 +593,7 @@ def nic_tx_complete(d, bar, state, rows):
         row = rows[done & (FQ_FRAMES - 1)]
         dq = D_TXQ + D_STRIDE * row[F_TXQ]
         q = R_TXQ + RXQ_STRIDE * row[F_TXQ]
-        if d[dq + DQ_RING] != 0:
+        if d[dq + DQ_RING] != 0 and row[F_NDESC] > 0:
             at = d[dq + DQ_HEAD] + row[F_NDESC]
             slot = d[dq + DQ_RING] + ((at - 1) & d[dq + DQ_MASK]) * 32
             store_release(slot + 8 * TXD_STATUS, TXS_DD)

@@ -13,7 +13,7 @@ from netmem.base.errors import NetmemError
 from netmem.base.native import full_fence, publish_word, read_word
 from netmem.hw.softnic import kernels as k
 from netmem.hw.softnic import regs as r
-from netmem.hw.wire import F_HLEN, F_P2LEN, F_PLEN, F_TXQ, FQ_HEAD, FQ_TAIL, Wire
+from netmem.hw.wire import F_GSO, F_HLEN, F_NDESC, F_P2LEN, F_PLEN, F_SEEN, F_TXQ, FQ_HEAD, FQ_TAIL, Wire
 
 MAX_MAPS = 256
 PAUSE_NS = 50_000_000
@@ -112,7 +112,9 @@ class SoftNic:
         for at in range(int(state[FQ_HEAD]), int(state[FQ_TAIL])):
             row = rows[at % len(rows)]
             if row[F_TXQ] == queue:
-                row[F_HLEN] = row[F_PLEN] = row[F_P2LEN] = 0  # no bytes: the other side counts a runt
+                # No bytes, not looked at: the other side counts a runt.
+                row[F_HLEN] = row[F_PLEN] = row[F_P2LEN] = row[F_SEEN] = row[F_GSO] = 0
+                row[F_NDESC] = 0
 
     def step(self, now: int) -> bool:
         """Do what there is to do: configuration, frames in, frames out. True when anything was."""

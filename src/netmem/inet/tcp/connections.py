@@ -30,7 +30,6 @@ from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import tcb as T
 from netmem.netdev.device import NetDevice
-from netmem.netdev.tx import T_IO
 
 INITIAL_RTO = 1 * SEC
 MSS_DEFAULT = 536
@@ -215,7 +214,7 @@ class Connections:
     def _release_send_buffer(self, c: int) -> None:
         v = self.v
         if v[c, T.SB_SIZE]:
-            self.dev.tx.free_buffer(v[c, T.SB_IO] - int(self.dev.tx.meta[T_IO]), v[c, T.SB_SIZE])
+            self.dev.tx.free_buffer(v[c, T.SB_OFFSET], v[c, T.SB_SIZE])
             v[c, T.SB_SIZE] = 0
 
     def release_queues(self, c: int) -> None:
@@ -231,6 +230,7 @@ class Connections:
                 i = following
         for word in (T.RQ_HEAD, T.RQ_TAIL, T.RQ_BYTES, T.RQ_BUFS):
             v[c, word] = 0
+        self.gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OOO_N] -= v[c, T.OQ_BUFS]
         for word in (T.OQ_HEAD, T.OQ_TAIL, T.OQ_BYTES, T.OQ_BUFS):
             v[c, word] = 0
         for pool, held in refs.items():

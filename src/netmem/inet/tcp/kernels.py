@@ -11,6 +11,7 @@ from netmem.base.jit import kernel
 from netmem.inet.tcp.output import advance_una, arm, update_rtt
 from netmem.inet.tcp.tcb import (
     ACK_PENDING,
+    BACKOFF,
     BYTES_IN,
     CF_ACK_NOW,
     CF_FIN_SEEN,
@@ -18,6 +19,7 @@ from netmem.inet.tcp.tcb import (
     CF_TS,
     CR_BUFLEN,
     CR_OOO,
+    CR_OOO_N,
     CR_OUT,
     CR_RESERVE,
     CR_WORDS,
@@ -56,12 +58,14 @@ from netmem.inet.tcp.tcb import (
     LADDR,
     LAST_ACK_SENT,
     MASK32,
+    MAX_SND_WND,
     NEXT,
     OQ_BUFS,
     OQ_BYTES,
     OQ_HEAD,
     OQ_TAIL,
     OUT,
+    PERSIST_AT,
     PORTS,
     PPN,
     QUEUE,
@@ -283,8 +287,9 @@ def insert_out_of_order(g, t, e, c, i):
         over = seq_diff(end, e[after, E_SEQ])
         if over > 0:
             e[i, E_LEN] -= over
-    limit = max(g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_OOO], 4)
-    if e[i, E_LEN] <= 0 or (after == 0 and t[c, OQ_BUFS] >= limit):
+    credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
+    limit = max(g[credit + CR_OOO], 4)
+    if e[i, E_LEN] <= 0 or (after == 0 and g[credit + CR_OOO_N] >= limit):
         g[G_COUNTERS + (S_DUP_DROPPED if e[i, E_LEN] <= 0 else S_OOO_PRUNED)] += 1
         entry_free(g, e, i)
         return False
@@ -297,8 +302,9 @@ def insert_out_of_order(g, t, e, c, i):
         t[c, OQ_TAIL] = i
     t[c, OQ_BYTES] += e[i, E_LEN]
     t[c, OQ_BUFS] += 1
+    g[credit + CR_OOO_N] += 1
     g[G_COUNTERS + S_OOO_QUEUED] += 1
-    if t[c, OQ_BUFS] > limit:
+    if g[credit + CR_OOO_N] > limit:
         prune_highest(g, t, e, c)
     return True
 
@@ -316,6 +322,7 @@ def prune_highest(g, t, e, c):
     t[c, OQ_TAIL] = before
     t[c, OQ_BYTES] -= e[last, E_LEN]
     t[c, OQ_BUFS] -= 1
+    g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_OOO_N] -= 1
     release_later(g, e[last, E_NETMEM], e[last, E_POOL])
     entry_free(g, e, last)
     g[G_COUNTERS + S_OOO_PRUNED] += 1
@@ -329,6 +336,7 @@ def drain_out_of_order(g, t, e, c):
         following = e[i, E_NEXT]
         t[c, OQ_BYTES] -= e[i, E_LEN]
         t[c, OQ_BUFS] -= 1
+        g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_OOO_N] -= 1
         skip = seq_diff(t[c, RCV_NXT], e[i, E_SEQ])
         if skip >= e[i, E_LEN]:
             release_later(g, e[i, E_NETMEM], e[i, E_POOL])
@@ -438,7 +446,10 @@ def predict(g, t, e, rows, i, c):
         advance_una(g, t, c, ack)
     if seq_lt(t[c, SND_WL1], seq) or (t[c, SND_WL1] == seq and seq_le(t[c, SND_WL2], ack)):
         t[c, SND_WND], t[c, SND_WL1], t[c, SND_WL2] = wnd, seq, ack
+        t[c, MAX_SND_WND] = max(t[c, MAX_SND_WND], wnd)
         t[c, DUPACKS] = 0
+        if wnd != 0 and t[c, PERSIST_AT] != 0:
+            t[c, PERSIST_AT] = t[c, BACKOFF] = 0
     touch(g, t, c)
     g[G_COUNTERS + S_IN_FAST] += 1
     if length > 0:

@@ -43,7 +43,6 @@ from netmem.netdev.batch import (
     B_WND,
     RxBatch,
 )
-from netmem.netdev.tx import T_IO
 
 SYN_RETRIES, DATA_RETRIES = 5, 12
 INITIAL_WINDOW = 10  # segments (RFC 6928)
@@ -70,7 +69,10 @@ class Tcp(Connections):
         if not listener.closed:
             listener.closed = True
             del self.listeners[listener.port]
-            for c in [*listener.half_open, *listener.ready]:
+            waiting = [*listener.half_open, *listener.ready]
+            listener.half_open.clear()
+            listener.ready.clear()
+            for c in waiting:
                 self.abort(c)
 
     def connect(self, raddr: int, rport: int, queue: int = 0) -> int:
@@ -97,7 +99,7 @@ class Tcp(Connections):
         offset = tx.alloc_buffer(size)
         if offset is None:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
-        v[c, T.SB_HOST], v[c, T.SB_IO] = tx.region.address + offset, int(tx.meta[T_IO]) + offset
+        v[c, T.SB_HOST], v[c, T.SB_OFFSET] = tx.region.address + offset, offset
         v[c, T.SB_SIZE] = size
 
     def shutdown(self, c: int) -> None:
@@ -176,6 +178,8 @@ class Tcp(Connections):
             self.count(T.S_NOT_OURS)
             return
         self.count(T.S_IN_SLOW)
+        if self.gv[T.G_RELEASE] > T.RELEASE_ROOM // 4:
+            self.put_released()
         c = int(k.lookup(self.g, self.t, b[i, B_SRC], b[i, B_DST], b[i, B_PORTS]))
         if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
             c = -1
@@ -194,9 +198,11 @@ class Tcp(Connections):
     def _move_queue(self, c: int) -> None:
         """The flow arrives on another queue now: its share of the pool moves with it."""
         v, gv = self.v, self.gv
-        gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] -= v[c, T.OUT]
-        v[c, T.QUEUE] = gv[T.G_QUEUE]
-        gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] += v[c, T.OUT]
+        for sign in (-1, 1):
+            credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
+            gv[credit + T.CR_OUT] += sign * v[c, T.OUT]
+            gv[credit + T.CR_OOO_N] += sign * v[c, T.OQ_BUFS]
+            v[c, T.QUEUE] = gv[T.G_QUEUE]
 
     def _reuse(self, c: int, b: memoryview, i: int) -> bool:
         """RFC 6191: a new SYN beyond the old connection's numbers ends TIME-WAIT."""
@@ -307,7 +313,8 @@ class Tcp(Connections):
         """What a SYN or SYN-ACK may advertise, out of what the pool has left."""
         v, gv = self.v, self.gv
         credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
-        grant = gv[credit + T.CR_AVAIL] - gv[credit + T.CR_RESERVE] - gv[credit + T.CR_OUT]
+        others = gv[credit + T.CR_OUT] - v[c, T.OUT]
+        grant = gv[credit + T.CR_AVAIL] - gv[credit + T.CR_RESERVE] - others
         window = min(0xFFFF, v[c, T.RCV_BUF], max(grant // 2, 0) * v[c, T.PPN] // 16)
         v[c, T.RCV_ADV] = (v[c, T.RCV_NXT] + window) & T.MASK32
         k.credit_out(self.g, self.t, c)
@@ -330,7 +337,7 @@ class Tcp(Connections):
             return
         self._read_syn(c, b, i)
         if flags & ACK:
-            v[c, T.RTO_AT] = v[c, T.BACKOFF] = 0
+            v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
             if self.flag(c, T.CF_TS) and b[i, B_TSECR]:
                 o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
             v[c, T.SND_UNA] = b[i, B_ACK]
@@ -428,6 +435,8 @@ class Tcp(Connections):
         if T.seq_lt(v[c, T.SND_MAX], ack):
             self.set_flag(c, T.CF_ACK_NOW)
             return False
+        if v[c, T.PERSIST_AT]:
+            v[c, T.USER_RETRIES] = 0  # a probe was answered
         una = v[c, T.SND_UNA]
         wnd = b[i, B_WND] << v[c, T.SND_SCALE]
         if ack == una:
@@ -450,7 +459,9 @@ class Tcp(Connections):
     def _fin_acked(self, c: int) -> bool:
         """State changes when our FIN is acknowledged."""
         v = self.v
-        if self.flag(c, T.CF_FIN_SENT) and v[c, T.SND_UNA] == v[c, T.SND_MAX]:
+        # By number, not by flag: a time-out may have put the FIN back among what is to be sent.
+        end = (v[c, T.ISS] + 2 + v[c, T.SB_TAIL]) & T.MASK32
+        if self.flag(c, T.CF_FIN_QUEUED) and v[c, T.SND_UNA] == v[c, T.SND_MAX] == end:
             state = v[c, T.STATE]
             if state == T.FIN_WAIT_1:
                 v[c, T.STATE] = T.FIN_WAIT_2
@@ -466,7 +477,7 @@ class Tcp(Connections):
     def _established(self, c: int, b: memoryview, i: int) -> None:
         v = self.v
         v[c, T.STATE] = T.ESTABLISHED
-        v[c, T.RTO_AT] = v[c, T.BACKOFF] = 0
+        v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
         v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND] << v[c, T.SND_SCALE]
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
         v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
@@ -603,13 +614,19 @@ class Tcp(Connections):
         self.output(c)
 
     def _persist(self, c: int) -> None:
-        """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, without end.
+        """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, as long as the peer answers.
 
         A window too small for a whole segment gets the part that fits (3.8.6.2.1, the override).
         """
         v, tx = self.v, self.dev.tx
         if v[c, T.SND_WND]:
-            o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, True)
+            if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, True) < 0:
+                self.timer(c, T.PERSIST_AT, MS)
+            return
+        v[c, T.USER_RETRIES] += 1
+        if v[c, T.USER_RETRIES] > DATA_RETRIES:
+            self.count(T.S_TIMEOUTS)
+            self.closed(c, errno.ETIMEDOUT)
             return
         o.tcp_probe(self.g, self.t, c, tx.meta, tx.rows)
         v[c, T.BACKOFF] = min(v[c, T.BACKOFF] + 1, 10)

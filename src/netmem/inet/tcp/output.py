@@ -78,6 +78,7 @@ from netmem.inet.tcp.tcb import (
     RCV_MSS,
     RCV_NXT,
     RCV_SCALE,
+    RECOVER,
     RQ_BYTES,
     RTO,
     RTO_AT,
@@ -92,7 +93,7 @@ from netmem.inet.tcp.tcb import (
     S_WINDOW_UPDATES,
     SB_HEAD,
     SB_HOST,
-    SB_IO,
+    SB_OFFSET,
     SB_SIZE,
     SB_TAIL,
     SND_MAX,
@@ -105,6 +106,7 @@ from netmem.inet.tcp.tcb import (
     TCB_WORDS,
     TPL,
     TS_RECENT,
+    USER_RETRIES,
     WAIT_AT,
     seq_diff,
     seq_lt,
@@ -113,6 +115,7 @@ from netmem.netdev.tx import (
     SLOT_BYTES,
     T_FULL,
     T_HEAD,
+    T_IO,
     T_SLOTS,
     T_TAIL,
     TX_CSUM,
@@ -171,6 +174,9 @@ def advance_una(g, t, c, ack):
     t[c, SB_HEAD] = min(t[c, SB_HEAD] + acked, t[c, SB_TAIL])
     t[c, BACKOFF] = 0
     t[c, DUPACKS] = 0
+    t[c, USER_RETRIES] = 0
+    if t[c, FLAGS] & CF_RECOVERY == 0 and seq_lt(t[c, RECOVER], ack):
+        t[c, RECOVER] = ack  # stays near, so that comparing it goes on meaning something
     if t[c, FLAGS] & (CF_LIMITED | CF_RECOVERY) == CF_LIMITED:
         if t[c, CWND] < t[c, SSTHRESH]:
             t[c, CWND] += acked
@@ -296,13 +302,14 @@ def tcp_header(g, t, c, txm, txr, seq, flags, length):
 
 
 @kernel
-def payload(t, c, txr, r, offset, length):
+def payload(t, c, txm, txr, r, offset, length):
     """Name ``length`` bytes at stream offset ``offset`` of the send buffer in row ``r``."""
     size = t[c, SB_SIZE]
     at = offset % size
     first = min(length, size - at)
-    txr[r, X_PAY], txr[r, X_PLEN] = t[c, SB_IO] + at, first
-    txr[r, X_PAY2], txr[r, X_P2LEN] = t[c, SB_IO], length - first
+    io = txm[T_IO] + t[c, SB_OFFSET]
+    txr[r, X_PAY], txr[r, X_PLEN] = io + at, first
+    txr[r, X_PAY2], txr[r, X_P2LEN] = io, length - first
     if length > t[c, MSS]:
         txr[r, X_GSO] = t[c, MSS]
 
@@ -361,7 +368,7 @@ def tcp_output(g, t, c, txm, txr, force):
             if r < 0:
                 return -1
             if length > 0:
-                payload(t, c, txr, r, t[c, SB_HEAD] + flight, length)
+                payload(t, c, txm, txr, r, t[c, SB_HEAD] + flight, length)
             if seq_lt(t[c, SND_NXT], t[c, SND_MAX]):
                 g[G_COUNTERS + S_RETRANS] += 1
             elif t[c, RTT_AT] == 0:
@@ -373,7 +380,7 @@ def tcp_output(g, t, c, txm, txr, force):
                 t[c, BYTES_OUT] += length
                 t[c, SND_MAX] = t[c, SND_NXT]
             if t[c, RTO_AT] == 0:
-                t[c, RTO_AT] = g[G_NOW] + (t[c, RTO] << min(t[c, BACKOFF], 8))
+                t[c, RTO_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
                 arm(g, t[c, RTO_AT])
             t[c, PERSIST_AT] = 0
             used += 1
@@ -412,7 +419,7 @@ def tcp_retransmit(g, t, c, txm, txr):
     r = tcp_header(g, t, c, txm, txr, t[c, SND_UNA], ACK | fin | PSH, length)
     if r >= 0:
         if length > 0:
-            payload(t, c, txr, r, t[c, SB_HEAD], length)
+            payload(t, c, txm, txr, r, t[c, SB_HEAD], length)
         g[G_COUNTERS + S_RETRANS] += 1
         t[c, RTT_AT] = 0  # Karn: never time a segment that was sent twice
     return r
@@ -427,15 +434,13 @@ def tcp_probe(g, t, c, txm, txr):
 
 @kernel
 def tcp_flush(g, t, txm, txr):
-    """Output for every connection that the batch touched; how many are left for want of rows."""
-    left = 0
+    """Output for every connection that the batch touched; those that find no row try again soon."""
     for n in range(g[G_TOUCHED]):
         c = g[G_TOUCHED_AT + n]
         if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, c, txm, txr, False) < 0:
-            g[G_TOUCHED_AT + left] = c
-            left += 1
-    g[G_TOUCHED] = left
-    return left
+            t[c, DELACK_AT] = g[G_NOW] + MS
+            arm(g, t[c, DELACK_AT])
+    g[G_TOUCHED] = 0
 
 
 @kernel

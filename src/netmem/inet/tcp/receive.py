@@ -13,6 +13,7 @@ from netmem.inet.tcp.output import window_update_due
 from netmem.inet.tcp.tcb import (
     CF_ACK_NOW,
     CR_AVAIL,
+    CR_POOL,
     CR_WORDS,
     E_KIND,
     E_LEN,
@@ -110,17 +111,23 @@ def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
         else:
             pop_entry(g, t, e, c)
             pp_put(p, a, ref, False)
-    note_window(g, t, c, tok, p, a)
+    note_window(g, t, c, tok, p, a, handle)
     return done
 
 
 @kernel
-def note_window(g, t, c, tok, p, a):
-    """Work out the pool's room anew, and whether the peer should be told."""
+def note_window(g, t, c, tok, p, a, handle):
+    """Work out the pool's room anew, and whether the peer should be told.
+
+    Only the payload pool of the connection's queue counts: buffers may come back to a pool that the
+    queue has no more, or to the header pool.
+    """
     tok[TK_DUE] = 0
     if t[c, STATE] < ESTABLISHED:
         return
-    g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_AVAIL] = pp_available(p, a)
+    credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
+    if g[credit + CR_POOL] == handle:
+        g[credit + CR_AVAIL] = pp_available(p, a)
     if window_update_due(g, t, c):
         t[c, FLAGS] |= CF_ACK_NOW
         tok[TK_DUE] = 1
@@ -155,7 +162,7 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
         freed += 1
     tok[TK_DUE + 1] = other
     if c >= 0:
-        note_window(g, t, c, tok, p, a)
+        note_window(g, t, c, tok, p, a, handle)
     return freed
 
 

@@ -7,7 +7,7 @@ A connection is a row of TCB_WORDS words; names are RFC 9293's. Sequence numbers
 from __future__ import annotations
 
 from netmem.base.arena import offsets
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel
 
 MASK32 = 0xFFFFFFFF
 
@@ -68,7 +68,7 @@ MAX_SND_WND = 35
 
 # Send buffer: a ring in the device's transmit memory.
 SB_HOST = 36
-SB_IO = 37
+SB_OFFSET = 37  # in the device's transmit memory
 SB_SIZE = 38
 SB_HEAD = 39  # stream offset of SND_UNA
 SB_TAIL = 40  # stream offset behind the last byte written
@@ -160,7 +160,9 @@ CR_AVAIL = 0
 CR_OUT = 1
 CR_RESERVE = 2
 CR_BUFLEN = 3
-CR_OOO = 4  # most buffers of out-of-order data
+CR_OOO = 4  # most buffers of out-of-order data, of all connections together
+CR_OOO_N = 5  # how many there are
+CR_POOL = 6  # handle of the queue's payload pool
 CR_WORDS = 8
 MAX_QUEUES = 16
 
@@ -213,19 +215,19 @@ RELEASE_ROOM = 16384
 G_HASH_AT = G_RELEASE_AT + 2 * RELEASE_ROOM
 
 
-@kernel
+@inline_kernel
 def seq_lt(a, b):
     """a < b in sequence space."""
     return ((a - b) & MASK32) > 0x7FFFFFFF
 
 
-@kernel
+@inline_kernel
 def seq_le(a, b):
     """a <= b in sequence space."""
     return ((b - a) & MASK32) <= 0x7FFFFFFF
 
 
-@kernel
+@inline_kernel
 def seq_diff(a, b):
     """a - b in sequence space, signed."""
     d = (a - b) & MASK32
