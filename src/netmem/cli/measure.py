@@ -147,7 +147,7 @@ def rte_mempool() -> Figure | None:
         build = ["cc", "-O3", "-march=native", str(source), "-o", binary, *flags.stdout.split()]
         if subprocess.run(build, capture_output=True).returncode:
             return None
-        words = [binary, "--no-huge", "--no-pci", "--in-memory", "-m", "64", "-l", "0", "--log-level", "1"]
+        words = [binary, "--no-huge", "--no-pci", "-m", "64", "-l", "0", "--log-level", "1"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
     try:
         return Figure(tuple(float(line) for line in done.stdout.splitlines()[-5:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -203,10 +204,10 @@ class TcpSocket:
             pool = self._dev.pools[handle]
             assert pool.provider is not None
             n = rx.frags_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.arena.a, pool.area.arena.a, handle,
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
                 pool.provider.binding_id, out, bufsize,
             )
-            return DevmemMessage(linear, out[:n].view(FRAG)[:, 0])
+            return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.
@@ -245,9 +246,9 @@ class TcpSocket:
                 break
             pool = self._dev.pools[handle]
             freed += rx.tokens_back(
-                tcp.g, tcp.t, self._c, tok, tokens, n, pool.arena.a, pool.area.arena.a, handle
+                tcp.g, tcp.t, self._c, tok, tokens, n, pool.p, pool.area_a, handle
             )
-            if pool.arena.a[ly.P_RELEASE_N]:
+            if pool.pv[ly.P_RELEASE_N]:
                 pool.flush()
             n = int(tok[rx.TK_DUE + 1])
         return int(freed)
@@ -256,7 +257,8 @@ class TcpSocket:
         """Handle of the pool that the first known token belongs to."""
         tok = self._tokens.a
         capacity = int(tok[rx.TK_CAPACITY])
-        for token in tokens.tolist():
+        # Tokens of one message are of one pool, nearly always: look at few before looking at all.
+        for token in itertools.chain(tokens[:4].tolist(), (int(t) for t in tokens[4:])):
             if 1 <= token <= capacity and tok[rx.TK_SLOTS + 2 * (token - 1)]:
                 return int(tok[rx.TK_SLOTS + 2 * (token - 1) + 1])
         return None
@@ -285,10 +287,10 @@ class TcpSocket:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
             got = rx.copy_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.arena.a, pool.area.arena.a, handle,
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
                 array.ctypes.data + done, len(array) - done, linear_only,
             )
-            if pool.arena.a[ly.P_RELEASE_N]:
+            if pool.pv[ly.P_RELEASE_N]:
                 pool.flush()
             done += int(got)
             if not got:

@@ -103,7 +103,12 @@ class PagePool:
     BIDIRECTIONAL with DMA_MAP, DMA_SYNC_DEV without DMA_MAP or with max_len 0; EOPNOTSUPP when the
     queue has a provider and DMA_MAP or DMA_SYNC_DEV is missing; what the provider's init raises;
     EINVAL for an order above the page allocator's.
+
+    ``p`` and ``area_a``: the words of the pool's and the area's arena, for kernels (``layout``).
     """
+
+    p: Words
+    area_a: Words
 
     def __init__(self, params: PagePoolParams) -> None:
         self.params = params
@@ -165,7 +170,9 @@ class PagePool:
         params, area = self.params, self.area
         release = ly.P_RING + ring
         self.arena = Arena(f"pool:{self.id}", release + area.count)
-        p = self.arena.a
+        p = self.p = self.arena.a
+        self.pv = p.data  # the same words as plain ints, cheaper one at a time
+        self.area_a = area.arena.a
         p[ly.P_ID], p[ly.P_SHIFT], p[ly.P_AREA] = self.id, area.shift, area.a[ly.A_TAG]
         p[ly.P_RING_AT], p[ly.P_RING_MASK], p[ly.P_RELEASE_AT] = ly.P_RING, ring - 1, release
         p[ly.P_MAX_LEN], p[ly.P_OFFSET], p[ly.P_NID] = params.max_len, params.offset, params.nid
@@ -201,11 +208,6 @@ class PagePool:
         assert self._pages is not None
         return self._pages.area
 
-    @property
-    def p(self) -> Words:
-        """The pool arena's words, for kernels (offsets in ``layout``)."""
-        return self.arena.a
-
     # -- allocation ---------------------------------------------------------------------------
 
     def refill(self, n: int = ly.PP_ALLOC_CACHE_REFILL) -> int:
@@ -238,7 +240,7 @@ class PagePool:
         """
         if out is None:
             out = np.empty(n, np.int64)
-        got = k.pp_alloc_bulk(self.arena.a, self.area_a, out, n)
+        got = k.pp_alloc_bulk(self.p, self.area_a, out, n)
         if got == n:
             return out
         return self._alloc_slow(out, got, n)
@@ -248,11 +250,6 @@ class PagePool:
         while got < n and self.refill():
             got += k.pp_alloc_bulk(self.p, self.area_a, out[got:], n - got)
         return out[:got]
-
-    @property
-    def area_a(self) -> Words:
-        """The area arena's words."""
-        return self.area.arena.a
 
     def alloc_netmem(self, size: int) -> tuple[NetmemRef, int]:
         """page_pool_alloc_netmem(): (netmem, offset) of at least ``size`` bytes; (0, 0) when empty.
@@ -309,10 +306,10 @@ class PagePool:
         cache; only the polling side may. EINVAL for a netmem that is not held from this pool.
         """
         if isinstance(netmem, np.ndarray):
-            refused = k.pp_put_bulk(self.arena.a, self.area_a, netmem, len(netmem), allow_direct)
+            refused = k.pp_put_bulk(self.p, self.area_a, netmem, len(netmem), allow_direct)
         else:
             refused = not k.pp_put(self.p, self.area_a, int(netmem), allow_direct)
-        if self.arena.a[ly.P_RELEASE_N]:
+        if self.pv[ly.P_RELEASE_N]:
             self.flush()
         if refused:
             raise NetmemError(

@@ -243,19 +243,19 @@ class NetDevice:
         total = 0
         driver, batch = self.driver, self.batch
         for queue in self.rx_queues:
-            batch.clear()
             got = driver.napi_poll(queue.index, budget, batch)
+            pool = queue.pool
             if not got:
-                if queue.pool is not None and queue.pool.p[ly.P_POSTED] == 0:
+                if pool is not None and pool.pv[ly.P_POSTED] == 0:
                     driver.rx_refill(queue.index, batch)  # it ran dry: try again
                 continue
-            pool = queue.pool
             available = 0
             if pool is not None:
-                pool.area.arena.a[ly.A_NOW] = now
-                available = pp_available(pool.arena.a, pool.area.arena.a)
+                pool.area_a[ly.A_NOW] = now
+                available = pp_available(pool.p, pool.area_a)
             receive(batch, queue.index, available)
             driver.rx_refill(queue.index, batch)
+            batch.clear()
             total += got
         return total
 
