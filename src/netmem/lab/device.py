@@ -23,7 +23,7 @@ from netmem.netdev.ethtool import Ethtool
 ADDRESS, GATEWAY = "10.0.2.15", "10.0.2.2"
 NICS = ("softnic",)
 LINGER_S = 1.0
-SEND_BUFFER = 2 << 20  # of the gateway, per connection: deep enough to keep both processes busy
+SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
 class Device:
