@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class Arena:
             os.close(self.fd)
             self.fd = -1
 
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _finalizing() and getattr(self, "fd", -1) >= 0:
             self.close()
 
 

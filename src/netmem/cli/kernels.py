@@ -16,7 +16,7 @@ from netmem.hw.softnic.regs import (
     RXS_L4_OK,
     RXS_SPH,
 )
-from netmem.memory.kernels import pp_alloc, pp_put
+from netmem.memory.kernels import pp_alloc, pp_alloc_bulk, pp_put, pp_put_bulk
 from netmem.memory.layout import P_DMA, P_HOST
 
 TCP_AT = 34  # Ethernet and IPv4 headers before it
@@ -24,7 +24,17 @@ TCP_AT = 34  # Ethernet and IPv4 headers before it
 
 @kernel
 def pool_rounds(p, a, refs, rounds):
-    """``rounds`` times: allocate ``len(refs)`` netmems one by one, put them one by one."""
+    """``rounds`` times: allocate ``len(refs)`` netmems in a bulk, put them in a bulk."""
+    n = refs.shape[0]
+    for _ in range(rounds):
+        pp_alloc_bulk(p, a, refs, n)
+        pp_put_bulk(p, a, refs, n, True)
+    return n * rounds
+
+
+@kernel
+def pool_singles(p, a, refs, rounds):
+    """The same one netmem at a time, as a driver's refill does."""
     n = refs.shape[0]
     for _ in range(rounds):
         for i in range(n):

@@ -104,10 +104,10 @@ def pool(times: int) -> dict[str, Figure | None]:
     refs = np.zeros(BULK, np.int64)
     made.recycle_direct_netmem(made.alloc_netmems(BULK))
 
-    def in_kernel() -> float:
+    def in_kernel(kernel: Callable[..., int]) -> float:
         rounds = 50_000
         start = time.perf_counter_ns()
-        n = ck.pool_rounds(made.p, made.area_a, refs, rounds)
+        n = kernel(made.p, made.area_a, refs, rounds)
         return (time.perf_counter_ns() - start) / n
 
     def from_python() -> float:
@@ -127,7 +127,8 @@ def pool(times: int) -> dict[str, Figure | None]:
         return (time.perf_counter_ns() - start) / (rounds * BULK)
 
     return {
-        "page pool, inside a kernel": repeat(in_kernel, times),
+        "page pool, inside a kernel, bulks of 64": repeat(lambda: in_kernel(ck.pool_rounds), times),
+        "page pool, inside a kernel, one by one": repeat(lambda: in_kernel(ck.pool_singles), times),
         "page pool, from Python at bulk 64": repeat(from_python, times),
         "plain-Python free list": repeat(plain_python, times),
         "DPDK rte_mempool at bulk 64 (C)": rte_mempool(),

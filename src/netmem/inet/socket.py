@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -241,8 +240,8 @@ class TcpSocket:
     def _give_back(self, tokens: Words) -> int:
         tcp, tok, freed, n = self._tcp, self._tokens.a, 0, len(tokens)
         while n:
-            handle = self._pool_of(tokens[:n])
-            if handle is None:
+            handle = self._pool_of(tokens, n)
+            if not handle:
                 break
             pool = self._dev.pools[handle]
             freed += rx.tokens_back(
@@ -253,15 +252,15 @@ class TcpSocket:
             n = int(tok[rx.TK_DUE + 1])
         return int(freed)
 
-    def _pool_of(self, tokens: Words) -> int | None:
-        """Handle of the pool that the first known token belongs to."""
+    def _pool_of(self, tokens: Words, n: int) -> int:
+        """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
         tok = self._tokens.a
-        capacity = int(tok[rx.TK_CAPACITY])
-        # Tokens of one message are of one pool, nearly always: look at few before looking at all.
-        for token in itertools.chain(tokens[:4].tolist(), (int(t) for t in tokens[4:])):
+        capacity = tok[rx.TK_CAPACITY]
+        for i in range(n):
+            token = tokens[i]
             if 1 <= token <= capacity and tok[rx.TK_SLOTS + 2 * (token - 1)]:
                 return int(tok[rx.TK_SLOTS + 2 * (token - 1) + 1])
-        return None
+        return 0
 
     def _window_update(self) -> None:
         self._tcp.gv[T.G_NOW] = self._stack.clock.now()

@@ -254,11 +254,37 @@ def pp_put(p, a, ref, direct):
 
 @kernel
 def pp_put_bulk(p, a, refs, n, direct):
-    """page_pool_put_netmem_bulk(): returns how many were refused."""
+    """page_pool_put_netmem_bulk(): returns how many were refused.
+
+    The plain case, a last user and room in the cache, keeps cache and counters in registers: stored
+    and loaded again for each netmem they cost more than all the rest.
+    """
     refused = 0
-    for i in range(n):
+    i = 0
+    if direct and p[P_DESTROYED] == 0:
+        have = p[P_CACHE_N]
+        state = ST_CACHE | p[P_ID] << 8
+        tag, count = p[P_AREA], a[A_COUNT]
+        while i < n and have < PP_ALLOC_CACHE_SIZE:
+            ref = refs[i]
+            index = (ref >> 1) & INDEX_MASK
+            if ref & ~(INDEX_MASK << 1) != tag or index >= count:
+                break
+            r = A_REC + (index << REC_SHIFT)
+            if a[r + REC_REF] != 1 or (a[r + REC_STATE] & 0xFF) <= ST_RING:
+                break
+            a[r + REC_STATE] = state
+            p[P_CACHE + have] = ref
+            have += 1
+            i += 1
+        p[P_CACHE_N] = have
+        p[PS_RECYCLE_CACHED] += i
+        if p[P_SYNC_DEV]:
+            p[PX_SYNC_DEV] += i
+    while i < n:
         if not pp_put(p, a, refs[i], direct):
             refused += 1
+        i += 1
     return refused
 
 

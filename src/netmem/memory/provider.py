@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netmem.base.arena import PAGE_SIZE, Bytes, Region, Words
@@ -133,8 +135,8 @@ class AreaProvider:
     def _release(self) -> None:
         raise NotImplementedError
 
-    def __del__(self) -> None:
-        if getattr(self, "fd", -1) >= 0 and not getattr(self, "_closed", True):
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _finalizing() and not getattr(self, "_closed", True):
             self.close()
 
     def __enter__(self) -> AreaProvider:
