@@ -62,6 +62,7 @@ class _Tokens:
     def __init__(self, capacity: int = 1024) -> None:
         self._arena = Arena("tcp:tokens", rx.TK_SLOTS + 3 * capacity)
         self.a: Words = self._arena.a
+        self.v = self.a.data  # the same words as plain ints
         self._lay_out(capacity, 0)
 
     def _lay_out(self, capacity: int, old: int) -> None:
@@ -82,6 +83,7 @@ class _Tokens:
         before, self._arena = self._arena, Arena("tcp:tokens", rx.TK_SLOTS + 3 * new)
         used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
         self.a = self._arena.a
+        self.v = self.a.data
         self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity] = used
         self._lay_out(new, capacity)
         at = int(self.a[rx.TK_STACK]) + new - capacity
@@ -167,8 +169,12 @@ class TcpSocket:
             raise NetmemError(error, f"{self.peer[0]}:{self.peer[1]} {what}")
 
     def _head(self) -> tuple[int, int]:
-        head = rx.head_kind(self._tcp.t, self._tcp.e, self._c)
-        return head & 0xFF, head >> 8
+        """Kind and pool handle of what is next in the receive queue; (-1, -1) when it is empty."""
+        i = self._tcp.v[self._c, T.RQ_HEAD]
+        if not i:
+            return -1, -1
+        ev = self._tcp.ev
+        return ev[i, T.E_KIND], ev[i, T.E_POOL]
 
     def recvmsg_devmem(
         self, bufsize: int = 1 << 30, *, max_frags: int = 256, timeout: float | None = None
@@ -197,7 +203,7 @@ class TcpSocket:
                     return DevmemMessage(linear, _NO_FRAGS)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
-            if self._tokens.a[rx.TK_FREE] < max_frags:
+            if self._tokens.v[rx.TK_FREE] < max_frags:
                 self._tokens.reserve(max_frags)
             out = np.empty((max_frags, 3), np.int64)
             pool = self._dev.pools[handle]
@@ -233,7 +239,7 @@ class TcpSocket:
         with self._stack.lock:
             self._check_open()
             freed = self._give_back(batch)
-            if self._tokens.a[rx.TK_DUE]:
+            if self._tokens.v[rx.TK_DUE]:
                 self._window_update()
         return freed
 
@@ -249,17 +255,17 @@ class TcpSocket:
             )
             if pool.pv[ly.P_RELEASE_N]:
                 pool.flush()
-            n = int(tok[rx.TK_DUE + 1])
+            n = self._tokens.v[rx.TK_DUE + 1]
         return int(freed)
 
     def _pool_of(self, tokens: Words, n: int) -> int:
         """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
-        tok = self._tokens.a
+        tok, wanted = self._tokens.v, tokens.data
         capacity = tok[rx.TK_CAPACITY]
         for i in range(n):
-            token = tokens[i]
-            if 1 <= token <= capacity and tok[rx.TK_SLOTS + 2 * (token - 1)]:
-                return int(tok[rx.TK_SLOTS + 2 * (token - 1) + 1])
+            at = rx.TK_SLOTS + 2 * (wanted[i] - 1)
+            if 1 <= wanted[i] <= capacity and tok[at]:
+                return tok[at + 1]
         return 0
 
     def _window_update(self) -> None:

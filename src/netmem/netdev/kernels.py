@@ -30,7 +30,7 @@ from netmem.base.formats import (
     csum_add,
     csum_fold,
 )
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel
 from netmem.base.native import load_be16, load_be32, load_u8
 from netmem.netdev.batch import (
     B_ACK,
@@ -94,7 +94,7 @@ from netmem.netdev.batch import (
 GRO_MAX = 1 << 20  # payload bytes of a merged packet
 
 
-@kernel
+@inline_kernel
 def tcp_timestamps(tcp, header, row):
     """Find the timestamp option (RFC 7323) and note it in ``row``."""
     at, end = tcp + TCP_HLEN, tcp + header
@@ -116,7 +116,7 @@ def tcp_timestamps(tcp, header, row):
         at += size
 
 
-@kernel
+@inline_kernel
 def parse(meta, rows, row):
     """Fill in what the stack needs from a packet's headers; returns its KIND_*."""
     row[B_NEXT] = -1
@@ -211,7 +211,7 @@ def parse(meta, rows, row):
     return KIND_TCP
 
 
-@kernel
+@inline_kernel
 def trim(rows, row, left):
     """Cut a packet's buffers to ``left`` payload bytes: Ethernet padding is no payload."""
     row[B_SIZE] = min(row[B_SIZE], left)
@@ -224,7 +224,7 @@ def trim(rows, row, left):
         more = rows[more, B_MORE]
 
 
-@kernel
+@inline_kernel
 def gro_receive(meta, rows, i):
     """napi_gro_receive(): parse packet ``i``, and merge it when it continues one of this batch."""
     row = rows[i]

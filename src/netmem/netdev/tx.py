@@ -50,6 +50,7 @@ class TxQueue:
         self.region = Region(self.fd, self.size)
         self.rows: Words = np.zeros((TX_ROWS, X_WORDS), np.int64)
         self.meta: Words = np.zeros(16, np.int64)
+        self.mv = self.meta.data  # the same words as plain ints
         self.meta[T_SLOTS] = self.meta[T_HOST] = self.region.address
         self._free: list[tuple[int, int]] = []
         self._next = self.slots_size

@@ -194,7 +194,7 @@ class SoftnicDriver:
     def xmit(self) -> None:
         tx = self.dev.tx
         # Rows that were sent but not completed count too: cleaning them is what frees rows.
-        if self._tx is None or tx.meta[T_TAIL] == tx.meta[T_HEAD]:
+        if self._tx is None or tx.mv[T_TAIL] == tx.mv[T_HEAD]:
             return
         if k.softnic_xmit(self._t.a, tx.meta, tx.rows):
             self.bus.doorbell()

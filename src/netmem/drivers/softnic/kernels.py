@@ -6,7 +6,7 @@ netmem and offset. We move the tail, the device moves the head.
 
 from __future__ import annotations
 
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load64, load_acquire, store64, store_release
 from netmem.hw.softnic.regs import (
     RXD_HASH,
@@ -101,7 +101,7 @@ L_NETMEM, L_OFFSET, L_HNETMEM, L_HOFFSET = range(4)
 REFILL_DONE, REFILL_PAYLOAD, REFILL_HEADER = 0, 1, 2
 
 
-@kernel
+@inline_kernel
 def netmem_host(p, ref, offset):
     """Host address of a readable netmem of pool ``p``."""
     return p[P_HOST] + (((ref >> 1) & 0x7FFFFFFF) << p[P_SHIFT]) + offset

@@ -82,6 +82,7 @@ class Connections:
         )
         self.v = self.t.data  # plain ints, for the state machine
         self.gv = self.g.data
+        self.ev = self.e.data
         g = self.g
         g[T.G_BUCKETS], g[T.G_ADDR], g[T.G_DELACK] = buckets, address, config.delack_ns
         g[T.G_TIMER] = o.FAR

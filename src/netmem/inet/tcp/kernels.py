@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from netmem.base.formats import ACK, PSH
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.inet.tcp.output import advance_una, arm, update_rtt
 from netmem.inet.tcp.tcb import (
     ACK_PENDING,
@@ -128,7 +128,7 @@ from netmem.netdev.batch import (
 )
 
 
-@kernel
+@inline_kernel
 def flow_hash(raddr, laddr, ports):
     """Bucket number before masking, of a connection's four-tuple."""
     x = (raddr * 0x1E3779B1) ^ (laddr * 0x05EBCA6B) ^ (ports * 0x02B2AE35)  # below 2**63
@@ -136,7 +136,7 @@ def flow_hash(raddr, laddr, ports):
     return x ^ (x >> 17)
 
 
-@kernel
+@inline_kernel
 def lookup(g, t, raddr, laddr, ports):
     """The row of a connection, or -1."""
     bucket = G_HASH_AT + (flow_hash(raddr, laddr, ports) & (g[G_BUCKETS] - 1))
@@ -171,7 +171,7 @@ def hash_remove(g, t, c):
         other = t[other, NEXT] - 1
 
 
-@kernel
+@inline_kernel
 def touch(g, t, c):
     """Put a connection on the list of those that this batch concerned."""
     if t[c, TOUCHED] != g[G_BATCH]:
@@ -208,7 +208,7 @@ def measure(g, t, c, length, bufs):
     t[c, PPN] = min(max(ppn, 64 * 16), max(full, 64) * 16)
 
 
-@kernel
+@inline_kernel
 def entry_new(g, e, seq, length, ref, offset, pool, kind):
     """A receive entry, 0 when there is none left."""
     i = g[G_EFREE]
@@ -222,7 +222,7 @@ def entry_new(g, e, seq, length, ref, offset, pool, kind):
     return i
 
 
-@kernel
+@inline_kernel
 def entry_free(g, e, i):
     """Give a receive entry back."""
     e[i, E_NEXT] = g[G_EFREE]
@@ -230,7 +230,7 @@ def entry_free(g, e, i):
     g[G_ECOUNT] += 1
 
 
-@kernel
+@inline_kernel
 def append(t, e, c, i):
     """Entry ``i`` to the end of the receive queue; RCV.NXT moves on."""
     if t[c, RQ_TAIL] != 0:
@@ -244,7 +244,7 @@ def append(t, e, c, i):
     t[c, RCV_NXT] = (t[c, RCV_NXT] + e[i, E_LEN]) & MASK32
 
 
-@kernel
+@inline_kernel
 def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
     """One piece of payload for a connection. True when its buffer was taken."""
     skip = seq_diff(t[c, RCV_NXT], seq)
@@ -353,7 +353,7 @@ def drain_out_of_order(g, t, e, c):
         t[c, OQ_TAIL] = 0
 
 
-@kernel
+@inline_kernel
 def tcp_data(g, t, e, rows, i, c):
     """Queue the payload of packet ``i`` and all merged into it. Returns buffers taken.
 
@@ -419,7 +419,7 @@ def tcp_rx(g, t, e, meta, rows):
     return slow
 
 
-@kernel
+@inline_kernel
 def predict(g, t, e, rows, i, c):
     """One packet of an established connection; False: not plain, leave it to the state machine."""
     row = rows[i]

@@ -6,7 +6,7 @@ free tokens. Tokens are numbered from 1 (SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED).
 
 from __future__ import annotations
 
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
 from netmem.inet.tcp.kernels import entry_free
 from netmem.inet.tcp.output import window_update_due
@@ -42,7 +42,7 @@ TK_DUE = 3  # out: a window update should be sent
 TK_SLOTS = 8
 
 
-@kernel
+@inline_kernel
 def pop_entry(g, t, e, c):
     """Take the first entry off the receive queue."""
     i = t[c, RQ_HEAD]
@@ -164,12 +164,3 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
     if c >= 0:
         note_window(g, t, c, tok, p, a, handle)
     return freed
-
-
-@kernel
-def head_kind(t, e, c):
-    """Kind and pool of the first entry of a receive queue, as kind | pool << 8; -1 when empty."""
-    i = t[c, RQ_HEAD]
-    if i == 0:
-        return -1
-    return e[i, E_KIND] | e[i, E_POOL] << 8
