@@ -87,8 +87,3 @@ def ip4_text(address: int) -> str:
 def mac(address: str) -> int:
     """A MAC address ``aa:bb:cc:dd:ee:ff`` as a 48-bit number."""
     return int.from_bytes(bytes.fromhex(address.replace(":", "")), "big")
-
-
-def mac_text(address: int) -> str:
-    """A 48-bit number as a MAC address."""
-    return ":".join(f"{byte:02x}" for byte in int(address).to_bytes(6, "big"))

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.errors import NetmemError
 from netmem.memory import layout as ly
 from netmem.memory.kernels import pp_available
 from netmem.memory.page_pool import PagePool
@@ -263,11 +263,6 @@ class NetDevice:
         """Buffers that a queue's pool can still receive into."""
         pool = self.rx_queues[queue].pool
         return int(pp_available(pool.p, pool.area_a)) if pool is not None else 0
-
-    def need_alive(self) -> None:
-        """ENODEV when the hardware is gone."""
-        if not self.driver.is_alive():
-            raise DeviceGoneError(f"{self.name}: the NIC is gone")
 
     def describe(self) -> dict[str, Any]:
         """What tools show of the device."""

@@ -604,12 +604,6 @@ def nic_tx_complete(d, bar, state, rows):
 
 
 @kernel
-def nic_rx_waiting(d, bar, state):
-    """True when frames wait on the wire and the NIC is not holding it."""
-    return state[FQ_HEAD] < state[FQ_TAIL] and d[D_PAUSED_AT] == 0
-
-
-@kernel
 def frame_render(row, dst, index, done):
     """Write segment ``index`` of a frame as plain bytes with all checksums; (length, payload).
 
