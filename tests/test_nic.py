@@ -195,8 +195,8 @@ def test_oversize_and_runt_frames_are_counted(network):
 
 def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
     net = network(alone=True, rx_queues=1)
-    mem = net.ours.driver._mem[0]
-    ring = mem.ring.region.words()
+    mem = net.ours.driver._rx[0]
+    ring = mem.desc.region.words()
     ring[0] = 0x1234_5000
     net.wire.inject(frames.tcp(payload(100)))
     net.ours.bus.step(0)

@@ -27,5 +27,12 @@ class DeviceGoneError(NetmemError):
         super().__init__(_errno.ENODEV, message)
 
 
+class MissingError(NetmemError):
+    """ENODEV: something that must be installed first is not there; the message says how to get it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_errno.ENODEV, message)
+
+
 ETOOSMALL = 525
 """Kernel-internal number that recvmsg returns when no control message fits (net/core/scm.c)."""

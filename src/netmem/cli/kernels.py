@@ -5,7 +5,6 @@ from __future__ import annotations
 from netmem.base.formats import TCP_SEQ
 from netmem.base.jit import kernel
 from netmem.base.native import load64, memcpy, store64, store_be32, store_release
-from netmem.drivers.softnic.kernels import S_MASK, S_RING
 from netmem.hw.softnic.regs import (
     RXD_HASH,
     RXD_HDR,
@@ -18,6 +17,7 @@ from netmem.hw.softnic.regs import (
 )
 from netmem.memory.kernels import pp_alloc, pp_alloc_bulk, pp_put, pp_put_bulk
 from netmem.memory.layout import P_DMA, P_HOST
+from netmem.netdev.ring import S_MASK, S_RING
 
 TCP_AT = 34  # Ethernet and IPv4 headers before it
 

@@ -65,6 +65,9 @@ def repeat(run: Callable[[], float], times: int) -> Figure:
 class _NoDevice:
     """A DMA device that maps anything: the pool benchmarks move no data."""
 
+    def dma_map_resource(self, address: int, length: int) -> int:
+        return address
+
     def dma_map(
         self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False
     ) -> int:
@@ -173,7 +176,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     sock = listener.accept(timeout=1)
     # From here on this loop is the NIC: it completes descriptors, and swallows what is sent.
     stack, v, c = ours.stack, ours.stack.tcp.v, 0
-    mem = ours.driver._mem[1]
+    mem = ours.driver._rx[1]
     wire = ours.nic.wire.tx.state
     options = bytes.fromhex("0101080a") + v[c, T.TS_RECENT].to_bytes(4, "big") + bytes(4)
     header = frames.tcp(

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from netmem.base.errors import NetmemError
+from netmem.base.errors import MissingError, NetmemError
+
+NICS = ("softnic", "igb")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -45,7 +47,7 @@ class Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 SIZE, ADDRESS = Size(), Address()
-MEMORY = ("none", "pages", "dmabuf")
+MEMORY = ("none", "pages", "dmabuf", "bar")
 
 
 def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +80,23 @@ def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="dmabuf",
             show_default=True,
             help="Memory for payload: none leaves the queues unbound, pages is readable by the "
-            "driver, dmabuf is known to it by file descriptor only.",
+            "driver, dmabuf is known to it by file descriptor only, bar is another PCI device's (igb).",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--nic, --qemu."""
+    for option in (
+        click.option("--qemu", metavar="PATH", help="The QEMU to use; by default the one on PATH."),
+        click.option(
+            "--nic",
+            type=click.Choice(list(NICS)),
+            default="softnic",
+            show_default=True,
+            help="softnic is our own NIC in software, igb Intel's 82576 as QEMU emulates it.",
         ),
     ):
         function = option(function)
@@ -87,6 +105,7 @@ def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def usage(error: NetmemError) -> Exception:
     """A refusal that the user's arguments caused, as a usage error (exit status 2)."""
-    if error.errno in (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP):
+    users = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP)
+    if isinstance(error, MissingError) or error.errno in users:
         return click.UsageError(str(error))
     return error

@@ -19,7 +19,7 @@ from netmem.memory.kernels import gather
 from netmem.memory.layout import A_TAG, P_PER
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
-from netmem.memory.provider import AreaProvider
+from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.driver import TcpDataSplit
@@ -33,6 +33,8 @@ MAX_FRAGS = 1024
 class Setup:
     """How to receive: the options of `netmem recv`."""
 
+    nic: str = "softnic"
+    qemu: str | None = None
     memory: str = "dmabuf"
     memory_size: int = 64 << 20
     rx_page_size: int = 4096
@@ -113,11 +115,14 @@ class Receiver:
 
     def __init__(self, setup: Setup, address: tuple[str, int], *, allow_remote: bool = False) -> None:
         self.setup, self.totals = setup, Totals()
-        self.provider = self._make_memory()
+        self.provider: AreaProvider | None = None
         self.device: Device | None = None
         self.outstanding: int | None = None
+        if setup.memory != "none":
+            check_size(setup.memory_size, setup.rx_page_size)
         try:
-            self.device = open_device(queues=setup.queues, mtu=setup.mtu)
+            self.device = open_device(setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu)
+            self.provider = self._make_memory(self.device)
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
             self._configure(self.device)
             self.listener: TcpListener = self.device.listen(GUEST_PORT)
@@ -130,8 +135,10 @@ class Receiver:
             raise
         self.connections: list[Connection] = []
 
-    def _make_memory(self) -> AreaProvider | None:
+    def _make_memory(self, device: Device) -> AreaProvider | None:
         s = self.setup
+        if s.memory == "bar":
+            return device.bar_memory(s.memory_size, rx_page_size=s.rx_page_size)
         if s.memory == "none":
             return None
         if s.memory == "pages":
@@ -141,7 +148,9 @@ class Receiver:
     def _configure(self, device: Device) -> None:
         """Ring settings, binding, and steering of the port to the bound queues."""
         split = TcpDataSplit.ENABLED if self.setup.tcp_data_split else TcpDataSplit.DISABLED
-        device.ethtool.set_ringparam(tcp_data_split=split, hds_thresh=self.setup.hds_thresh)
+        device.ethtool.set_ringparam(tcp_data_split=split)
+        if self.setup.hds_thresh:  # not every device has a threshold to set
+            device.ethtool.set_ringparam(hds_thresh=self.setup.hds_thresh)
         if self.provider is not None:
             device.bind_rx(self.bound, self.provider)
         if len(self.bound) == 1:
@@ -251,6 +260,7 @@ class Receiver:
         pools = [pool.get_stats() for pool in self.pools]
         recycled = ("recycle_cached", "recycle_ring")
         return {
+            "nic": self.setup.nic,
             "memory": self.setup.memory,
             "exporter": getattr(self.provider, "exporter_used", None),
             "fallback": getattr(self.provider, "fallback", "") or None,
@@ -274,8 +284,6 @@ class Receiver:
     def close(self) -> None:
         """Close everything; afterwards ``outstanding`` is what never came back (it must be 0)."""
         if self.device is None:
-            if self.provider is not None:
-                self.provider.close()
             return
         for connection in list(getattr(self, "connections", [])):
             self._finish(connection, abort=True)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from netmem.base.errors import NetmemError
-from netmem.cli.options import ADDRESS, memory_options, usage
+from netmem.cli.options import ADDRESS, memory_options, nic_options, usage
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
 
 PROGRESS_S = 0.5
@@ -23,6 +23,7 @@ PROGRESS_S = 0.5
 @click.option("--listen", "address", type=ADDRESS, default="127.0.0.1:5001", show_default=True,
               help="Where TCP clients of this host connect; port 0 takes a free one.")
 @click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
+@nic_options
 @memory_options
 @click.option("-o", "--output", metavar="FILE",
               help="Write what arrives; {n} stands for the connection's number. "

@@ -1,4 +1,4 @@
-"""The one helper that starts a child process for a device."""
+"""The one helper that starts a process for a device: our own modules, or QEMU."""
 
 from __future__ import annotations
 
@@ -21,32 +21,96 @@ COMPILE_DEADLINE_S = 300.0
 MESSAGE_BYTES = 1 << 16
 
 
-class Child:
-    """A device's process and the control socket to it.
+class Process:
+    """A device's process: ``argv`` with the descriptors named, in a session of its own.
 
-    The process gets ``argv`` plus ``--control-fd N`` and the descriptors named, runs in a session
-    of its own (Ctrl-C in the terminal does not reach it first), and ends when the socket closes.
-    It reports ``compiling`` (once, the start deadline then does not count) and ``ready``.
+    Ctrl-C in the terminal does not reach it first. What it writes to its standard error is kept.
+    """
+
+    def __init__(self, argv: Sequence[str], fds: Sequence[int] = ()) -> None:
+        self._errors = tempfile.TemporaryFile()
+        self._popen = subprocess.Popen(
+            list(argv),
+            pass_fds=list(fds),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+        self.pid = self._popen.pid
+
+    def how_it_ended(self) -> str:
+        """What became of the process, and its last words, for a message."""
+        code = self._popen.poll()
+        if code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._popen.wait(2.0)
+        how = "closed its control socket"
+        if code is not None:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return how + self.last_words()
+
+    def last_words(self) -> str:
+        """The last line the process wrote to its standard error, as a suffix for a message."""
+        with contextlib.suppress(OSError, ValueError):
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            return f": {lines[-1]}" if lines else ""
+        return ""
+
+    def has_ended(self) -> bool:
+        """True once the process is gone."""
+        return self._popen.poll() is not None
+
+    def end(self, grace: float) -> None:
+        """Wait ``grace`` seconds for the process to end, then kill it."""
+        try:
+            self._popen.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait(3.0)
+        self._errors.close()
+
+
+class Watchdog:
+    """Kills a process that would not notice our end: a shell that waits for our end of a pipe."""
+
+    def __init__(self, pid: int) -> None:
+        self._popen = subprocess.Popen(
+            ["/bin/sh", "-c", 'read line || kill -9 "$0"', str(pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def dismiss(self) -> None:
+        """The process is looked after: let the shell go without killing anything."""
+        assert self._popen.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._popen.stdin.write(b"\n")
+            self._popen.stdin.close()
+        self._popen.wait(3.0)
+
+
+class Child(Process):
+    """One of our own modules as a device's process, and the control socket to it.
+
+    The process gets ``argv`` plus ``--control-fd N`` and ends when the socket closes. It reports
+    ``compiling`` (once, the start deadline then does not count) and ``ready``.
     """
 
     def __init__(self, argv: Sequence[str], fds: Sequence[int] = ()) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()
         try:
-            self._popen = subprocess.Popen(
-                [*argv, "--control-fd", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *fds],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                start_new_session=True,
+            super().__init__(
+                [*argv, "--control-fd", str(theirs.fileno())], [theirs.fileno(), *fds]
             )
         except OSError:
             self.sock.close()
             raise
         finally:
             theirs.close()
-        self.pid = self._popen.pid
 
     def wait_ready(self) -> dict[str, Any]:
         """The child's ``ready`` message. NetmemError with its own words when it fails to start."""
@@ -87,22 +151,7 @@ class Child:
         return answer
 
     def _gone(self) -> DeviceGoneError:
-        code = self._popen.poll()
-        if code is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._popen.wait(2.0)
-        how = "closed its control socket"
-        if code is not None:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        return DeviceGoneError(f"the NIC's process (pid {self.pid}) {how}{self.last_words()}")
-
-    def last_words(self) -> str:
-        """The last line the process wrote to its standard error, as a suffix for a message."""
-        with contextlib.suppress(OSError, ValueError):
-            self._errors.seek(0)
-            lines = self._errors.read().decode(errors="replace").strip().splitlines()
-            return f": {lines[-1]}" if lines else ""
-        return ""
+        return DeviceGoneError(f"the NIC's process (pid {self.pid}) {self.how_it_ended()}")
 
     def is_alive(self) -> bool:
         """False once the process ended or closed its end."""
@@ -110,17 +159,12 @@ class Child:
             return False
         poll = select.poll()
         poll.register(self.sock, 0)  # hang-up and errors are always reported
-        return not poll.poll(0) and self._popen.poll() is None
+        return not poll.poll(0) and not self.has_ended()
 
     def close(self) -> None:
         """Close the control socket, which ends the child; kill it if it lingers."""
         self.sock.close()
-        try:
-            self._popen.wait(3.0)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait(3.0)
-        self._errors.close()
+        self.end(3.0)
 
 
 def _error(message: dict[str, Any]) -> Exception:

@@ -6,31 +6,41 @@ import errno
 import ipaddress
 
 from netmem.base.errors import NetmemError
+from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
+from netmem.hw.qemu.bus import QemuBus
+from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.lab import qemu as lab_qemu
 from netmem.lab.local import MAC_BASE
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import MemoryProvider
+from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.binding import Binding
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import SteeringRule
 from netmem.netdev.ethtool import Ethtool
 
-ADDRESS, GATEWAY = "10.0.2.15", "10.0.2.2"
-NICS = ("softnic",)
+NETWORK, ADDRESS, GATEWAY = "10.0.2.0/24", "10.0.2.15", "10.0.2.2"
+NICS: dict[str, type[SoftnicDriver] | type[IgbDriver]] = {"softnic": SoftnicDriver, "igb": IgbDriver}
+MAX_QUEUES = 16
 LINGER_S = 1.0
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
 class Device:
-    """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done."""
+    """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done.
 
-    def __init__(self, bus: ProcessBus, dev: NetDevice, stack: Stack) -> None:
+    ``pid`` is the NIC's process: our own, or QEMU.
+    """
+
+    def __init__(self, bus: ProcessBus | QemuBus, dev: NetDevice, stack: Stack) -> None:
         self.bus, self.dev, self.stack = bus, dev, stack
+        self.pid = bus.machine.process.pid if isinstance(bus, QemuBus) else bus.child.pid
 
     @property
     def ethtool(self) -> Ethtool:
@@ -41,9 +51,29 @@ class Device:
         """Give receive queues a memory provider (netlink bind-rx)."""
         return self.dev.bind_rx(queues, provider)
 
-    def steer(self, port: int, queue: int) -> int:
-        """Send TCP to local ``port`` to a receive queue; returns the rule's id."""
-        return self.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+    def bar_memory(self, size: int, *, rx_page_size: int = 4096) -> BarProvider:
+        """Memory of a second PCI device on the NIC's bus, ``size`` bytes (a power of two).
+
+        EOPNOTSUPP for a NIC that is no PCI device; EINVAL, ERANGE for sizes.
+        """
+        if not isinstance(self.bus, QemuBus):
+            raise NetmemError(
+                errno.EOPNOTSUPP, f"{self.dev.driver.name} has no other PCI devices beside it; igb has"
+            )
+        return lab_qemu.bar_memory(self.bus, size, rx_page_size=rx_page_size)
+
+    def steer(self, port: int, queue: int) -> int | None:
+        """Send TCP to local ``port`` to a receive queue; returns the rule's id.
+
+        A NIC without exact-match rules sends all TCP there, by its RSS table: None.
+        """
+        try:
+            return self.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+        except NetmemError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+        self.ethtool.set_rxfh_indir([queue])
+        return None
 
     def forward(self, address: str, port: int, guest_port: int, *, allow_remote: bool = False) -> int:
         """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; returns the port.
@@ -60,6 +90,8 @@ class Device:
                 errno.EACCES,
                 f"{address} is not a loopback address; say --allow-remote to listen to other machines",
             )
+        if isinstance(self.bus, QemuBus):
+            return lab_qemu.forward(self.bus, host, port, ADDRESS, guest_port)
         request = {"op": "forward", "address": host, "port": port, "guest_port": guest_port}
         return int(self.bus.child.call(request))
 
@@ -91,32 +123,46 @@ def open_device(
     mtu: int = 1500,
     bounce: bool = False,
     config: TcpConfig | None = None,
+    qemu: str | None = None,
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
-    The stack has address 10.0.2.15; the wire leads to a gateway at 10.0.2.2 that offers host ports
+    ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH). The
+    stack has address 10.0.2.15; the wire leads to a gateway at 10.0.2.2 that offers host ports
     (``Device.forward``). ``bounce``: a bus on which page memory must be synced. Errors: EINVAL for
-    arguments that no device can have; ENODEV when the NIC's process does not start.
+    arguments that no device can have; ENODEV when the NIC's process does not start, MissingError
+    (ENODEV) without a QEMU that has the NIC.
     """
     if nic not in NICS:
         raise NetmemError(errno.EINVAL, f"unknown NIC {nic!r}; one of {', '.join(NICS)}")
-    if not 1 <= queues <= 16:
-        raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to 16 are possible")
-    if not 576 <= mtu <= SoftnicDriver.max_mtu:
-        raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {SoftnicDriver.max_mtu} are possible")
-    ensure_compiled()
-    argv = python_argv(
-        "netmem.lab.nic_main",
-        *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", "16"),
-        *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
-    )
-    bus = ProcessBus(argv, bounce=bounce)
-    try:
-        dev = NetDevice(SoftnicDriver(bus), "nm0", rx_queues=queues, mtu=mtu)
-        dev.open()
-    except BaseException:
-        bus.close()
-        raise
+    if not 1 <= queues <= MAX_QUEUES:
+        raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to {MAX_QUEUES} are possible")
+    if not 576 <= mtu <= NICS[nic].max_mtu:
+        raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
+    bus: ProcessBus | QemuBus
+    if nic == "igb":
+        find_qemu(qemu)  # before a compilation that may take a minute
+        ensure_compiled()
+        bus = lab_qemu.start_user(qemu, network=NETWORK, gateway=GATEWAY, guest=ADDRESS, bounce=bounce)
+        dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu)
+    else:
+        ensure_compiled()
+        bus = _start_softnic(mtu, bounce)
+        try:
+            dev = NetDevice(SoftnicDriver(bus), "nm0", rx_queues=queues, mtu=mtu)
+            dev.open()
+        except BaseException:
+            bus.close()
+            raise
     stack = Stack(dev, ADDRESS, config=config)
     stack.serve()
     return Device(bus, dev, stack)
+
+
+def _start_softnic(mtu: int, bounce: bool) -> ProcessBus:
+    argv = python_argv(
+        "netmem.lab.nic_main",
+        *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", str(MAX_QUEUES)),
+        *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
+    )
+    return ProcessBus(argv, bounce=bounce)

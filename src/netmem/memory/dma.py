@@ -26,6 +26,12 @@ class DmaDevice(Protocol):
         that bounces passes it straight through.
         """
 
+    def dma_map_resource(self, address: int, length: int) -> int:
+        """dma_map_resource(): I/O address of another device's BAR at a bus address.
+
+        EOPNOTSUPP on a bus without other devices.
+        """
+
     def dma_unmap(self, io_address: int) -> None:
         """End a mapping. EINVAL when ``io_address`` does not start one."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from netmem.base.arena import PAGE_SIZE, Bytes, Region, Words
 from netmem.base.errors import NetmemError
 from netmem.memory.area import Area
+from netmem.memory.dma import DmaDevice, DmaDirection
 
 if TYPE_CHECKING:
     from netmem.memory.page_pool import PagePool
@@ -33,6 +34,9 @@ class MemoryProvider(Protocol):
     binding_id: int
     bound_io: int | None
     pools: int
+
+    def attach(self, dma: DmaDevice) -> int:
+        """Make the area reachable for a device when it is bound; its I/O address."""
 
     def init(self, pool: PagePool) -> None:
         """mp_ops.init: accept or refuse a pool (E2BIG when its order is not the area's)."""
@@ -82,6 +86,10 @@ class AreaProvider:
         self.bound_io: int | None = None
         self.pools = 0
         self._closed = False
+
+    def attach(self, dma: DmaDevice) -> int:
+        """dma_buf_map_attachment(): map the descriptor for the device."""
+        return dma.dma_map(self.fd, 0, self.size, DmaDirection.FROM_DEVICE, peer=True)
 
     def init(self, pool: PagePool) -> None:
         """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ."""

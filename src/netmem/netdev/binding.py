@@ -7,7 +7,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 from netmem.base.errors import NetmemError
-from netmem.memory.dma import DmaDirection
 from netmem.memory.provider import MemoryProvider, check_size
 from netmem.netdev.driver import TcpDataSplit
 
@@ -44,9 +43,7 @@ def bind_rx(dev: NetDevice, queues: list[int], provider: MemoryProvider) -> Bind
     provider.binding_id = next(_ids)
     if provider.unreadable:
         try:
-            provider.bound_io = dma.dma_map(
-                provider.fd, 0, provider.size, DmaDirection.FROM_DEVICE, peer=True
-            )
+            provider.bound_io = provider.attach(dma)
         except BaseException:
             provider.binding_id = 0
             raise

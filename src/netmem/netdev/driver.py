@@ -82,6 +82,9 @@ class Driver(Protocol):
 
     def set_mtu(self, mtu: int) -> None: ...
 
+    def link_up(self) -> bool:
+        """True when there is a link (netif_carrier_ok)."""
+
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         """Move up to ``budget`` descriptors' packets into ``batch`` (GRO included); how many."""
 

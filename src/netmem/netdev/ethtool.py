@@ -134,7 +134,10 @@ class Ethtool:
             dev.driver.set_rxfh(self.key, [queues[i % len(queues)] for i in range(INDIRECTION)])
 
     def add_rule(self, rule: SteeringRule) -> int:
-        """ethtool -N: add an exact-match rule and return its id. ENOSPC when the table is full."""
+        """ethtool -N: add an exact-match rule and return its id.
+
+        ENOSPC when the table is full; EOPNOTSUPP, ENOSPC, EINVAL as the driver has it.
+        """
         dev = self._dev
         with dev.lock:
             if not 0 <= rule.queue < len(dev.rx_queues):
@@ -142,9 +145,9 @@ class Ethtool:
             if len(self.rules) >= MAX_RULES:
                 raise NetmemError(errno.ENOSPC, f"the rule table holds {MAX_RULES} rules")
             rule_id = next(i for i in range(MAX_RULES) if i not in self.rules)
-            self.rules[rule_id] = rule
             if dev.running:
-                dev.driver.set_rules(list(self.rules.values()))
+                dev.driver.set_rules([*self.rules.values(), rule])
+            self.rules[rule_id] = rule
             return rule_id
 
     def delete_rule(self, rule_id: int) -> None:

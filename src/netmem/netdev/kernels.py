@@ -1,4 +1,4 @@
-"""Parsing and generic receive offload (net/core/gro.c), called by drivers for each packet."""
+"""What drivers call for each packet: parsing, generic receive offload (net/core/gro.c), ring slots."""
 
 from __future__ import annotations
 
@@ -30,13 +30,18 @@ from netmem.base.formats import (
     csum_add,
     csum_fold,
 )
-from netmem.base.jit import inline_kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be16, load_be32, load_u8
+from netmem.memory.kernels import pp_alloc_buffer, pp_sync_for_cpu, set_state
+from netmem.memory.layout import P_HOST, P_SHIFT, ST_BATCH, ST_NIC
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
     B_HDR,
     B_HLEN,
+    B_HNETMEM,
+    B_HOFFSET,
+    B_HPOOL,
     B_KIND,
     B_L3,
     B_L4,
@@ -45,11 +50,16 @@ from netmem.netdev.batch import (
     B_LIN,
     B_LINLEN,
     B_MORE,
+    B_NETMEM,
     B_NEXT,
+    B_OFFSET,
     B_OWN,
+    B_POOL,
     B_PORTS,
+    B_QUEUE,
     B_SEQ,
     B_SIZE,
+    B_SLOT,
     B_SRC,
     B_STATUS,
     B_TFLAGS,
@@ -60,6 +70,7 @@ from netmem.netdev.batch import (
     FLOWS,
     HEADS,
     KIND_ARP,
+    KIND_CONT,
     KIND_DROP,
     KIND_ICMP,
     KIND_MERGED,
@@ -68,6 +79,7 @@ from netmem.netdev.batch import (
     M_FLOW,
     M_HEADS,
     M_PACKETS,
+    M_ROWS,
     N_GRO_MERGED,
     N_RX_ARP,
     N_RX_BAD_IP_CSUM,
@@ -89,6 +101,24 @@ from netmem.netdev.batch import (
     RX_L3_OK,
     RX_L4_BAD,
     RX_L4_OK,
+)
+from netmem.netdev.ring import (
+    L_HNETMEM,
+    L_HOFFSET,
+    L_NETMEM,
+    L_OFFSET,
+    REFILL_DONE,
+    REFILL_HEADER,
+    REFILL_PAYLOAD,
+    S_BUFLEN,
+    S_HDRLEN,
+    S_HPOOL,
+    S_MASK,
+    S_POOL,
+    S_QUEUE,
+    S_SLOTS,
+    S_STARVED,
+    SLOT_WORDS,
 )
 
 GRO_MAX = 1 << 20  # payload bytes of a merged packet
@@ -265,3 +295,88 @@ def gro_receive(meta, rows, i):
     n = meta[M_HEADS]
     meta[HEADS + n] = i
     meta[M_HEADS] = n + 1
+
+
+@inline_kernel
+def netmem_host(p, ref, offset):
+    """Host address of a readable netmem of pool ``p``."""
+    return p[P_HOST] + (((ref >> 1) & 0x7FFFFFFF) << p[P_SHIFT]) + offset
+
+
+@inline_kernel
+def rx_row(q, p, a, hp, row, i, first, more, hlen, size):
+    """Fill a row from descriptor ``i``, of which the device used ``hlen`` and ``size`` bytes.
+
+    ``first``: the packet starts here. ``more``: row of its next descriptor, -1 without one.
+    """
+    slot = S_SLOTS + (i & q[S_MASK]) * SLOT_WORDS
+    ref, offset = q[slot + L_NETMEM], q[slot + L_OFFSET]
+    set_state(p, a, ref, ST_BATCH)
+    if size > 0:
+        pp_sync_for_cpu(p, ref, offset, size)
+    row[B_QUEUE], row[B_SLOT] = q[S_QUEUE], i
+    row[B_POOL], row[B_HPOOL] = q[S_POOL], q[S_HPOOL]
+    row[B_NETMEM], row[B_OFFSET], row[B_SIZE] = ref, offset, size
+    row[B_HDR], row[B_HLEN], row[B_HNETMEM], row[B_HOFFSET] = 0, 0, 0, 0
+    row[B_KIND], row[B_MORE] = KIND_CONT, more
+    if q[S_HDRLEN] != 0:
+        row[B_HNETMEM], row[B_HOFFSET] = q[slot + L_HNETMEM], q[slot + L_HOFFSET]
+        if first:
+            pp_sync_for_cpu(hp, row[B_HNETMEM], row[B_HOFFSET], hlen)
+            row[B_HDR] = netmem_host(hp, row[B_HNETMEM], row[B_HOFFSET])
+            row[B_HLEN] = hlen
+    elif first:
+        # Not split: the pool is of readable pages, and the frame starts in its buffer.
+        row[B_HDR], row[B_HLEN] = netmem_host(p, ref, offset), size
+        row[B_HNETMEM], row[B_HOFFSET], row[B_HPOOL] = ref, offset, q[S_POOL]
+        row[B_NETMEM], row[B_SIZE] = 0, 0
+
+
+@kernel
+def rx_return(q, meta, rows):
+    """Note which buffers the stack took; the rest is posted again from the slot it is in."""
+    mask, split = q[S_MASK], q[S_HDRLEN]
+    for n in range(meta[M_ROWS]):
+        row = rows[n]
+        slot = S_SLOTS + (row[B_SLOT] & mask) * SLOT_WORDS
+        if split != 0:
+            if row[B_HNETMEM] == 0:
+                q[slot + L_HNETMEM] = 0
+            if row[B_NETMEM] == 0:
+                q[slot + L_NETMEM] = 0
+        elif row[B_NETMEM] == 0 and row[B_HNETMEM] == 0:
+            q[slot + L_NETMEM] = 0
+    meta[M_ROWS] = 0
+
+
+@inline_kernel
+def rx_fill_slot(q, p, a, hp, ha, i, stop):
+    """See that slot ``i`` has its buffers; REFILL_DONE, or which pool must be refilled first."""
+    slot = S_SLOTS + (i & q[S_MASK]) * SLOT_WORDS
+    if q[slot + L_NETMEM] == 0:
+        ref, offset = pp_alloc_buffer(p, a, q[S_BUFLEN])
+        if ref == 0 and not rx_borrow(q, i, stop, slot):
+            return REFILL_PAYLOAD
+        if ref != 0:
+            q[slot + L_NETMEM], q[slot + L_OFFSET] = ref, offset
+    if q[S_HDRLEN] != 0 and q[slot + L_HNETMEM] == 0:
+        ref, offset = pp_alloc_buffer(hp, ha, q[S_HDRLEN])
+        if ref == 0:
+            return REFILL_HEADER
+        q[slot + L_HNETMEM], q[slot + L_HOFFSET] = ref, offset
+    set_state(p, a, q[slot + L_NETMEM], ST_NIC)
+    return REFILL_DONE
+
+
+@kernel
+def rx_borrow(q, i, stop, slot):
+    """With the pool dry, move an unused buffer from a later slot here. False: there is none."""
+    mask = q[S_MASK]
+    for j in range(stop - 1, i, -1):
+        other = S_SLOTS + (j & mask) * SLOT_WORDS
+        if q[other + L_NETMEM] != 0:
+            q[slot + L_NETMEM], q[slot + L_OFFSET] = q[other + L_NETMEM], q[other + L_OFFSET]
+            q[other + L_NETMEM] = 0
+            return True
+    q[S_STARVED] += 1
+    return False

@@ -40,12 +40,13 @@ T_BYTES = 8
 class TxQueue:
     """Rows from the stack to the driver. Rows between T_HEAD and T_TAIL are in use.
 
-    ``buffer_bytes`` of address space for send buffers; only what is touched costs memory.
+    ``size`` bytes of address space for header slots and send buffers; only what is touched costs
+    memory. A power of two, so that it fits a PCI BAR.
     """
 
-    def __init__(self, buffer_bytes: int = 2 << 30) -> None:
+    def __init__(self, size: int = 2 << 30) -> None:
         self.slots_size = TX_ROWS * SLOT_BYTES
-        self.size = self.slots_size + buffer_bytes
+        self.size = size
         self.fd = memfd("tx", self.size)
         self.region = Region(self.fd, self.size)
         self.rows: Words = np.zeros((TX_ROWS, X_WORDS), np.int64)

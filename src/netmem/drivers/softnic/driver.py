@@ -1,67 +1,32 @@
 """The softnic driver: what each operation of netdev does to the software NIC.
 
-Header pool and payload pool stand apart (R3): headers live in readable pages, payload in whatever
-memory the queue was given. The page pools map, sync and recycle; this driver never looks at payload.
+The page pools map, sync and recycle; this driver never looks at payload.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 from typing import ClassVar
 
-from netmem.base.arena import Arena, Region, memfd, offsets
+from netmem.base.arena import Arena, offsets
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.native import publish_word
 from netmem.drivers.softnic import kernels as k
-from netmem.hw.bus import Bus
+from netmem.hw.bus import WordBus
 from netmem.hw.softnic import regs as r
-from netmem.memory import layout as ly
 from netmem.memory.dma import DmaDevice, DmaDirection
-from netmem.memory.page_pool import (
-    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-    PP_FLAG_DMA_MAP,
-    PP_FLAG_DMA_SYNC_DEV,
-    PagePool,
-    PagePoolParams,
-)
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule, TcpDataSplit
+from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule
+from netmem.netdev.kernels import rx_return
+from netmem.netdev.ring import S_BUFLEN, S_DRIVER, S_HDRLEN, S_MASK, S_RING, S_STARVED
+from netmem.netdev.rx import DescriptorRing, RxRing
 from netmem.netdev.tx import T_HEAD, T_IO, T_TAIL
 
-HEADER_BYTES = 256
 DESC_BYTES = 32
 TX_RING = 2048
 WAIT_NS = 5_000_000_000
 COUNTERS = offsets(vars(r), "C_")
-
-
-class _Ring:
-    """Descriptor memory that the device and we share, mapped for DMA."""
-
-    def __init__(self, bus: Bus, name: str, size: int) -> None:
-        self._bus, self.size = bus, size
-        self.fd = memfd(name, size * DESC_BYTES)
-        self.region = Region(self.fd, size * DESC_BYTES)
-        try:
-            self.io = bus.dma_map(self.fd, 0, size * DESC_BYTES, DmaDirection.BIDIRECTIONAL, peer=True)
-        except BaseException:
-            os.close(self.fd)
-            raise
-
-    def close(self) -> None:
-        self._bus.dma_unmap(self.io)
-        os.close(self.fd)
-
-
-class RxMem:
-    """A receive queue's memory (queue_mem_alloc): ring, slots, payload pool and header pool."""
-
-    def __init__(self, ring: _Ring, arena: Arena, pool: PagePool, hpool: PagePool) -> None:
-        self.ring, self.arena, self.pool, self.hpool = ring, arena, pool, hpool
-        self.q, self.p, self.a = arena.a, pool.p, pool.area_a
-        self.hp, self.ha = hpool.p, hpool.area_a
 
 
 class SoftnicDriver:
@@ -77,14 +42,14 @@ class SoftnicDriver:
     hds_thresh_max: ClassVar[int] = 9000
     max_mtu: ClassVar[int] = 9000
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: WordBus) -> None:
         self.bus = bus
         if bus.regs[r.R_MAGIC] != r.MAGIC:
             raise NetmemError(errno.ENODEV, "there is no software NIC on this bus")
         self.max_rx_queues = int(bus.regs[r.R_RX_QUEUES])
         self._dev: NetDevice | None = None
-        self._mem: dict[int, RxMem] = {}
-        self._tx: _Ring | None = None
+        self._rx: dict[int, RxRing] = {}
+        self._tx: DescriptorRing | None = None
         self._t = Arena("softnic:tx", 64)
         self._tx_io: int | None = None
 
@@ -95,8 +60,11 @@ class SoftnicDriver:
             raise NetmemError(errno.ENETDOWN, "the device is down")
         return self._dev
 
+    def _reg_address(self, at: int) -> int:
+        return self.bus.regs.ctypes.data + 8 * at
+
     def _reg(self, at: int, value: int) -> None:
-        publish_word(self.bus.regs.ctypes.data + 8 * at, value)
+        publish_word(self._reg_address(at), value)
 
     def _configure(self) -> None:
         """Make the device read its configuration again."""
@@ -110,11 +78,11 @@ class SoftnicDriver:
         self.set_mtu(dev.mtu)
         self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
         dev.tx.meta[T_IO] = self._tx_io
-        self._tx = _Ring(self.bus, "softnic:tx-ring", TX_RING)
+        self._tx = DescriptorRing(self.bus, "softnic:tx-ring", TX_RING, DESC_BYTES)
         q, t = r.R_TXQ, self._t.a
         t[:] = 0
-        t[k.S_RING], t[k.S_MASK] = self._tx.region.address, TX_RING - 1
-        t[k.S_TAIL_REG] = self.bus.regs.ctypes.data + 8 * (q + r.Q_TAIL)
+        t[S_RING], t[S_MASK] = self._tx.region.address, TX_RING - 1
+        t[S_DRIVER] = self._reg_address(q + r.Q_TAIL)
         self._queue_ctrl(q, self._tx, "its transmit queue start")
         self._reg(r.R_CTRL, r.CTRL_ENABLE)
 
@@ -132,7 +100,7 @@ class SoftnicDriver:
         self._t.close()
         self.bus.close()
 
-    def _queue_ctrl(self, q: int, ring: _Ring, what: str) -> None:
+    def _queue_ctrl(self, q: int, ring: DescriptorRing, what: str) -> None:
         regs = self.bus.regs
         self._reg(q + r.Q_RING, ring.io)
         self._reg(q + r.Q_SIZE, ring.size)
@@ -161,35 +129,25 @@ class SoftnicDriver:
     def mac_address(self) -> int:
         return int(self.bus.regs[r.R_MAC])
 
+    def link_up(self) -> bool:
+        return bool(self.bus.regs[r.R_STATUS] & r.STATUS_LINK)
+
     def set_mtu(self, mtu: int) -> None:
         self._reg(r.R_MTU, mtu)
 
     # -- NAPI and transmit --------------------------------------------------------------------
 
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
-        m = self._mem.get(queue)
-        if m is None:
-            return 0  # the queue could not be started again
-        got: int = k.softnic_rx(m.q, m.p, m.a, m.hp, batch.meta, batch.rows, budget)
-        return got
+        ring = self._rx.get(queue)  # without one the queue could not be started again
+        return ring.poll(k.softnic_rx, batch, budget) if ring else 0
 
     def rx_refill(self, queue: int, batch: RxBatch) -> None:
-        m = self._mem.get(queue)
-        if m is None:
+        ring = self._rx.get(queue)
+        if ring is None:
             return
-        k.softnic_return(m.q, batch.meta, batch.rows)
-        self._fill(m)
+        rx_return(ring.q, batch.meta, batch.rows)
+        ring.fill(k.softnic_refill)
         self.bus.doorbell()
-
-    def _fill(self, m: RxMem) -> None:
-        while True:
-            short = k.softnic_refill(m.q, m.p, m.a, m.hp, m.ha)
-            if short == k.REFILL_DONE:
-                return
-            pool = m.pool if short == k.REFILL_PAYLOAD else m.hpool
-            pool.flush()
-            if not pool.refill():
-                return  # starve politely: what comes back is posted at the next poll
 
     def xmit(self) -> None:
         tx = self.dev.tx
@@ -200,7 +158,7 @@ class SoftnicDriver:
             self.bus.doorbell()
 
     def has_work(self) -> bool:
-        return any(k.softnic_pending(m.q) for m in self._mem.values())
+        return any(k.softnic_pending(ring.q) for ring in self._rx.values())
 
     def irq_arm(self) -> None:
         self.bus.irq_arm()
@@ -259,85 +217,33 @@ class SoftnicDriver:
             "rx_no_desc": r.Q_DROPS,
         }
         stats = {name: int(regs[q + at]) for name, at in names.items()}
-        if queue in self._mem:
-            stats["rx_alloc_fail"] = int(self._mem[queue].q[k.S_STARVED])
+        if queue in self._rx:
+            stats["rx_alloc_fail"] = self._rx[queue].qv[S_STARVED]
         return stats
 
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
 
-    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxMem:
-        dev, ring = self.dev, qcfg.ring
-        split = ring.tcp_data_split == TcpDataSplit.ENABLED
-        flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV
-        common = {"dev": self.bus, "dma_dir": DmaDirection.FROM_DEVICE, "netdev": dev}
-        order = (qcfg.rx_page_size // 4096).bit_length() - 1
-        pool = PagePool(
-            PagePoolParams(
-                flags=flags | (PP_FLAG_ALLOW_UNREADABLE_NETMEM if split else 0),
-                order=order,
-                pool_size=4 * ring.rx_pending,
-                max_len=qcfg.rx_page_size,
-                queue_idx=queue,
-                **common,  # type: ignore[arg-type]
-            )
-        )
-        try:
-            hpool = PagePool(
-                PagePoolParams(
-                    flags=flags,
-                    pool_size=ring.rx_pending,
-                    max_len=4096,
-                    queue_idx=queue,
-                    **common,  # type: ignore[arg-type]
-                )
-            )
-        except BaseException:
-            pool.destroy()
-            raise
-        try:
-            desc = _Ring(self.bus, f"softnic:rx-ring{queue}", ring.rx_pending)
-        except BaseException:
-            pool.destroy()
-            hpool.destroy()
-            raise
-        arena = Arena(f"softnic:rx{queue}", k.S_SLOTS + k.SLOT_WORDS * ring.rx_pending)
-        mem = RxMem(desc, arena, pool, hpool)
-        buflen = min(ring.rx_buf_len, qcfg.rx_page_size)
-        q = mem.q
-        q[k.S_RING], q[k.S_MASK], q[k.S_QUEUE] = desc.region.address, desc.size - 1, queue
-        q[k.S_BUFLEN], q[k.S_HDRLEN] = buflen, HEADER_BYTES if split else 0
-        q[k.S_POOL], q[k.S_HPOOL] = dev.register_pool(pool), dev.register_pool(hpool)
-        q[k.S_TAIL_REG] = self.bus.regs.ctypes.data + 8 * (
-            r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_TAIL
-        )
-        mem.p[ly.P_PER] = max(1, qcfg.rx_page_size // -(-buflen // 64 * 64))
-        return mem
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
+        ring = RxRing(self.dev, self.bus, qcfg, queue, DESC_BYTES)
+        ring.q[S_DRIVER] = self._reg_address(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_TAIL)
+        return ring
 
-    def queue_mem_free(self, mem: RxMem) -> None:
-        slots = mem.q[k.S_SLOTS :].reshape(-1, k.SLOT_WORDS)[: mem.ring.size]
-        for column, pool in ((k.L_NETMEM, mem.pool), (k.L_HNETMEM, mem.hpool)):
-            held = slots[:, column]
-            pool.put_full_netmem(held[held != 0].copy())
-            held[:] = 0
-            pool.destroy(self.dev.now)
-        mem.ring.close()
-        mem.arena.close()
-        self.dev.reap(self.dev.now)
+    def queue_mem_free(self, mem: RxRing) -> None:
+        mem.free()
 
-    def queue_start(self, mem: RxMem, queue: int) -> None:
-        q, ring = r.R_RXQ + r.RXQ_STRIDE * queue, self.dev.ethtool.ring
-        mem.q[k.S_HEAD] = mem.q[k.S_TAIL] = mem.p[ly.P_POSTED] = 0
-        split = int(mem.q[k.S_HDRLEN] != 0)
-        self._reg(q + r.Q_HDS, (r.HDS_ON | ring.hds_thresh << 8) if split else 0)
-        self._reg(q + r.Q_BUFLEN, int(mem.q[k.S_BUFLEN]))
-        self._reg(q + r.Q_HDRLEN, int(mem.q[k.S_HDRLEN]))
-        self._queue_ctrl(q, mem.ring, f"receive queue {queue} start")
-        self._mem[queue] = mem
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        q, params = r.R_RXQ + r.RXQ_STRIDE * queue, self.dev.ethtool.ring
+        mem.start()
+        self._reg(q + r.Q_HDS, (r.HDS_ON | params.hds_thresh << 8) if mem.split else 0)
+        self._reg(q + r.Q_BUFLEN, mem.qv[S_BUFLEN])
+        self._reg(q + r.Q_HDRLEN, mem.qv[S_HDRLEN])
+        self._queue_ctrl(q, mem.desc, f"receive queue {queue} start")
+        self._rx[queue] = mem
         self.dev.set_queue_pool(queue, mem.pool)
-        self._fill(mem)
+        mem.fill(k.softnic_refill)
         self.bus.doorbell()
 
-    def queue_stop(self, queue: int) -> RxMem:
+    def queue_stop(self, queue: int) -> RxRing:
         self._queue_off(r.R_RXQ + r.RXQ_STRIDE * queue, f"receive queue {queue} stop")
         self.dev.set_queue_pool(queue, None)
-        return self._mem.pop(queue)
+        return self._rx.pop(queue)

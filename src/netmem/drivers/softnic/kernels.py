@@ -1,12 +1,8 @@
-"""The softnic driver's hot paths: clean the receive ring, refill it, fill the transmit ring.
-
-A receive ring's arena ``q`` has a header and four words a slot: payload netmem and offset, header
-netmem and offset. We move the tail, the device moves the head.
-"""
+"""The softnic driver's hot paths: clean the receive ring, refill it, fill the transmit ring."""
 
 from __future__ import annotations
 
-from netmem.base.jit import inline_kernel, kernel
+from netmem.base.jit import kernel
 from netmem.base.native import load64, load_acquire, store64, store_release
 from netmem.hw.softnic.regs import (
     RXD_HASH,
@@ -29,29 +25,10 @@ from netmem.hw.softnic.regs import (
     TXD_META,
     TXD_STATUS,
 )
-from netmem.memory.kernels import (
-    pp_alloc_buffer,
-    pp_io_address,
-    pp_sync_for_cpu,
-    set_state,
-)
-from netmem.memory.layout import P_HOST, P_POSTED, P_SHIFT, ST_BATCH, ST_NIC
+from netmem.memory.kernels import pp_io_address
+from netmem.memory.layout import P_POSTED
 from netmem.netdev.batch import (
-    B_HDR,
-    B_HLEN,
-    B_HNETMEM,
-    B_HOFFSET,
-    B_HPOOL,
-    B_KIND,
-    B_MORE,
-    B_NETMEM,
-    B_OFFSET,
-    B_POOL,
-    B_QUEUE,
-    B_SIZE,
-    B_SLOT,
     B_STATUS,
-    KIND_CONT,
     M_COUNTERS,
     M_ROWS,
     N_RX_FAULT,
@@ -61,7 +38,23 @@ from netmem.netdev.batch import (
     RX_L4_OK,
     RX_SPLIT,
 )
-from netmem.netdev.kernels import gro_receive
+from netmem.netdev.kernels import gro_receive, rx_fill_slot, rx_row
+from netmem.netdev.ring import (
+    L_HNETMEM,
+    L_HOFFSET,
+    L_NETMEM,
+    L_OFFSET,
+    REFILL_DONE,
+    S_DRIVER,
+    S_HDRLEN,
+    S_HEAD,
+    S_MASK,
+    S_PACKETS,
+    S_RING,
+    S_SLOTS,
+    S_TAIL,
+    SLOT_WORDS,
+)
 from netmem.netdev.tx import (
     SLOT_BYTES,
     T_BYTES,
@@ -82,36 +75,12 @@ from netmem.netdev.tx import (
     X_PLEN,
 )
 
-S_RING = 0  # host address of the descriptors
-S_MASK = 1
-S_HEAD = 2  # next descriptor to clean, free running
-S_TAIL = 3  # next descriptor to post
-S_QUEUE = 4
-S_POOL = 5  # handles of the payload and the header pool
-S_HPOOL = 6
-S_BUFLEN = 7
-S_HDRLEN = 8  # 0: no header split
-S_TAIL_REG = 9  # host address of the tail register
-S_PACKETS = 10
-S_STARVED = 11  # refills that ended for want of memory
-S_SLOTS = 16
-SLOT_WORDS = 4
-L_NETMEM, L_OFFSET, L_HNETMEM, L_HOFFSET = range(4)
-
-REFILL_DONE, REFILL_PAYLOAD, REFILL_HEADER = 0, 1, 2
-
-
-@inline_kernel
-def netmem_host(p, ref, offset):
-    """Host address of a readable netmem of pool ``p``."""
-    return p[P_HOST] + (((ref >> 1) & 0x7FFFFFFF) << p[P_SHIFT]) + offset
-
 
 @kernel
 def softnic_rx(q, p, a, hp, meta, rows, budget):
     """Clean up to ``budget`` packets from the ring into the batch; returns descriptors cleaned."""
     at, mask, ring = q[S_HEAD], q[S_MASK], q[S_RING]
-    tail, split = q[S_TAIL], q[S_HDRLEN]
+    tail = q[S_TAIL]
     first = at
     room = rows.shape[0]
     n = meta[M_ROWS]
@@ -129,31 +98,10 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
             break
         head_row = n
         for i in range(at, last + 1):
-            slot = S_SLOTS + (i & mask) * SLOT_WORDS
             status = load64(ring + (i & mask) * 32 + 8 * RXD_STATUS)
-            hlen, size = (status >> 16) & 0xFFFF, (status >> 32) & 0xFFFF
             row = rows[n]
-            ref, offset = q[slot + L_NETMEM], q[slot + L_OFFSET]
-            set_state(p, a, ref, ST_BATCH)
-            if size > 0:
-                pp_sync_for_cpu(p, ref, offset, size)
-            row[B_QUEUE], row[B_SLOT] = q[S_QUEUE], i
-            row[B_POOL], row[B_HPOOL] = q[S_POOL], q[S_HPOOL]
-            row[B_NETMEM], row[B_OFFSET], row[B_SIZE] = ref, offset, size
-            row[B_HDR], row[B_HLEN], row[B_HNETMEM], row[B_HOFFSET] = 0, 0, 0, 0
-            row[B_KIND] = KIND_CONT
-            row[B_MORE] = n + 1 if i < last else -1
-            if split != 0:
-                row[B_HNETMEM], row[B_HOFFSET] = q[slot + L_HNETMEM], q[slot + L_HOFFSET]
-                if i == at:
-                    pp_sync_for_cpu(hp, row[B_HNETMEM], row[B_HOFFSET], hlen)
-                    row[B_HDR] = netmem_host(hp, row[B_HNETMEM], row[B_HOFFSET])
-                    row[B_HLEN] = hlen
-            elif i == at:
-                # Not split: the pool is of readable pages, and the frame starts in its buffer.
-                row[B_HDR], row[B_HLEN] = netmem_host(p, ref, offset), size
-                row[B_HNETMEM], row[B_HOFFSET], row[B_HPOOL] = ref, offset, q[S_POOL]
-                row[B_NETMEM], row[B_SIZE] = 0, 0
+            more = n + 1 if i < last else -1
+            rx_row(q, p, a, hp, row, i, i == at, more, (status >> 16) & 0xFFFF, (status >> 32) & 0xFFFF)
             if i == at:
                 row[B_STATUS] = 0
                 if status & RXS_SPH:
@@ -180,23 +128,6 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
 
 
 @kernel
-def softnic_return(q, meta, rows):
-    """Note which buffers the stack took; the rest is posted again from the slot it is in."""
-    mask, split = q[S_MASK], q[S_HDRLEN]
-    for n in range(meta[M_ROWS]):
-        row = rows[n]
-        slot = S_SLOTS + (row[B_SLOT] & mask) * SLOT_WORDS
-        if split != 0:
-            if row[B_HNETMEM] == 0:
-                q[slot + L_HNETMEM] = 0
-            if row[B_NETMEM] == 0:
-                q[slot + L_NETMEM] = 0
-        elif row[B_NETMEM] == 0 and row[B_HNETMEM] == 0:
-            q[slot + L_NETMEM] = 0
-    meta[M_ROWS] = 0
-
-
-@kernel
 def softnic_refill(q, p, a, hp, ha):
     """Post buffers until the ring is full; REFILL_* tells which pool must be refilled first."""
     mask, ring = q[S_MASK], q[S_RING]
@@ -204,27 +135,15 @@ def softnic_refill(q, p, a, hp, ha):
     first = tail
     short = REFILL_DONE
     while tail < stop:
+        short = rx_fill_slot(q, p, a, hp, ha, tail, stop)
+        if short != REFILL_DONE:
+            break
         slot = S_SLOTS + (tail & mask) * SLOT_WORDS
-        if q[slot + L_NETMEM] == 0:
-            ref, offset = pp_alloc_buffer(p, a, q[S_BUFLEN])
-            if ref == 0 and not borrow(q, tail, stop, slot):
-                short = REFILL_PAYLOAD
-                break
-            if ref != 0:
-                q[slot + L_NETMEM], q[slot + L_OFFSET] = ref, offset
         io_header = 0
         if q[S_HDRLEN] != 0:
-            if q[slot + L_HNETMEM] == 0:
-                ref, offset = pp_alloc_buffer(hp, ha, q[S_HDRLEN])
-                if ref == 0:
-                    short = REFILL_HEADER
-                    break
-                q[slot + L_HNETMEM], q[slot + L_HOFFSET] = ref, offset
             io_header = pp_io_address(hp, q[slot + L_HNETMEM]) + q[slot + L_HOFFSET]
-        ref = q[slot + L_NETMEM]
-        set_state(p, a, ref, ST_NIC)
         desc = ring + (tail & mask) * 32
-        store64(desc + 8 * RXD_PKT, pp_io_address(p, ref) + q[slot + L_OFFSET])
+        store64(desc + 8 * RXD_PKT, pp_io_address(p, q[slot + L_NETMEM]) + q[slot + L_OFFSET])
         store64(desc + 8 * RXD_HDR, io_header)
         store64(desc + 8 * RXD_HASH, 0)
         store64(desc + 8 * RXD_STATUS, 0)
@@ -232,22 +151,8 @@ def softnic_refill(q, p, a, hp, ha):
     if tail != first:
         p[P_POSTED] += tail - first
         q[S_TAIL] = tail
-        store_release(q[S_TAIL_REG], tail)
+        store_release(q[S_DRIVER], tail)
     return short
-
-
-@kernel
-def borrow(q, tail, stop, slot):
-    """With the pool dry, move an unused buffer from a later slot here. False: there is none."""
-    mask = q[S_MASK]
-    for i in range(stop - 1, tail, -1):
-        other = S_SLOTS + (i & mask) * SLOT_WORDS
-        if q[other + L_NETMEM] != 0:
-            q[slot + L_NETMEM], q[slot + L_OFFSET] = q[other + L_NETMEM], q[other + L_OFFSET]
-            q[other + L_NETMEM] = 0
-            return True
-    q[S_STARVED] += 1
-    return False
 
 
 @kernel
@@ -302,5 +207,5 @@ def softnic_xmit(t, meta, rows):
     meta[T_SENT] = sent
     if at != first:
         t[S_TAIL] = at
-        store_release(t[S_TAIL_REG], at)
+        store_release(t[S_DRIVER], at)
     return at - first

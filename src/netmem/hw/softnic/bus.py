@@ -3,119 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from netmem.base.arena import PAGE_SIZE, Region, Words, memfd
-from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.errors import DeviceGoneError
 from netmem.base.native import full_fence
+from netmem.hw.bus import DmaSpace
 from netmem.hw.process import Child
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic.model import SoftNic
 
 DEVICE_ID = (0x1AF4, 0x6E6D)
 IO_BASE = 0x1_0000_0000
-FROM_DEVICE, TO_DEVICE = 2, 1
 
 
-@dataclass
-class _Mapping:
-    length: int
-    direction: int
-    bounce: Region | None = None
-    memory: Region | None = None
-    fd: int = -1
-
-
-class _SoftnicBus:
-    """What both have in common: registers, I/O addresses, bouncing.
-
-    ``bounce``: page mappings go to bounce buffers, so what the device writes appears in memory only
-    when somebody syncs (as swiotlb does). Mappings of ``peer`` memory are never bounced.
-    """
+class _SoftnicBus(DmaSpace):
+    """What both have in common: registers and I/O addresses."""
 
     device_id = DEVICE_ID
 
     def __init__(self, *, bounce: bool = False) -> None:
+        super().__init__(bounce=bounce)
         self.bar_fd = memfd("softnic-bar", -(-r.BAR_WORDS * 8 // PAGE_SIZE) * PAGE_SIZE)
         self._bar = Region(self.bar_fd, r.BAR_WORDS * 8)
         self.regs: Words = self._bar.words()
-        self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.bounce = bounce
         self._next = IO_BASE
-        self._closed = False
-        self._mappings: dict[int, _Mapping] = {}
 
-    def dma_map(
-        self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
-    ) -> int:
-        """dma_map_page(), for a range of a descriptor. EINVAL for an empty or unaligned range."""
-        if length <= 0 or offset < 0 or offset % PAGE_SIZE:
-            raise NetmemError(errno.EINVAL, f"cannot map {length} bytes at offset {offset}")
+    def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
         io = self._next
-        mapping = _Mapping(length, int(direction))
-        target, at = fd, offset
-        if self.bounce and not peer:
-            mapping.fd = memfd("bounce", length)
-            mapping.bounce = Region(mapping.fd, length)
-            mapping.memory = Region(fd, length, offset)
-            target, at = mapping.fd, 0
-            if int(direction) != FROM_DEVICE:
-                ctypes.memmove(mapping.bounce.address, mapping.memory.address, length)
-        try:
-            self._attach(target, at, length, io, int(direction))
-        except BaseException:
-            if mapping.fd >= 0:
-                os.close(mapping.fd)
-            raise
+        self._map(fd, offset, length, io, direction)
         # A gap behind each mapping, so that running over its end hits nothing.
         self._next += (length + 2 * PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE
-        self._mappings[io] = mapping
         return io
 
-    def dma_unmap(self, io_address: int) -> None:
-        """dma_unmap_page(). EINVAL when ``io_address`` does not start a mapping."""
-        mapping = self._mappings.pop(io_address, None)
-        if mapping is None and self._closed:
-            return  # the device took its mappings with it
-        if mapping is None:
-            raise NetmemError(errno.EINVAL, f"I/O address {io_address:#x} starts no mapping")
-        with contextlib.suppress(DeviceGoneError):  # with the device its mappings are gone too
-            self._detach(io_address)
-        if mapping.fd >= 0:
-            os.close(mapping.fd)
-
-    def dma_bounce(self, io_address: int) -> int:
-        """Host address of the bounce buffer behind a mapping, 0 when it has none."""
-        mapping = self._mappings.get(io_address)
-        return mapping.bounce.address if mapping and mapping.bounce else 0
-
-    def _find(self, io: int, length: int) -> tuple[_Mapping, int]:
-        for start, mapping in self._mappings.items():
-            if start <= io and io + length <= start + mapping.length:
-                return mapping, io - start
-        raise NetmemError(errno.EINVAL, f"sync of {length} bytes at {io:#x}, which nobody mapped")
-
-    def sync_for_cpu(self, io_address: int, length: int) -> None:
-        """dma_sync_single_for_cpu(): what the device wrote becomes visible in memory."""
-        mapping, at = self._find(io_address, length)
-        if mapping.bounce and mapping.memory and mapping.direction != TO_DEVICE:
-            ctypes.memmove(mapping.memory.address + at, mapping.bounce.address + at, length)
-
-    def sync_for_device(self, io_address: int, length: int) -> None:
-        """dma_sync_single_for_device(): what the CPU wrote becomes visible to the device."""
-        mapping, at = self._find(io_address, length)
-        if mapping.bounce and mapping.memory and mapping.direction != FROM_DEVICE:
-            ctypes.memmove(mapping.bounce.address + at, mapping.memory.address + at, length)
-
-    def mappings(self) -> int:
-        """How many mappings there are."""
-        return len(self._mappings)
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+        raise NotImplementedError
 
     def irq_arm(self) -> None:
         self.regs[r.R_IRQ_ARMED] = 1
@@ -126,19 +51,8 @@ class _SoftnicBus:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.irq_fd)
 
-    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
-        raise NotImplementedError
-
-    def _detach(self, io: int) -> None:
-        raise NotImplementedError
-
     def _close(self) -> None:
-        for mapping in self._mappings.values():
-            if mapping.fd >= 0:
-                os.close(mapping.fd)
-        self._mappings.clear()
-        self._closed = True
-        os.close(self.irq_fd)
+        super()._close()
         os.close(self.bar_fd)
 
 
@@ -155,7 +69,7 @@ class LocalBus(_SoftnicBus):
         """Put the NIC on the bus."""
         self.nic = nic
 
-    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
         assert self.nic is not None
         if self._dead:
             raise DeviceGoneError("the NIC was unplugged")
@@ -224,7 +138,7 @@ class ProcessBus(_SoftnicBus):
             self._close()
             raise
 
-    def _attach(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
         request = {"op": "map", "offset": offset, "length": length, "io": io, "dir": direction}
         self.child.call(request, [fd])
 

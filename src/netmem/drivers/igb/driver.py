@@ -1,0 +1,359 @@
+"""The igb driver: what each operation of netdev does to an 82576 (data sheet sections in brackets).
+
+Header split is SRRCTL.DESCTYPE 5, "split always": the first bytes of every packet go to the header
+buffer, whatever it is [7.1.10]. A packet that is not split (or fits the header buffer whole) leaves SPH
+clear; what of it lies in the header buffer is linear. The other split modes would put whole packets into
+unreadable memory. PSRTYPE stays at its default; frame check sequences are stripped (RCTL.SECRC), so that
+no filler gets into device memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from typing import ClassVar
+
+from netmem.base.arena import Arena
+from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.drivers.igb import kernels as k
+from netmem.drivers.igb import regs as r
+from netmem.hw.bus import PciBus
+from netmem.hw.registers import RegisterFile
+from netmem.memory.dma import DmaDevice, DmaDirection
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule
+from netmem.netdev.kernels import rx_return
+from netmem.netdev.ring import (
+    HEADER_BYTES,
+    S_BUFLEN,
+    S_BYTES,
+    S_DRIVER,
+    S_HDS_HIT,
+    S_HDS_MISS,
+    S_MASK,
+    S_PACKETS,
+    S_RING,
+    S_STARVED,
+    S_TAIL,
+)
+from netmem.netdev.rx import DescriptorRing, RxRing
+from netmem.netdev.tx import T_HEAD, T_IO, T_TAIL
+
+TX_RING = 2048
+WAIT_NS = 5_000_000_000
+FRAME_OVERHEAD = 14 + 4 + 4  # Ethernet header, VLAN tag, frame check sequence
+INTERRUPT_US = 100  # least time between two interrupts
+VECTOR_VALID = 0x80  # IVAR: the entry counts, vector 0
+
+
+class IgbDriver:
+    """netmem.netdev.driver.Driver for the 82576, on any PCI bus that has one.
+
+    ``autoneg``: negotiate the link, which takes the PHY some time; without it 1000 Mbit/s full
+    duplex is forced, and the link is there as soon as the cable is (``ethtool -s autoneg off``).
+    """
+
+    name: ClassVar[str] = "igb"
+    device_ids: ClassVar[tuple[tuple[int, int], ...]] = ((0x8086, 0x10C9),)
+    supported_ring_params: ClassVar[frozenset[str]] = frozenset(
+        {"rx_pending", "rx_buf_len", "tcp_data_split"}
+    )
+    queue_mgmt_ops: ClassVar[bool] = True
+    supports_rx_page_size: ClassVar[bool] = True
+    hds_thresh_max: ClassVar[int] = 0  # the 82576 has no threshold
+    max_mtu: ClassVar[int] = 9216
+    max_rx_queues: int = r.QUEUES
+
+    def __init__(self, bus: PciBus, *, autoneg: bool = True) -> None:
+        if bus.device_id not in self.device_ids:
+            raise NetmemError(errno.ENODEV, "the device {:04x}:{:04x} is no 82576".format(*bus.device_id))
+        self.bus, self.autoneg = bus, autoneg
+        self.regs = RegisterFile(bus, r.REGISTERS)
+        self._dev: NetDevice | None = None
+        self._rx: dict[int, RxRing] = {}
+        self._tx: DescriptorRing | None = None
+        self._t = Arena("igb:tx", 64)
+        self._tx_io: int | None = None
+        self._totals = dict.fromkeys(r.STATISTICS, 0)
+        self._missed: dict[int, int] = {}
+        self._reset()
+        self._filters = self._has_filters()
+
+    @property
+    def dev(self) -> NetDevice:
+        """The net device above."""
+        if self._dev is None:
+            raise NetmemError(errno.ENETDOWN, "the device is down")
+        return self._dev
+
+    # -- ndo_open, ndo_stop -------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        """Software reset, with interrupts masked before and after [4.2.1.6, 4.5.3]."""
+        self.regs.write("EIMC", 0xFFFFFFFF)
+        self.regs.modify("CTRL", RST=1)
+        self.bus.wait(lambda: not self.regs.get("CTRL", "RST"), "the end of its reset", WAIT_NS)
+        self.regs.write("EIMC", 0xFFFFFFFF)
+        self.regs.write("IMC", 0xFFFFFFFF)
+
+    def open(self, dev: NetDevice) -> None:
+        """Bring the device up in the data sheet's order [4.5]; queues are started by netdev."""
+        self._dev = dev
+        self._reset()
+        self._start_link()
+        for i in range(self.regs.table["MTA"].count):
+            self.regs.write("MTA", 0, i)
+        self.regs.write("RXCSUM", PCSD=1, IPOFLD=1, TUOFLD=1)
+        self.set_mtu(dev.mtu)
+        self._start_interrupts()
+        self._start_transmit(dev)
+        # Packets are accepted once a queue is on [4.5.9].
+        self.regs.write("RCTL", RXEN=1, LPE=1, BAM=1, SECRC=1)
+        self.regs.modify("CTRL_EXT", DRV_LOAD=1)
+
+    def _start_link(self) -> None:
+        """Set link up and have the PHY negotiate, or force the speed [3.5.7, 4.5.7]."""
+        self.regs.modify("CTRL", SLU=1)
+        data = r.PHY_AUTONEG if self.autoneg else r.PHY_FORCED
+        self.regs.write("MDIC", DATA=data, REGADD=r.PHY_CONTROL, PHYADD=r.PHY_ADDRESS, OP=r.MDIC_WRITE)
+        self.bus.wait(lambda: bool(self.regs.get("MDIC", "R")), "its PHY", WAIT_NS)
+        if self.regs.get("MDIC", "E"):
+            raise NetmemError(errno.EIO, "the PHY of the 82576 does not answer")
+
+    def _start_interrupts(self) -> None:
+        """One MSI-X vector for all queues, moderated, cleared by itself [7.3.3, 7.3.4]."""
+        self.bus.setup_interrupt()
+        self.regs.write("GPIE", MULTIPLE_MSIX=1, EIAME=1, PBA=1)
+        every = VECTOR_VALID * 0x01010101
+        for i in range(self.regs.table["IVAR"].count):
+            self.regs.write("IVAR", every, i)
+        self.regs.write("EITR", INTERVAL=INTERRUPT_US)
+        self.regs.write("EIAC", 1)
+        self.regs.write("EIMS", 1)
+
+    def _start_transmit(self, dev: NetDevice) -> None:
+        """Transmit queue 0, and the transmitter [4.5.10]."""
+        self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
+        dev.tx.meta[T_IO] = self._tx_io
+        self._tx = DescriptorRing(self.bus, "igb:tx-ring", TX_RING, r.DESC_BYTES)
+        t = self._t.a
+        t[:] = 0
+        t[S_RING], t[S_MASK] = self._tx.region.address, TX_RING - 1
+        self._place_ring("T", 0, self._tx)
+        self.regs.write("TXDCTL", ENABLE=1)
+        self.bus.wait(lambda: bool(self.regs.get("TXDCTL", "ENABLE")), "transmit queue 0", WAIT_NS)
+        self.regs.write("TCTL", EN=1, PSP=1, CT=15, COLD=63)
+
+    def _place_ring(self, way: str, queue: int, ring: DescriptorRing) -> None:
+        self.regs.write(f"{way}DBAL", ring.io & 0xFFFFFFFF, queue)
+        self.regs.write(f"{way}DBAH", ring.io >> 32, queue)
+        self.regs.write(f"{way}DLEN", ring.size * r.DESC_BYTES, queue)
+        self.regs.write(f"{way}DH", 0, queue)
+        self.regs.write(f"{way}DT", 0, queue)
+
+    def stop(self) -> None:
+        with contextlib.suppress(DeviceGoneError):
+            self.regs.write("RCTL", 0)
+            self.regs.write("EIMC", 0xFFFFFFFF)
+            self._collect()
+            self.regs.write("TXDCTL", ENABLE=0)
+            self.regs.write("TCTL", 0)
+        if self._tx is not None:
+            self._tx.close()
+            self._tx = None
+        if self._tx_io is not None:
+            self.bus.dma_unmap(self._tx_io)
+            self._tx_io = None
+
+    def close(self) -> None:
+        self._t.close()
+        self.bus.close()
+
+    def dma_device(self) -> DmaDevice | None:
+        return self.bus
+
+    def mac_address(self) -> int:
+        """Receive address 0, which the device loads from its EEPROM [5.6.2], as a 48-bit number."""
+        low, high = self.regs.read("RAL"), self.regs.read("RAH")
+        return int.from_bytes(struct.pack("<IH", low, high & 0xFFFF), "big")
+
+    def link_up(self) -> bool:
+        """STATUS.LU: True when frames can come and go."""
+        return bool(self.regs.get("STATUS", "LU"))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Longest frame [8.10.17], which counts only with RCTL.LPE."""
+        self.regs.write("RLPML", RLPML=mtu + FRAME_OVERHEAD)
+
+    # -- NAPI and transmit --------------------------------------------------------------------
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        ring = self._rx.get(queue)
+        return ring.poll(k.igb_rx, batch, budget) if ring else 0
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        ring = self._rx.get(queue)
+        if ring is None:
+            return
+        rx_return(ring.q, batch.meta, batch.rows)
+        self._post(ring, queue)
+
+    def _post(self, ring: RxRing, queue: int) -> None:
+        """Fill the ring, and tell the device by one tail write."""
+        ring.fill(k.igb_refill)
+        tail = ring.qv[S_TAIL]
+        if tail != ring.qv[S_DRIVER]:
+            ring.q[S_DRIVER] = tail
+            self.bus.post32(self.regs.offset("RDT", queue), tail & ring.qv[S_MASK])
+
+    def xmit(self) -> None:
+        tx = self.dev.tx
+        if self._tx is None or tx.mv[T_TAIL] == tx.mv[T_HEAD]:
+            return
+        if k.igb_xmit(self._t.a, tx.meta, tx.rows):
+            tail = int(self._t.a[S_TAIL]) & (TX_RING - 1)
+            self.bus.post32(self.regs.offset("TDT"), tail)
+
+    def has_work(self) -> bool:
+        return any(k.igb_pending(ring.q) for ring in self._rx.values())
+
+    def irq_arm(self) -> None:
+        self.bus.irq_arm()
+
+    def irq_ack(self) -> None:
+        self.bus.irq_ack()
+
+    def irq_fd(self) -> int:
+        return self.bus.irq_fd
+
+    def filenos(self) -> list[int]:
+        return self.bus.filenos()
+
+    def is_alive(self) -> bool:
+        return self.bus.is_alive()
+
+    # -- ethtool ------------------------------------------------------------------------------
+
+    def set_ringparam(self, params: RingParams) -> None:
+        """EINVAL for sizes that the rings cannot have [8.10.2, 8.10.7]."""
+        if params.rx_pending & (params.rx_pending - 1) or not 8 <= params.rx_pending <= 4096:
+            raise NetmemError(errno.EINVAL, f"rx {params.rx_pending}: a power of two from 8 to 4096")
+        if params.rx_buf_len % 1024 or not 1024 <= params.rx_buf_len <= 16384:
+            raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: a multiple of 1024 up to 16384")
+
+    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
+        """Anything that passed set_ringparam will do."""
+
+    def set_rxfh(self, key: bytes, indirection: list[int]) -> None:
+        """Receive side scaling over TCP and IP addresses [7.1.2.8]; what it does not cover: queue 0."""
+        for i, word in enumerate(struct.unpack("<10I", key)):
+            self.regs.write("RSSRK", word, i)
+        for i, word in enumerate(struct.unpack("<32I", bytes(indirection))):
+            self.regs.write("RETA", word, i)
+        self.regs.write("MRQC", ENABLE=r.MRQC_RSS, TCPIPV4=1, IPV4=1, TCPIPV6=1, IPV6=1)
+
+    def _has_filters(self) -> bool:
+        """True when the 5-tuple filters are there: an emulated 82576 may lack them."""
+        self.regs.write("SAQF", 0x0A00020F)
+        found = self.regs.read("SAQF") == 0x0A00020F
+        self.regs.write("SAQF", 0)
+        return found
+
+    def set_rules(self, rules: list[SteeringRule]) -> None:
+        """5-tuple filters [7.1.2.5, 8.11.1 to 8.11.4], of which a field of 0 is not compared.
+
+        EOPNOTSUPP on a device without them; ENOSPC beyond eight; EINVAL for a queue above 7, which
+        a filter cannot name.
+        """
+        if rules and not self._filters:
+            raise NetmemError(
+                errno.EOPNOTSUPP,
+                "this 82576 has no 5-tuple filters (QEMU's lacks them): steer with the RSS indirection table",
+            )
+        if len(rules) > r.FILTERS:
+            raise NetmemError(errno.ENOSPC, f"the 82576 has {r.FILTERS} 5-tuple filters")
+        if any(rule.queue > 7 for rule in rules):
+            raise NetmemError(errno.EINVAL, "a 5-tuple filter of the 82576 leads to queues 0 to 7")
+        for i in range(r.FILTERS if self._filters else 0):
+            if i >= len(rules):
+                self.regs.write("FTQF", 0, i)
+                continue
+            rule = rules[i]
+            # Addresses and ports stand in the registers as they stand on the wire.
+            self.regs.write("SAQF", int.from_bytes(struct.pack(">I", rule.src_ip), "little"), i)
+            self.regs.write("DAQF", int.from_bytes(struct.pack(">I", rule.dst_ip), "little"), i)
+            self.regs.write("SPQF", n=i, SPORT=_wire16(rule.src_port))
+            self.regs.write("IMIR", n=i, PORT=_wire16(rule.dst_port), PORT_BP=int(not rule.dst_port))
+            self.regs.write("IMIREXT", n=i, SIZE_BP=1, CTRL_BP=1)
+            self.regs.write(
+                "FTQF", n=i, PROTOCOL=rule.proto, QUEUE_ENABLE=1, VF_MASK=1, QUEUE=rule.queue,
+                MASK_PROTOCOL=int(not rule.proto), MASK_SADDR=int(not rule.src_ip),
+                MASK_DADDR=int(not rule.dst_ip), MASK_SPORT=int(not rule.src_port),
+            )  # fmt: skip
+
+    def _collect(self) -> None:
+        """Add the statistics registers, which reading clears, to the totals [8.19]."""
+        for name, registers in r.STATISTICS.items():
+            for half, register in enumerate(registers):
+                self._totals[name] += self.regs.read(register) << 32 * half
+
+    def get_ethtool_stats(self) -> dict[str, int]:
+        with contextlib.suppress(DeviceGoneError):
+            self._collect()
+        return dict(self._totals)
+
+    def get_queue_stats(self, queue: int) -> dict[str, int]:
+        ring = self._rx.get(queue)
+        with contextlib.suppress(DeviceGoneError):
+            self._missed[queue] = self._missed.get(queue, 0) + self.regs.read("RQDPC", queue)
+        names = {
+            "rx_packets": S_PACKETS, "rx_bytes": S_BYTES, "hds_hit": S_HDS_HIT, "hds_miss": S_HDS_MISS,
+            "rx_alloc_fail": S_STARVED,
+        }  # fmt: skip
+        stats = {name: ring.qv[at] if ring else 0 for name, at in names.items()}
+        return {**stats, "rx_no_desc": self._missed.get(queue, 0)}
+
+    # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
+
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
+        return RxRing(self.dev, self.bus, qcfg, queue, r.DESC_BYTES)
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        mem.free()
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        """Program ring and buffer sizes, and enable the queue [4.5.9]."""
+        mem.start()
+        mem.q[S_DRIVER] = 0
+        self._place_ring("R", queue, mem.desc)
+        self.regs.write(
+            "SRRCTL",
+            n=queue,
+            BSIZEPACKET=mem.qv[S_BUFLEN] // 1024,
+            BSIZEHEADER=HEADER_BYTES // 64,
+            DESCTYPE=r.DESCTYPE_SPLIT_ALWAYS if mem.split else r.DESCTYPE_ADV_ONE_BUFFER,
+            DROP_EN=1,
+        )
+        self.regs.write("RXDCTL", n=queue, ENABLE=1)
+        self.bus.wait(
+            lambda: bool(self.regs.get("RXDCTL", "ENABLE", queue)), f"receive queue {queue} start", WAIT_NS
+        )
+        self._rx[queue] = mem
+        self.dev.set_queue_pool(queue, mem.pool)
+        self._post(mem, queue)
+
+    def queue_stop(self, queue: int) -> RxRing:
+        """Disable the queue and wait until the device let go of its ring [4.5.9.1]."""
+        with contextlib.suppress(DeviceGoneError):
+            self.regs.write("RXDCTL", n=queue, ENABLE=0)
+            self.bus.wait(
+                lambda: not self.regs.get("RXDCTL", "ENABLE", queue), f"receive queue {queue} stop", WAIT_NS
+            )
+        self.dev.set_queue_pool(queue, None)
+        return self._rx.pop(queue)
+
+
+def _wire16(number: int) -> int:
+    return int.from_bytes(number.to_bytes(2, "big"), "little")
