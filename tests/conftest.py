@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from netmem.base.errors import NetmemError
 from netmem.base.jit import COMPILED
+from netmem.hw.qemu.find import find_qemu
 from netmem.inet.socket import TcpSocket
+from netmem.lab.qemu import QemuHost, bar_memory
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -26,7 +29,10 @@ settings.register_profile(
 )
 settings.load_profile("netmem")
 
-MEMORY = ("none", "pages", "dmabuf")
+MEMORY = ("none", "pages", "dmabuf", "bar")
+NICS = ("softnic", "igb")
+# A software NIC is no PCI device: no other device's BAR lies beside it.
+NIC_MEMORY = [(nic, memory) for nic in NICS for memory in MEMORY if (nic, memory) != ("softnic", "bar")]
 
 
 def scaled(size: int) -> int:
@@ -44,16 +50,22 @@ def need(found: object, what: str) -> None:
     if found:
         return
     if in_ci():
-        pytest.fail(f"{what} is missing, and CI installs it")
-    pytest.skip(f"{what} is not installed")
+        pytest.fail(f"{what}; CI installs it")
+    pytest.skip(f"{what}")
 
 
-def make_provider(memory: str, size: int = 8 << 20, rx_page_size: int = 4096) -> AreaProvider | None:
-    """A provider of one of MEMORY; None leaves the queue unbound."""
+def make_provider(
+    memory: str, net: Network | None = None, *, size: int = 8 << 20, rx_page_size: int = 4096
+) -> AreaProvider | None:
+    """A provider of one of MEMORY; None leaves the queue unbound. ``bar`` lies beside ``net``'s NIC."""
     if memory == "none":
         return None
     if memory == "pages":
         return PagesProvider(size, rx_page_size=rx_page_size)
+    if memory == "bar":
+        assert net is not None
+        assert isinstance(net.ours, QemuHost)
+        return bar_memory(net.ours.bus, size, rx_page_size=rx_page_size)
     return DmabufProvider(size, exporter="memfd", rx_page_size=rx_page_size)
 
 
@@ -63,10 +75,31 @@ def compiled() -> None:
     ensure_compiled()
 
 
-@pytest.fixture(params=MEMORY)
+@pytest.fixture(params=MEMORY[:3])
 def memory(request: pytest.FixtureRequest) -> str:
     """Each kind of memory in turn."""
     return request.param
+
+
+def need_qemu() -> None:
+    """Skip loudly without a QEMU that has an 82576; in CI that is a failure."""
+    try:
+        find_qemu()
+    except NetmemError as error:
+        need(False, str(error))
+
+
+def need_nic(nic: str) -> str:
+    """The NIC's name, when it can be had here."""
+    if nic == "igb":
+        need_qemu()
+    return nic
+
+
+@pytest.fixture(params=NICS)
+def nic(request: pytest.FixtureRequest) -> str:
+    """Each NIC in turn."""
+    return need_nic(request.param)
 
 
 @pytest.fixture
@@ -105,6 +138,13 @@ def take(sock: TcpSocket, provider: AreaProvider | None, **options: int) -> byte
     return b"".join(parts)
 
 
+def offer(sock: TcpSocket, left: memoryview) -> memoryview:
+    """Send what there is room for now; the rest."""
+    if len(left) and (sock.room() or not sock.statistics()["bytes_out"]):
+        return left[sock.send(left) :]
+    return left
+
+
 def transfer(
     net: Network, sender: TcpSocket, receiver: TcpSocket, data: bytes, provider: AreaProvider | None
 ) -> bytes:
@@ -112,8 +152,7 @@ def transfer(
     left, got = memoryview(data), bytearray()
     shut = False
     for _ in range(200_000):
-        if len(left) and (sender.room() or not sender.statistics()["bytes_out"]):
-            left = left[sender.send(left) :]
+        left = offer(sender, left)
         if not len(left) and not shut:
             sender.shutdown()
             shut = True

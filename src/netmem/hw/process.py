@@ -62,13 +62,17 @@ class Process:
         """True once the process is gone."""
         return self._popen.poll() is not None
 
+    def kill(self) -> None:
+        """End the process at once, and wait until it is gone."""
+        self._popen.kill()
+        self._popen.wait(3.0)
+
     def end(self, grace: float) -> None:
         """Wait ``grace`` seconds for the process to end, then kill it."""
         try:
             self._popen.wait(grace)
         except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait(3.0)
+            self.kill()
         self._errors.close()
 
 

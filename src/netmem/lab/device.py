@@ -32,6 +32,17 @@ LINGER_S = 1.0
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
+def steer(dev: NetDevice, port: int, queue: int) -> int | None:
+    """Send TCP to local ``port`` to a receive queue; see ``Device.steer``."""
+    try:
+        return dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+    except NetmemError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    dev.ethtool.set_rxfh_indir([queue])
+    return None
+
+
 class Device:
     """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done.
 
@@ -67,13 +78,7 @@ class Device:
 
         A NIC without exact-match rules sends all TCP there, by its RSS table: None.
         """
-        try:
-            return self.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
-        except NetmemError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-        self.ethtool.set_rxfh_indir([queue])
-        return None
+        return steer(self.dev, port, queue)
 
     def forward(self, address: str, port: int, guest_port: int, *, allow_remote: bool = False) -> int:
         """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; returns the port.

@@ -47,6 +47,10 @@ class LocalHost:
         worked |= self.bus.step(now)
         return worked
 
+    def settle(self, now: int) -> None:
+        """The NIC does all that there is to do."""
+        self.bus.step(now)
+
     def close(self) -> None:
         """Stack, device and NIC, in that order."""
         self.stack.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,7 +13,7 @@ import time
 
 from netmem.base.arena import memfd
 from netmem.base.clock import MS, Clock
-from netmem.base.errors import NetmemError
+from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.drivers.igb import IgbDriver
 from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
@@ -159,14 +160,15 @@ class QemuHost:
 
         It takes nothing while the NIC has no buffers: then this ends after 50 ms.
         """
-        self.bus.settle()
         deadline = time.monotonic_ns() + SETTLE_NS
-        waited = False
-        while self._in_cable() and time.monotonic_ns() < deadline and self.bus.is_alive():
-            waited = True
+        with contextlib.suppress(DeviceGoneError):
             self.bus.settle()
-        if waited:
-            self.bus.settle()
+            waited = False
+            while self._in_cable() and time.monotonic_ns() < deadline:
+                waited = True
+                self.bus.settle()
+            if waited:
+                self.bus.settle()
 
     def _in_cable(self) -> int:
         """Bytes sent towards QEMU that it has not read."""

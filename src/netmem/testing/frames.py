@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 from netmem.base.formats import inet_checksum, ip4
 
 MAC_OURS, MAC_THEIRS = bytes.fromhex("026e6d00000f"), bytes.fromhex("026e6d000002")
 OURS, THEIRS = "10.0.2.15", "10.0.2.2"
+OURS6, THEIRS6 = "fd00::f", "fd00::2"
 
 
 def ethernet(payload: bytes, kind: int = 0x0800, *, vlan: int | None = None) -> bytes:
@@ -55,6 +57,31 @@ def udp(payload: bytes = b"", *, sport: int = 40000, dport: int = 9) -> bytes:
     pseudo = struct.pack("!IIBBH", ip4(THEIRS), ip4(OURS), 0, 17, len(head) + len(payload))
     check = inet_checksum(pseudo + head + payload) or 0xFFFF
     return ethernet(ipv4(head[:6] + struct.pack("!H", check) + payload, proto=17))
+
+
+def ipv6(payload: bytes, *, proto: int = 6, src: str = THEIRS6, dst: str = OURS6) -> bytes:
+    """An IPv6 packet without extension headers."""
+    head = struct.pack("!IHBB", 6 << 28, len(payload), proto, 64)
+    return head + ipaddress.ip_address(src).packed + ipaddress.ip_address(dst).packed + payload
+
+
+def _over_ipv6(body: bytes, proto: int, at: int) -> bytes:
+    """``body`` with its checksum at ``at`` filled in, as a whole frame over IPv6 (RFC 8200, 8.1)."""
+    addresses = ipaddress.ip_address(THEIRS6).packed + ipaddress.ip_address(OURS6).packed
+    body = body[:at] + b"\0\0" + body[at + 2 :]
+    check = inet_checksum(addresses + struct.pack("!II", len(body), proto) + body) or 0xFFFF
+    body = body[:at] + struct.pack("!H", check) + body[at + 2 :]
+    return ethernet(ipv6(body, proto=proto), 0x86DD)
+
+
+def tcp6(payload: bytes = b"", **fields: object) -> bytes:
+    """A whole frame with a TCP segment over IPv6; ``fields`` go to ``tcp_segment``."""
+    return _over_ipv6(tcp_segment(payload, **fields), 6, 16)  # type: ignore[arg-type]
+
+
+def udp6(payload: bytes = b"", *, sport: int = 40000, dport: int = 9) -> bytes:
+    """A whole frame with a UDP datagram over IPv6."""
+    return _over_ipv6(struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload, 17, 6)
 
 
 def arp(oper: int = 1, *, spa: str = THEIRS, tpa: str = OURS) -> bytes:

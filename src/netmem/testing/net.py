@@ -8,13 +8,15 @@ from netmem.base.clock import MS, ManualClock
 from netmem.hw.wire import Wire, cable
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.lab.device import steer
 from netmem.lab.local import LocalHost
+from netmem.lab.qemu import QemuHost
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.netdev.binding import Binding
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.driver import TcpDataSplit
 from netmem.testing.frames import OURS, THEIRS
-from netmem.testing.wire import FaultyLink, PacketWire
+from netmem.testing.wire import FaultyLink, PacketWire, StreamPackets
 
 PORT = 5001
 
@@ -22,13 +24,15 @@ PORT = 5001
 class Network:
     """``ours`` (10.0.2.15, two queues) and, unless ``alone``, ``theirs`` (10.0.2.2).
 
-    With ``alone`` the wire is a ``PacketWire`` that the test itself feeds and reads. ``close``
-    checks that every netmem came back (AssertionError).
+    ``nic`` is what ``ours`` has: softnic, or igb, an 82576 on QEMU; ``theirs`` is always a softnic. With
+    ``alone`` the test itself feeds and reads ``wire`` (``inject``, ``sent``). ``close`` checks that
+    every netmem came back (AssertionError).
     """
 
     def __init__(
         self,
         *,
+        nic: str = "softnic",
         alone: bool = False,
         link: FaultyLink | None = None,
         mtu: int = 1500,
@@ -38,23 +42,33 @@ class Network:
         peer_config: TcpConfig | None = None,
     ) -> None:
         self.clock = ManualClock()
-        self.link = link
-        self.wire = PacketWire()
-        first: Wire
+        self.nic, self.link = nic, link
+        self.wire: PacketWire | StreamPackets = PacketWire()
+        options = {
+            "rx_queues": rx_queues, "mtu": mtu, "bounce": bounce, "clock": self.clock, "config": config,
+        }  # fmt: skip
+        self.ours: LocalHost | QemuHost
         second: Wire
-        if alone:
-            first = self.wire
-        elif link is not None:
-            first, second = link.ends
+        if nic == "igb":
+            self.link = link = link or FaultyLink()  # without faults: it only carries
+            self.ours = QemuHost(OURS, **options)  # type: ignore[arg-type]
+            self.wire = StreamPackets(self.ours.cable)
+            second = link.ends[1]
+            link.ends = (self.wire, second)
         else:
-            first, second = cable()
-        common = {"mtu": mtu, "clock": self.clock}
-        self.ours = LocalHost(
-            first, OURS, rx_queues=rx_queues, bounce=bounce, config=config, **common  # type: ignore[arg-type]
-        )
+            first: Wire
+            if alone:
+                assert isinstance(self.wire, PacketWire)
+                first = self.wire
+            elif link is not None:
+                assert isinstance(link.ends[0], PacketWire)
+                first, second = link.ends[0], link.ends[1]
+            else:
+                first, second = cable()
+            self.ours = LocalHost(first, OURS, **options)  # type: ignore[arg-type]
         self.theirs: LocalHost | None = None
         if not alone:
-            self.theirs = LocalHost(second, THEIRS, config=peer_config, **common)  # type: ignore[arg-type]
+            self.theirs = LocalHost(second, THEIRS, mtu=mtu, clock=self.clock, config=peer_config)
         self.provider: AreaProvider | None = None
         self.binding: Binding | None = None
         self._pools: set[PagePool] = set()
@@ -71,7 +85,17 @@ class Network:
         dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
         if provider is not None:
             self.provider, self.binding = provider, dev.bind_rx([queue], provider)
-        dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+        self.steer(port, queue)
+
+    def steer(self, port: int, queue: int) -> None:
+        """Send TCP to ``port`` to ``queue``; with a NIC that has no rules, all TCP."""
+        steer(self.ours.dev, port, queue)
+
+    def settle(self) -> None:
+        """The NIC does all that there is to do; no time passes and nobody polls."""
+        self.wire.exchange(self.clock.now())
+        self.ours.settle(self.clock.now())
+        self.wire.exchange(self.clock.now())
 
     def run(self, rounds: int = 10, ns: int = MS // 10) -> None:
         """Let everything work for ``rounds`` rounds of ``ns`` nanoseconds."""
@@ -80,8 +104,12 @@ class Network:
             self.ours.step(now)
             if self.theirs is not None:
                 self.theirs.step(now)
-            if self.link is not None:
+            if self.nic == "igb":
+                self.wire.exchange(now)
+            if self.link is not None and self.theirs is not None:
                 self.link.move()
+            if self.nic == "igb":
+                self.wire.exchange(now)
             self._pools.update(self.ours.dev.pools.values())
 
     def until(self, ready: Callable[[], object], rounds: int = 20_000, ns: int = MS // 10) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import socket
+import struct
 from collections import deque
 
 import numpy as np
@@ -66,6 +69,39 @@ class PacketWire:
         """Nothing to unplug."""
 
 
+class StreamPackets:
+    """The far end of a stream cable, as packets: ``inject`` towards the NIC, ``sent`` what it sent.
+
+    Each frame has its length before it, four bytes in network order (QEMU's ``-netdev stream``).
+    """
+
+    def __init__(self, cable: socket.socket) -> None:
+        self._cable = cable
+        cable.setblocking(False)
+        self.sent: deque[bytes] = deque()
+        self._out, self._in = bytearray(), bytearray()
+
+    def inject(self, frame: bytes) -> None:
+        """Put a frame on the wire; it goes with the next ``exchange``."""
+        self._out += struct.pack("!I", len(frame)) + frame
+
+    def exchange(self, now: int) -> bool:
+        """Send what waits, as far as the cable has room, and take what came; True when any moved."""
+        moved = False
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self._out:
+                del self._out[: self._cable.send(self._out)]
+                moved = True
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while data := self._cable.recv(1 << 18):
+                self._in += data
+                moved = True
+        while len(self._in) >= 4 and len(self._in) >= (end := 4 + int.from_bytes(self._in[:4], "big")):
+            self.sent.append(bytes(self._in[4:end]))
+            del self._in[:end]
+        return moved
+
+
 class FaultyLink:
     """Two packet wires joined by a link with seeded faults. Probabilities from 0 to 1.
 
@@ -75,7 +111,7 @@ class FaultyLink:
     def __init__(
         self, seed: int = 0, *, loss: float = 0, duplicate: float = 0, reorder: float = 0, damage: float = 0
     ) -> None:
-        self.ends = (PacketWire(), PacketWire())
+        self.ends: tuple[PacketWire | StreamPackets, PacketWire] = (PacketWire(), PacketWire())
         self._random = random.Random(seed)
         self._faults = (loss, duplicate, reorder, damage)
         self.counts = {"carried": 0, "lost": 0, "duplicated": 0, "reordered": 0, "damaged": 0}
@@ -83,7 +119,8 @@ class FaultyLink:
     def move(self) -> bool:
         """Carry frames both ways; True when there were any."""
         moved = False
-        for here, there in (self.ends, self.ends[::-1]):
+        first, second = self.ends
+        for here, there in ((first, second), (second, first)):
             batch: list[bytes] = []
             while here.sent:
                 moved = True

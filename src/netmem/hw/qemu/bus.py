@@ -97,6 +97,10 @@ class QemuBus(DmaSpace):
                 raise TimeoutError(errno.ETIMEDOUT, text)
             time.sleep(0.0005)  # set-up only: link, reset, a queue that starts or stops
 
+    def unplug(self) -> None:
+        """Surprise removal: QEMU is killed."""
+        self.machine.process.kill()
+
     def is_alive(self) -> bool:
         return self.machine.is_alive()
 

@@ -1,0 +1,180 @@
+"""The software NIC alone: hashing, thresholds, the held wire, segmentation on receive, bad addresses."""
+
+from __future__ import annotations
+
+import ctypes
+
+import dpkt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import payload
+from netmem.hw.softnic import kernels as k
+from netmem.hw.softnic import regs as r
+from netmem.hw.wire import FRAME_CSUM_OK, FrameQueue
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.ethtool import RSS_KEY
+from netmem.testing import frames
+from netmem.testing.wire import PacketWire
+from test_nic import TS, harvest, toeplitz
+
+
+@pytest.mark.parametrize(("size", "split"), [(900, False), (946, False), (947, True), (1000, True)])
+def test_threshold_counts_the_whole_frame(network, size, split):
+    net = network(alone=True, rx_queues=1)
+    net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED, hds_thresh=1000)
+    net.wire.inject(frames.tcp(payload(size)))
+    net.settle()
+    ((header, packet, _),) = harvest(net, 0)
+    assert header + packet == 54 + size
+    assert header == (54 if split else 256)
+
+
+def test_toeplitz_matches_the_published_vectors(network):
+    """The verification suite of the RSS specification, IPv4 with ports and without."""
+    net = network(alone=True)
+    net.settle()
+    d = net.ours.nic.d
+    for src, dst, sport, dport, with_ports, without in (
+        ("66.9.149.187", "161.142.100.80", 2794, 1766, 0x51CCC178, 0x323E8FC2),
+        ("199.92.111.2", "65.69.140.83", 14230, 4739, 0xC626B0EA, 0xD718262A),
+        ("24.19.198.95", "12.22.207.184", 12898, 38024, 0x5C2B394A, 0xD2D0A5DE),
+    ):
+        packet = frames.ipv4(frames.tcp_segment(sport=sport, dport=dport), src=src, dst=dst)
+        memory = np.frombuffer(bytearray(packet), np.uint8)
+        ip = memory.ctypes.data
+        assert k.rss_hash(d, ip, ip + 20) == with_ports
+        assert k.rss_hash(d, ip, 0) == without
+
+
+@given(st.binary(min_size=12, max_size=12))
+def test_toeplitz_table_agrees_with_the_definition(data):
+    d = np.zeros(k.D_WORDS, np.int64)
+    memory = np.frombuffer(RSS_KEY + bytes(8), np.uint8).copy()
+    k.toeplitz_table(d, memory.ctypes.data)
+    packet = np.frombuffer(bytes(12) + data, np.uint8).copy()
+    assert k.rss_hash(d, packet.ctypes.data, packet.ctypes.data + 20) == toeplitz(data)
+
+
+def test_no_descriptor_holds_the_wire_then_drops_and_other_queues_go_on(network):
+    net = network(alone=True)
+    net.ours.dev.ethtool.set_ringparam(rx_pending=8)
+    net.ours.dev.ethtool.add_rule(SteeringRule(queue=1, dst_port=5001))
+    net.ours.dev.ethtool.set_rxfh_indir([0])
+    for _ in range(12):
+        net.wire.inject(frames.tcp(dport=5001))
+    for _ in range(3):
+        net.wire.inject(frames.tcp(dport=80))
+    net.ours.bus.step(1000)
+    assert net.ours.nic.is_paused()
+    assert len(net.wire.rx) == 7
+    net.ours.bus.step(1000 + int(net.ours.nic.bar[r.R_PAUSE_NS]) - 1)
+    assert len(net.wire.rx) == 7
+    net.ours.bus.step(1000 + int(net.ours.nic.bar[r.R_PAUSE_NS]))
+    assert len(net.wire.rx) == 0
+    assert net.ours.driver.get_queue_stats(1)["rx_no_desc"] == 4
+    assert len(harvest(net, 0)) == 3
+    assert len(harvest(net, 1)) == 8
+    net.wire.inject(frames.tcp(dport=5001))
+    net.ours.bus.step(10**9)
+    assert len(harvest(net, 1)) == 1
+
+
+def test_oversize_and_runt_frames_are_counted(network):
+    net = network(alone=True)
+    net.wire.inject(frames.tcp(payload(1461)))
+    net.wire.inject(b"short")
+    net.settle()
+    stats = net.ours.driver.get_ethtool_stats()
+    assert (stats["rx_oversize"], stats["rx_runt"], stats["rx_frames"]) == (1, 1, 0)
+
+
+def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
+    net = network(alone=True, rx_queues=1)
+    mem = net.ours.driver._rx[0]
+    ring = mem.desc.region.words()
+    ring[0] = 0x1234_5000
+    net.wire.inject(frames.tcp(payload(100)))
+    net.settle()
+    assert net.ours.driver.get_ethtool_stats()["dma_fault"] == 1
+    assert net.ours.nic.bar[r.R_RXQ + r.Q_STATE] == r.STATE_FAULT
+    harvest(net, 0)
+    assert net.ours.dev.batch.counters()["rx_fault"] == 1
+
+
+def test_translate_knows_ends_and_directions():
+    d, maps = np.zeros(k.D_WORDS, np.int64), np.zeros((4, 4), np.int64)
+    maps[0], maps[1] = (0x1000, 0x1000, 0x9000, 2), (0x4000, 0x100, 0x20000, 0)
+    d[k.D_NMAPS] = 2
+    assert k.translate(d, maps, 0x1000, 0x1000, 2) == 0x9000
+    assert k.translate(d, maps, 0x1800, 0x801, 2) == 0
+    assert k.translate(d, maps, 0xFFF, 1, 2) == 0
+    assert k.translate(d, maps, 0x1000, 1, 1) == 0  # mapped for the other direction
+    assert k.translate(d, maps, 0x4010, 1, 1) == 0x20010
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_segmentation_on_receive_gives_frames_an_independent_parser_accepts(network, split):
+    net = network(alone=True, rx_queues=1)
+    if split:
+        net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+    data = payload(5000)
+    big = frames.ethernet(frames.ipv4(frames.tcp_segment(data, flags=0x18, options=TS, seq=100), ident=7))
+    net.wire.inject(big, flags=FRAME_CSUM_OK, gso=1448)
+    net.settle()
+    batch = net.ours.dev.batch
+    batch.clear()
+    net.ours.driver.napi_poll(0, 64, batch)
+    pool = net.ours.dev.rx_queues[0].pool
+    got = []
+    for row in batch.rows[: int(batch.meta[0])]:
+        header = ctypes.string_at(int(row[0]), int(row[1]))
+        body = b""
+        if row[5]:
+            at = pool.area.address + ((int(row[3]) >> 1 & 0x7FFFFFFF) << 12) + int(row[4])
+            body = ctypes.string_at(at, int(row[5]))
+        got.append(dpkt.ethernet.Ethernet(header + body))
+    net.ours.driver.rx_refill(0, batch)
+    assert [len(f.data.data.data) for f in got] == [1448, 1448, 1448, 656]
+    assert b"".join(f.data.data.data for f in got) == data
+    assert [f.data.data.seq for f in got] == [100, 1548, 2996, 4444]
+    assert [f.data.id for f in got] == [7, 8, 9, 10]
+    assert [bool(f.data.data.flags & dpkt.tcp.TH_PUSH) for f in got] == [False, False, False, True]
+    for frame in got:
+        raw = bytes(frame.data)
+        frame.data.sum = 0
+        assert bytes(frame.data)[10:12] == raw[10:12]  # dpkt works the checksum out anew
+
+
+@given(
+    st.lists(st.integers(0, 700), min_size=3, max_size=3),
+    st.integers(0, 2000), st.integers(0, 2000),
+)
+def test_payload_copy_and_sum_agree_with_slow_twins(sizes, offset, n):
+    pieces = [payload(size, seed=i) for i, size in enumerate(sizes)]
+    whole = b"".join(pieces)
+    buffers = [np.frombuffer(bytearray(b"H" * 10 + piece if i == 0 else piece + b"?"), np.uint8)
+               for i, piece in enumerate(pieces)]
+    queue = FrameQueue()
+    row = queue.rows[0]
+    row[0], row[1], row[11] = buffers[0].ctypes.data, 10 + sizes[0], 10
+    row[2], row[3], row[4], row[5] = buffers[1].ctypes.data, sizes[1], buffers[2].ctypes.data, sizes[2]
+    out = np.zeros(4096, np.uint8)
+    n = min(n, max(0, len(whole) - offset))
+    k.payload_copy(row, offset, n, out.ctypes.data)
+    assert out[:n].tobytes() == whole[offset : offset + n]
+    assert not out[n:].any()
+    padded = whole + b"\0" * (len(whole) % 2)
+    expected = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
+    got = int(k.payload_sum(row, 0))
+    assert got % 0xFFFF == expected % 0xFFFF
+
+
+def test_packet_wire_is_a_wire():
+    wire = PacketWire()
+    wire.inject(b"x" * 60)
+    assert wire.exchange(0)
+    assert len(wire.rx) == 1
+    assert wire.filenos() == []
