@@ -8,6 +8,7 @@ import sys
 import click
 
 VERBS = {
+    "show": "Show devices, queues, page pools and sockets of running receivers.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",

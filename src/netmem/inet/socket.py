@@ -91,6 +91,11 @@ class _Tokens:
         self.a[rx.TK_FREE] += free
         before.close()
 
+    @property
+    def fd(self) -> int:
+        """Descriptor of the arena."""
+        return self._arena.fd
+
     def held(self) -> int:
         """Tokens that the application has."""
         return int(self.a[rx.TK_CAPACITY] - self.a[rx.TK_FREE])
@@ -119,6 +124,7 @@ class TcpSocket:
         self.peer = (ip4_text(v[c, T.RADDR]), v[c, T.PORTS] >> 16)
         self.port = v[c, T.PORTS] & 0xFFFF
         self._tokens = _Tokens()
+        v[c, T.TOKENS_FD] = self._tokens.fd
         self._closed = False
         self.timeout: float | None = None
 
@@ -205,6 +211,7 @@ class TcpSocket:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             if self._tokens.v[rx.TK_FREE] < max_frags:
                 self._tokens.reserve(max_frags)
+                tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             out = np.empty((max_frags, 3), np.int64)
             pool = self._dev.pools[handle]
             assert pool.provider is not None
@@ -459,6 +466,7 @@ class TcpSocket:
                 self._give_back(tokens)
             self._tokens.close()
             if self._stack.tcp.v.nbytes and not self._stack._closed:
+                self._tcp.v[self._c, T.TOKENS_FD] = 0
                 self._tcp.gv[T.G_NOW] = self._stack.clock.now()
                 if abort:
                     self._tcp.abort(self._c)

@@ -93,6 +93,10 @@ class Stack:
         self._last_poll = 0
         self._gone: DeviceGoneError | None = None
         self._closed = False
+        dev.stack_notice = {
+            "address": address, "globals": self.tcp.arena.fd, "table": self.tcp.table.fd,
+        }  # fmt: skip
+        dev.publish()
         self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
 
     # -- polling ------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def open_igb(bus: QemuBus, *, rx_queues: int, mtu: int, name: str = "nm0") -> Ne
         dev = NetDevice(IgbDriver(bus, autoneg=False), name, rx_queues=rx_queues, mtu=mtu)
         dev.open()
         replug(bus)
+        dev.publish()
     except BaseException:
         bus.close()
         raise

@@ -51,6 +51,31 @@ EXTRA_STATS = offsets(vars(ly), "PX_")
 _ids = itertools.count(1)  # pool ids, cyclic from 1, as page_pool_list() gives them
 
 
+def accounts(p: Words, a: Words) -> dict[str, int]:
+    """What a pool's words and its area's say: id, levels and all counters, by name.
+
+    ``inflight``: taken from the provider and not handed back; ``outstanding``: of these, held by
+    somebody outside cache and ring; ``available``: buffers that can still be received into, of
+    ``buffers`` in an area that ``share`` pools draw on.
+    """
+    inflight = int(p[ly.P_HOLD] - p[ly.P_RELEASED])
+    cached = int(p[ly.P_CACHE_N] + p[ly.P_RING_TAIL] - p[ly.P_RING_HEAD] + p[ly.P_RELEASE_N])
+    cutting = int(p[ly.P_FRAG_REF])
+    # The netmem being cut into fragments counts as held only when somebody beside the pool has a part.
+    idle = int(cutting != 0 and a[k.record(cutting) + ly.REC_REF] == 1)
+    return {
+        "id": int(p[ly.P_ID]),
+        "inflight": inflight,
+        "inflight_mem": inflight << int(p[ly.P_SHIFT]),
+        "outstanding": inflight - cached - idle,
+        "posted": int(p[ly.P_POSTED]),
+        "available": int(k.pp_available(p, a)),
+        "share": int(p[ly.P_SHARE]),
+        "buffers": int(a[ly.A_COUNT]) * max(int(p[ly.P_PER]), 1),
+        **{name: int(p[at]) for name, at in (*STATS.items(), *EXTRA_STATS.items())},
+    }
+
+
 class PoolOwner(Protocol):
     """The net device that a pool belongs to, as far as the pool looks at it."""
 
@@ -422,21 +447,15 @@ class PagePool:
 
     def get_stats(self) -> dict[str, int]:
         """page_pool_get_stats(): the kernel's eleven counters by name."""
-        return {name: int(self.p[at]) for name, at in STATS.items()}
+        return {name: self.pv[at] for name, at in STATS.items()}
 
     def inflight(self) -> int:
         """page_pool_inflight(): netmems taken from the provider and not handed back."""
-        return int(self.p[ly.P_HOLD] - self.p[ly.P_RELEASED])
+        return accounts(self.p, self.area_a)["inflight"]
 
     def outstanding(self) -> int:
         """Netmems that somebody outside cache and ring holds."""
-        p = self.p
-        cached = p[ly.P_CACHE_N] + p[ly.P_RING_TAIL] - p[ly.P_RING_HEAD] + p[ly.P_RELEASE_N]
-        return self.inflight() - int(cached) - bool(p[ly.P_FRAG_REF] and self._frag_is_ours())
-
-    def _frag_is_ours(self) -> bool:
-        """True when only the pool itself still refers to the netmem it is cutting."""
-        return int(self.area_a[k.record(int(self.p[ly.P_FRAG_REF])) + ly.REC_REF]) == 1
+        return accounts(self.p, self.area_a)["outstanding"]
 
     def destroy(self, now: int = 0) -> None:
         """page_pool_destroy(): nothing is recycled any more; freed when the last netmem is back."""
@@ -495,14 +514,9 @@ class PagePool:
     def describe(self) -> dict[str, Any]:
         """What tools show: id, order, level, flags, provider and statistics."""
         return {
-            "id": self.id,
             "ifname": self.params.netdev.name if self.params.netdev else None,
             "queue": self.params.queue_idx,
-            "inflight": self.inflight(),
-            "inflight_mem": self.inflight() << self.area.shift,
-            "outstanding": self.outstanding(),
             "io": self.provider.describe() if self.provider else None,
-            **self.get_stats(),
-            **{name: int(self.p[at]) for name, at in EXTRA_STATS.items()},
+            **accounts(self.p, self.area_a),
         }
 

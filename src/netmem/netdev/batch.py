@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from netmem.base.arena import Words, offsets
+from netmem.base.arena import Arena, Words, offsets
 
 ROW_WORDS = 32
 B_HDR = 0  # host address of the first byte of the frame
@@ -97,7 +97,8 @@ class RxBatch:
 
     def __init__(self, rows: int = 1024) -> None:
         self.rows: Words = np.zeros((rows, ROW_WORDS), np.int64)
-        self.meta: Words = np.zeros(M_WORDS + rows, np.int64)
+        self.arena = Arena("netdev:batch", M_WORDS + rows)
+        self.meta: Words = self.arena.a[: M_WORDS + rows]
 
     def __len__(self) -> int:
         return int(self.meta[M_HEADS])

@@ -115,6 +115,7 @@ class Binding:
                 if index < len(self._dev.rx_queues):
                     close_rxq(self._dev, self._dev.rx_queues[index])
             self._dev.reap(self._dev.now)
+            self._dev.publish()
 
     def reap(self) -> None:
         """End the mapping once nobody uses the memory any more."""

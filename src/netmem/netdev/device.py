@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from netmem.base.board import Board
 from netmem.base.errors import NetmemError
 from netmem.memory import layout as ly
 from netmem.memory.kernels import pp_available
@@ -59,6 +60,8 @@ class NetDevice:
         self.running = False
         self.now = 0
         self.queue_generation = 0  # counts queue starts and stops, for whoever caches
+        self.board = Board(name)
+        self.stack_notice: dict[str, Any] = {}  # what the stack above adds to the board
         self.set_mtu(mtu)
 
     # -- life ---------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ class NetDevice:
             except BaseException:
                 self.stop()
                 raise
+            self.publish()
 
     def stop(self) -> None:
         """dev_close(): stop all queues and the device."""
@@ -89,6 +93,7 @@ class NetDevice:
             self.driver.stop()
             self.tx.reset()
             self.running = False
+            self.publish()
 
     def close(self) -> None:
         """unregister_netdevice(): unbind, stop, and give the driver up."""
@@ -102,6 +107,8 @@ class NetDevice:
             self.reap(self.now)
             self.driver.close()
             self.tx.close()
+            self.batch.arena.close()
+            self.board.close()
 
     def is_registered(self) -> bool:
         """False once closed."""
@@ -118,6 +125,7 @@ class NetDevice:
         self.mtu = mtu
         if self.running:
             self.driver.set_mtu(mtu)
+        self.publish()
 
     # -- queues -------------------------------------------------------------------------------
 
@@ -197,6 +205,7 @@ class NetDevice:
             raise
         queue.mem = mem
         self.driver.queue_mem_free(old)
+        self.publish()
 
     def set_rx_queues(self, count: int) -> None:
         """Change the number of receive queues; ``ethtool.set_channels`` checks it."""
@@ -209,11 +218,14 @@ class NetDevice:
                 self.rx_queues.append(queue)
                 if self.running:
                     self._start_queue(queue)
+            self.publish()
 
     def bind_rx(self, queues: list[int], provider: MemoryProvider) -> Binding:
         """NETDEV_CMD_BIND_RX: give receive queues a memory provider. See ``binding.bind_rx``."""
         with self.lock:
-            return bind_rx(self, queues, provider)
+            binding = bind_rx(self, queues, provider)
+            self.publish()
+            return binding
 
     # -- pools --------------------------------------------------------------------------------
 
@@ -225,11 +237,14 @@ class NetDevice:
 
     def reap(self, now: int) -> None:
         """Forget destroyed pools that came to their end, and bindings without pools."""
+        before = len(self.pools) + len(self.bindings)
         for handle, pool in list(self.pools.items()):
             if pool.release_retry(now):
                 del self.pools[handle]
         for binding in list(self.bindings):
             binding.reap()
+        if len(self.pools) + len(self.bindings) != before:
+            self.publish()
 
     # -- polling ------------------------------------------------------------------------------
 
@@ -263,6 +278,48 @@ class NetDevice:
         """Buffers that a queue's pool can still receive into."""
         pool = self.rx_queues[queue].pool
         return int(pp_available(pool.p, pool.area_a)) if pool is not None else 0
+
+    def publish(self) -> None:
+        """Say on the board what the device is like now; ``lab.observe`` reads it from outside."""
+        if self.board.fd < 0:
+            return
+        try:
+            link = self.running and self.driver.link_up()
+        except OSError:
+            link = False
+        self.board.write(
+            {
+                "name": self.name,
+                "driver": self.driver.name,
+                "mac": self.driver.mac_address() if self.running else 0,
+                "mtu": self.mtu,
+                "running": self.running,
+                "link": link,
+                "ring": self.ethtool.describe(),
+                "batch": self.batch.arena.fd,
+                "queues": [
+                    {
+                        "id": queue.index,
+                        "pool": queue.pool.id if queue.pool else None,
+                        "ring": queue.mem.arena.fd if hasattr(queue.mem, "arena") else -1,
+                        "provider": queue.mp_params.describe() if queue.mp_params else None,
+                    }
+                    for queue in self.rx_queues
+                ],
+                "pools": [
+                    {
+                        "id": pool.id,
+                        "queue": pool.params.queue_idx,
+                        "words": pool.arena.fd,
+                        "area": pool.area.arena.fd,
+                        "provider": pool.provider.describe() if pool.provider else None,
+                    }
+                    for pool in self.pools.values()
+                    if pool.arena.fd >= 0
+                ],
+                "stack": self.stack_notice,
+            }
+        )
 
     def describe(self) -> dict[str, Any]:
         """What tools show of the device."""

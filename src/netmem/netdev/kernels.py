@@ -111,13 +111,16 @@ from netmem.netdev.ring import (
     REFILL_HEADER,
     REFILL_PAYLOAD,
     S_BUFLEN,
+    S_BYTES,
     S_HDRLEN,
+    S_HDS_HIT,
+    S_HDS_MISS,
     S_HPOOL,
     S_MASK,
+    S_PACKETS,
     S_POOL,
     S_QUEUE,
     S_SLOTS,
-    S_STARVED,
     SLOT_WORDS,
 )
 
@@ -332,6 +335,15 @@ def rx_row(q, p, a, hp, row, i, first, more, hlen, size):
         row[B_NETMEM], row[B_SIZE] = 0, 0
 
 
+@inline_kernel
+def rx_count(q, split, size):
+    """Count a packet of ``size`` bytes on its queue, and whether its headers were split off."""
+    q[S_PACKETS] += 1
+    q[S_BYTES] += size
+    if q[S_HDRLEN] != 0:
+        q[S_HDS_HIT if split else S_HDS_MISS] += 1
+
+
 @kernel
 def rx_return(q, meta, rows):
     """Note which buffers the stack took; the rest is posted again from the slot it is in."""
@@ -378,5 +390,4 @@ def rx_borrow(q, i, stop, slot):
             q[slot + L_NETMEM], q[slot + L_OFFSET] = q[other + L_NETMEM], q[other + L_OFFSET]
             q[other + L_NETMEM] = 0
             return True
-    q[S_STARVED] += 1
     return False

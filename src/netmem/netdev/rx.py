@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from netmem.base.arena import Arena, Region, memfd
+from netmem.base.arena import Arena, Region, Words, memfd
 from netmem.memory import layout as ly
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.page_pool import (
@@ -31,14 +31,17 @@ from netmem.netdev.ring import (
     REFILL_DONE,
     REFILL_PAYLOAD,
     S_BUFLEN,
+    S_DRIVER,
     S_HDRLEN,
     S_HEAD,
     S_HPOOL,
     S_MASK,
+    S_PACKETS,
     S_POOL,
     S_QUEUE,
     S_RING,
     S_SLOTS,
+    S_STARVED,
     S_TAIL,
     SLOT_WORDS,
 )
@@ -113,9 +116,19 @@ class RxRing:
         """True when the device is to split headers from payload."""
         return self.qv[S_HDRLEN] != 0
 
-    def start(self) -> None:
-        """Both ends of the ring back to its beginning: the queue is about to start."""
+    def start(self, counters: Words | None) -> None:
+        """Both ends of the ring back to its beginning: the queue is about to start.
+
+        ``counters`` are those of the queue's memory before this, so that they go on.
+        """
         self.q[S_HEAD] = self.q[S_TAIL] = self.p[ly.P_POSTED] = 0
+        if counters is not None:
+            self.counters[:] = counters
+
+    @property
+    def counters(self) -> Words:
+        """The queue's counters, S_PACKETS and following."""
+        return self.q[S_PACKETS:S_DRIVER]
 
     def poll(self, kernel: Callable[..., int], batch: RxBatch, budget: int) -> int:
         """Clean the ring with the driver's ``kernel``; descriptors cleaned."""
@@ -130,6 +143,7 @@ class RxRing:
             pool = self.pool if short == REFILL_PAYLOAD else self.hpool
             pool.flush()
             if not pool.refill():
+                self.q[S_STARVED] += 1
                 return  # starve politely: what comes back is posted at the next poll
 
     def free(self) -> None:

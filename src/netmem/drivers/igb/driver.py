@@ -14,7 +14,7 @@ import errno
 import struct
 from typing import ClassVar
 
-from netmem.base.arena import Arena
+from netmem.base.arena import Arena, Words
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
@@ -73,6 +73,7 @@ class IgbDriver:
         self.regs = RegisterFile(bus, r.REGISTERS)
         self._dev: NetDevice | None = None
         self._rx: dict[int, RxRing] = {}
+        self._counters: dict[int, Words] = {}  # of queues that were stopped
         self._tx: DescriptorRing | None = None
         self._t = Arena("igb:tx", 64)
         self._tx_io: int | None = None
@@ -325,7 +326,7 @@ class IgbDriver:
 
     def queue_start(self, mem: RxRing, queue: int) -> None:
         """Program ring and buffer sizes, and enable the queue [4.5.9]."""
-        mem.start()
+        mem.start(self._counters.get(queue))
         mem.q[S_DRIVER] = 0
         self._place_ring("R", queue, mem.desc)
         self.regs.write(
@@ -352,7 +353,9 @@ class IgbDriver:
                 lambda: not self.regs.get("RXDCTL", "ENABLE", queue), f"receive queue {queue} stop", WAIT_NS
             )
         self.dev.set_queue_pool(queue, None)
-        return self._rx.pop(queue)
+        ring = self._rx.pop(queue)
+        self._counters[queue] = ring.counters.copy()
+        return ring
 
 
 def _wire16(number: int) -> int:

@@ -57,20 +57,16 @@ from netmem.netdev.batch import (
     RX_L4_OK,
     RX_SPLIT,
 )
-from netmem.netdev.kernels import gro_receive, rx_fill_slot, rx_row
+from netmem.netdev.kernels import gro_receive, rx_count, rx_fill_slot, rx_row
 from netmem.netdev.ring import (
     L_HNETMEM,
     L_HOFFSET,
     L_NETMEM,
     L_OFFSET,
     REFILL_DONE,
-    S_BYTES,
     S_HDRLEN,
-    S_HDS_HIT,
-    S_HDS_MISS,
     S_HEAD,
     S_MASK,
-    S_PACKETS,
     S_RING,
     S_SLOTS,
     S_TAIL,
@@ -135,20 +131,21 @@ def igb_rx(q, p, a, hp, meta, rows, budget):
         if last >= tail or word & RXD_DD == 0 or n + last - at >= room:
             break
         head_row = n
+        total = 0
         for i in range(at, last + 1):
             info = load64(ring + (i & mask) * 16)
             size = (load64(ring + (i & mask) * 16 + 8) >> RXD_LEN_SHIFT) & 0xFFFF
             # Every descriptor of a packet repeats the header length; the first has the header.
-            hlen = (info >> RXD_HDR_LEN_SHIFT) & RXD_HDR_LEN_MASK if i == at else 0
+            hlen = 0
+            if i == at and q[S_HDRLEN] != 0:
+                hlen = (info >> RXD_HDR_LEN_SHIFT) & RXD_HDR_LEN_MASK
             row = rows[n]
             rx_row(q, p, a, hp, row, i, i == at, n + 1 if i < last else -1, hlen, size)
             if i == at:
                 row[B_STATUS] = rx_status(word, info)
-                if q[S_HDRLEN] != 0:
-                    q[S_HDS_HIT if info & RXD_SPH else S_HDS_MISS] += 1
-                q[S_BYTES] += hlen if q[S_HDRLEN] != 0 else 0
-            q[S_BYTES] += size
+            total += hlen + size
             n += 1
+        rx_count(q, load64(ring + (at & mask) * 16) & RXD_SPH != 0, total)
         if word & RXD_RXE:
             meta[M_COUNTERS + N_RX_FAULT] += 1
         gro_receive(meta, rows, head_row)
@@ -156,7 +153,6 @@ def igb_rx(q, p, a, hp, meta, rows, budget):
         at = last + 1
     meta[M_ROWS] = n
     q[S_HEAD] = at
-    q[S_PACKETS] += packets
     p[P_POSTED] -= at - first
     return at - first
 

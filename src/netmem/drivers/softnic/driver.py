@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
-from netmem.base.arena import Arena, offsets
+from netmem.base.arena import Arena, Words, offsets
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.native import publish_word
 from netmem.drivers.softnic import kernels as k
@@ -49,6 +49,7 @@ class SoftnicDriver:
         self.max_rx_queues = int(bus.regs[r.R_RX_QUEUES])
         self._dev: NetDevice | None = None
         self._rx: dict[int, RxRing] = {}
+        self._counters: dict[int, Words] = {}  # of queues that were stopped
         self._tx: DescriptorRing | None = None
         self._t = Arena("softnic:tx", 64)
         self._tx_io: int | None = None
@@ -233,7 +234,7 @@ class SoftnicDriver:
 
     def queue_start(self, mem: RxRing, queue: int) -> None:
         q, params = r.R_RXQ + r.RXQ_STRIDE * queue, self.dev.ethtool.ring
-        mem.start()
+        mem.start(self._counters.get(queue))
         self._reg(q + r.Q_HDS, (r.HDS_ON | params.hds_thresh << 8) if mem.split else 0)
         self._reg(q + r.Q_BUFLEN, mem.qv[S_BUFLEN])
         self._reg(q + r.Q_HDRLEN, mem.qv[S_HDRLEN])
@@ -246,4 +247,6 @@ class SoftnicDriver:
     def queue_stop(self, queue: int) -> RxRing:
         self._queue_off(r.R_RXQ + r.RXQ_STRIDE * queue, f"receive queue {queue} stop")
         self.dev.set_queue_pool(queue, None)
-        return self._rx.pop(queue)
+        ring = self._rx.pop(queue)
+        self._counters[queue] = ring.counters.copy()
+        return ring

@@ -38,7 +38,7 @@ from netmem.netdev.batch import (
     RX_L4_OK,
     RX_SPLIT,
 )
-from netmem.netdev.kernels import gro_receive, rx_fill_slot, rx_row
+from netmem.netdev.kernels import gro_receive, rx_count, rx_fill_slot, rx_row
 from netmem.netdev.ring import (
     L_HNETMEM,
     L_HOFFSET,
@@ -49,7 +49,6 @@ from netmem.netdev.ring import (
     S_HDRLEN,
     S_HEAD,
     S_MASK,
-    S_PACKETS,
     S_RING,
     S_SLOTS,
     S_TAIL,
@@ -97,11 +96,13 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
         if last >= tail or status & RXS_DD == 0 or n + last - at >= room:
             break
         head_row = n
+        total = 0
         for i in range(at, last + 1):
             status = load64(ring + (i & mask) * 32 + 8 * RXD_STATUS)
             row = rows[n]
-            more = n + 1 if i < last else -1
-            rx_row(q, p, a, hp, row, i, i == at, more, (status >> 16) & 0xFFFF, (status >> 32) & 0xFFFF)
+            hlen, size = (status >> 16) & 0xFFFF, (status >> 32) & 0xFFFF
+            rx_row(q, p, a, hp, row, i, i == at, n + 1 if i < last else -1, hlen, size)
+            total += hlen + size
             if i == at:
                 row[B_STATUS] = 0
                 if status & RXS_SPH:
@@ -117,12 +118,12 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
             if status & RXS_FAULT:
                 meta[M_COUNTERS + N_RX_FAULT] += 1
             n += 1
+        rx_count(q, rows[head_row, B_STATUS] & RX_SPLIT != 0, total)
         gro_receive(meta, rows, head_row)
         packets += 1
         at = last + 1
     meta[M_ROWS] = n
     q[S_HEAD] = at
-    q[S_PACKETS] += packets
     p[P_POSTED] -= at - first
     return at - first
 

@@ -106,6 +106,7 @@ NEXT_HOP = 65
 ADV_MSS = 66  # the MSS option we send
 FIN_SEQ = 67  # of the peer's FIN, once seen
 USER_RETRIES = 68  # retransmissions since progress
+TOKENS_FD = 69  # descriptor of the socket's token arena, 0: no socket
 TPL = 72  # header template: Ethernet, IPv4, TCP without options, 54 bytes
 TCB_WORDS = 80
 

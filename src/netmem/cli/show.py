@@ -1,0 +1,143 @@
+"""`netmem show`: what running receivers do, from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from netmem.lab.observe import observe
+
+WIDTH = 120
+
+
+def _memory(provider: dict[str, Any] | None) -> str:
+    if provider is None:
+        return "pages, unbound"
+    text = f"{provider['memory']}, {provider['size'] >> 20} MiB"
+    return f"{text}, binding {provider['binding']}" if provider["binding"] else text
+
+
+def _table(title: str, columns: str, rows: list[list[object]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2))
+    for name in columns.split("|"):
+        left = name.startswith("<")
+        justify: JustifyMethod = "left" if left else "right"
+        table.add_column(name.lstrip("<"), justify=justify, header_style="bold", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+def _level(pool: dict[str, Any]) -> str:
+    mine = max(pool["buffers"] // max(pool["share"], 1), 1)
+    return f"{min(1.0, pool['available'] / mine):.0%}"
+
+
+def render(device: dict[str, Any]) -> RenderableType:
+    """One device for people."""
+    ring = device["ring"]
+    head = Text()
+    head.append(f"{device['name']}: {device['driver']}", style="bold")
+    head.append(
+        f", process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
+        f"{device['address'] or 'no address'}, {device['mac']}\n"
+        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len']}, "
+        f"tcp-data-split {ring['tcp_data_split']}, hds-thresh {ring['hds_thresh']}"
+    )
+    queues, pools = [], []
+    for queue in device["queues"]:
+        pool = queue["pool"]
+        queues.append([
+            queue["id"], _memory(queue["provider"]), queue.get("packets", 0), queue.get("bytes", 0),
+            queue.get("hds_hit", 0), queue.get("hds_miss", 0), queue.get("starved", 0),
+        ])  # fmt: skip
+        if pool:
+            pools.append([pool["id"], queue["id"], *_pool(pool)])
+    pools += [[pool["id"], "gone", *_pool(pool)] for pool in device["retired_pools"]]
+    parts: list[RenderableType] = [
+        head,
+        _table("", "queue|<memory|packets|bytes|split|not split|starved", queues),
+        _table(
+            "", "pool|queue|free|posted|out|fast|slow|empty|cached|ring|ring full|released", pools
+        ),
+    ]
+    if device["sockets"]:
+        parts.append(
+            _table(
+                "",
+                "<peer|port|<state|queue|bytes in|bytes out|unread|disorder|window|tokens",
+                [
+                    [s["peer"], s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"], s["queued"],
+                     s["out_of_order"], s["window"], s["tokens"]]
+                    for s in device["sockets"]
+                ],
+            )
+        )  # fmt: skip
+    else:
+        parts.append(Text("no connections"))
+    trouble = {name: n for name, n in device["counters"].items() if n and name not in QUIET}
+    if trouble:
+        parts.append(Text("refused: " + ", ".join(f"{name} {n}" for name, n in trouble.items())))
+    return Group(*parts)
+
+
+QUIET = {"rx_packets", "rx_bytes", "rx_tcp", "rx_arp", "rx_icmp", "gro_merged"}
+
+
+def _pool(pool: dict[str, Any]) -> list[object]:
+    names = ("posted", "outstanding", "alloc_fast", "alloc_slow", "alloc_empty", "recycle_cached",
+             "recycle_ring", "recycle_ring_full", "recycle_released_refcnt")  # fmt: skip
+    return [_level(pool), *(pool[name] for name in names)]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("pid", type=click.IntRange(1), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout (with --watch: one a line).")
+@click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True,
+              help="Seconds between refreshes.")
+def command(pid: int | None, as_json: bool, watch: bool, interval: float) -> None:
+    """Show devices, queues, page pools and sockets of running receivers, or of process PID.
+
+    The numbers are read from the other process's memory through /proc: it does not answer, and is not
+    disturbed. Exit status 1 when there is nothing to show.
+    """
+    devices = observe(pid)
+    if not devices:
+        where = "no netmem receiver runs"
+        if pid:
+            where = f"process {pid} has no netmem device, or is another user's"
+        print(f"netmem: {where}", file=sys.stderr)
+        sys.exit(1)
+    with contextlib.suppress(KeyboardInterrupt):
+        _show(devices, pid, as_json, interval if watch else 0.0)
+
+
+def _show(devices: list[dict[str, Any]], pid: int | None, as_json: bool, interval: float) -> None:
+    """Once, or every ``interval`` seconds while there is anything to show."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    if not interval:
+        print(json.dumps(devices)) if as_json else console.print(_all(devices))
+        return
+    with contextlib.ExitStack() as stack:
+        live = None if as_json else stack.enter_context(Live(console=console, auto_refresh=False))
+        while devices:
+            if live:
+                live.update(_all(devices), refresh=True)
+            else:
+                print(json.dumps(devices), flush=True)
+            time.sleep(interval)
+            devices = observe(pid)
+
+
+def _all(devices: list[dict[str, Any]]) -> RenderableType:
+    return Group(*(part for device in devices for part in (render(device), Text(""))))
