@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from conftest import payload, scaled
+from conftest import NIC_MEMORY, need_qemu, payload, scaled
+from netmem.lab.device import open_device
+from netmem.lab.observe import observe
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.netdev.driver import TcpDataSplit
 
 LIMIT = 90
 NETMEM = [sys.executable, "-m", "netmem.cli.main"]
@@ -62,7 +69,7 @@ class Receiver:
         self.process.communicate()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["recv", "--help"], ["demo", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["recv", "--help"], ["demo", "--help"], ["bench", "--help"], ["show", "--help"]])
 def test_help(words):
     done = run(*words)
     assert done.returncode == 0
@@ -91,6 +98,11 @@ def test_version():
         (["recv", "-o", "x", "--count", "2"], 2, "{n}"),
         (["recv", "--exporter", "system-heap"], 1, "ENODEV"),
         (["recieve"], 2, "No such command"),
+        (["recv", "--memory", "bar"], 2, "softnic has no other PCI devices"),
+        (["recv", "--nic", "igb", "--qemu", "/no/such/qemu"], 2, "no program is there"),
+        (["recv", "--nic", "igb", "--qemu", sys.executable], 2, "this is no QEMU"),
+        (["show", "1"], 1, "process 1 has no netmem device"),
+        (["show", "--interval", "0"], 2, "0"),
         (["demo", "--size", "-1"], 2, "is not a size"),
     ],
 )
@@ -104,27 +116,51 @@ def test_bad_input_is_one_line_and_the_right_status(words, status, text):
     assert "Traceback" not in done.stderr
 
 
-def test_port_in_use():
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--memory", "bar", "--memory-size", "48M"], "must be a power of two"),
+        (["--hds-thresh", "5"], "cannot set hds_thresh"),
+        (["--listen", "[::1]:0"], "IPv4 only"),
+    ],
+)
+def test_bad_input_for_igb(words, text):
+    need_qemu()
+    done = run("recv", "--nic", "igb", *words)
+    assert done.returncode == (1 if "IPv4" in text else 2), done.stderr
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_igb_without_qemu_is_one_line_and_status_2(tmp_path):
+    done = run("recv", "--nic", "igb", env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert "qemu-system-x86_64 is not installed" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_port_in_use(nic):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        done = run("recv", "--listen", f"127.0.0.1:{server.getsockname()[1]}")
+        done = run("recv", "--nic", nic, "--listen", f"127.0.0.1:{server.getsockname()[1]}")
     assert done.returncode == 1
     assert "Address already in use" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("memory", ["none", "pages", "dmabuf"])
-def test_counting_into_each_memory(memory):
+@pytest.mark.parametrize(("nic", "memory"), NIC_MEMORY, indirect=["nic"])
+def test_counting_into_each_memory(nic, memory):
     data = payload(scaled(5_000_000))
-    with Receiver("--memory", memory, "--count", "2", "--queues", "3") as receiver:
+    with Receiver("--nic", nic, "--memory", memory, "--count", "2", "--queues", "3") as receiver:
         receiver.send(data)
         receiver.send(data)
         status, events, _ = receiver.end()
     summary = events[-1]
     assert status == 0
     assert [event["event"] for event in events] == ["closed", "closed", "summary"]
+    assert summary["nic"] == nic
     assert summary["bytes"] == 2 * len(data)
     assert summary["outstanding"] == 0
-    assert summary["driver_can_read"] == (memory != "dmabuf")
+    assert summary["driver_can_read"] == (memory in ("none", "pages"))
     assert summary["hds_hit"] > 0
     assert (summary["frags"] > 0) == (memory != "none")
 
@@ -147,8 +183,8 @@ def test_numbered_files(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly_with_a_summary(number):
-    with Receiver() as receiver:
+def test_a_signal_ends_it_cleanly_with_a_summary(number, nic):
+    with Receiver("--nic", nic) as receiver:
         receiver.process.send_signal(number)
         status, events, err = receiver.end()
     assert status == 0
@@ -189,11 +225,109 @@ def test_killed_nic_ends_recv_with_one_line():
     assert "Traceback" not in err
 
 
-def test_demo_with_a_small_file():
-    done = run("demo", "--size", str(scaled(4_000_000)))
+def descendants(pid):
+    """Processes below ``pid``: (process id, command) each."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [(int(c), Path(f"/proc/{c}/cmdline").read_bytes()) for c in children]
+
+
+def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
+    """An error within a second, no hang, nothing left."""
+    need_qemu()
+    before = set(os.listdir(tempfile.gettempdir()))
+    with Receiver("--nic", "igb", "--memory", "bar", "-o", str(tmp_path / "out")) as receiver:
+        below = descendants(receiver.process.pid)
+        (qemu,) = [pid for pid, command in below if b"qemu" in command]
+        sock = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
+        sock.sendall(payload(scaled(8_000_000)))
+        while (tmp_path / "out").stat().st_size < scaled(1_000_000):
+            select.select([], [], [], 0.005)
+        start = time.monotonic()
+        os.kill(qemu, signal.SIGKILL)
+        status, events, err = receiver.end()
+        assert time.monotonic() - start < 3  # the interpreter's own end included
+        sock.close()
+    assert status == 1, err
+    assert "Traceback" not in err
+    assert events, err
+    assert events[0]["error"].startswith("nm0: the NIC is gone")
+    assert "Traceback" not in err
+    assert not [pid for pid, _ in below if Path(f"/proc/{pid}").exists()]
+    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - before if "netmem" in name}
+
+
+def test_a_killed_receiver_takes_qemu_with_it():
+    need_qemu()
+    with Receiver("--nic", "igb") as receiver:
+        below = descendants(receiver.process.pid)
+        assert len(below) == 2  # QEMU, and the shell that watches over it
+        receiver.process.kill()
+        deadline = time.monotonic() + 5
+        while any(Path(f"/proc/{pid}").exists() for pid, _ in below) and time.monotonic() < deadline:
+            select.select([], [], [], 0.01)
+        # A zombie waits for init, where there is one: what counts is that it runs no more.
+        states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                  for pid, _ in below if Path(f"/proc/{pid}").exists()]
+        assert set(states) <= {"Z", "X"}
+
+
+@pytest.mark.parametrize(("nic", "memory"), [("softnic", "dmabuf"), ("igb", "bar")], indirect=["nic"])
+def test_show_looks_into_a_running_receiver(nic, memory):
+    """While an application holds tokens of a connection."""
+    with open_device(nic, queues=2) as device:
+        provider = device.bar_memory(8 << 20) if memory == "bar" else DmabufProvider(8 << 20, exporter="memfd")
+        device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        binding = device.bind_rx([1], provider)
+        device.steer(5001, 1)
+        listener, port = device.listen(5001), device.forward("127.0.0.1", 0, 5001)
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
+            client.sendall(payload(50_000))
+            sock = listener.accept(LIMIT)
+            device.stack.wait(lambda: sock.queued() == 50_000, LIMIT, "data")
+            frags = sock.recvmsg_devmem(20_000).frags
+            done = run("show", "--json", str(os.getpid()))
+            (seen,) = json.loads(done.stdout)
+            people = run("show", str(os.getpid()))
+            sock.devmem_dontneed(frags["frag_token"])
+            (after,) = observe(os.getpid())
+            sock.close()
+        binding.close()
+        assert device.dev.board.fd >= 0
+    assert (seen["driver"], seen["link"], seen["address"]) == (nic, True, "10.0.2.15")
+    assert seen["ring"]["tcp_data_split"] == "enabled"
+    queue = seen["queues"][1]
+    assert (queue["provider"]["memory"], queue["provider"]["binding"]) == (memory, binding.id)
+    assert queue["hds_hit"] >= 50_000 // 1460
+    (one,) = seen["sockets"]
+    assert (one["state"], one["port"], one["queued"], one["tokens"]) == ("ESTABLISHED", 5001, 30_000, len(frags))
+    assert queue["pool"]["outstanding"] >= len(frags)
+    assert after["sockets"][0]["tokens"] == 0
+    assert people.returncode == 0
+    for text in (nic, memory, "ESTABLISHED", "10.0.2.15", "link up"):
+        assert text in people.stdout
+    assert observe(os.getpid()) == []  # a closed device says nothing
+
+
+@pytest.mark.parametrize("with_qemu", [True, False])
+def test_demo_with_a_small_file(tmp_path, with_qemu):
+    environment = dict(os.environ)
+    if with_qemu:
+        need_qemu()
+    else:
+        environment["PATH"] = str(tmp_path)
+    done = run("demo", "--size", str(scaled(4_000_000)), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
-    assert [row.split("│")[1].split()[0] for row in rows][:2] == ["none", "pages"]
-    assert rows[2].split("│")[2].strip() == "no"
-    assert all(row.split("│")[10].strip() == "0" and " ok" in row for row in rows)
-    assert done.stdout.splitlines()[-1].startswith("The driver source is the same in each row")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line[0] == "│"]
+    memory = [(row[0], row[1].split()[0]) for row in rows]
+    assert [pair for pair in memory if pair != ("igb", "")][:2] == [("softnic", "none"), ("softnic", "pages")]
+    assert (("igb", "bar") in memory) == with_qemu
+    assert all(row[2] == ("yes" if row[1] in ("none", "pages") else "no") for row in rows)
+    assert all(row[10] == "0" and row[11].endswith("ok") for row in rows)
+    last = done.stdout.splitlines()[-1]
+    if with_qemu:
+        assert last.startswith("The driver is the same in each of its rows: netmem.drivers.igb.driver")
+    else:
+        assert last.startswith("No rows for igb: qemu-system-x86_64 is not installed")

@@ -9,12 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from netmem.base.errors import DeviceGoneError, NetmemError
+    from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
     from netmem.inet.socket import FRAG, DevmemMessage, TcpListener, TcpSocket
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import TcpConfig
     from netmem.lab.device import Device, open_device
+    from netmem.lab.observe import observe
     from netmem.memory.page_pool import PagePool, PagePoolParams
+    from netmem.memory.providers.bar import BarProvider
     from netmem.memory.providers.dmabuf import DmabufProvider
     from netmem.memory.providers.pages import PagesProvider
     from netmem.netdev.device import NetDevice
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "DeviceGoneError": "base.errors",
+    "MissingError": "base.errors",
     "NetmemError": "base.errors",
     "FRAG": "inet.socket",
     "DevmemMessage": "inet.socket",
@@ -33,8 +36,10 @@ _WHERE = {
     "TcpConfig": "inet.tcp.connections",
     "Device": "lab.device",
     "open_device": "lab.device",
+    "observe": "lab.observe",
     "PagePool": "memory.page_pool",
     "PagePoolParams": "memory.page_pool",
+    "BarProvider": "memory.providers.bar",
     "DmabufProvider": "memory.providers.dmabuf",
     "PagesProvider": "memory.providers.pages",
     "NetDevice": "netdev.device",

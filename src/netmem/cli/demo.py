@@ -1,4 +1,4 @@
-"""`netmem demo`: the same file into each kind of memory, with one driver."""
+"""`netmem demo`: the same file into each kind of memory, with each NIC."""
 
 from __future__ import annotations
 
@@ -16,18 +16,30 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from netmem.base.errors import NetmemError
+from netmem.base.errors import MissingError, NetmemError
 from netmem.cli.options import SIZE
 from netmem.cli.receiver import Receiver, Setup, hashing_sink
+from netmem.drivers.igb import driver as igb
 from netmem.drivers.softnic import driver as softnic
 from netmem.hw.process import python_argv
+from netmem.hw.qemu.find import Qemu, find_qemu
 from netmem.memory.providers.dmabuf import EXPORTERS, export
 
 LIMIT_S = 120.0
 
 
+def setups(qemu: Qemu | None) -> list[Setup]:
+    """Every NIC and kind of memory that this machine offers."""
+    found = []
+    for nic in ("softnic", "igb") if qemu else ("softnic",):
+        path = qemu.path if qemu else None
+        for memory, exporter in memory_types() + ([("bar", "auto")] if nic == "igb" else []):
+            found.append(Setup(nic=nic, qemu=path, memory=memory, exporter=exporter))
+    return found
+
+
 def memory_types() -> list[tuple[str, str]]:
-    """Every (memory, exporter) that this machine offers."""
+    """Every (memory, exporter) that needs no particular NIC."""
     found = [("none", "auto"), ("pages", "auto")]
     for exporter in EXPORTERS[1:]:
         try:
@@ -50,9 +62,9 @@ def _write_file(path: Path, size: int) -> str:
     return digest.hexdigest()
 
 
-def run_one(memory: str, exporter: str, path: Path, size: int) -> dict[str, Any]:
+def run_one(setup: Setup, path: Path, size: int) -> dict[str, Any]:
     """Receive the file once; the receiver's summary plus ``sha256``, ``outstanding`` and ``error``."""
-    receiver = Receiver(Setup(memory=memory, exporter=exporter), ("127.0.0.1", 0))
+    receiver = Receiver(setup, ("127.0.0.1", 0))
     sender = None
     digest = hashlib.sha256()
     error = ""
@@ -87,18 +99,31 @@ def run_one(memory: str, exporter: str, path: Path, size: int) -> dict[str, Any]
     return summary
 
 
+def _find(path: str | None) -> tuple[Qemu | None, str]:
+    """QEMU, or why there is none; a path that the user named must do."""
+    try:
+        return find_qemu(path), ""
+    except MissingError as error:
+        if path:
+            raise
+        return None, error.strerror or str(error)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Bytes of the file to send.")
-def command(size: int) -> None:
-    """Receive one file into each kind of memory that this machine has, and compare.
+@click.option("--qemu", metavar="PATH", help="The QEMU to use for igb; by default the one on PATH.")
+def command(size: int, qemu: str | None) -> None:
+    """Receive one file into each kind of memory that this machine has, with each NIC, and compare.
 
     A separate process sends the file over an ordinary kernel TCP socket. The application works out
     the SHA-256 through the memory's own file descriptor. Exit status 1 when anything does not match.
     """
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    found, missing = _find(qemu)
+    console = Console(width=None if sys.stdout.isatty() else 165)
     table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
     for name, justify in (
-        ("memory", "left"), ("driver can read it", "left"), ("bytes", "right"), ("Gbit/s", "right"),
+        ("NIC", "left"), ("memory", "left"), ("driver can read it", "left"), ("bytes", "right"),
+        ("Gbit/s", "right"),
         ("split hits", "right"), ("misses", "right"), ("netmems fast", "right"), ("slow", "right"),
         ("recycled", "right"), ("outstanding", "right"), ("SHA-256", "left"),
     ):
@@ -111,26 +136,27 @@ def command(size: int) -> None:
         except OSError as error:
             text = f"cannot write {size} bytes to {folder}: {error.strerror}"
             raise NetmemError(error.errno or 5, text) from None
-        for memory, exporter in memory_types():
-            name = f"{memory} ({exporter})" if memory == "dmabuf" else memory
-            with console.status(f"receiving into {name}"):
-                s = run_one(memory, exporter, path, size)
+        for setup in setups(found):
+            name = f"{setup.memory} ({setup.exporter})" if setup.memory == "dmabuf" else setup.memory
+            with console.status(f"{setup.nic}: receiving into {name}"):
+                s = run_one(setup, path, size)
             right = s["sha256"] == wanted
             if s["error"] or not right or s["outstanding"]:
                 why = s["error"] or ("wrong SHA-256" if not right else f"{s['outstanding']} netmems missing")
-                failures.append(f"{name}: {why}")
+                failures.append(f"{setup.nic}, {name}: {why}")
             table.add_row(
-                name, "yes" if s["driver_can_read"] else "no", str(s["bytes"]), f"{s['goodput_gbit']:.2f}",
+                setup.nic, name, "yes" if s["driver_can_read"] else "no", str(s["bytes"]),
+                f"{s['goodput_gbit']:.2f}",
                 str(s["hds_hit"]), str(s["hds_miss"]), str(s["alloc_fast"]), str(s["alloc_slow"]),
                 str(s["recycled"]), str(s["outstanding"]),
                 f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
             )
     console.print(table)
-    source = inspect.getsource(softnic).encode()
-    console.print(
-        f"The driver source is the same in each row: {softnic.__name__}, "
-        f"SHA-256 {hashlib.sha256(source).hexdigest()[:12]}."
-    )
+    for module in (softnic, igb) if found else (softnic,):
+        digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+        console.print(f"The driver is the same in each of its rows: {module.__name__}, SHA-256 {digest}.")
+    if missing:
+        console.print(f"No rows for igb: {missing}", soft_wrap=True)
     for failure in failures:
         print(f"netmem: {failure}", file=sys.stderr)
     sys.exit(1 if failures else 0)

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import TCP_SEQ
+from netmem.base.formats import TCP_CSUM, TCP_SEQ, csum_fold
 from netmem.base.jit import kernel
-from netmem.base.native import load64, memcpy, store64, store_be32, store_release
+from netmem.base.native import (
+    load64,
+    load_acquire,
+    load_be16,
+    load_be32,
+    memcpy,
+    store64,
+    store_be16,
+    store_be32,
+    store_release,
+)
+from netmem.drivers.igb.regs import RXD_DD
 from netmem.hw.softnic.regs import (
     RXD_HASH,
     RXD_HDR,
@@ -15,9 +26,20 @@ from netmem.hw.softnic.regs import (
     RXS_L4_OK,
     RXS_SPH,
 )
-from netmem.memory.kernels import pp_alloc, pp_alloc_bulk, pp_put, pp_put_bulk
-from netmem.memory.layout import P_DMA, P_HOST
-from netmem.netdev.ring import S_MASK, S_RING
+from netmem.memory.kernels import pp_alloc, pp_alloc_bulk, pp_io_address, pp_put, pp_put_bulk
+from netmem.memory.layout import P_DMA, P_HOST, P_POSTED
+from netmem.netdev.ring import (
+    L_HNETMEM,
+    L_HOFFSET,
+    L_NETMEM,
+    L_OFFSET,
+    S_HEAD,
+    S_MASK,
+    S_RING,
+    S_SLOTS,
+    S_TAIL,
+    SLOT_WORDS,
+)
 
 TCP_AT = 34  # Ethernet and IPv4 headers before it
 
@@ -56,3 +78,35 @@ def complete(q, hp, at, n, template, hlen, size, seq):
         status = RXS_DD | RXS_EOP | RXS_SPH | RXS_L3_OK | RXS_L4_OK
         store_release(desc + 8 * RXD_STATUS, status | hlen << 16 | size << 32)
     return at + n
+
+
+@kernel
+def number_segments(base, n, record, seq, size):
+    """Number ``n`` length-prefixed frames from ``seq`` and mend their TCP checksums (RFC 1624)."""
+    for i in range(n):
+        tcp = base + i * record + 4 + TCP_AT
+        old = load_be32(tcp + TCP_SEQ)
+        new = (seq + i * size) & 0xFFFFFFFF
+        total = load_be16(tcp + TCP_CSUM) ^ 0xFFFF
+        total += ((old >> 16) ^ 0xFFFF) + ((old & 0xFFFF) ^ 0xFFFF) + (new >> 16) + (new & 0xFFFF)
+        store_be32(tcp + TCP_SEQ, new)
+        store_be16(tcp + TCP_CSUM, csum_fold(total))
+
+
+@kernel
+def recycle(q, p, hp):
+    """Take whatever the 82576 completed and post the same buffers again; descriptors taken."""
+    ring, mask = q[S_RING], q[S_MASK]
+    at, tail = q[S_HEAD], q[S_TAIL]
+    first = at
+    while at < tail and load_acquire(ring + (at & mask) * 16 + 8) & RXD_DD != 0:
+        at += 1
+    while tail < at + mask:
+        slot = S_SLOTS + (tail & mask) * SLOT_WORDS
+        desc = ring + (tail & mask) * 16
+        store64(desc, pp_io_address(p, q[slot + L_NETMEM]) + q[slot + L_OFFSET])
+        store64(desc + 8, pp_io_address(hp, q[slot + L_HNETMEM]) + q[slot + L_HOFFSET])
+        tail += 1
+    q[S_HEAD], q[S_TAIL] = at, tail
+    p[P_POSTED] = tail - at
+    return at - first

@@ -6,7 +6,6 @@ nearly all of it QEMU's one thread: doorbells are posted, and their answers are 
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -46,8 +45,12 @@ class QTest:
         with self._lock:
             self._send(line)
             self._posted += 1
-            with contextlib.suppress(BlockingIOError):
+            try:
                 self._data += self._sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            except OSError:
+                raise self._gone() from None
             while self._posted and (b"\n" in self._data or self._posted > MAX_POSTED):
                 self._line(line)
                 self._posted -= 1

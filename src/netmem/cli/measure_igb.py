@@ -1,0 +1,163 @@
+"""Packets per second through the igb driver, against the ceiling of QEMU's device model."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import select
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from netmem.base.errors import NetmemError
+from netmem.base.formats import ip4
+from netmem.cli import kernels as ck
+from netmem.cli.measure import Figure
+from netmem.drivers.igb import IgbDriver
+from netmem.hw.process import python_argv
+from netmem.inet.socket import TcpSocket
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.connections import TcpConfig
+from netmem.lab.qemu import QemuHost
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.ring import S_DRIVER, S_MASK, S_TAIL
+from netmem.netdev.tx import SLOT_BYTES, T_HEAD, T_SLOTS, T_TAIL, TX_ROWS, X_FLAGS, X_HLEN
+from netmem.testing import frames
+from netmem.testing.wire import StreamPackets
+
+PORT, PEER_PORT = 5001, 40000
+SEGMENT = 1460
+ACK_BYTES = 60
+WAIT_MS = 1
+LIMIT_S = 60.0
+
+
+@dataclass
+class PacketRate:
+    """Packets per second by the stack and by the bare loop; acknowledgements per packet."""
+
+    stack: Figure
+    ceiling: Figure
+    acks: float
+
+
+def packet_rate(rounds: int, packets: int) -> PacketRate:
+    """``rounds`` of both in turn, each with ``packets`` full-sized segments over the stream wire.
+
+    Payload goes into unreadable memory. MissingError without a QEMU that has an 82576.
+    """
+    host = QemuHost(frames.OURS, rx_queues=1, config=TcpConfig(rcvbuf=16 << 20))
+    try:
+        with DmabufProvider(64 << 20, exporter="memfd") as provider:
+            host.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+            binding = host.dev.bind_rx([0], provider)
+            sock = _connect(host)
+            frame = frames.tcp(
+                bytes(SEGMENT), sport=PEER_PORT, dport=PORT, seq=0, ack=host.stack.tcp.v[0, T.SND_NXT]
+            )
+            by_stack, by_loop, acks = [], [], 0.0
+            for _ in range(rounds):
+                speed, acks = _stack_round(host, sock, frame, packets)
+                by_stack.append(speed)
+                by_loop.append(_ceiling_round(host, frame, packets, acks))
+            sock.abort()
+            binding.close()
+    finally:
+        host.close()
+    return PacketRate(Figure(tuple(by_stack)), Figure(tuple(by_loop)), acks)
+
+
+def _connect(host: QemuHost) -> TcpSocket:
+    """A connection whose other end is this function, and later the blaster."""
+    wire = StreamPackets(host.cable)
+    listener = host.stack.listen(PORT)
+    wire.inject(frames.arp())
+    options = bytes.fromhex("020405b40103030a")  # MSS 1460, window scale 10
+    wire.inject(frames.tcp(sport=PEER_PORT, dport=PORT, flags=2, seq=99, options=options))
+    deadline = time.monotonic() + LIMIT_S
+    while not listener.pending() and time.monotonic() < deadline:
+        wire.exchange(0)
+        host.settle(0)
+        host.stack.poll()
+        wire.exchange(0)
+        while wire.sent:
+            frame = wire.sent.popleft()
+            if frame[12:14] == b"\x08\x00" and frame[47] & 2:
+                ack = int.from_bytes(frame[38:42], "big") + 1
+                wire.inject(frames.tcp(sport=PEER_PORT, dport=PORT, flags=16, seq=100, ack=ack))
+    return listener.accept(timeout=0)
+
+
+def _blast(host: QemuHost, frame: bytes, packets: int, seq: int, run: Callable[[], float]) -> float:
+    """Start the blaster, ``run`` until all its packets came; seconds from the first to the last."""
+    argv = python_argv(
+        "netmem.cli.blaster", "--fd", str(host.cable.fileno()), "--count", str(packets),
+        "--seq", str(seq), "--frame", frame.hex(),
+    )  # fmt: skip
+    sender = subprocess.Popen(argv, pass_fds=[host.cable.fileno()])
+    try:
+        return run()
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def _stack_round(host: QemuHost, sock: TcpSocket, frame: bytes, packets: int) -> tuple[float, float]:
+    """Packets per second from NIC to application and back to the pool; acknowledgements per packet."""
+    before = host.stack.tcp.counters()["out_acks"]
+
+    def run() -> float:
+        left, start = packets * SEGMENT, 0.0
+        while left:
+            message = sock.recvmsg_devmem(max_frags=1024, timeout=LIMIT_S)
+            start = start or time.monotonic()
+            sock.devmem_dontneed(message.frags["frag_token"])
+            left -= message.size
+        return time.monotonic() - start
+
+    seconds = _blast(host, frame, packets, host.stack.tcp.v[0, T.RCV_NXT], run)
+    return packets / seconds, (host.stack.tcp.counters()["out_acks"] - before) / packets
+
+
+def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> float:
+    """Packets per second of a loop that recycles descriptors and sends as many small frames back."""
+    driver, tx = host.driver, host.dev.tx
+    assert isinstance(driver, IgbDriver)
+    ring = driver._rx[0]
+    waiter = select.poll()
+    waiter.register(driver.irq_fd(), select.POLLIN)
+    small = (frames.MAC_THEIRS + frames.MAC_OURS + b"\x88\xb5").ljust(ACK_BYTES, b"\0")
+
+    def send() -> None:
+        if tx.mv[T_TAIL] - tx.mv[T_HEAD] < TX_ROWS:
+            r = tx.mv[T_TAIL] % TX_ROWS
+            ctypes.memmove(tx.mv[T_SLOTS] + r * SLOT_BYTES, small, ACK_BYTES)
+            tx.rows[r] = 0
+            tx.rows[r, X_HLEN], tx.rows[r, X_FLAGS] = ACK_BYTES, 0
+            tx.meta[T_TAIL] += 1
+        driver.xmit()
+
+    def run() -> float:
+        taken, sent, start = 0, 0.0, 0.0
+        deadline = time.monotonic() + LIMIT_S
+        while taken < packets:
+            got = ck.recycle(ring.q, ring.p, ring.hp)
+            if not got:
+                if time.monotonic() > deadline:
+                    raise NetmemError(errno.ETIMEDOUT, f"{taken} of {packets} packets came")
+                if waiter.poll(WAIT_MS):
+                    driver.irq_ack()
+                continue
+            start = start or time.monotonic()
+            taken += got
+            ring.q[S_DRIVER] = ring.qv[S_TAIL]
+            host.bus.post32(driver.regs.offset("RDT"), ring.qv[S_TAIL] & ring.qv[S_MASK])
+            if taken * acks - sent >= 1:
+                sent += 1
+                send()
+        return time.monotonic() - start
+
+    seconds = _blast(host, frame, packets, ip4("0.0.0.1"), run)
+    return packets / seconds
