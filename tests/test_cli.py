@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -234,6 +235,13 @@ def descendants(pid):
     return [(int(c), Path(f"/proc/{c}/cmdline").read_bytes()) for c in children]
 
 
+def send_until_broken(sock):
+    """Send zeros until the connection breaks."""
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(bytes(1 << 16))
+
+
 def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
     """An error within a second, no hang, nothing left."""
     need_qemu()
@@ -242,13 +250,16 @@ def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
         below = descendants(receiver.process.pid)
         (qemu,) = [pid for pid, command in below if b"qemu" in command]
         sock = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
-        sock.sendall(payload(scaled(8_000_000)))
-        while (tmp_path / "out").stat().st_size < scaled(1_000_000):
+        sender = threading.Thread(target=send_until_broken, args=(sock,))
+        sender.start()
+        out = tmp_path / "out"
+        while not out.exists() or out.stat().st_size < scaled(1_000_000):
             select.select([], [], [], 0.005)
         start = time.monotonic()
         os.kill(qemu, signal.SIGKILL)
         status, events, err = receiver.end()
         assert time.monotonic() - start < 3  # the interpreter's own end included
+        sender.join(LIMIT)
         sock.close()
     assert status == 1, err
     assert "Traceback" not in err

@@ -178,7 +178,7 @@ def test_any_segments_never_raise_and_bytes_are_right(specs):
     """Overlapping, reordered and nonsensical segments of one stream: what is delivered is the stream."""
     stream = payload(600)
     with Network(alone=True) as net:
-        provider = make_provider("dmabuf", 1 << 21)
+        provider = make_provider("dmabuf", size=1 << 21)
         net.bind(provider)
         sock, iss = established(net)
         view = provider.map()
@@ -206,7 +206,7 @@ def test_any_segments_never_raise_and_bytes_are_right(specs):
 @given(st.lists(st.binary(max_size=150), max_size=20), st.booleans())
 def test_random_frames_never_raise_and_cost_nothing(blobs, plausible):
     with Network(alone=True, rx_queues=1) as net:
-        net.bind(make_provider("dmabuf", 1 << 21), queue=0)
+        net.bind(make_provider("dmabuf", size=1 << 21), queue=0)
         net.ours.stack.listen(PORT)
         net.run(1)
         pool = net.ours.dev.rx_queues[0].pool

@@ -70,7 +70,7 @@ class Owner:
 
 
 def bound_provider(memory="dmabuf", size=64 * 4096, rx_page_size=4096):
-    provider = make_provider(memory, size, rx_page_size)
+    provider = make_provider(memory, size=size, rx_page_size=rx_page_size)
     provider.bound_io = 0x7000_0000
     return provider
 

@@ -88,7 +88,7 @@ def test_loss_towards_us_and_from_us(network):
 @pytest.mark.parametrize("connections", [1, 2])
 def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, connections):
     net = network()
-    provider = make_provider("dmabuf", 6 << 20)  # 1536 netmems, of which the ring takes 1024
+    provider = make_provider("dmabuf", size=6 << 20)  # 1536 netmems, of which the ring takes 1024
     net.bind(provider)
     pairs = [net.connect()[:2] for _ in range(connections)]
     data = payload(4 << 20)
@@ -137,7 +137,7 @@ def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, conne
 
 def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
     net = network()
-    provider = make_provider("dmabuf", 1 << 20)  # 256 netmems
+    provider = make_provider("dmabuf", size=1 << 20)  # 256 netmems
     net.bind(provider)
     ours, theirs, _ = net.connect()
     net.peer.stack.tcp.v[theirs._c, T.FLAGS] |= T.CF_NODELAY
@@ -285,7 +285,7 @@ def test_a_sender_that_stops_while_its_frame_holds_the_wire(network):
 
 def test_out_of_order_data_of_all_connections_holds_at_most_a_quarter(network):
     net = network(alone=True, rx_queues=1)
-    provider = make_provider("dmabuf", 1 << 20)  # 256 netmems
+    provider = make_provider("dmabuf", size=1 << 20)  # 256 netmems
     net.bind(provider, queue=0)
     net.ours.stack.listen(PORT)
     net.wire.inject(frames.arp())
@@ -384,3 +384,26 @@ def test_ping_is_answered(network):
         assert reply[34] == 0
         assert reply[42 : 42 + size] == payload(size)
     assert net.ours.stack.tcp.counters()["icmp_echo"] == 3
+
+
+def test_a_connection_reset_before_it_was_accepted_is_accepted_and_says_so(network):
+    """As Linux does: what came before the reset can be read."""
+    net = network()
+    listener = net.ours.stack.listen(7)
+    for accept in (True, False):
+        theirs = net.peer.stack.connect_nowait("10.0.2.15", 7)
+        net.until(listener.pending)
+        net.until(lambda sock=theirs: sock.state() == T.ESTABLISHED)
+        theirs.send(b"before")
+        net.run(5)
+        theirs.abort()
+        net.run(5)
+        assert listener.pending() == 1
+        if accept:
+            sock = listener.accept(timeout=0)
+            assert sock.recv(10) == b"before"
+            with pytest.raises(NetmemError) as error:
+                sock.recv(10)
+            assert error.value.errno == errno.ECONNRESET
+            sock.close()
+    listener.close()  # gives back what the second one left

@@ -549,14 +549,14 @@ class Tcp(Connections):
         self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
 
     def closed(self, c: int, error: int) -> None:
-        """The connection is over. The row stays while a socket or listener refers to it."""
+        """The connection is over. The row stays while a socket or listener refers to it.
+
+        One that waits to be accepted goes on waiting, as in Linux: whoever accepts it learns of the end.
+        """
         v = self.v
         listener = next((s for s in self.listeners.values() if s.id == v[c, T.LISTENER]), None)
-        if listener is not None and (c in listener.half_open or c in listener.ready):
-            if c in listener.half_open:
-                listener.half_open.remove(c)
-            else:
-                listener.ready.remove(c)
+        if listener is not None and c in listener.half_open:
+            listener.half_open.remove(c)
             self.set_flag(c, T.CF_ORPHAN)
         v[c, T.STATE] = T.CLOSED
         v[c, T.ERROR] = error
