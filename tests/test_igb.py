@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import os
 import select
+import signal
 import struct
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -18,16 +22,18 @@ from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
 from netmem.base.formats import ip4
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.igb import regs as r
-from netmem.hw.pci import PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX
+from netmem.hw.pci import PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX, PciFunction
 from netmem.hw.qemu import machine
 from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu, how_to_install
 from netmem.hw.registers import Register, RegisterFile
 from netmem.lab.device import open_device
+from netmem.lab.observe import observe
 from netmem.lab.qemu import QemuHost, bar_memory, start_stream
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames
+from test_nic import harvest
 from test_process import client
 
 
@@ -77,9 +83,11 @@ def test_the_cure_depends_on_the_distribution(monkeypatch, system, text):
 
 def test_a_qemu_that_does_not_start_leaves_nothing(tmp_path):
     need_qemu()
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(DeviceGoneError, match="exited with"):
         QemuBus(find_qemu(), "no-such-nic", "user")
+    gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -129,6 +137,9 @@ class FakeBus(FakeRegisters):
 
     device_id = (0x8086, 0x10C9)
     irq_fd = -1
+
+    def replug(self):
+        pass
 
     def wait(self, ready, what, timeout_ns):
         self.words[0] = 0  # the reset ends
@@ -241,6 +252,111 @@ def test_memory_of_another_device_is_a_function_of_its_own(bus):
     assert not bus.machine._slots
 
 
+def test_a_provider_closed_while_bound_keeps_its_memory(network):
+    """Nobody else gets the address that the rings still name."""
+    need_qemu()
+    net = network(nic="igb")
+    provider = make_provider("bar", net)
+    net.bind(provider)
+    ours, theirs, _ = net.connect()
+    view = provider.map()
+    provider.close()
+    other = make_provider("bar", net)
+    assert other.address != provider.address
+    theirs.send(payload(10_000))
+    net.until(lambda: ours.queued() == 10_000)
+    frags = ours.recvmsg_devmem().frags
+    got = b"".join(view[int(f["frag_offset"]) :][: int(f["frag_size"])].tobytes() for f in frags)
+    assert got == payload(10_000)[: len(got)]
+    assert not other.map().any()
+    ours.devmem_dontneed(frags["frag_token"])
+    ours.close()
+    net.binding.close()
+    net.run(2)
+    net.ours.dev.reap(net.clock.now())
+    assert provider.address not in net.ours.bus.machine._slots
+    other.close()
+    net.provider = None
+
+
+def test_a_qemu_that_hangs_is_given_up(bus, monkeypatch):
+    monkeypatch.setattr("netmem.hw.qemu.qtest.TIMEOUT_S", 0.2)
+    os.kill(bus.machine.process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    bus.post32(8, 1)  # a doorbell waits for nobody
+    assert time.monotonic() - start < 0.1
+    with pytest.raises(DeviceGoneError, match="did not answer to 'readl"):
+        bus.read32(8)
+    assert not bus.is_alive()
+    with pytest.raises(DeviceGoneError):
+        bus.read32(8)
+
+
+def test_configuration_space_is_one_access_at_a_time(bus):
+    functions = (bus.config, PciFunction(bus.machine.qtest, 0, machine.DOORBELL_SLOT))
+    wanted, wrong = [f.device_id for f in functions], []
+
+    def read(i):
+        for _ in range(scaled(2000)):
+            if functions[i].device_id != wanted[i]:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+
+
+def test_refused_memory_costs_no_slot_and_no_address(bus):
+    fd = memfd("test", 4096)
+    before = bus.dma_map(fd, 0, 4096, 2)
+    for _ in range(3):
+        with pytest.raises(NetmemError, match="QEMU refused"):
+            bus.dma_map(fd, 0, 1 << 30, 2)
+    assert len(bus.machine._ports) == machine.PORTS - 1
+    assert bus.dma_map(fd, 0, 4096, 2) - before < 4 << 30
+    os.close(fd)
+
+
+@pytest.mark.parametrize("step", ["_start_link", "_start_interrupts", "_start_transmit", "queue_start", "set_rxfh"])
+def test_a_death_while_opening_leaves_nothing(monkeypatch, step):
+    need_qemu()
+    real = getattr(IgbDriver, step)
+
+    def die(self, *args):
+        self.bus.unplug()
+        return real(self, *args)
+
+    monkeypatch.setattr(IgbDriver, step, die)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DeviceGoneError):
+        QemuHost("10.0.2.15")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert observe(os.getpid()) == []
+
+
+def test_a_death_between_two_queues_lives(network, monkeypatch):
+    need_qemu()
+    net = network(nic="igb")
+    real = IgbDriver.queue_stop
+
+    def die(self, queue):
+        mem = real(self, queue)
+        self.bus.unplug()
+        return mem
+
+    net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+    monkeypatch.setattr(IgbDriver, "queue_stop", die)
+    with pytest.raises(DeviceGoneError):
+        net.ours.dev.bind_rx([1], make_provider("dmabuf"))
+    monkeypatch.undo()
+    assert net.ours.dev.rx_queues[1].mem is None
+
+
 # -- the driver -----------------------------------------------------------------------------------
 
 
@@ -273,6 +389,32 @@ def test_the_link_comes_up_by_negotiation_too(bus):
     assert not driver.link_up()
     bus.wait(driver.link_up, "its link", 5_000_000_000)
     dev.stop()
+
+
+def test_a_device_that_was_stopped_has_a_link_again(network, nic):
+    net = network(nic=nic)
+    net.ours.dev.stop()
+    net.ours.dev.open()
+    assert net.ours.driver.link_up()
+    net.bind(None)
+    ours, theirs, _ = net.connect()
+    theirs.send(payload(5000))
+    net.until(lambda: ours.queued() == 5000)
+    assert ours.recv(5000) == payload(5000)
+
+
+def test_headers_longer_than_their_buffer_are_a_miss(network):
+    """IPv6 options push the TCP header beyond 256 bytes: nothing beyond the buffer is looked at."""
+    need_qemu()
+    net = network(nic="igb", alone=True, rx_queues=1)
+    net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+    options = bytes([6, 25 - 1, 1, 196]) + bytes(196)  # next header TCP, 200 bytes, PadN
+    net.wire.inject(frames.ethernet(frames.ipv6(options + frames.tcp_segment(payload(500)), proto=60), 0x86DD))
+    net.settle()
+    ((header, packet, status),) = harvest(net, 0)
+    assert (header, packet, status & 1) == (256, 18 + 500, 0)
+    stats = net.ours.driver.get_queue_stats(0)
+    assert (stats["hds_hit"], stats["hds_miss"]) == (0, 1)
 
 
 def test_statistics_registers_add_up(host):

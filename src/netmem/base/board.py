@@ -7,17 +7,17 @@ written here but read from the arenas whose descriptors the board names.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from netmem.base.arena import Region, Words, memfd
-from netmem.base.native import publish_word
 
 PREFIX = "/memfd:netmem:board:"
-SIZE = 1 << 18
 HEADER = 16  # sequence number, length
 TRIES = 100
 
@@ -26,26 +26,26 @@ class Board:
     """One board. ``write`` replaces what it says."""
 
     def __init__(self, name: str) -> None:
-        self.fd = memfd(f"board:{name}", SIZE)
-        self._region = Region(self.fd, SIZE)
+        self.fd = memfd(f"board:{name}", HEADER)
         self._sequence = 0
 
     def write(self, content: Any) -> None:
-        """Say ``content`` from now on; it is cut off (and so unreadable) beyond 256 KiB."""
-        data = json.dumps(content).encode()[: SIZE - HEADER]
-        at = self._region.address
-        publish_word(at, self._sequence + 1)
-        self._region.bytes[HEADER : HEADER + len(data)] = memoryview(data)
-        publish_word(at + 8, len(data))
+        """Say ``content`` from now on."""
+        data = json.dumps(content).encode()
+        os.pwrite(self.fd, (self._sequence + 1).to_bytes(8, "little"), 0)
+        os.pwrite(self.fd, data, HEADER)
         self._sequence += 2
-        publish_word(at, self._sequence)
+        os.pwrite(self.fd, self._sequence.to_bytes(8, "little") + len(data).to_bytes(8, "little"), 0)
 
     def close(self) -> None:
-        """Take the board down: wiped, because a mapping keeps the memory for a while."""
+        """Take the board down."""
         if self.fd >= 0:
-            publish_word(self._region.address + 8, 0)
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _finalizing():
+            self.close()
 
 
 def boards(pid: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -56,14 +56,9 @@ def boards(pid: int | None = None) -> Iterator[tuple[int, Any]]:
             links = list(os.scandir(f"/proc/{one}/fd"))
         except OSError:
             continue
-        seen = set()
         for link in links:
             try:
                 if os.readlink(link.path).startswith(PREFIX):
-                    inode = os.stat(link.path).st_ino
-                    if inode in seen:
-                        continue  # Python's mmap holds a second descriptor
-                    seen.add(inode)
                     content = _read(link.path)
                     if content is not None:
                         yield one, content
@@ -76,16 +71,11 @@ def _read(path: str) -> Any:
     try:
         for _ in range(TRIES):
             before = os.pread(fd, HEADER, 0)
-            data = os.pread(fd, SIZE - HEADER, HEADER)
-            if os.pread(fd, 8, 0) != before[:8] or before[0] & 1:
-                continue
             size = int.from_bytes(before[8:], "little")
-            if not size:
-                return None
-            try:
-                return json.loads(data[:size])
-            except ValueError:
-                return None
+            data = os.pread(fd, size, HEADER)
+            if os.pread(fd, HEADER, 0) != before or before[0] & 1:
+                continue
+            return json.loads(data) if size else None
     finally:
         os.close(fd)
     return None
@@ -93,7 +83,10 @@ def _read(path: str) -> Any:
 
 def arena_words(pid: int, fd: int) -> Words:
     """The words of another process's arena, for reading. OSError when it is gone."""
-    copy = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    path = f"/proc/{pid}/fd/{fd}"
+    if not os.readlink(path).startswith("/memfd:netmem:"):
+        raise FileNotFoundError(errno.ENOENT, "this is no arena any more", path)
+    copy = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return Region(copy, os.fstat(copy).st_size, writable=False).words()
     finally:

@@ -112,6 +112,8 @@ def _stack_round(host: QemuHost, sock: TcpSocket, frame: bytes, packets: int) ->
         left, start = packets * SEGMENT, 0.0
         while left:
             message = sock.recvmsg_devmem(max_frags=1024, timeout=LIMIT_S)
+            if not message.size:
+                raise NetmemError(errno.ECONNRESET, "the connection ended")
             start = start or time.monotonic()
             sock.devmem_dontneed(message.frags["frag_token"])
             left -= message.size
@@ -137,7 +139,6 @@ def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> f
             tx.rows[r] = 0
             tx.rows[r, X_HLEN], tx.rows[r, X_FLAGS] = ACK_BYTES, 0
             tx.meta[T_TAIL] += 1
-        driver.xmit()
 
     def run() -> float:
         taken, sent, start = 0, 0.0, 0.0
@@ -154,9 +155,10 @@ def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> f
             taken += got
             ring.q[S_DRIVER] = ring.qv[S_TAIL]
             host.bus.post32(driver.regs.offset("RDT"), ring.qv[S_TAIL] & ring.qv[S_MASK])
-            if taken * acks - sent >= 1:
+            while taken * acks - sent >= 1:
                 sent += 1
                 send()
+            driver.xmit()
         return time.monotonic() - start
 
     seconds = _blast(host, frame, packets, ip4("0.0.0.1"), run)

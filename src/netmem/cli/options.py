@@ -105,7 +105,7 @@ def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def usage(error: NetmemError) -> Exception:
     """A refusal that the user's arguments caused, as a usage error (exit status 2)."""
-    users = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP)
+    users = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
     if isinstance(error, MissingError) or error.errno in users:
         return click.UsageError(str(error))
     return error

@@ -97,8 +97,10 @@ class _Session:
             self._announce()
             status = self._loop()
         finally:
-            summary = self.receiver.summary()
-            self.receiver.close()
+            try:
+                summary = self.receiver.summary()
+            finally:
+                self.receiver.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
         summary["outstanding"] = self.receiver.outstanding

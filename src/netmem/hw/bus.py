@@ -74,6 +74,9 @@ class PciBus(Bus, Protocol):
     def post32(self, offset: int, value: int) -> None:
         """Write without waiting: for doorbells."""
 
+    def replug(self) -> None:
+        """Pull the NIC's cable and plug it in again, where the bus is what plays the cable."""
+
     def setup_interrupt(self) -> None:
         """Have the function's MSI-X vector 0 write ``irq_fd``."""
 

@@ -126,8 +126,8 @@ class RootPort(PciFunction):
         self.secondary = secondary
         self._exp = 0
 
-    def power_on(self, address: int, length: int) -> PciFunction:
-        """Power the slot, open the port's window for ``length`` bytes at ``address``; what is in it."""
+    def power_on(self, address: int, length: int) -> None:
+        """Power the slot, and open the port's window for ``length`` bytes at ``address``."""
         self._exp = self._exp or self.capability(PCI_CAP_ID_EXP)
         self.write(PCI_PRIMARY_BUS, self.secondary << 8 | self.secondary << 16)
         self.write(self._exp + PCI_EXP_SLTCTL, PCI_EXP_SLTCTL_PWR_IND_ON, 2)
@@ -137,9 +137,9 @@ class RootPort(PciFunction):
         self.write(PCI_PREF_BASE_UPPER32, address >> 32)
         self.write(PCI_PREF_LIMIT_UPPER32, last >> 32)
         self.enable(master=True)
-        return PciFunction(self._space, self.secondary, 0)
 
     def power_off(self) -> None:
         """Acknowledge the slot's events and cut its power: what was asked to go may go now."""
+        self._exp = self._exp or self.capability(PCI_CAP_ID_EXP)
         self.write(self._exp + PCI_EXP_SLTSTA, self.read(self._exp + PCI_EXP_SLTSTA, 2), 2)
         self.write(self._exp + PCI_EXP_SLTCTL, PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PIC, 2)

@@ -89,7 +89,7 @@ class Watchdog:
         )
 
     def dismiss(self) -> None:
-        """The process is looked after: let the shell go without killing anything."""
+        """Let the shell go without killing anything, before the process is waited for."""
         assert self._popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.write(b"\n")

@@ -320,6 +320,7 @@ class Stack:
         for c in range(tcp.gv[T.G_ROWS]):
             if tcp.v[c, T.STATE]:
                 tcp.closed(c, errno.ENODEV)
+        self.dev.publish()
         self._changed.notify_all()
 
     def changed(self) -> None:

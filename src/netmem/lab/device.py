@@ -16,7 +16,7 @@ from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab import qemu as lab_qemu
-from netmem.lab.local import MAC_BASE
+from netmem.lab.local import MAC_BASE, open_netdev
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
@@ -153,12 +153,7 @@ def open_device(
     else:
         ensure_compiled()
         bus = _start_softnic(mtu, bounce)
-        try:
-            dev = NetDevice(SoftnicDriver(bus), "nm0", rx_queues=queues, mtu=mtu)
-            dev.open()
-        except BaseException:
-            bus.close()
-            raise
+        dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
     stack = Stack(dev, ADDRESS, config=config)
     stack.serve()
     return Device(bus, dev, stack)

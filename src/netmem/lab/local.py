@@ -10,8 +10,24 @@ from netmem.hw.wire import Wire, cable
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import Driver
 
 MAC_BASE = 0x026E6D000000  # locally administered
+
+
+def open_netdev(driver: Driver, *, rx_queues: int, mtu: int, name: str) -> NetDevice:
+    """A net device over ``driver``, up; when that fails the driver and its bus are closed."""
+    try:
+        dev = NetDevice(driver, name, rx_queues=rx_queues, mtu=mtu)
+    except BaseException:
+        driver.close()
+        raise
+    try:
+        dev.open()
+    except BaseException:
+        dev.close()
+        raise
+    return dev
 
 
 class LocalHost:
@@ -36,8 +52,7 @@ class LocalHost:
         )
         self.bus.attach(self.nic)
         self.driver = SoftnicDriver(self.bus)
-        self.dev = NetDevice(self.driver, name, rx_queues=rx_queues, mtu=mtu)
-        self.dev.open()
+        self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name=name)
         self.stack = Stack(self.dev, address, clock=clock, config=config)
 
     def step(self, now: int) -> bool:

@@ -34,8 +34,8 @@ def observe(pid: int | None = None) -> list[dict[str, Any]]:
             continue  # the far end of a software NIC's cable, in the NIC's own process
         try:
             found.append(_device(owner, board))
-        except OSError:
-            continue  # it is closing
+        except (OSError, ValueError, IndexError):
+            continue  # it is closing: a descriptor that the board names is another file by now
     return found
 
 
@@ -63,7 +63,7 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
     batch = _words(pid, board["batch"])
     device = {
         "pid": pid,
-        **{name: board[name] for name in ("name", "driver", "mtu", "running", "link", "ring")},
+        **{name: board[name] for name in ("name", "driver", "mtu", "running", "present", "link", "ring")},
         "mac": board["mac"].to_bytes(6, "big").hex(":"),
         "address": board["stack"].get("address"),
         "queues": queues,
@@ -88,7 +88,7 @@ def _socket(pid: int, row: Words) -> dict[str, Any]:
         try:
             table = arena_words(pid, int(row[T.TOKENS_FD]))
             tokens = int(table[rx.TK_CAPACITY] - table[rx.TK_FREE])
-        except OSError:
+        except (OSError, ValueError, IndexError):
             pass  # closed since
     return {
         "peer": f"{ip4_text(row[T.RADDR])}:{int(row[T.PORTS]) >> 16}",

@@ -19,7 +19,7 @@ from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
-from netmem.lab.local import MAC_BASE
+from netmem.lab.local import MAC_BASE, open_netdev
 from netmem.memory.provider import check_size
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.device import NetDevice
@@ -61,24 +61,14 @@ def start_stream(qemu: str | None, number: int, *, bounce: bool) -> tuple[QemuBu
 def open_igb(bus: QemuBus, *, rx_queues: int, mtu: int, name: str = "nm0") -> NetDevice:
     """Driver and net device on ``bus``, up and with a link; the bus is closed when that fails.
 
-    The emulated PHY takes half a second to negotiate, so the speed is forced; QEMU's then looks at
-    the cable only when it is plugged in.
+    The emulated PHY takes half a second to negotiate, so the speed is forced.
     """
     try:
-        dev = NetDevice(IgbDriver(bus, autoneg=False), name, rx_queues=rx_queues, mtu=mtu)
-        dev.open()
-        replug(bus)
-        dev.publish()
+        driver = IgbDriver(bus, autoneg=False)
     except BaseException:
         bus.close()
         raise
-    return dev
-
-
-def replug(bus: QemuBus) -> None:
-    """Pull the NIC's cable and plug it in again."""
-    for up in (False, True):
-        bus.machine.qmp("set_link", name="n0", up=up)
+    return open_netdev(driver, rx_queues=rx_queues, mtu=mtu, name=name)
 
 
 def forward(bus: QemuBus, address: str, port: int, guest: str, guest_port: int) -> int:
@@ -163,13 +153,12 @@ class QemuHost:
         """
         deadline = time.monotonic_ns() + SETTLE_NS
         with contextlib.suppress(DeviceGoneError):
+            waited = self._in_cable() > 0
             self.bus.settle()
-            waited = False
             while self._in_cable() and time.monotonic_ns() < deadline:
-                waited = True
                 self.bus.settle()
             if waited:
-                self.bus.settle()
+                self.bus.settle()  # what it has read it may still be working on
 
     def _in_cable(self) -> int:
         """Bytes sent towards QEMU that it has not read."""

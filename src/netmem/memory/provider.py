@@ -38,6 +38,9 @@ class MemoryProvider(Protocol):
     def attach(self, dma: DmaDevice) -> int:
         """Make the area reachable for a device when it is bound; its I/O address."""
 
+    def detach(self, dma: DmaDevice) -> None:
+        """Undo ``attach``, when the last pool is gone."""
+
     def init(self, pool: PagePool) -> None:
         """mp_ops.init: accept or refuse a pool (E2BIG when its order is not the area's)."""
 
@@ -91,6 +94,13 @@ class AreaProvider:
         """dma_buf_map_attachment(): map the descriptor for the device."""
         return dma.dma_map(self.fd, 0, self.size, DmaDirection.FROM_DEVICE, peer=True)
 
+    def detach(self, dma: DmaDevice) -> None:
+        """dma_buf_unmap_attachment()."""
+        if self.bound_io is not None:
+            io, self.bound_io = self.bound_io, None
+            dma.dma_unmap(io)
+        self._let_go()
+
     def init(self, pool: PagePool) -> None:
         """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ."""
         if pool.params.order != self.area.shift - (PAGE_SIZE.bit_length() - 1):
@@ -102,8 +112,7 @@ class AreaProvider:
 
     def destroy(self, pool: PagePool) -> None:
         self.pools -= 1
-        if self._closed and self.pools == 0:
-            self.area.close()
+        self._let_go()
 
     def alloc_netmems(self, pool: PagePool, n: int) -> Words:
         return self.area.take(n)
@@ -137,11 +146,20 @@ class AreaProvider:
             return
         self._closed = True
         self._release()
-        if self.pools == 0:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """When closed, and no pool and no device uses the memory any more: forget it."""
+        if self._closed and self.pools == 0 and self.bound_io is None:
             self.area.close()
+            self._unused()
 
     def _release(self) -> None:
+        """Close what the owner has of the memory; a device may go on using it."""
         raise NotImplementedError
+
+    def _unused(self) -> None:
+        """The memory itself may go."""
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _finalizing() and not getattr(self, "_closed", True):

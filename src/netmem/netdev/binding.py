@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from typing import TYPE_CHECKING
@@ -111,11 +112,12 @@ class Binding:
             if self._closed:
                 return
             self._closed = True
-            for index in self.queues:
-                if index < len(self._dev.rx_queues):
-                    close_rxq(self._dev, self._dev.rx_queues[index])
-            self._dev.reap(self._dev.now)
-            self._dev.publish()
+            with contextlib.ExitStack() as ends:  # every queue is unbound, even if one before it failed
+                ends.callback(self._dev.publish)
+                ends.callback(self._dev.reap, self._dev.now)
+                for index in reversed(self.queues):
+                    if index < len(self._dev.rx_queues):
+                        ends.callback(close_rxq, self._dev, self._dev.rx_queues[index])
 
     def reap(self) -> None:
         """End the mapping once nobody uses the memory any more."""
@@ -123,10 +125,9 @@ class Binding:
             return
         self._dev.bindings.remove(self)
         dma = self._dev.driver.dma_device()
-        if self.provider.bound_io is not None and dma is not None:
-            dma.dma_unmap(self.provider.bound_io)
-        self.provider.bound_io = None
         self.provider.binding_id = 0
+        if self.provider.bound_io is not None and dma is not None:
+            self.provider.detach(dma)
 
     def outstanding(self) -> int:
         """Netmems of this memory that no pool and no free list has."""

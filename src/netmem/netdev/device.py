@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import threading
@@ -72,7 +73,11 @@ class NetDevice:
             if self.running:
                 return
             self.tx.reset()  # what was queued while the device was down is lost, as on any device
-            self.driver.open(self)
+            try:
+                self.driver.open(self)
+            except BaseException:
+                self.driver.stop()
+                raise
             self.running = True
             try:
                 for queue in self.rx_queues:
@@ -90,25 +95,27 @@ class NetDevice:
                 return
             for queue in self.rx_queues:
                 self._stop_queue(queue)
+            self.running = False
             self.driver.stop()
             self.tx.reset()
-            self.running = False
             self.publish()
 
     def close(self) -> None:
-        """unregister_netdevice(): unbind, stop, and give the driver up."""
+        """unregister_netdevice(): unbind, stop, and give the driver up, whatever fails on the way."""
         with self.lock:
             if not self._registered:
                 return
-            for binding in list(self.bindings):
-                binding.close()
-            self.stop()
-            self._registered = False
-            self.reap(self.now)
-            self.driver.close()
-            self.tx.close()
-            self.batch.arena.close()
-            self.board.close()
+            with contextlib.ExitStack() as ends:  # each is done even if one before it failed
+                for end in (
+                    self.board.close, self.batch.arena.close, self.tx.close, self.driver.close,
+                    lambda: self.reap(self.now), self._unregister, self.stop,
+                ):  # fmt: skip
+                    ends.callback(end)
+                for binding in list(self.bindings):
+                    ends.callback(binding.close)
+
+    def _unregister(self) -> None:
+        self._registered = False
 
     def is_registered(self) -> bool:
         """False once closed."""
@@ -201,7 +208,12 @@ class NetDevice:
             self.driver.queue_start(mem, queue.index)
         except BaseException:
             self.driver.queue_mem_free(mem)
-            self.driver.queue_start(old, queue.index)
+            try:
+                self.driver.queue_start(old, queue.index)
+            except BaseException:
+                queue.mem = None  # neither will do: the queue stays stopped
+                self.driver.queue_mem_free(old)
+                raise
             raise
         queue.mem = mem
         self.driver.queue_mem_free(old)
@@ -216,8 +228,12 @@ class NetDevice:
             for index in range(len(self.rx_queues), count):
                 queue = RxQueue(index)
                 self.rx_queues.append(queue)
-                if self.running:
-                    self._start_queue(queue)
+                try:
+                    if self.running:
+                        self._start_queue(queue)
+                except BaseException:
+                    self.rx_queues.remove(queue)
+                    raise
             self.publish()
 
     def bind_rx(self, queues: list[int], provider: MemoryProvider) -> Binding:
@@ -284,7 +300,7 @@ class NetDevice:
         if self.board.fd < 0:
             return
         try:
-            link = self.running and self.driver.link_up()
+            link = self.running and self.is_present() and self.driver.link_up()
         except OSError:
             link = False
         self.board.write(
@@ -294,6 +310,7 @@ class NetDevice:
                 "mac": self.driver.mac_address() if self.running else 0,
                 "mtu": self.mtu,
                 "running": self.running,
+                "present": self.is_present(),
                 "link": link,
                 "ring": self.ethtool.describe(),
                 "batch": self.batch.arena.fd,

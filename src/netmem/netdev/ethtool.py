@@ -111,6 +111,7 @@ class Ethtool:
                 raise NetmemError(
                     errno.EINVAL, f"requested channel counts are too low for memory provider ({max(bound)})"
                 )
+            self._apply_rxfh(min(rx, len(dev.rx_queues)))  # no flow may lead to a queue that goes
             dev.set_rx_queues(rx)
             self._apply_rxfh()
 
@@ -127,9 +128,9 @@ class Ethtool:
             self.indirection = queues
             self._apply_rxfh()
 
-    def _apply_rxfh(self) -> None:
+    def _apply_rxfh(self, count: int | None = None) -> None:
         dev = self._dev
-        queues = self.indirection or list(range(len(dev.rx_queues)))
+        queues = self.indirection or list(range(count or len(dev.rx_queues)))
         if dev.running:
             dev.driver.set_rxfh(self.key, [queues[i % len(queues)] for i in range(INDIRECTION)])
 

@@ -118,13 +118,19 @@ class IgbDriver:
         self.regs.modify("CTRL_EXT", DRV_LOAD=1)
 
     def _start_link(self) -> None:
-        """Set link up and have the PHY negotiate, or force the speed [3.5.7, 4.5.7]."""
-        self.regs.modify("CTRL", SLU=1)
+        """Set link up and have the PHY negotiate, or force the speed [3.5.7, 4.5.7].
+
+        1000BASE-T as such has no forced mode; this one is for models and back-planes.
+        """
+        forced = int(not self.autoneg)
+        self.regs.modify("CTRL", SLU=1, FD=1, SPEED=2, FRCSPD=forced, FRCDPX=forced)
         data = r.PHY_AUTONEG if self.autoneg else r.PHY_FORCED
         self.regs.write("MDIC", DATA=data, REGADD=r.PHY_CONTROL, PHYADD=r.PHY_ADDRESS, OP=r.MDIC_WRITE)
         self.bus.wait(lambda: bool(self.regs.get("MDIC", "R")), "its PHY", WAIT_NS)
         if self.regs.get("MDIC", "E"):
             raise NetmemError(errno.EIO, "the PHY of the 82576 does not answer")
+        if not self.autoneg:
+            self.bus.replug()
 
     def _start_interrupts(self) -> None:
         """One MSI-X vector for all queues, moderated, cleared by itself [7.3.3, 7.3.4]."""
@@ -158,7 +164,7 @@ class IgbDriver:
         self.regs.write(f"{way}DT", 0, queue)
 
     def stop(self) -> None:
-        with contextlib.suppress(DeviceGoneError):
+        with contextlib.suppress(OSError):
             self.regs.write("RCTL", 0)
             self.regs.write("EIMC", 0xFFFFFFFF)
             self._collect()

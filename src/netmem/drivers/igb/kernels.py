@@ -98,11 +98,9 @@ S_CONTEXT = 16
 
 
 @inline_kernel
-def rx_status(word, info):
+def rx_status(word, split):
     """RX_* of a packet from its last descriptor's status (7.1.5.2)."""
-    status = 0
-    if info & RXD_SPH:
-        status |= RX_SPLIT
+    status = RX_SPLIT if split else 0
     if word & RXD_IPCS:
         status |= RX_L3_BAD if word & RXD_IPE else RX_L3_OK
     if word & RXD_L4CS:
@@ -132,6 +130,7 @@ def igb_rx(q, p, a, hp, meta, rows, budget):
             break
         head_row = n
         total = 0
+        split = q[S_HDRLEN] != 0 and load64(ring + (at & mask) * 16) & RXD_SPH != 0
         for i in range(at, last + 1):
             info = load64(ring + (i & mask) * 16)
             size = (load64(ring + (i & mask) * 16 + 8) >> RXD_LEN_SHIFT) & 0xFFFF
@@ -139,13 +138,16 @@ def igb_rx(q, p, a, hp, meta, rows, budget):
             hlen = 0
             if i == at and q[S_HDRLEN] != 0:
                 hlen = (info >> RXD_HDR_LEN_SHIFT) & RXD_HDR_LEN_MASK
+                if hlen > q[S_HDRLEN]:  # overflow: the rest of the headers went with the payload
+                    hlen = q[S_HDRLEN]
+                    split = False
             row = rows[n]
             rx_row(q, p, a, hp, row, i, i == at, n + 1 if i < last else -1, hlen, size)
             if i == at:
-                row[B_STATUS] = rx_status(word, info)
+                row[B_STATUS] = rx_status(word, split)
             total += hlen + size
             n += 1
-        rx_count(q, load64(ring + (at & mask) * 16) & RXD_SPH != 0, total)
+        rx_count(q, split, total)
         if word & RXD_RXE:
             meta[M_COUNTERS + N_RX_FAULT] += 1
         gro_receive(meta, rows, head_row)

@@ -25,7 +25,10 @@ REGISTERS: dict[str, Register] = {
     # General (8.2)
     "CTRL": Register(
         0x0000,
-        {"FD": (0, 1), "SLU": (6, 1), "RST": (26, 1), "VME": (30, 1), "PHY_RST": (31, 1)},
+        {
+            "FD": (0, 1), "SLU": (6, 1), "SPEED": (8, 2), "FRCSPD": (11, 1), "FRCDPX": (12, 1),
+            "RST": (26, 1), "VME": (30, 1), "PHY_RST": (31, 1),
+        },
         section="8.2.1",
     ),
     "STATUS": Register(
@@ -72,7 +75,7 @@ REGISTERS: dict[str, Register] = {
     "SRRCTL": _queue(
         0xC00C,
         "8.10.2",
-        BSIZEPACKET=(0, 7), BSIZEHEADER=(8, 6), RDMTS=(20, 5), DESCTYPE=(25, 3), DROP_EN=(31, 1),
+        BSIZEPACKET=(0, 7), BSIZEHEADER=(8, 4), RDMTS=(20, 5), DESCTYPE=(25, 3), DROP_EN=(31, 1),
     ),
     "RDH": _queue(0xC010, "8.10.8"),
     "RDT": _queue(0xC018, "8.10.9"),

@@ -48,6 +48,13 @@ class QemuBus(DmaSpace):
             self._qtest.post(f"writel {NIC_BAR0 + offset:#x} {value:#x}")
 
     def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
+        """EOPNOTSUPP for a descriptor that has no name to open, as a DMA-buf's: QEMU opens it by name."""
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/") or "/dmabuf:" in os.readlink(
+            f"/proc/self/fd/{fd}"
+        ):
+            raise NetmemError(
+                errno.EOPNOTSUPP, "QEMU opens memory by name, and a DMA-buf has none: use --exporter memfd"
+            )
         return self.machine.plug(fd, offset, length)
 
     def _detach(self, io: int) -> None:
@@ -72,6 +79,11 @@ class QemuBus(DmaSpace):
         """Unplug a device that ``add_memory_device`` plugged in."""
         with contextlib.suppress(DeviceGoneError):
             self.machine.unplug(address)
+
+    def replug(self) -> None:
+        """Pull the cable and plug it in again: QEMU's PHY looks at a forced link only then."""
+        for up in (False, True):
+            self.machine.qmp("set_link", name="n0", up=up)
 
     def setup_interrupt(self) -> None:
         """Vector 0 rings the doorbell that signals ``irq_fd`` (PCI 3.0, 6.8.2)."""

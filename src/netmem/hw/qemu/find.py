@@ -29,7 +29,7 @@ class Qemu:
 
 def find_qemu(path: str | None = None) -> Qemu:
     """QEMU on PATH, or at ``path``. MissingError when it is not there, too old, or lacks a device."""
-    found = path or shutil.which(COMMAND)
+    found = shutil.which(path or COMMAND) or path
     if not found:
         raise MissingError(f"{COMMAND} is not installed: {how_to_install()}, or say --qemu PATH")
     if not os.access(found, os.X_OK) or os.path.isdir(found):

@@ -22,7 +22,7 @@ from netmem.hw.process import Process, Watchdog
 from netmem.hw.qemu import doorbell
 from netmem.hw.qemu.find import Qemu
 from netmem.hw.qemu.qmp import Qmp
-from netmem.hw.qemu.qtest import QTest
+from netmem.hw.qemu.qtest import TIMEOUT_S, LineSocket, QTest
 
 NIC_SLOT, DOORBELL_SLOT, FIRST_PORT_SLOT = 4, 5, 6
 PORTS = 96
@@ -50,62 +50,70 @@ class Machine:
     """
 
     def __init__(self, qemu: Qemu, device: str, netdev: str, fds: Sequence[int], irq_fd: int) -> None:
-        pairs = [socket.socketpair() for _ in range(3)]
-        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        firmware = _firmware()
-        doorbell.serve(ours[2], irq_fd)
-        self._doorbell = ours[2]
-        qt, qm, bell = (sock.fileno() for sock in theirs)
-        argv = [
-            *(qemu.path, "-M", "q35", "-accel", "tcg", "-m", "2M", "-display", "none"),
-            *("-nodefaults", "-no-user-config", "-bios", f"/proc/self/fd/{firmware}"),
-            # Without ACPI hot-plug the ports' own slots do it, which configuration space can drive.
-            *("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
-            *("-chardev", f"socket,id=qt,fd={qt}", "-qtest", "chardev:qt", "-qtest-log", "none"),
-            *("-chardev", f"socket,id=qm,fd={qm}", "-mon", "chardev=qm,mode=control"),
-            *("-chardev", f"socket,id=bell,fd={bell}", "-device"),
-            f"ivshmem-doorbell,chardev=bell,vectors=1,ioeventfd=off,addr={DOORBELL_SLOT:#x}",
-            *("-netdev", f"{netdev},id=n0", "-device", f"{device},netdev=n0,addr={NIC_SLOT:#x}"),
-            *itertools.chain.from_iterable(_port_arguments(i) for i in range(PORTS)),
-        ]
         self._closed = False
-        try:
-            self.process = Process(argv, [qt, qm, bell, firmware, *fds])
-        except OSError:
-            for sock in ours:
-                sock.close()
-            raise
-        finally:
-            os.close(firmware)
-            for sock in theirs:
-                sock.close()
-        self.pidfd = os.pidfd_open(self.process.pid)
-        self._watchdog = Watchdog(self.process.pid)
         self._lock = threading.Lock()
         self._slots: dict[int, list[_Slot]] = {}
         self._free_addresses: dict[int, list[int]] = {}
         self._next_address = MEMORY_BASE
         self._names = itertools.count(1)
-        self.qtest = QTest(ours[0], self.gone)
+        self._ends = contextlib.ExitStack()  # everything that ``close`` ends, last made first
         try:
-            self.qmp = Qmp(ours[1], self.gone)
-            self._ports = [
-                RootPort(self.qtest, FIRST_PORT_SLOT + i // 8, i % 8, secondary=i + 1) for i in range(PORTS)
-            ]
-            self.nic = PciFunction(self.qtest, 0, NIC_SLOT)
-            self.nic.assign_bar(0, NIC_BAR0)
-            self.nic.assign_bar(3, NIC_BAR3)
-            self.nic.enable(master=True)
-            bell_function = PciFunction(self.qtest, 0, DOORBELL_SLOT)
-            bell_function.assign_bar(0, DOORBELL_BAR0)
-            bell_function.enable()
+            self._start(qemu, device, netdev, fds, irq_fd)
+            self._enumerate()
         except BaseException:
-            ours[1].close()
             self.close()
             raise
 
-    def gone(self) -> DeviceGoneError:
-        """The error that says how QEMU ended."""
+    def _start(self, qemu: Qemu, device: str, netdev: str, fds: Sequence[int], irq_fd: int) -> None:
+        with contextlib.ExitStack() as theirs:
+            pairs = [socket.socketpair() for _ in range(3)]
+            for ours, other in pairs:
+                self._ends.callback(ours.close)
+                theirs.callback(other.close)
+            firmware = _firmware()
+            theirs.callback(os.close, firmware)
+            doorbell.serve(pairs[2][0], irq_fd)
+            qt, qm, bell = (other.fileno() for _, other in pairs)
+            argv = [
+                *(qemu.path, "-M", "q35", "-accel", "tcg", "-m", "2M", "-display", "none"),
+                *("-nodefaults", "-no-user-config", "-bios", f"/proc/self/fd/{firmware}"),
+                # Without ACPI hot-plug the ports' own slots do it, which configuration space can drive.
+                *("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
+                *("-chardev", f"socket,id=qt,fd={qt}", "-qtest", "chardev:qt", "-qtest-log", "none"),
+                *("-chardev", f"socket,id=qm,fd={qm}", "-mon", "chardev=qm,mode=control"),
+                *("-chardev", f"socket,id=bell,fd={bell}", "-device"),
+                f"ivshmem-doorbell,chardev=bell,vectors=1,ioeventfd=off,addr={DOORBELL_SLOT:#x}",
+                *("-netdev", f"{netdev},id=n0", "-device", f"{device},netdev=n0,addr={NIC_SLOT:#x}"),
+                *itertools.chain.from_iterable(_port_arguments(i) for i in range(PORTS)),
+            ]
+            self.process = Process(argv, [qt, qm, bell, firmware, *fds])
+            self._ends.callback(self.process.end, 0.0)
+        self.pidfd = os.pidfd_open(self.process.pid)
+        self._ends.callback(os.close, self.pidfd)
+        self._ends.callback(Watchdog(self.process.pid).dismiss)
+        self.qtest = QTest(LineSocket(pairs[0][0], self.gone))
+        self.qmp = Qmp(LineSocket(pairs[1][0], self.gone))
+
+    def _enumerate(self) -> None:
+        """Give the functions that are there from the start their addresses."""
+        self._ports = [
+            RootPort(self.qtest, FIRST_PORT_SLOT + i // 8, i % 8, secondary=i + 1) for i in range(PORTS)
+        ]
+        self.nic = PciFunction(self.qtest, 0, NIC_SLOT)
+        self.nic.assign_bar(0, NIC_BAR0)
+        self.nic.assign_bar(3, NIC_BAR3)
+        self.nic.enable(master=True)
+        bell = PciFunction(self.qtest, 0, DOORBELL_SLOT)
+        bell.assign_bar(0, DOORBELL_BAR0)
+        bell.enable()
+
+    def gone(self, what: str = "") -> DeviceGoneError:
+        """The error that says how QEMU ended; ``what`` it did not answer to, for which it is killed."""
+        if what:
+            self.process.kill()
+            return DeviceGoneError(
+                f"QEMU (pid {self.process.pid}) did not answer to {what!r} in {TIMEOUT_S:g} s and was killed"
+            )
         return DeviceGoneError(f"QEMU (pid {self.process.pid}) {self.process.how_it_ended()}")
 
     def is_alive(self) -> bool:
@@ -138,12 +146,13 @@ class Machine:
             except BaseException:
                 with contextlib.suppress(OSError):
                     self._unplug(slots)
+                self._give_back(base, length)
                 raise
             self._slots[base] = slots
             return base
 
     def _address(self, length: int) -> int:
-        size = max(1 << (length - 1).bit_length(), BRIDGE_WINDOW)
+        size = _room(length)
         if self._free_addresses.get(size):
             return self._free_addresses[size].pop()
         base = -(-self._next_address // size) * size
@@ -152,33 +161,39 @@ class Machine:
         self._next_address = base + size
         return base
 
+    def _give_back(self, address: int, length: int) -> None:
+        self._free_addresses.setdefault(_room(length), []).append(address)
+
     def _plug_one(self, fd: int, offset: int, size: int, address: int) -> _Slot:
         name = str(next(self._names))
-        self.qmp(
-            "object-add", qom_type="memory-backend-file", id=f"m{name}", size=size, share=True,
-            mem_path=f"/proc/{os.getpid()}/fd/{fd}", offset=offset,
-        )  # fmt: skip
-        port = self._ports.pop()
-        try:
+        with contextlib.ExitStack() as undo:
+            self.qmp(
+                "object-add", qom_type="memory-backend-file", id=f"m{name}", size=size, share=True,
+                mem_path=f"/proc/{os.getpid()}/fd/{fd}", offset=offset,
+            )  # fmt: skip
+            undo.callback(self.qmp, "object-del", id=f"m{name}")
+            port = self._ports.pop()
+            undo.callback(self._ports.append, port)
             self.qmp("device_add", driver="ivshmem-plain", id=f"d{name}", memdev=f"m{name}",
                      bus=f"rp{port.secondary - 1}")
-        except NetmemError:
-            self._ports.append(port)
-            self.qmp("object-del", id=f"m{name}")
+            undo.pop_all()
+        slot = _Slot(port, name, PciFunction(self.qtest, port.secondary, 0), size)
+        try:
+            port.power_on(address, size)
+            slot.function.assign_bar(2, address)
+            slot.function.enable()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._unplug([slot])
             raise
-        function = port.power_on(address, size)
-        function.assign_bar(2, address)
-        function.enable()
-        return _Slot(port, name, function, size)
+        return slot
 
     def unplug(self, address: int) -> None:
         """Revoke what ``plug`` gave; the NIC cannot reach it any more when this returns."""
         with self._lock:
             slots = self._slots.pop(address)
             self._unplug(slots)
-            length = sum(slot.size for slot in slots)
-            size = max(1 << (length - 1).bit_length(), BRIDGE_WINDOW)
-            self._free_addresses.setdefault(size, []).append(address)
+            self._give_back(address, sum(slot.size for slot in slots))
 
     def _unplug(self, slots: list[_Slot]) -> None:
         for slot in slots:
@@ -194,16 +209,13 @@ class Machine:
 
     def close(self) -> None:
         """End QEMU and close what belonged to it."""
-        if self._closed:
-            return
         self._closed = True
-        self._watchdog.dismiss()
-        if hasattr(self, "qmp"):
-            self.qmp.close()
-        self.qtest.close()
-        self._doorbell.close()
-        self.process.end(0.0)
-        os.close(self.pidfd)
+        self._ends.close()
+
+
+def _room(length: int) -> int:
+    """Bytes of address space for a mapping: aligned to this, each of its BARs is aligned to itself."""
+    return max(1 << (length - 1).bit_length(), BRIDGE_WINDOW)
 
 
 def _firmware() -> int:

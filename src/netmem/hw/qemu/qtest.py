@@ -6,77 +6,108 @@ nearly all of it QEMU's one thread: doorbells are posted, and their answers are 
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable
 
 from netmem.base.errors import DeviceGoneError
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0
 MAX_POSTED = 256
 
 
-class QTest:
-    """One qtest socket. ``gone()`` makes the error that says how QEMU ended."""
+class LineSocket:
+    """Lines to QEMU and back, never waiting longer than 5 s.
 
-    def __init__(self, sock: socket.socket, gone: Callable[[], DeviceGoneError]) -> None:
+    ``gone(what)`` makes the error for a QEMU that ended, or that did not answer to ``what`` in time: it
+    is then ended, since answers could not be told apart any more.
+    """
+
+    def __init__(self, sock: socket.socket, gone: Callable[[str], DeviceGoneError]) -> None:
         self._sock, self._gone = sock, gone
-        self._sock.settimeout(TIMEOUT_S)
-        self._lock = threading.Lock()
+        self._sock.setblocking(False)
+        self.lock = threading.RLock()
         self._data = b""
+
+    def send(self, text: str) -> None:
+        """Send a line."""
+        data = text.encode() + b"\n"
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, text)
+            except OSError:
+                raise self._gone("") from None
+
+    def line(self, what: str) -> bytes:
+        """The next line, waiting for it."""
+        while b"\n" not in self._data:
+            if not self.take():
+                self._wait(select.POLLIN, what)
+        text, _, self._data = self._data.partition(b"\n")
+        return text
+
+    def take(self) -> bool:
+        """Take what has come, without waiting; False when nothing had."""
+        try:
+            more = self._sock.recv(1 << 16)
+        except BlockingIOError:
+            return False
+        except OSError:
+            more = b""
+        if not more:
+            raise self._gone("")
+        self._data += more
+        return True
+
+    def has_line(self) -> bool:
+        """True when ``line`` need not wait."""
+        return b"\n" in self._data
+
+    def _wait(self, event: int, what: str) -> None:
+        poll = select.poll()
+        poll.register(self._sock, event)
+        if not poll.poll(TIMEOUT_S * 1e3):
+            raise self._gone(what)
+
+    def close(self) -> None:
+        """Close our end."""
+        self._sock.close()
+
+
+class QTest:
+    """One qtest socket. Errors of all calls: DeviceGoneError when QEMU ended or hangs."""
+
+    def __init__(self, lines: LineSocket) -> None:
+        self._lines = lines
         self._posted = 0
 
-    def call(self, line: str) -> int:
-        """Send a command and return its answer's number (0 without one).
+    def call(self, command: str) -> int:
+        """Send a command and return its answer's number (0 without one)."""
+        with self._lines.lock:
+            self._lines.send(command)
+            while self._posted:
+                self._answer(command)
+                self._posted -= 1
+            answer = self._answer(command)
+            return int(answer[1], 0) if len(answer) > 1 else 0
 
-        DeviceGoneError when QEMU ended, TimeoutError when it does not answer in 10 s.
-        """
-        with self._lock:
-            self._send(line)
-            while True:
-                answer = self._line(line)
-                if self._posted:
-                    self._posted -= 1
-                    continue
-                return int(answer[1], 0) if len(answer) > 1 else 0
-
-    def post(self, line: str) -> None:
-        """Send a command and do not wait; DeviceGoneError when QEMU ended."""
-        with self._lock:
-            self._send(line)
+    def post(self, command: str) -> None:
+        """Send a command and do not wait for its answer."""
+        with self._lines.lock:
+            self._lines.send(command)
             self._posted += 1
-            try:
-                self._data += self._sock.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
-            except OSError:
-                raise self._gone() from None
-            while self._posted and (b"\n" in self._data or self._posted > MAX_POSTED):
-                self._line(line)
+            self._lines.take()
+            while self._posted and (self._lines.has_line() or self._posted > MAX_POSTED):
+                self._answer(command)
                 self._posted -= 1
 
-    def _send(self, line: str) -> None:
-        try:
-            self._sock.sendall(line.encode() + b"\n")
-        except TimeoutError:
-            raise TimeoutError(f"QEMU did not take {line!r} in {TIMEOUT_S:g} s") from None
-        except OSError:
-            raise self._gone() from None
-
-    def _line(self, what: str) -> list[str]:
+    def _answer(self, what: str) -> list[str]:
         """The next answer; interrupts that qtest reports in between are not asked for."""
         while True:
-            while b"\n" not in self._data:
-                try:
-                    more = self._sock.recv(1 << 16)
-                except TimeoutError:
-                    raise TimeoutError(f"QEMU did not answer to {what!r} in {TIMEOUT_S:g} s") from None
-                except OSError:
-                    more = b""
-                if not more:
-                    raise self._gone()
-                self._data += more
-            text, _, self._data = self._data.partition(b"\n")
+            text = self._lines.line(what)
             words = text.decode(errors="replace").split()
             if words and words[0] == "OK":
                 return words
@@ -94,19 +125,17 @@ class QTest:
         self.call(f"writel {address:#x} {value:#x}")
 
     def config_read(self, bdf: tuple[int, int, int], offset: int, size: int) -> int:
-        """PCI configuration mechanism 1 (PCI 3.0, 3.2.2.3.2)."""
-        self._select(bdf, offset)
-        return self.call(f"in{' bw l'[size]} {0xCFC + offset % 4:#x}")
+        """PCI configuration mechanism 1 (PCI 3.0, 3.2.2.3.2): an address port and a data port."""
+        with self._lines.lock:
+            self._select(bdf, offset)
+            return self.call(f"in{' bw l'[size]} {0xCFC + offset % 4:#x}")
 
     def config_write(self, bdf: tuple[int, int, int], offset: int, size: int, value: int) -> None:
-        self._select(bdf, offset)
-        self.call(f"out{' bw l'[size]} {0xCFC + offset % 4:#x} {value & (1 << 8 * size) - 1:#x}")
+        with self._lines.lock:
+            self._select(bdf, offset)
+            self.call(f"out{' bw l'[size]} {0xCFC + offset % 4:#x} {value & (1 << 8 * size) - 1:#x}")
 
     def _select(self, bdf: tuple[int, int, int], offset: int) -> None:
         bus, device, function = bdf
         address = 1 << 31 | bus << 16 | device << 11 | function << 8 | offset & 0xFC
         self.post(f"outl 0xcf8 {address:#x}")
-
-    def close(self) -> None:
-        """Close our end."""
-        self._sock.close()

@@ -15,7 +15,8 @@ class BarProvider(AreaProvider):
     """``size`` bytes of a BAR at bus address ``address`` (PCI peer-to-peer DMA, drivers/pci/p2pdma.c).
 
     ``fd`` is the BAR's file, as /sys/bus/pci/devices/.../resource2 is; only the application that asks
-    for a view maps it. The provider owns ``fd``; ``release`` is called when it closes.
+    for a view maps it. The provider owns ``fd``; ``release`` is called when it was closed and no
+    device writes to it any more.
     Errors: EINVAL, ERANGE for sizes.
     """
 
@@ -43,6 +44,9 @@ class BarProvider(AreaProvider):
         return {**super().describe(), "bus_address": self.address}
 
     def _release(self) -> None:
-        self._on_release()
         os.close(self.fd)
         self.fd = -1
+
+    def _unused(self) -> None:
+        release, self._on_release = self._on_release, lambda: None
+        release()
