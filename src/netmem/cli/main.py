@@ -8,6 +8,8 @@ import sys
 import click
 
 VERBS = {
+    "check": "Check whether a driver keeps the seven requirements of the netmem contract.",
+    "leaks": "Show who holds netmems of running receivers, and for how long.",
     "show": "Show devices, queues, page pools and sockets of running receivers.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",

@@ -18,6 +18,7 @@ import numpy as np
 
 from netmem.base.clock import MonotonicClock
 from netmem.cli import kernels as ck
+from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
 from netmem.hw.wire import FQ_HEAD, FQ_TAIL
 from netmem.inet.tcp import tcb as T
@@ -92,6 +93,8 @@ class _Owner:
 
     def is_registered(self) -> bool:
         return True
+
+    def page_pool_list(self, pool: PagePool) -> None: ...
 
 
 def pool(times: int) -> dict[str, Figure | None]:
@@ -176,6 +179,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     sock = listener.accept(timeout=1)
     # From here on this loop is the NIC: it completes descriptors, and swallows what is sent.
     stack, v, c = ours.stack, ours.stack.tcp.v, 0
+    assert isinstance(ours.driver, SoftnicDriver)
     mem = ours.driver._rx[1]
     wire = ours.nic.wire.tx.state
     options = bytes.fromhex("0101080a") + v[c, T.TS_RECENT].to_bytes(4, "big") + bytes(4)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from netmem.lab.observe import observe
 
-WIDTH = 120
+WIDTH = 160
 
 
 def _memory(provider: dict[str, Any] | None) -> str:
@@ -26,15 +26,16 @@ def _memory(provider: dict[str, Any] | None) -> str:
     return f"{text}, binding {provider['binding']}" if provider["binding"] else text
 
 
-def _table(title: str, columns: str, rows: list[list[object]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2))
+def table(columns: str, rows: list[list[object]]) -> Table:
+    """A plain table; ``columns`` are separated by |, those with < in front are left-aligned."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2))
     for name in columns.split("|"):
         left = name.startswith("<")
         justify: JustifyMethod = "left" if left else "right"
-        table.add_column(name.lstrip("<"), justify=justify, header_style="bold", no_wrap=True)
+        made.add_column(name.lstrip("<"), justify=justify, header_style="bold", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    return table
+        made.add_row(*(str(cell) for cell in row))
+    return made
 
 
 def _level(pool: dict[str, Any]) -> str:
@@ -65,15 +66,13 @@ def render(device: dict[str, Any]) -> RenderableType:
     pools += [[pool["id"], "gone", *_pool(pool)] for pool in device["retired_pools"]]
     parts: list[RenderableType] = [
         head,
-        _table("", "queue|<memory|packets|bytes|split|not split|starved", queues),
-        _table(
-            "", "pool|queue|free|posted|out|fast|slow|empty|cached|ring|ring full|released", pools
+        table("queue|<memory|packets|bytes|split|not split|starved", queues),
+        table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|ring full|released", pools
         ),
     ]
     if device["sockets"]:
         parts.append(
-            _table(
-                "",
+            table(
                 "<peer|port|<state|queue|bytes in|bytes out|unread|disorder|window|tokens",
                 [
                     [s["peer"], s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"], s["queued"],

@@ -94,8 +94,11 @@ class Stack:
         self._gone: DeviceGoneError | None = None
         self._closed = False
         dev.stack_notice = {
-            "address": address, "globals": self.tcp.arena.fd, "table": self.tcp.table.fd,
-        }  # fmt: skip
+            "address": address,
+            "globals": self.tcp.arena.fd,
+            "table": self.tcp.table.fd,
+            "entries": self.tcp.entry_arena.fd,
+        }
         dev.publish()
         self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
 

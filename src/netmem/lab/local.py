@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from netmem.base.clock import Clock
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic.bus import LocalBus
@@ -44,6 +47,7 @@ class LocalHost:
         name: str = "nm0",
         clock: Clock | None = None,
         config: TcpConfig | None = None,
+        driver: Callable[[Any], Driver] = SoftnicDriver,
     ) -> None:
         self.bus = LocalBus(bounce=bounce)
         mac = MAC_BASE | int(address.rsplit(".", 1)[1])
@@ -51,7 +55,7 @@ class LocalHost:
             self.bus.bar_fd, self.bus.irq_fd, wire, rx_queues=16, tx_queues=1, mac=mac
         )
         self.bus.attach(self.nic)
-        self.driver = SoftnicDriver(self.bus)
+        self.driver = driver(self.bus)
         self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name=name)
         self.stack = Stack(self.dev, address, clock=clock, config=config)
 

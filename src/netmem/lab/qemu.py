@@ -10,6 +10,8 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable
+from typing import Any
 
 from netmem.base.arena import memfd
 from netmem.base.clock import MS, Clock
@@ -23,6 +25,7 @@ from netmem.lab.local import MAC_BASE, open_netdev
 from netmem.memory.provider import check_size
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import Driver
 
 SETTLE_NS = 50 * MS
 
@@ -58,17 +61,26 @@ def start_stream(qemu: str | None, number: int, *, bounce: bool) -> tuple[QemuBu
     return bus, ours
 
 
-def open_igb(bus: QemuBus, *, rx_queues: int, mtu: int, name: str = "nm0") -> NetDevice:
-    """Driver and net device on ``bus``, up and with a link; the bus is closed when that fails.
+def forced_link(bus: QemuBus) -> IgbDriver:
+    """The igb driver without negotiation, which takes the emulated PHY half a second."""
+    return IgbDriver(bus, autoneg=False)
 
-    The emulated PHY takes half a second to negotiate, so the speed is forced.
-    """
+
+def open_igb(
+    bus: QemuBus,
+    *,
+    rx_queues: int,
+    mtu: int,
+    name: str = "nm0",
+    driver: Callable[[Any], Driver] = forced_link,
+) -> NetDevice:
+    """Driver and net device on ``bus``, up and with a link; the bus is closed when that fails."""
     try:
-        driver = IgbDriver(bus, autoneg=False)
+        made = driver(bus)
     except BaseException:
         bus.close()
         raise
-    return open_netdev(driver, rx_queues=rx_queues, mtu=mtu, name=name)
+    return open_netdev(made, rx_queues=rx_queues, mtu=mtu, name=name)
 
 
 def forward(bus: QemuBus, address: str, port: int, guest: str, guest_port: int) -> int:
@@ -129,10 +141,11 @@ class QemuHost:
         bounce: bool = False,
         clock: Clock | None = None,
         config: TcpConfig | None = None,
+        driver: Callable[[Any], Driver] = forced_link,
     ) -> None:
         self.bus, self.cable = start_stream(qemu, int(address.rsplit(".", 1)[1]), bounce=bounce)
         try:
-            self.dev = open_igb(self.bus, rx_queues=rx_queues, mtu=mtu)
+            self.dev = open_igb(self.bus, rx_queues=rx_queues, mtu=mtu, driver=driver)
         except BaseException:
             self.cable.close()
             raise

@@ -87,6 +87,9 @@ class PoolOwner(Protocol):
     def is_registered(self) -> bool:
         """False once the device is gone: only then do stalled pools warn."""
 
+    def page_pool_list(self, pool: PagePool) -> None:
+        """A pool was made for this device."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PagePoolParams:
@@ -169,6 +172,9 @@ class PagePool:
             raise
         self.destroyed_at: int | None = None
         self._warned_at = 0
+        self.page_calls = 0  # uses of the page twins, which driver code for netmem must not need
+        if params.netdev is not None:
+            params.netdev.page_pool_list(self)
 
     @staticmethod
     def _gave_up(code: int, why: str) -> NetmemError:
@@ -312,10 +318,12 @@ class PagePool:
         return self.alloc_netmems(n)
 
     def _need_pages(self, call: str) -> None:
+        self.page_calls += 1
         if self.area.net_iov:
             raise NetmemError(errno.EINVAL, f"{call}(): this pool's memory is net_iovs, not pages (R3)")
 
     def _page(self, page: int, call: str) -> int:
+        self.page_calls += 1
         if int(page) & 1:
             raise NetmemError(errno.EINVAL, f"{call}() on a net_iov: use the netmem call (R3)")
         return int(page)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,7 @@ class NetDevice:
         self.batch = RxBatch()
         self.bindings: list[Binding] = []
         self.pools: dict[int, PagePool] = {}
+        self.page_pools: weakref.WeakSet[PagePool] = weakref.WeakSet()
         self._handles = itertools.count(1)
         self._registered = True
         self.running = False
@@ -244,6 +246,10 @@ class NetDevice:
             return binding
 
     # -- pools --------------------------------------------------------------------------------
+
+    def page_pool_list(self, pool: PagePool) -> None:
+        """page_pool_list(): know a pool made for this device, for as long as it lives."""
+        self.page_pools.add(pool)
 
     def register_pool(self, pool: PagePool) -> int:
         """A handle for a pool, to travel with the buffers that come from it."""

@@ -52,12 +52,20 @@ class SteeringRule:
     proto: int = 6
 
 
+class NetmemTx(enum.IntEnum):
+    """enum netdev_netmem_tx: which netmem a driver can transmit."""
+
+    NONE = 0  # readable memory only
+    DMA = 1  # any netmem that is mapped for its own device
+    NO_DMA = 2  # unreadable netmem too, because it never touches nor maps it
+
+
 class Driver(Protocol):
     """struct net_device_ops, ethtool_ops and netdev_queue_mgmt_ops in one.
 
     ``device_ids``: (vendor, device) pairs it drives. ``supported_ring_params``: names of RingParams
     fields it can set. ``queue_mgmt_ops``: True when the four queue operations are there.
-    ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``request_ops_lock`` as in the kernel.
+    ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``netmem_tx``: what it can transmit (TX2).
     """
 
     name: ClassVar[str]
@@ -66,6 +74,7 @@ class Driver(Protocol):
     queue_mgmt_ops: ClassVar[bool]
     supports_rx_page_size: ClassVar[bool]
     hds_thresh_max: ClassVar[int]
+    netmem_tx: ClassVar[NetmemTx]
     max_rx_queues: int
     max_mtu: ClassVar[int]
 

@@ -376,6 +376,7 @@ def rx_fill_slot(q, p, a, hp, ha, i, stop):
         if ref == 0:
             return REFILL_HEADER
         q[slot + L_HNETMEM], q[slot + L_HOFFSET] = ref, offset
+        set_state(hp, ha, ref, ST_NIC)
     set_state(p, a, q[slot + L_NETMEM], ST_NIC)
     return REFILL_DONE
 

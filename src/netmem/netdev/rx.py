@@ -79,24 +79,9 @@ class RxRing:
         name = dev.driver.name
         split = ring.tcp_data_split == TcpDataSplit.ENABLED
         with contextlib.ExitStack() as undo:
-            flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV
-            self.pool = PagePool(
-                PagePoolParams(
-                    flags=flags | (PP_FLAG_ALLOW_UNREADABLE_NETMEM if split else 0),
-                    order=(qcfg.rx_page_size // 4096).bit_length() - 1,
-                    pool_size=4 * ring.rx_pending,
-                    dev=dma,
-                    max_len=qcfg.rx_page_size,
-                    netdev=dev,
-                    queue_idx=queue,
-                )
-            )
+            self.pool = PagePool(self.pool_params(dev, dma, qcfg, queue))
             undo.callback(self.pool.destroy)
-            self.hpool = PagePool(
-                PagePoolParams(
-                    flags=flags, pool_size=ring.rx_pending, dev=dma, max_len=4096, netdev=dev, queue_idx=queue
-                )
-            )
+            self.hpool = PagePool(self.header_pool_params(dev, dma, qcfg, queue))
             undo.callback(self.hpool.destroy)
             self.desc = DescriptorRing(dma, f"{name}:rx-ring{queue}", ring.rx_pending, desc_bytes)
             undo.pop_all()
@@ -110,6 +95,33 @@ class RxRing:
         q[S_BUFLEN], q[S_HDRLEN] = buflen, HEADER_BYTES if split else 0
         q[S_POOL], q[S_HPOOL] = dev.register_pool(self.pool), dev.register_pool(self.hpool)
         self.p[ly.P_PER] = max(1, qcfg.rx_page_size // -(-buflen // DMA_ALIGN * DMA_ALIGN))
+
+    @staticmethod
+    def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+        """Of the payload pool: it may be unreadable if and only if header split is on (R4)."""
+        split = qcfg.ring.tcp_data_split == TcpDataSplit.ENABLED
+        unreadable = PP_FLAG_ALLOW_UNREADABLE_NETMEM if split else 0
+        return PagePoolParams(
+            flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV | unreadable,
+            order=(qcfg.rx_page_size // 4096).bit_length() - 1,
+            pool_size=4 * qcfg.ring.rx_pending,
+            dev=dma,
+            max_len=qcfg.rx_page_size,
+            netdev=dev,
+            queue_idx=queue,
+        )
+
+    @staticmethod
+    def header_pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+        """Of the header pool: readable pages always."""
+        return PagePoolParams(
+            flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV,
+            pool_size=qcfg.ring.rx_pending,
+            dev=dma,
+            max_len=4096,
+            netdev=dev,
+            queue_idx=queue,
+        )
 
     @property
     def split(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from netmem.base.clock import MS, ManualClock
 from netmem.hw.wire import Wire, cable
@@ -14,7 +15,7 @@ from netmem.lab.qemu import QemuHost
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.netdev.binding import Binding
-from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.driver import Driver, TcpDataSplit
 from netmem.testing.frames import OURS, THEIRS
 from netmem.testing.wire import FaultyLink, PacketWire, StreamPackets
 
@@ -24,9 +25,9 @@ PORT = 5001
 class Network:
     """``ours`` (10.0.2.15, two queues) and, unless ``alone``, ``theirs`` (10.0.2.2).
 
-    ``nic`` is what ``ours`` has: softnic, or igb, an 82576 on QEMU; ``theirs`` is always a softnic. With
-    ``alone`` the test itself feeds and reads ``wire`` (``inject``, ``sent``). ``close`` checks that
-    every netmem came back (AssertionError).
+    ``nic`` is what ``ours`` has: softnic, or igb, an 82576 on QEMU; ``theirs`` is always a softnic.
+    ``driver`` makes the driver under test from its bus. With ``alone`` the test itself feeds and reads
+    ``wire`` (``inject``, ``sent``). ``close`` checks that every netmem came back (AssertionError).
     """
 
     def __init__(
@@ -40,18 +41,21 @@ class Network:
         bounce: bool = False,
         config: TcpConfig | None = None,
         peer_config: TcpConfig | None = None,
+        driver: Callable[[Any], Driver] | None = None,
     ) -> None:
         self.clock = ManualClock()
         self.nic, self.link = nic, link
         self.wire: PacketWire | StreamPackets = PacketWire()
-        options = {
+        options: dict[str, Any] = {
             "rx_queues": rx_queues, "mtu": mtu, "bounce": bounce, "clock": self.clock, "config": config,
         }  # fmt: skip
+        if driver is not None:
+            options["driver"] = driver
         self.ours: LocalHost | QemuHost
         second: Wire
         if nic == "igb":
             self.link = link = link or FaultyLink()  # without faults: it only carries
-            self.ours = QemuHost(OURS, **options)  # type: ignore[arg-type]
+            self.ours = QemuHost(OURS, **options)
             self.wire = StreamPackets(self.ours.cable)
             second = link.ends[1]
             link.ends = (self.wire, second)
@@ -65,7 +69,7 @@ class Network:
                 first, second = link.ends[0], link.ends[1]
             else:
                 first, second = cable()
-            self.ours = LocalHost(first, OURS, **options)  # type: ignore[arg-type]
+            self.ours = LocalHost(first, OURS, **options)
         self.theirs: LocalHost | None = None
         if not alone:
             self.theirs = LocalHost(second, THEIRS, mtu=mtu, clock=self.clock, config=peer_config)

@@ -23,7 +23,7 @@ from netmem.hw.registers import RegisterFile
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule
+from netmem.netdev.driver import NetmemTx, QueueConfig, RingParams, SteeringRule
 from netmem.netdev.kernels import rx_return
 from netmem.netdev.ring import (
     HEADER_BYTES,
@@ -64,6 +64,8 @@ class IgbDriver:
     )
     queue_mgmt_ops: ClassVar[bool] = True
     supports_rx_page_size: ClassVar[bool] = True
+    netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
+    ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 0  # the 82576 has no threshold
     max_mtu: ClassVar[int] = 9216
     max_rx_queues: int = r.QUEUES
@@ -332,7 +334,7 @@ class IgbDriver:
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
 
     def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
-        return RxRing(self.dev, self.bus, qcfg, queue, r.DESC_BYTES)
+        return self.ring_class(self.dev, self.bus, qcfg, queue, r.DESC_BYTES)
 
     def queue_mem_free(self, mem: RxRing) -> None:
         mem.free()

@@ -17,7 +17,7 @@ from netmem.hw.softnic import regs as r
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import QueueConfig, RingParams, SteeringRule
+from netmem.netdev.driver import NetmemTx, QueueConfig, RingParams, SteeringRule
 from netmem.netdev.kernels import rx_return
 from netmem.netdev.ring import S_BUFLEN, S_DRIVER, S_HDRLEN, S_MASK, S_RING, S_STARVED
 from netmem.netdev.rx import DescriptorRing, RxRing
@@ -39,6 +39,8 @@ class SoftnicDriver:
     )
     queue_mgmt_ops: ClassVar[bool] = True
     supports_rx_page_size: ClassVar[bool] = True
+    netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
+    ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 9000
     max_mtu: ClassVar[int] = 9000
 
@@ -225,7 +227,7 @@ class SoftnicDriver:
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
 
     def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
-        ring = RxRing(self.dev, self.bus, qcfg, queue, DESC_BYTES)
+        ring = self.ring_class(self.dev, self.bus, qcfg, queue, DESC_BYTES)
         ring.q[S_DRIVER] = self._reg_address(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_TAIL)
         return ring
 

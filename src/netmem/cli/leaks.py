@@ -1,0 +1,44 @@
+"""`netmem leaks`: who holds which netmems of running receivers, and for how long."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.console import Console
+
+from netmem.cli.show import WIDTH, table
+from netmem.lab.leaks import leaks
+from netmem.lab.observe import observe
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("pid", type=click.IntRange(1), required=False)
+@click.option("--older", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
+              help="Only holders whose oldest netmem changed hands at least this long ago.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
+def command(pid: int | None, older: float, as_json: bool) -> None:
+    """Show who holds netmems of running receivers, or of process PID, and for how long.
+
+    The kernel shows how many netmems are out; this shows the holder: a ring slot, a received batch, a
+    socket's queue, out-of-order data, a token of the application's, the driver. Exit status 1 when
+    there is no receiver to look at.
+    """
+    if not observe(pid):
+        print(f"netmem: {f'process {pid} has no netmem device' if pid else 'no netmem receiver runs'}",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(1)
+    rows = [row for row in leaks(pid) if not older or (row["oldest"] or 0.0) >= older]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    columns = "process|<device|<memory|<holder|<whose|netmems|bytes|oldest s|youngest s"
+    names = ("pid", "device", "memory", "holder", "who", "count", "bytes", "oldest", "youngest")
+    console.print(table(columns, [[_cell(row[name]) for name in names] for row in rows]))
+
+
+def _cell(value: object) -> object:
+    """A number of seconds in short, and nothing for an unknown one."""
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else value

@@ -1,0 +1,52 @@
+"""R1: payload comes from a page pool that was made for the queue, and goes back to it."""
+
+from __future__ import annotations
+
+import errno
+
+from netmem.base.errors import NetmemError
+from netmem.contract.rig import QUEUE, MakeDriver, Rig, Violation, payload
+from netmem.memory import layout as ly
+from netmem.netdev.batch import B_NETMEM, B_SIZE
+from netmem.testing import frames
+
+INDEX = 0x7FFFFFFF << 1
+
+
+def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
+    """A bound provider's memory is what the NIC writes to, and all of it is there again after unbinding."""
+    with Rig(make_driver, memory, alone=True) as rig:
+        try:
+            rig.bind()
+        except NetmemError as error:
+            if error.errno == errno.ENODATA:
+                raise Violation("R1", f"no page pool with the provider: {error}") from None
+            raise
+        provider = rig.provider
+        assert provider is not None
+        posted = provider.area.count - provider.area.free
+        if not posted:
+            raise Violation("R1", "the queue runs, and no netmem was taken from the provider")
+        rows = rig.rows(frames.tcp(payload(1000)))
+        used = [int(row[B_NETMEM]) for row in rows if row[B_SIZE]]
+        if not used:
+            raise Violation("R1", "1000 bytes of payload came in no buffer")
+        if any(ref & ~INDEX != int(provider.area.a[ly.A_TAG]) for ref in used):
+            raise Violation("R1", "payload came in memory that is not the provider's")
+        rig.inspect()
+        assert rig.net.binding is not None
+        rig.net.binding.close()
+        rig.dev.reap(rig.net.clock.now())
+        missing = rig.missing()
+        if missing:
+            raise Violation(*missing)
+        rig.inspect()
+        _raise_own(rig)
+    _raise_own(rig)
+    return f"{posted} netmems taken from the provider for queue {QUEUE}, all back after unbinding"
+
+
+def _raise_own(rig: Rig) -> None:
+    for requirement, text in rig.notes:
+        if requirement == "R1":
+            raise Violation("R1", text)

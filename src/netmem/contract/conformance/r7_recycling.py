@@ -1,0 +1,88 @@
+"""R7: no recycling beside the pool; users may hold netmem for long."""
+
+from __future__ import annotations
+
+from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, Violation, payload
+
+RING = 64
+KEPT, TURNS = 40_000, 1_200_000
+
+
+def check_r7_tokens_held(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
+    """Tokens kept while the ring turns many times: their bytes stay, and nothing else is kept."""
+    with Rig(make_driver, memory) as rig:
+        rig.dev.ethtool.set_ringparam(rx_pending=RING)
+        rig.bind()
+        ours, theirs, _ = rig.net.connect(PORT)
+        assert rig.provider is not None
+        view = rig.provider.map()
+        theirs.send(payload(KEPT))
+        rig.net.until(lambda: ours.queued() == KEPT, 2000)
+        messages = [ours.recvmsg_devmem()]
+        while ours.queued():
+            messages.append(ours.recvmsg_devmem())
+        frags = [frag for message in messages for frag in message.frags]
+        before = [_bytes(view, frag) for frag in frags]
+        got, _ = rig.send(theirs, ours, payload(TURNS, 9))
+        changed = sum(_bytes(view, frag) != was for frag, was in zip(frags, before, strict=True))
+        if changed:
+            raise Violation("R7", f"{changed} of {len(frags)} frags changed while the application held them")
+        if got != payload(TURNS, 9):
+            raise AssertionError("what arrived is not what was sent")
+        rig.net.run(5)
+        rig.note_hoard(tokens=len(frags))
+        if ours.devmem_dontneed([int(frag["frag_token"]) for frag in frags]) != len(frags):
+            raise Violation("R7", "tokens that were held are not known any more")
+        rig.net.run(5)
+        rig.note_hoard()
+        turns = TURNS // 1460 // RING
+    return f"{len(frags)} tokens held over {turns} turns of the ring; nothing kept beside the pool"
+
+
+def check_r7_fragments(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
+    """Netmems larger than a buffer are shared by fragments, and each part counts."""
+    with Rig(make_driver, memory) as rig:
+        if not rig.dev.driver.supports_rx_page_size:
+            return "no large rx pages, and none claimed"
+        rig.dev.ethtool.set_ringparam(rx_pending=RING)
+        rig.bind(rx_page_size=16384)
+        ours, theirs, _ = rig.net.connect(PORT)
+        got, _ = rig.send(theirs, ours, payload(300_000))
+        if got != payload(300_000):
+            raise Violation("R7", "fragments of one netmem overwrite each other")
+        ours.close()
+        rig.net.run(3)
+        assert rig.net.binding is not None
+        rig.net.binding.close()
+        rig.dev.reap(rig.net.clock.now())
+        missing = rig.missing()
+        if missing:
+            raise Violation(*missing)
+    return "16 KiB netmems cut into buffers, all back at the end"
+
+
+def check_r7_pool_destroyed_while_held(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
+    """The queue is unbound while the application holds tokens; these, and only these, are still out."""
+    with Rig(make_driver, memory) as rig:
+        rig.bind()
+        ours, theirs, _ = rig.net.connect(PORT)
+        got, tokens = rig.send(theirs, ours, payload(30_000), keep=True)
+        assert rig.net.binding is not None
+        assert rig.provider is not None
+        rig.net.binding.close()
+        out = rig.provider.area.count - rig.provider.area.free
+        if out != len(tokens):
+            raise Violation("R7", f"{out} netmems are out after unbinding; the application has {len(tokens)}")
+        ours.devmem_dontneed(tokens)
+        rig.dev.reap(rig.net.clock.now())
+        if rig.provider.area.free != rig.provider.area.count:
+            raise Violation("R7", "netmems did not come back with their tokens")
+        if got != payload(30_000) or rig.dev.rx_queues[QUEUE].mp_params is not None:
+            raise AssertionError("unbinding did not go as it should")
+    return f"{len(tokens)} tokens outlived their binding"
+
+
+def _bytes(view: object, frag: object) -> bytes:
+    start, size = int(frag["frag_offset"]), int(frag["frag_size"])  # type: ignore[index]
+    part: bytes = view[start : start + size].tobytes()  # type: ignore[index]
+    return part

@@ -1,0 +1,487 @@
+"""Drivers for the software NIC that break the contract, each in one plausible way.
+
+They show what the conformance kit catches, and that it catches it: ``netmem check
+netmem.contract.mutants:FlagAlways``. ``BREAKS`` says which requirement each of them breaks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+from typing import Any, ClassVar
+
+from netmem.base.arena import Region
+from netmem.base.errors import NetmemError
+from netmem.drivers.softnic import SoftnicDriver
+from netmem.hw.softnic import regs as r
+from netmem.memory import layout as ly
+from netmem.memory.dma import DmaDevice, DmaDirection
+from netmem.memory.netmem import netmem_address
+from netmem.memory.page_pool import (
+    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+    PP_FLAG_DMA_SYNC_DEV,
+    PagePool,
+    PagePoolParams,
+)
+from netmem.netdev.batch import (
+    B_HLEN,
+    B_HNETMEM,
+    B_LEN,
+    B_LINLEN,
+    B_NETMEM,
+    B_OFFSET,
+    B_OWN,
+    B_SIZE,
+    B_SLOT,
+    B_STATUS,
+    M_ROWS,
+    RX_SPLIT,
+    RxBatch,
+)
+from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import QueueConfig, RingParams, TcpDataSplit
+from netmem.netdev.ring import L_NETMEM, S_HDRLEN, S_MASK, S_SLOTS, SLOT_WORDS
+from netmem.netdev.rx import RxRing
+
+BREAKS: dict[str, str] = {}
+INDEX = 0x7FFFFFFF
+
+
+def breaks(requirement: str) -> Any:
+    """Note which requirement a mutant breaks."""
+
+    def note(cls: type[SoftnicDriver]) -> type[SoftnicDriver]:
+        BREAKS[cls.__name__] = requirement
+        return cls
+
+    return note
+
+
+def ring_with(**changes: Any) -> type[RxRing]:
+    """A receive ring whose payload pool has other parameters."""
+
+    class Ring(RxRing):
+        @staticmethod
+        def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+            return dataclasses.replace(RxRing.pool_params(dev, dma, qcfg, queue), **changes)
+
+    return Ring
+
+
+def flags_by_split(on: int, off: int) -> type[RxRing]:
+    """A receive ring whose payload pool has these extra bits (negative: lacks them) with split on and off."""
+
+    class Ring(RxRing):
+        @staticmethod
+        def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+            params = RxRing.pool_params(dev, dma, qcfg, queue)
+            change = on if qcfg.ring.tcp_data_split == TcpDataSplit.ENABLED else off
+            flags = params.flags | change if change >= 0 else params.flags & ~-change
+            return dataclasses.replace(params, flags=flags)
+
+    return Ring
+
+
+def payload_rows(batch: RxBatch) -> list[Any]:
+    """Rows with payload in a buffer of its own."""
+    return [row for row in batch.rows[: int(batch.meta[M_ROWS])] if row[B_NETMEM] and row[B_SIZE]]
+
+
+# -- R1 -------------------------------------------------------------------------------------------
+
+
+@breaks("R1")
+class PoolOfNobody(SoftnicDriver):
+    """Makes its pool without naming net device and queue: the provider never hears of it."""
+
+    ring_class = ring_with(netdev=None)
+
+
+@breaks("R1")
+class PoolOfQueueZero(SoftnicDriver):
+    """Names queue 0 for every pool."""
+
+    ring_class = ring_with(queue_idx=0)
+
+
+@breaks("R1")
+class PoolForShow(SoftnicDriver):
+    """Makes the pool that it should, and receives into one of its own."""
+
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
+        ring = super().queue_mem_alloc(qcfg, queue)
+        if ring.pool.provider is not None:
+            self._shown = ring.pool
+            params = dataclasses.replace(ring.pool.params, netdev=None)
+            ring.pool = PagePool(params)
+            ring.p, ring.a = ring.pool.p, ring.pool.area_a
+            self._shown.alloc_netmems(16)
+        return ring
+
+
+@breaks("R1")
+class NeverReturns(SoftnicDriver):
+    """Frees a queue's memory without giving the buffers in its ring back."""
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        if mem.pool.provider is not None:
+            slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
+            slots[:, L_NETMEM] = 0
+        super().queue_mem_free(mem)
+
+
+# -- R2 -------------------------------------------------------------------------------------------
+
+
+@breaks("R2")
+class SplitNotOffered(SoftnicDriver):
+    """Splits in hardware, and does not let users say so."""
+
+    supported_ring_params: ClassVar[frozenset[str]] = frozenset({"rx_pending", "rx_buf_len"})
+
+
+@breaks("R2")
+class SplitNotProgrammed(SoftnicDriver):
+    """Accepts the setting, and never tells the device."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        mem.q[S_HDRLEN] = 0
+        super().queue_start(mem, queue)
+
+
+@breaks("R2")
+class SplitStuck(SoftnicDriver):
+    """Once on, split stays on in the device."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        super().queue_start(mem, queue)
+        self._was_on = getattr(self, "_was_on", False) or mem.split
+        if self._was_on and not mem.split:
+            mem.q[S_HDRLEN] = 256
+            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDRLEN, 256)
+            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDS, r.HDS_ON)
+
+
+@breaks("R2")
+class ThresholdIgnored(SoftnicDriver):
+    """Claims a threshold, and splits everything."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        super().queue_start(mem, queue)
+        if mem.split:
+            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDS, r.HDS_ON)
+
+
+# -- R3 -------------------------------------------------------------------------------------------
+
+
+@breaks("R3")
+class FreesPages(SoftnicDriver):
+    """Gives the ring's buffers back with the page call."""
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
+        for slot in slots[:8]:
+            if slot[L_NETMEM]:
+                mem.pool.put_full_page(int(slot[L_NETMEM]))
+                slot[L_NETMEM] = 0
+        super().queue_mem_free(mem)
+
+
+@breaks("R3")
+class AllocatesPages(SoftnicDriver):
+    """Tries a page from the payload pool at each refill."""
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        pages = self._rx[queue].pool.alloc_pages(1)
+        self._rx[queue].pool.put_full_netmem(pages)
+        super().rx_refill(queue, batch)
+
+
+@breaks("R3")
+class LosesTheTag(SoftnicDriver):
+    """Keeps a buffer as if it were an address: the area is cut off when it is given back."""
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
+        if slots[0, L_NETMEM]:
+            try:
+                mem.pool.put_full_netmem(int(slots[0, L_NETMEM]) & 0xFFFFFFFE)
+            except NetmemError:
+                self.lost = True
+        super().queue_mem_free(mem)
+
+
+# -- R4 -------------------------------------------------------------------------------------------
+
+
+@breaks("R4")
+class FlagAlways(SoftnicDriver):
+    """Allows unreadable memory although split is off."""
+
+    ring_class = flags_by_split(0, PP_FLAG_ALLOW_UNREADABLE_NETMEM)
+
+
+@breaks("R4")
+class FlagNever(SoftnicDriver):
+    """Never allows unreadable memory."""
+
+    ring_class = flags_by_split(-PP_FLAG_ALLOW_UNREADABLE_NETMEM, 0)
+
+
+@breaks("R4")
+class FlagInverted(SoftnicDriver):
+    """Has the condition the wrong way round."""
+
+    ring_class = flags_by_split(-PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_ALLOW_UNREADABLE_NETMEM)
+
+
+@breaks("R4")
+class NoSyncForDevice(SoftnicDriver):
+    """Leaves syncing for the device to itself."""
+
+    ring_class = flags_by_split(-PP_FLAG_DMA_SYNC_DEV, -PP_FLAG_DMA_SYNC_DEV)
+
+
+@breaks("R4")
+class MapsItself(SoftnicDriver):
+    """Maps payload memory for the device although the pool has."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        super().queue_start(mem, queue)
+        fd = mem.pool.provider.fd if mem.pool.provider is not None else mem.pool._page_fd()
+        mem.own_io = self.bus.dma_map(fd, 0, 4096, DmaDirection.FROM_DEVICE, peer=True)  # type: ignore[attr-defined]
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        if hasattr(mem, "own_io"):
+            self.bus.dma_unmap(mem.own_io)
+        super().queue_mem_free(mem)
+
+
+# -- R5 -------------------------------------------------------------------------------------------
+
+
+@breaks("R5")
+class Prefetches(SoftnicDriver):
+    """Reads the first byte of each payload buffer, to have it in the cache."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        ring = self._rx[queue]
+        for row in payload_rows(batch):
+            at = ((int(row[B_NETMEM]) >> 1) & INDEX) << int(ring.p[ly.P_SHIFT])
+            ctypes.string_at(int(ring.p[ly.P_HOST]) + at + int(row[B_OFFSET]), 1)
+        return got
+
+
+@breaks("R5")
+class TrustsTheAddress(SoftnicDriver):
+    """Takes netmem_address() for granted."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        for row in payload_rows(batch):
+            self.last_seen = netmem_address(int(row[B_NETMEM])) + int(row[B_OFFSET])  # type: ignore[operator]
+        return got
+
+
+@breaks("R5")
+class MapsToLook(SoftnicDriver):
+    """Maps the memory behind a payload buffer to look at it."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        provider = self._rx[queue].pool.provider
+        if payload_rows(batch) and provider is not None and provider.unreadable:
+            self.view = Region(provider.fd, provider.size, writable=False)
+        return got
+
+
+@breaks("R5")
+class IgnoresTheMissBit(SoftnicDriver):
+    """Takes every frame for split: what came with the headers but is payload gets lost."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        for row in batch.rows[: int(batch.meta[M_ROWS])]:
+            if self._rx[queue].split and row[B_HNETMEM] and not row[B_STATUS] & RX_SPLIT:
+                row[B_HLEN] = min(int(row[B_HLEN]), 66)
+                row[B_LINLEN] = 0
+                row[B_LEN] = row[B_OWN] = int(row[B_SIZE])
+        return got
+
+
+# -- R6 -------------------------------------------------------------------------------------------
+
+
+@breaks("R6")
+class SyncsByItself(SoftnicDriver):
+    """Calls the DMA API on payload, beside the pool."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        pool = self._rx[queue].pool
+        for row in payload_rows(batch):
+            self.bus.sync_for_cpu(pool.get_dma_addr_netmem(int(row[B_NETMEM])), int(row[B_SIZE]))
+        return got
+
+
+@breaks("R6")
+class SyncsForTheWrongSide(SoftnicDriver):
+    """Syncs payload for the device when the CPU is to have it."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        pool = self._rx[queue].pool
+        for row in payload_rows(batch):
+            self.bus.sync_for_device(pool.get_dma_addr_netmem(int(row[B_NETMEM])), 64)
+        return got
+
+
+@breaks("R6")
+class NeverSyncs(SoftnicDriver):
+    """Forgets to sync: right on machines whose buses are coherent, so nobody noticed."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        super().queue_start(mem, queue)
+        self._silence(mem)
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        if queue in self._rx:
+            self._silence(self._rx[queue])
+        return got
+
+    @staticmethod
+    def _silence(mem: RxRing) -> None:
+        if mem.split:
+            mem.p[ly.P_BOUNCE] = mem.p[ly.PX_SYNC_CPU] = mem.p[ly.PX_SYNC_CPU_NOOP] = 0
+
+
+# -- R7 -------------------------------------------------------------------------------------------
+
+
+@breaks("R7")
+class KeepsACache(SoftnicDriver):
+    """Keeps netmems for itself, a few more at each refill, to have them at hand."""
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        super().rx_refill(queue, batch)
+        mine: list[Any] = self.__dict__.setdefault("_mine", [])
+        ring = self._rx.get(queue)
+        if ring is not None and queue and len(mine) < 20:
+            mine.append((ring, ring.pool.alloc_netmems(4)))
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        mine = self.__dict__.get("_mine", [])
+        for ring, refs in mine:
+            if ring is mem and len(refs):
+                mem.pool.put_full_netmem(refs)
+        self.__dict__["_mine"] = [(ring, refs) for ring, refs in mine if ring is not mem]
+        super().queue_mem_free(mem)
+
+
+@breaks("R7")
+class PostsTwice(SoftnicDriver):
+    """Posts a buffer again that the stack has taken."""
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        ring = self._rx.get(queue)
+        if ring is None:
+            return
+        rows = [row.copy() for row in batch.rows[: int(batch.meta[M_ROWS])]]
+        before = {int(row[B_SLOT]): self._slot(ring, int(row[B_SLOT])).copy() for row in rows}
+        taken = [int(row[B_SLOT]) for row in rows if row[B_NETMEM] == 0 and row[B_SIZE]]
+        self.count = getattr(self, "count", 0) + len(taken)
+        if taken and self.count > 20 and not getattr(self, "done", False):
+            # As if it had overlooked that the stack took this one: it stays in its slot.
+            slot = taken[0]
+            for row in batch.rows[: int(batch.meta[M_ROWS])]:
+                if int(row[B_SLOT]) == slot:
+                    row[B_NETMEM] = before[slot][L_NETMEM]
+            self.done = True
+        super().rx_refill(queue, batch)
+
+    @staticmethod
+    def _slot(ring: RxRing, slot: int) -> Any:
+        at = S_SLOTS + (slot & ring.qv[S_MASK]) * SLOT_WORDS
+        return ring.q[at : at + SLOT_WORDS]
+
+
+@breaks("R7")
+class ForgetsAReference(SoftnicDriver):
+    """Takes a reference to a netmem that it wants to use again, and never gives it up."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        for row in payload_rows(batch)[:1]:
+            self._rx[queue].pool.ref_netmem(int(row[B_NETMEM]))
+        return got
+
+
+@breaks("R7")
+class PutsWhatTheStackHas(SoftnicDriver):
+    """Recycles buffers at once, although the stack still has them."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        self._seen = [int(row[B_NETMEM]) for row in payload_rows(batch)]
+        return got
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        left = {int(row[B_NETMEM]) for row in batch.rows[: int(batch.meta[M_ROWS])]}
+        gone = [ref for ref in getattr(self, "_seen", []) if ref not in left]
+        self._seen = []
+        super().rx_refill(queue, batch)
+        for ref in gone[:1]:
+            self._rx[queue].pool.put_full_netmem(ref)
+
+
+# -- TX2 ------------------------------------------------------------------------------------------
+
+
+@breaks("TX2")
+class SaysNothing(SoftnicDriver):
+    """Does not declare netmem_tx."""
+
+    netmem_tx = None  # type: ignore[assignment]
+
+
+@breaks("TX2")
+class SaysYes(SoftnicDriver):
+    """Declares netmem_tx as if it were a switch."""
+
+    netmem_tx = True  # type: ignore[assignment]
+
+
+@breaks("TX2")
+class SaysSomethingElse(SoftnicDriver):
+    """Declares a kind of transmit that does not exist."""
+
+    netmem_tx = 7  # type: ignore[assignment]
+
+
+# -- drivers that do worse than break a requirement -------------------------------------------------
+
+
+class RaisesInOpen(SoftnicDriver):
+    """Fails in a way of its own."""
+
+    def open(self, dev: NetDevice) -> None:
+        raise RuntimeError("this driver was never finished")
+
+
+class HangsInPoll(SoftnicDriver):
+    """Never comes back from its first poll."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        while True:
+            pass
+
+
+class KillsItsProcess(SoftnicDriver):
+    """Takes the process with it when the ring is changed."""
+
+    def set_ringparam(self, params: RingParams) -> None:
+        os._exit(3)

@@ -1,0 +1,325 @@
+"""A driver on its device model, with instruments that notice which requirement it breaks, and how."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from netmem.base.arena import Words
+from netmem.base.clock import MS
+from netmem.base.errors import NetmemError
+from netmem.drivers.igb import IgbDriver
+from netmem.drivers.softnic import SoftnicDriver
+from netmem.inet.socket import TcpSocket
+from netmem.lab.qemu import bar_memory
+from netmem.memory import layout as ly
+from netmem.memory.page_pool import (
+    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+    PP_FLAG_DMA_MAP,
+    PP_FLAG_DMA_SYNC_DEV,
+    PagePool,
+)
+from netmem.memory.provider import AreaProvider
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.memory.providers.pages import PagesProvider
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.driver import TcpDataSplit
+from netmem.testing.net import Network
+
+MakeDriver = Callable[..., Any]
+MODELS = {id_: cls.name for cls in (SoftnicDriver, IgbDriver) for id_ in cls.device_ids}
+QUEUE = 1  # the one that checks bind memory to
+PORT = 5001
+MAX_ROUNDS = 5000
+PATIENCE = 20  # rounds without data before time passes faster
+MEMORY_BYTES = 16 << 20
+IDLE_HOLD = 2  # netmems that a driver may keep in ring slots it has not posted yet
+
+
+class Violation(Exception):
+    """A requirement was broken: ``requirement`` names it, the text says how, as evidence."""
+
+    def __init__(self, requirement: str, text: str) -> None:
+        super().__init__(text)
+        self.requirement, self.text = requirement, text
+
+
+class SpyBus:
+    """A bus that notes who maps, unmaps and syncs; everything else goes through to the real one."""
+
+    def __init__(self, bus: Any, rig: Rig) -> None:
+        self._bus, self._rig = bus, rig
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int:
+        io: int = self._bus.dma_map(fd, offset, length, direction, peer=peer)
+        self._rig.mapped[io] = (os.fstat(fd).st_ino, length, _caller())
+        return io
+
+    def dma_unmap(self, io_address: int) -> None:
+        if io_address not in self._rig.mapped and io_address not in self._rig.resources:
+            self._rig.note("R4", f"{_caller()} unmaps {io_address:#x}, which is not mapped (any more)")
+        self._rig.mapped.pop(io_address, None)
+        self._rig.resources.discard(io_address)
+        self._bus.dma_unmap(io_address)
+
+    def dma_map_resource(self, address: int, length: int) -> int:
+        io: int = self._bus.dma_map_resource(address, length)
+        self._rig.resources.add(io)
+        return io
+
+    def sync_for_cpu(self, io_address: int, length: int) -> None:
+        self._rig.raw_sync("dma_sync_single_for_cpu", io_address, length, _caller())
+        self._bus.sync_for_cpu(io_address, length)
+
+    def sync_for_device(self, io_address: int, length: int) -> None:
+        self._rig.raw_sync("dma_sync_single_for_device", io_address, length, _caller())
+        self._bus.sync_for_device(io_address, length)
+
+
+def _caller() -> str:
+    """Module of whoever called the bus."""
+    return str(sys._getframe(2).f_globals.get("__name__", "?"))
+
+
+def device_model(make_driver: MakeDriver) -> str:
+    """Which NIC the driver is for: softnic or igb, by its ``device_ids``. ValueError for neither."""
+    ids: tuple[tuple[int, int], ...] = getattr(make_driver, "device_ids", ())
+    for one in ids:
+        if one in MODELS:
+            return MODELS[one]
+    known = ", ".join(f"{name} ({vendor:04x}:{device:04x})" for (vendor, device), name in MODELS.items())
+    raise ValueError(f"no device model has the device ids {ids!r}; there are {known}")
+
+
+class Rig:
+    """One driver, its NIC, and a peer (or, ``alone``, frames by hand).
+
+    ``notes`` are the violations that the instruments saw. Use as a context manager: at its end the
+    accounts are looked at.
+    """
+
+    def __init__(self, make_driver: MakeDriver, memory: str = "none", **options: Any) -> None:
+        self.notes: list[tuple[str, str]] = []
+        self.mapped: dict[int, tuple[int, int, str]] = {}
+        self.resources: set[int] = set()
+        self.memory = memory
+        self.nic = device_model(make_driver)
+        self.pools: list[PagePool] = []
+        self._splits: dict[int, TcpDataSplit] = {}
+        options_of: dict[str, Any] = {}
+        with contextlib.suppress(TypeError, ValueError):
+            if "autoneg" in inspect.signature(make_driver).parameters:
+                options_of["autoneg"] = False  # which would take the emulated PHY half a second
+
+        def driver(bus: Any) -> Any:
+            return make_driver(SpyBus(bus, self), **options_of)
+
+        self.net = Network(nic=self.nic, driver=driver, **options)
+        self.dev = self.net.ours.dev
+        self.provider: AreaProvider | None = None
+
+    # -- what the instruments say ---------------------------------------------------------------
+
+    def note(self, requirement: str, text: str) -> None:
+        """A violation that need not end the check."""
+        if (requirement, text) not in self.notes:
+            self.notes.append((requirement, text))
+
+    def payload_pools(self) -> list[PagePool]:
+        """The payload pools of the queues as they are now."""
+        return [queue.pool for queue in self.dev.rx_queues if queue.pool is not None]
+
+    def raw_sync(self, call: str, io: int, length: int, caller: str) -> None:
+        """A driver's own sync is right for its own buffers only."""
+        for pool in self.payload_pools():
+            start = int(pool.p[ly.P_DMA])
+            if start <= io < start + pool.area.size and not caller.startswith("netmem.memory"):
+                self.note("R6", f"{caller} calls {call}() on payload ({length} bytes at {io:#x})")
+
+    def inspect(self) -> None:
+        """Look at pools, flags, mappings and counters; notes what is wrong."""
+        split = self.dev.ethtool.ring.tcp_data_split
+        payload = self.payload_pools()
+        for pool in payload:
+            self._flags(pool, split)
+            if pool.page_calls:
+                self.note("R3", f"{pool.page_calls} page calls on payload; their netmem twins are due")
+        for pool in self.dev.page_pools:
+            p = pool.p
+            if p[ly.PX_FOREIGN]:
+                self.note("R3", f"{int(p[ly.PX_FOREIGN])} references given to a pool are not its own")
+            if p[ly.PX_DEAD]:
+                self.note("R7", f"{int(p[ly.PX_DEAD])} netmems were put that nobody held")
+            records = pool.area.records() if pool in payload and p[ly.P_PER] == 1 else np.zeros((0, 4), int)
+            extra = (records[:, ly.REC_STATE] & 0xFF == ly.ST_NIC) & (records[:, ly.REC_REF] > 1)
+            if extra.any():
+                self.note("R7", f"the driver has {int(extra.sum())} references too many to posted netmems")
+        inodes = {os.fstat(pool.provider.fd if pool.provider else pool._page_fd()).st_ino: pool
+                  for pool in payload if pool.provider is None or pool.provider.fd >= 0}  # fmt: skip
+        for inode, length, caller in self.mapped.values():
+            if inode in inodes and not caller.startswith("netmem.memory"):
+                self.note("R4", f"{caller} maps payload memory itself ({length} bytes); the pool does that")
+
+    def _flags(self, pool: PagePool, split: TcpDataSplit) -> None:
+        flags = pool.params.flags
+        for bit, name in ((PP_FLAG_DMA_MAP, "DMA_MAP"), (PP_FLAG_DMA_SYNC_DEV, "DMA_SYNC_DEV")):
+            if not flags & bit:
+                self.note("R4", f"the payload pool of queue {pool.params.queue_idx} lacks PP_FLAG_{name}")
+        unreadable = bool(flags & PP_FLAG_ALLOW_UNREADABLE_NETMEM)
+        if unreadable != (split == TcpDataSplit.ENABLED):
+            have, name = "has" if unreadable else "lacks", split.name.lower()
+            self.note("R4", f"the payload pool {have} PP_FLAG_ALLOW_UNREADABLE_NETMEM with split {name}")
+
+    def held_by_driver(self, tokens: int = 0, queued: int = 0) -> int:
+        """Netmems of queue 1's payload pool that neither ring, stack nor application accounts for."""
+        pool = self.dev.rx_queues[QUEUE].pool
+        assert pool is not None
+        return pool.outstanding() - int(pool.p[ly.P_POSTED]) - tokens - queued
+
+    def note_hoard(self, tokens: int = 0) -> None:
+        """After traffic: does the driver keep netmems of its own?"""
+        kept = self.held_by_driver(tokens)
+        if kept > IDLE_HOLD:
+            self.note("R7", f"the driver keeps {kept} netmems that are neither posted nor in use")
+
+    # -- what checks do ---------------------------------------------------------------------------
+
+    def split(self, value: TcpDataSplit = TcpDataSplit.ENABLED, **more: int) -> None:
+        """ethtool -G tcp-data-split, as a user would; a driver that refuses breaks R2."""
+        try:
+            self.dev.ethtool.set_ringparam(tcp_data_split=value, **more)
+        except NetmemError as error:
+            raise Violation("R2", f"tcp-data-split {value.name.lower()} is refused: {error}") from None
+
+    def make_provider(self, rx_page_size: int = 4096) -> AreaProvider | None:
+        """Memory of the kind that the check is about."""
+        if self.memory == "pages":
+            return PagesProvider(MEMORY_BYTES, rx_page_size=rx_page_size)
+        if self.memory == "dmabuf":
+            return DmabufProvider(MEMORY_BYTES, exporter="memfd", rx_page_size=rx_page_size)
+        if self.memory == "bar":
+            return bar_memory(self.net.ours.bus, MEMORY_BYTES, rx_page_size=rx_page_size)  # type: ignore[arg-type]
+        return None
+
+    def bind(self, rx_page_size: int = 4096) -> None:
+        """Turn split on, bind the check's memory (if any) to queue 1, and lead the port there."""
+        self.split()
+        self.inspect()
+        self.provider = self.make_provider(rx_page_size)
+        if self.provider is not None:
+            self.net.provider, self.net.binding = self.provider, self.dev.bind_rx([QUEUE], self.provider)
+        self.net.steer(PORT, QUEUE)
+
+    def rows(self, *frames: bytes) -> list[Words]:
+        """Receive frames: the batch's rows, in order, as copies. Nothing is taken from the driver."""
+        got: list[Words] = []
+
+        def capture(batch: RxBatch, queue: int, available: int) -> None:
+            got.extend(row.copy() for row in batch.rows[: int(batch.meta[0])])
+
+        for frame in frames:
+            self.net.wire.inject(frame)  # type: ignore[call-arg, unused-ignore]
+        self.net.settle()
+        self.dev.poll(self.net.clock.now(), capture, 64)
+        return got
+
+    def send(
+        self, theirs: TcpSocket, ours: TcpSocket, data: bytes, *, keep: bool = False
+    ) -> tuple[bytes, list[int]]:
+        """Have ``data`` sent; (what arrived, tokens kept). TimeoutError when it does not all arrive."""
+        left, got, tokens = memoryview(data), bytearray(), list[int]()
+        view = self.provider.map() if self.provider is not None else None
+        idle = 0
+        for _ in range(MAX_ROUNDS):
+            if len(left) and (theirs.room() or not theirs.statistics()["bytes_out"]):
+                left = left[theirs.send(left) :]
+            # A NIC may drop bursts that its ring cannot take: let time pass for their retransmission.
+            self.net.run(1, MS // 10 if idle < PATIENCE else 20 * MS)
+            idle += 1
+            if ours.readable():
+                idle = 0
+                if view is None:
+                    got += ours.recv(1 << 20)
+                    continue
+                message = ours.recvmsg_devmem()
+                got += message.linear
+                for frag in message.frags:
+                    start = int(frag["frag_offset"])
+                    got += view[start : start + int(frag["frag_size"])].tobytes()
+                if keep:
+                    tokens += message.frags["frag_token"].tolist()
+                elif len(message.frags):
+                    ours.devmem_dontneed(message.frags["frag_token"])
+            if len(got) >= len(data):
+                return bytes(got), tokens
+        self.inspect()
+        raise TimeoutError(f"{len(got)} of {len(data)} bytes arrived, then no more")
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def missing(self) -> tuple[str, str] | None:
+        """Netmems of the provider that are not free, and whose fault that is; None when all are."""
+        assert self.provider is not None
+        area = self.provider.area
+        if area.free == area.count:
+            return None
+        states = area.records()[:, ly.REC_STATE] & 0xFF
+        in_ring = int((states == ly.ST_NIC).sum())
+        hoard = next((note for note in self.notes if note[0] == "R7"), None)
+        if hoard:
+            return hoard
+        if in_ring:
+            return "R1", f"{in_ring} netmems in the ring never came back after the queue was unbound"
+        held = int((states > ly.ST_RING).sum())
+        return "R7", f"{held} netmems never came back: the driver still has references to them"
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        with contextlib.suppress(Exception):
+            self.inspect()
+        try:
+            self.net.close()
+        except AssertionError as error:
+            if kind is None:
+                self.note("R1", str(error))
+        except Exception:
+            if kind is None:
+                raise
+        finally:
+            with contextlib.suppress(Exception):
+                self.inspect()  # what closing showed
+        if kind is None and self.mapped:
+            length = sum(length for _, length, _ in self.mapped.values())
+            self.note("R4", f"{len(self.mapped)} mappings of {length} bytes are never unmapped")
+
+
+@contextlib.contextmanager
+def never_mapped(provider: AreaProvider) -> Iterator[None]:
+    """Notice when somebody but the NIC maps the provider's memory here meanwhile (Violation R5).
+
+    A software NIC in this process has its mapping from the binding on.
+    """
+    before = _times_mapped(provider)
+    yield
+    if _times_mapped(provider) > before:
+        raise Violation("R5", "the driver has mapped the payload memory")
+
+
+def _times_mapped(provider: AreaProvider) -> int:
+    inode = str(os.fstat(provider.fd).st_ino)
+    return sum(inode in line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def payload(size: int, seed: int = 7) -> bytes:
+    """Reproducible bytes."""
+    return np.random.default_rng(seed).bytes(size)

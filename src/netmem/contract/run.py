@@ -1,0 +1,254 @@
+"""Runs checks where a crash cannot take the report with it: in a worker process, with a time limit each."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from netmem.base.errors import MissingError, NetmemError
+from netmem.contract.conformance import CHECKS, Check
+from netmem.contract.report import BLOCKED, FAIL, PASS, Result
+from netmem.contract.rig import MakeDriver, Rig, Violation, device_model
+from netmem.hw.process import python_argv
+from netmem.hw.qemu.find import find_qemu
+from netmem.lab.selftest import ensure_compiled
+
+LIMIT_S = 30.0
+PATIENCE = 2  # checks that may hang before the others get AFTER_HANGS_S only
+AFTER_HANGS_S = 5.0
+START_S = 120.0
+UNREADABLE = ("dmabuf", "bar")
+HUNG = "did not end"
+CONVERSIONS = ("netmem_is_net_iov", "netmem_to_page", "netmem_to_net_iov", "page_to_netmem")
+
+
+class CannotRun(Exception):
+    """The driver cannot be checked at all: no such class, or no device model for it."""
+
+
+def load(name: str) -> MakeDriver:
+    """The driver class that ``module:Class`` names. CannotRun in one line."""
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute:
+        raise CannotRun(f"{name!r} is not MODULE:CLASS, such as netmem.drivers.softnic:SoftnicDriver")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        made: MakeDriver = getattr(importlib.import_module(module), attribute)
+        device_model(made)
+    except ImportError as error:
+        raise CannotRun(f"cannot import {module}: {error}") from None
+    except AttributeError:
+        raise CannotRun(f"{module} has no {attribute}") from None
+    except ValueError as error:
+        raise CannotRun(f"{name}: {error}") from None
+    except Exception as error:
+        raise CannotRun(f"importing {module} raised {type(error).__name__}: {error}") from None
+    return made
+
+
+def plan(make_driver: MakeDriver, only: tuple[str, ...] = ()) -> list[tuple[Check, str]]:
+    """Every (check, memory) that the driver's device model allows, in order, for ``only`` some or all."""
+    memory = {"softnic": ("none", "pages", "dmabuf"), "igb": ("none", "pages", "dmabuf", "bar")}
+    have = memory[device_model(make_driver)]
+    return [
+        (check, kind)
+        for check in CHECKS
+        for kind in check.memory
+        if kind in have and (not only or check.requirement in only)
+    ]
+
+
+@contextlib.contextmanager
+def _conversions(make_driver: MakeDriver) -> Iterator[list[str]]:
+    """Which conversions the driver's module calls meanwhile: allowed, and advised against."""
+    module = sys.modules.get(getattr(make_driver, "__module__", ""), None)
+    called: list[str] = []
+    before = {name: getattr(module, name) for name in CONVERSIONS if hasattr(module, name)}
+
+    def counting(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            if name not in called:
+                called.append(name)
+            return real(*args)
+
+        return call
+
+    for name, real in before.items():
+        setattr(module, name, counting(name, real))
+    try:
+        yield called
+    finally:
+        for name, real in before.items():
+            setattr(module, name, real)
+
+
+def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
+    """Run one check here and now, and tell whose failure a failure is."""
+    rigs: list[Rig] = []
+    begun = Rig.__init__
+
+    def noted(self: Rig, *args: Any, **options: Any) -> None:
+        rigs.append(self)
+        begun(self, *args, **options)
+
+    start = time.monotonic()
+    error: BaseException | None = None
+    evidence = trace = ""
+    Rig.__init__ = noted  # type: ignore[method-assign]
+    try:
+        with _conversions(make_driver) as called:
+            evidence = check.run(make_driver, memory)
+    except Exception as raised:
+        error = raised
+        trace = traceback.format_exc()
+    finally:
+        Rig.__init__ = begun  # type: ignore[method-assign]
+    seconds = time.monotonic() - start
+    notes = [note for rig in rigs for note in getattr(rig, "notes", []) if note[0]]
+    if isinstance(error, Violation):
+        notes.insert(0, (error.requirement, error.text))
+    elif isinstance(error, NetmemError) and "(R3)" in str(error):
+        notes.insert(0, ("R3", str(error)))
+    own = [text for requirement, text in notes if requirement == check.requirement]
+    if own:
+        outcome, by, text = FAIL, "", own[0]
+    elif error is None:
+        outcome, by, text = PASS, "", evidence
+    elif notes:
+        outcome, by, text = BLOCKED, notes[0][0], notes[0][1]
+    else:
+        outcome, by, text = FAIL, "", f"{type(error).__name__}: {error}"
+    return Result(check.requirement, check.name, memory, outcome, text, seconds, by, bool(own), trace, called)
+
+
+def run(
+    name: str,
+    *,
+    only: tuple[str, ...] = (),
+    limit: float = LIMIT_S,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Result]:
+    """All checks on the driver that ``name`` (module:Class) stands for. CannotRun, MissingError."""
+    make_driver = load(name)
+    if device_model(make_driver) == "igb":
+        find_qemu()
+    ensure_compiled()
+    todo = plan(make_driver, only)
+    results: list[Result] = []
+    while len(results) < len(todo):
+        hung = sum(result.evidence.startswith(HUNG) for result in results)
+        left = min(limit, AFTER_HANGS_S) if hung >= PATIENCE else limit
+        results += _worker(name, todo, len(results), left, progress)
+    return results
+
+
+def _worker(
+    name: str, todo: list[tuple[Check, str]], done: int, limit: float, progress: Callable[[str], None]
+) -> Iterator[Result]:
+    """One worker process: results until all are there, or until it ends or hangs in a check."""
+    steps = ",".join(f"{CHECKS.index(check)}:{memory}" for check, memory in todo[done:])
+    with tempfile.TemporaryFile() as errors:
+        worker = subprocess.Popen(
+            python_argv("netmem.contract.run", name, steps), stdout=subprocess.PIPE, stderr=errors,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        assert worker.stdout is not None
+        lines = _Lines(worker.stdout.fileno())
+        try:
+            lines.next(START_S)  # it says when it is ready, or ends, which the next line tells
+            for check, memory in todo[done:]:
+                progress(f"{check.requirement} {check.name} ({memory})")
+                start = time.monotonic()
+                line = lines.next(limit)
+                if line:
+                    yield Result(**json.loads(line))
+                    continue
+                yield _lost(check, memory, worker, time.monotonic() - start, line is None, errors, limit)
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+            worker.stdout.close()
+
+
+class _Lines:
+    """Lines from a worker's standard output."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._data = fd, b""
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+
+    def next(self, limit: float) -> bytes | None:
+        """The next line; empty when the worker ended, None when ``limit`` seconds are up."""
+        deadline = time.monotonic() + limit
+        while b"\n" not in self._data:
+            if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
+                return None
+            more = os.read(self._fd, 1 << 16)
+            if not more:
+                return b""
+            self._data += more
+        line, _, self._data = self._data.partition(b"\n")
+        return line
+
+
+def _lost(
+    check: Check,
+    memory: str,
+    worker: subprocess.Popen[bytes],
+    seconds: float,
+    hung: bool,
+    errors: Any,
+    limit: float,
+) -> Result:
+    """What to say of a check whose worker hung, or ended."""
+    result = Result(check.requirement, check.name, memory, FAIL, "", seconds)
+    if hung:
+        result.evidence = f"{HUNG} in {limit:g} s"
+        return result
+    code = worker.wait()
+    errors.seek(0)
+    result.trace = errors.read().decode(errors="replace")[-4000:]
+    if code >= 0:
+        result.evidence = f"ended its process with status {code}"
+        return result
+    name = signal.Signals(-code).name
+    result.evidence = f"ended its process by {name}"
+    if -code in (signal.SIGSEGV, signal.SIGBUS) and memory in UNREADABLE:
+        result.evidence = f"looked at unreadable payload memory ({name})"
+        result.attributed = check.requirement == "R5"
+        if not result.attributed:
+            result.outcome, result.by = BLOCKED, "R5"
+    return result
+
+
+def main() -> None:
+    """The worker: ``python -m netmem.contract.run MODULE:CLASS STEPS``; a result as a JSON line each."""
+    make_driver = load(sys.argv[1])
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a driver prints is no result
+    print("ready", file=out, flush=True)
+    for step in sys.argv[2].split(","):
+        at, memory = step.split(":")
+        print(json.dumps(asdict(judge(CHECKS[int(at)], make_driver, memory))), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["CannotRun", "MissingError", "judge", "load", "plan", "run"]

@@ -1,0 +1,107 @@
+"""Who holds which netmems of a running process, and for how long: the kernel only counts them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from netmem.base.arena import Words
+from netmem.base.board import arena_words, boards
+from netmem.base.formats import ip4_text
+from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp import tcb as T
+from netmem.memory import layout as ly
+
+INDEX_MASK = 0x7FFFFFFF
+HOLDERS = {
+    ly.ST_DRIVER: "driver",
+    ly.ST_NIC: "ring slot",
+    ly.ST_BATCH: "received batch",
+}
+
+
+def leaks(pid: int | None = None) -> list[dict[str, Any]]:
+    """Netmems that neither pool nor free list has, by holder, of this user's processes (or of one).
+
+    Rows: ``pid``, ``device``, ``memory`` (what kind), ``holder`` (ring slot, received batch, socket queue,
+    out-of-order queue, user token, driver), ``who`` (the connection, where there is one), ``count``,
+    ``bytes``, and ``oldest`` and ``youngest`` in seconds since the netmem last changed hands (None: since
+    before the device's first poll).
+    """
+    found: list[dict[str, Any]] = []
+    for owner, board in boards(pid):
+        if board["name"] == "gateway" and pid is None:
+            continue
+        try:
+            found += _device(owner, board)
+        except (OSError, ValueError, IndexError):
+            continue  # it is closing
+    return found
+
+
+def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    named = _named(pid, board["stack"]) if board["stack"] else {}
+    areas = {pool["area"]: pool for pool in board["pools"]}
+    now = time.monotonic_ns()
+    for fd, pool in areas.items():
+        a = arena_words(pid, fd)
+        count, shift, tag = (int(a[at]) for at in (ly.A_COUNT, ly.A_SHIFT, ly.A_TAG))
+        records = a[ly.A_REC : ly.A_REC + ly.REC_WORDS * count].reshape(-1, ly.REC_WORDS).copy()
+        states = records[:, ly.REC_STATE] & 0xFF
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index in np.flatnonzero((states > ly.ST_RING) & (records[:, ly.REC_REF] > 0)).tolist():
+            key = named.get(tag + (index << 1)) or (HOLDERS.get(int(states[index]), "stack"), "")
+            groups.setdefault(key, []).append(index)
+        for (holder, who), held in sorted(groups.items()):
+            times = records[held, ly.REC_TIME]
+            ages = ((now - times[times > 0]) / 1e9).round(6).tolist()
+            yield {
+                "pid": pid,
+                "device": board["name"],
+                "memory": pool["provider"]["memory"] if pool["provider"] else "pages, unbound",
+                "holder": holder,
+                "who": who,
+                "count": len(held),
+                "bytes": len(held) << shift,
+                "oldest": max(ages, default=None),
+                "youngest": min(ages, default=None),
+            }
+
+
+def _named(pid: int, stack: dict[str, Any]) -> dict[int, tuple[str, str]]:
+    """netmem -> (holder, connection) for what sockets and applications hold."""
+    named: dict[int, tuple[str, str]] = {}
+    rows_used = int(arena_words(pid, stack["globals"])[T.G_ROWS])
+    table = arena_words(pid, stack["table"])[: rows_used * T.TCB_WORDS].reshape(-1, T.TCB_WORDS)
+    entries = arena_words(pid, stack["entries"])
+    entries = entries[: len(entries) // T.ENTRY_WORDS * T.ENTRY_WORDS].reshape(-1, T.ENTRY_WORDS)
+    for row in table:
+        who = f"{ip4_text(row[T.RADDR])}:{int(row[T.PORTS]) >> 16}"
+        if row[T.STATE] or row[T.RQ_HEAD]:
+            for head, holder in ((T.OQ_HEAD, "out-of-order queue"), (T.RQ_HEAD, "socket queue")):
+                for ref in _chain(entries, int(row[head])):
+                    named[ref] = (holder, who)
+        if row[T.TOKENS_FD]:  # last: of a frag that was cut, the application's part counts
+            for ref in _tokens(pid, int(row[T.TOKENS_FD])):
+                named[ref] = ("user token", who)
+    return named
+
+
+def _chain(entries: Words, at: int) -> Iterator[int]:
+    """netmems of a chain of receive entries, each once, however garbled it is by changes under way."""
+    for _ in range(len(entries)):
+        if not 0 < at < len(entries):
+            return
+        if entries[at, T.E_NETMEM]:
+            yield int(entries[at, T.E_NETMEM])
+        at = int(entries[at, T.E_NEXT])
+
+
+def _tokens(pid: int, fd: int) -> list[int]:
+    table = arena_words(pid, fd)
+    capacity = int(table[rx.TK_CAPACITY])
+    refs = table[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
+    return [int(ref) for ref in refs[refs != 0]]
