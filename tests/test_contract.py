@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
@@ -94,6 +96,31 @@ def test_a_driver_that_hangs_costs_the_limit_only():
     (result,) = run("netmem.contract.mutants:HangsInPoll", only=("R6",), limit=1)[:1]
     assert result.outcome == "fail"
     assert result.evidence == "did not end in 1 s"
+
+
+@compiled_only
+def test_a_killed_check_takes_its_hanging_worker_with_it():
+    command = [sys.executable, "-m", "netmem.cli.main", "check", "netmem.contract.mutants:HangsInPoll"]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    below: list[str] = []
+    while len(below) < 2 and time.monotonic() < deadline:  # the worker, and the shell that watches over it
+        below = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        select.select([], [], [], 0.01)
+    parent.kill()
+    parent.wait()
+    while any(is_running(pid) for pid in below) and time.monotonic() < deadline:
+        select.select([], [], [], 0.01)
+    assert len(below) == 2
+    assert not any(is_running(pid) for pid in below)
+
+
+def is_running(pid):
+    """False for what is gone, or waits only to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

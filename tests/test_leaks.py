@@ -13,7 +13,7 @@ import pytest
 from conftest import make_provider, payload
 from netmem.lab.leaks import leaks
 from netmem.testing import frames
-from netmem.testing.net import PORT
+from netmem.testing.net import PORT, Network
 from test_gro import established
 
 
@@ -113,6 +113,14 @@ def test_the_command_names_holder_and_age(net):
     assert "socket queue" in people
     assert PEER in people
     assert sock.queued() == 1000
+
+
+def test_a_test_whose_accounts_do_not_balance_says_who_held_what():
+    made = Network(alone=True)
+    made.bind(make_provider("dmabuf"))
+    made.ours.dev.rx_queues[1].pool.alloc_netmems(3)
+    with pytest.raises(AssertionError, match=r": 3\}; before closing: driver 3"):
+        made.close()
 
 
 def test_nobody_to_look_at():

@@ -28,7 +28,7 @@ def _memory(provider: dict[str, Any] | None) -> str:
 
 def table(columns: str, rows: list[list[object]]) -> Table:
     """A plain table; ``columns`` are separated by |, those with < in front are left-aligned."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2))
+    made = Table(box=None, pad_edge=False, padding=(0, 1))
     for name in columns.split("|"):
         left = name.startswith("<")
         justify: JustifyMethod = "left" if left else "right"
@@ -67,13 +67,13 @@ def render(device: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [
         head,
         table("queue|<memory|packets|bytes|split|not split|starved", queues),
-        table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|ring full|released", pools
+        table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|full|freed", pools
         ),
     ]
     if device["sockets"]:
         parts.append(
             table(
-                "<peer|port|<state|queue|bytes in|bytes out|unread|disorder|window|tokens",
+                "<peer|port|<state|q|in|out|unread|disorder|window|tokens",
                 [
                     [s["peer"], s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"], s["queued"],
                      s["out_of_order"], s["window"], s["tokens"]]

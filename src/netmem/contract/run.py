@@ -21,7 +21,7 @@ from netmem.base.errors import MissingError, NetmemError
 from netmem.contract.conformance import CHECKS, Check
 from netmem.contract.report import BLOCKED, FAIL, PASS, Result
 from netmem.contract.rig import MakeDriver, Rig, Violation, device_model
-from netmem.hw.process import python_argv
+from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
 
@@ -166,6 +166,7 @@ def _worker(
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         assert worker.stdout is not None
+        watchdog = Watchdog(worker.pid)  # a driver that hangs would not notice our end
         lines = _Lines(worker.stdout.fileno())
         try:
             lines.next(START_S)  # it says when it is ready, or ends, which the next line tells
@@ -179,6 +180,7 @@ def _worker(
                 yield _lost(check, memory, worker, time.monotonic() - start, line is None, errors, limit)
                 return
         finally:
+            watchdog.dismiss()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()

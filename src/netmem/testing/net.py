@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from netmem.hw.wire import Wire, cable
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import steer
+from netmem.lab.leaks import leaks
 from netmem.lab.local import LocalHost
 from netmem.lab.qemu import QemuHost
 from netmem.memory.page_pool import PagePool
@@ -140,11 +142,14 @@ class Network:
     def close(self) -> None:
         """Close everything and check the accounts."""
         self._pools.update(self.ours.dev.pools.values())
+        rows = [row for row in leaks(os.getpid()) if row["holder"] != "ring slot"]
+        held = ", ".join(f"{row['holder']} {row['who']} {row['count']}".replace("  ", " ") for row in rows)
         self.ours.close()
         if self.theirs is not None:
             self.theirs.close()
         missing = {pool.id: pool.inflight() for pool in self._pools if pool.inflight()}
-        assert not missing, f"netmems that never came back, by pool: {missing}"
+        text = f"netmems that never came back, by pool: {missing}; before closing: {held or 'nobody'}"
+        assert not missing, text
         if self.provider is not None:
             area = self.provider.area
             assert area.free == area.count, f"{area.count - area.free} netmems of the provider are missing"
