@@ -65,6 +65,9 @@ class Owner:
     def rxq_memory_provider(self, queue):
         return self.provider
 
+    def page_pool_list(self, pool):
+        self.listed = [*getattr(self, "listed", []), pool.id]
+
     def is_registered(self):
         return self.registered
 
