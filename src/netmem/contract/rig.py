@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from netmem.netdev.batch import RxBatch
 from netmem.netdev.driver import TcpDataSplit
 from netmem.testing.net import Network
 
+# The rigs that a check makes, so that whoever runs it can read their notes however it ended.
+MADE: ContextVar[list[Rig] | None] = ContextVar("MADE", default=None)
 MakeDriver = Callable[..., Any]
 MODELS = {id_: cls.name for cls in (SoftnicDriver, IgbDriver) for id_ in cls.device_ids}
 QUEUE = 1  # the one that checks bind memory to
@@ -110,6 +113,9 @@ class Rig:
 
     def __init__(self, make_driver: MakeDriver, memory: str = "none", **options: Any) -> None:
         self.notes: list[tuple[str, str]] = []
+        made = MADE.get()
+        if made is not None:
+            made.append(self)
         self.mapped: dict[int, tuple[int, int, str]] = {}
         self.resources: set[int] = set()
         self.memory = memory

@@ -20,7 +20,7 @@ from typing import Any
 from netmem.base.errors import MissingError, NetmemError
 from netmem.contract.conformance import CHECKS, Check
 from netmem.contract.report import BLOCKED, FAIL, PASS, Result
-from netmem.contract.rig import MakeDriver, Rig, Violation, device_model
+from netmem.contract.rig import MADE, MakeDriver, Rig, Violation, device_model
 from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
@@ -98,16 +98,10 @@ def _conversions(make_driver: MakeDriver) -> Iterator[list[str]]:
 def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
     """Run one check here and now, and tell whose failure a failure is."""
     rigs: list[Rig] = []
-    begun = Rig.__init__
-
-    def noted(self: Rig, *args: Any, **options: Any) -> None:
-        rigs.append(self)
-        begun(self, *args, **options)
-
+    token = MADE.set(rigs)
     start = time.monotonic()
     error: BaseException | None = None
     evidence = trace = ""
-    Rig.__init__ = noted  # type: ignore[method-assign]
     try:
         with _conversions(make_driver) as called:
             evidence = check.run(make_driver, memory)
@@ -115,9 +109,9 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
         error = raised
         trace = traceback.format_exc()
     finally:
-        Rig.__init__ = begun  # type: ignore[method-assign]
+        MADE.reset(token)
     seconds = time.monotonic() - start
-    notes = [note for rig in rigs for note in getattr(rig, "notes", []) if note[0]]
+    notes = [note for rig in rigs for note in rig.notes]
     if isinstance(error, Violation):
         notes.insert(0, (error.requirement, error.text))
     elif isinstance(error, NetmemError) and "(R3)" in str(error):
