@@ -24,7 +24,7 @@ from netmem.drivers.softnic import SoftnicDriver
 ROOT = Path(__file__).parent.parent
 DRIVERS = {"softnic": "netmem.drivers.softnic:SoftnicDriver", "igb": "netmem.drivers.igb:IgbDriver"}
 CRASH = ("Prefetches", "SplitNotProgrammed")  # they end their process
-compiled_only = pytest.mark.skipif(not COMPILED, reason="hours uncompiled; the kernels are covered elsewhere")
+compiled_only = pytest.mark.skipif(not COMPILED, reason="too slow uncompiled; the kernels are covered elsewhere")
 
 
 def check(*words, cwd=None):
