@@ -186,15 +186,11 @@ class Rig:
             have, name = "has" if unreadable else "lacks", split.name.lower()
             self.note("R4", f"the payload pool {have} PP_FLAG_ALLOW_UNREADABLE_NETMEM with split {name}")
 
-    def held_by_driver(self, tokens: int = 0, queued: int = 0) -> int:
-        """Netmems of queue 1's payload pool that neither ring, stack nor application accounts for."""
-        pool = self.dev.rx_queues[QUEUE].pool
-        assert pool is not None
-        return pool.outstanding() - int(pool.p[ly.P_POSTED]) - tokens - queued
-
     def note_hoard(self, tokens: int = 0) -> None:
         """After traffic: does the driver keep netmems of its own?"""
-        kept = self.held_by_driver(tokens)
+        pool = self.dev.rx_queues[QUEUE].pool
+        assert pool is not None
+        kept = pool.outstanding() - int(pool.p[ly.P_POSTED]) - tokens
         if kept > IDLE_HOLD:
             self.note("R7", f"the driver keeps {kept} netmems that are neither posted nor in use")
 

@@ -15,7 +15,6 @@ from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.memory import layout as ly
 
-INDEX_MASK = 0x7FFFFFFF
 HOLDERS = {
     ly.ST_DRIVER: "driver",
     ly.ST_NIC: "ring slot",

@@ -19,7 +19,7 @@ class Qmp:
 
     def __init__(self, lines: LineSocket) -> None:
         self._lines = lines
-        self.version: dict[str, int] = self._message("greeting")["QMP"]["version"]["qemu"]
+        self._message("greeting")
         self("qmp_capabilities")
 
     def __call__(self, command: str, **arguments: Any) -> Any:
