@@ -20,10 +20,10 @@ demo: $(STAMP)
 	$(BIN)/netmem demo --size $(DEMO_SIZE)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-uncompiled: $(STAMP)
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests examples

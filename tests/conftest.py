@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("NETMEM_SANITIZE", "1")  # before netmem is imported: also in processes we start
+
 from collections.abc import Callable, Iterator
 
 import numpy as np

@@ -14,6 +14,7 @@ from conftest import payload
 from netmem.hw.softnic import kernels as k
 from netmem.hw.softnic import regs as r
 from netmem.hw.wire import FRAME_CSUM_OK, FrameQueue
+from netmem.memory import sanitizer
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import RSS_KEY
 from netmem.testing import frames
@@ -101,6 +102,9 @@ def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
     assert net.ours.driver.get_ethtool_stats()["dma_fault"] == 1
     assert net.ours.nic.bar[r.R_RXQ + r.Q_STATE] == r.STATE_FAULT
     harvest(net, 0)
+    with sanitizer.collecting() as trapped:
+        net.ours.dev.watch.check()
+    assert [one.trap for one in trapped] == ["write by the NIC after unmap"]
     assert net.ours.dev.batch.counters()["rx_fault"] == 1
 
 

@@ -26,8 +26,12 @@ COLOURS = {report.PASS: "green", report.FAIL: "bold red", report.BLOCKED: "yello
               show_default=True, help="How to write the report on stdout.")
 @click.option("--limit", type=click.FloatRange(1), default=LIMIT_S, show_default=True, metavar="SECONDS",
               help="Time for each check.")
+@click.option("--sanitize", is_flag=True,
+              help="Trap double puts, use after return, missing syncs and the like as well.")
 @click.option("-v", "--verbose", is_flag=True, help="Each check by itself, and the trace of those that fail.")
-def command(driver: str, only: tuple[str, ...], kind: str, limit: float, verbose: bool) -> None:
+def command(
+    driver: str, only: tuple[str, ...], kind: str, limit: float, sanitize: bool, verbose: bool
+) -> None:
     """Check a driver, requirement by requirement, on the device model that has its device ids.
 
     \b
@@ -42,7 +46,7 @@ def command(driver: str, only: tuple[str, ...], kind: str, limit: float, verbose
         print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True) if live else None
 
     try:
-        results = run(driver, only=only, limit=limit, progress=progress)
+        results = run(driver, only=only, limit=limit, sanitize=sanitize, progress=progress)
     except (CannotRun, MissingError) as error:
         raise click.UsageError(str(error)) from None
     finally:

@@ -23,7 +23,8 @@ from netmem.hw.process import python_argv
 from netmem.hw.wire import FQ_HEAD, FQ_TAIL
 from netmem.inet.tcp import tcb as T
 from netmem.lab.local import pair
-from netmem.memory.dma import DmaDirection
+from netmem.memory import sanitizer
+from netmem.memory.dma import DmaDirection, DmaWatcher
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
@@ -65,6 +66,9 @@ def repeat(run: Callable[[], float], times: int) -> Figure:
 
 class _NoDevice:
     """A DMA device that maps anything: the pool benchmarks move no data."""
+
+    def __init__(self) -> None:
+        self.watchers: list[DmaWatcher] = []
 
     def dma_map_resource(self, address: int, length: int) -> int:
         return address
@@ -160,6 +164,15 @@ def rte_mempool() -> Figure | None:
         return Figure(tuple(float(line) for line in done.stdout.splitlines()[-5:]))
     except ValueError:
         return None
+
+
+def sanitized(budget: int, times: int) -> Figure:
+    """The receive path as ``receive`` measures it, with the sanitiser on."""
+    sanitizer.enable()
+    try:
+        return receive(budget, times)
+    finally:
+        sanitizer.enable(False)
 
 
 def receive(budget: int, times: int, packets: int = 200_000) -> Figure:

@@ -22,6 +22,7 @@ from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
+from netmem.memory.sanitizer import SanitizerError
 from netmem.netdev.driver import TcpDataSplit
 
 GUEST_PORT = 5001
@@ -202,6 +203,8 @@ class Receiver:
         """Take what one connection has; at its end, or on an error, close it."""
         try:
             size = self._receive(connection)
+        except SanitizerError:
+            raise
         except OSError as error:
             what = str(error) if isinstance(error, NetmemError) else f"{error.strerror or error}"
             connection.error = f"{error.filename}: {what}" if error.filename else what

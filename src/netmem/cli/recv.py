@@ -15,6 +15,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
+from netmem.memory import sanitizer
 
 PROGRESS_S = 0.5
 
@@ -36,11 +37,13 @@ PROGRESS_S = 0.5
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
 @click.option("--queues", type=click.IntRange(1, 16), default=2, show_default=True,
               help="Receive queues; memory is bound to all but queue 0 (to it, if it is the only one).")
+@click.option("--sanitize", is_flag=True,
+              help="Trap double puts, use after return, missing syncs and the like; slower.")
 @click.option("--json", "as_json", is_flag=True, help="Events and summary as JSON lines on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(
     address: tuple[str, int], allow_remote: bool, output: str | None, count: int | None,
-    as_json: bool, quiet: bool, tcp_data_split: str, **options: Any,
+    as_json: bool, quiet: bool, sanitize: bool, tcp_data_split: str, **options: Any,
 ) -> None:
     """Receive TCP into memory that the driver never maps.
 
@@ -55,6 +58,8 @@ def command(
         raise click.UsageError(
             f"-o {output}: {count} connections would overwrite each other; put {{n}} into the name"
         )
+    if sanitize:
+        sanitizer.enable()
     setup = Setup(tcp_data_split=tcp_data_split == "on", **options)
     _check_output(output)
     try:
@@ -105,6 +110,7 @@ class _Session:
                 signal.signal(number, handler)
         summary["outstanding"] = self.receiver.outstanding
         summary["interrupted"] = self.stopped.is_set()
+        summary["sanitized"] = sanitizer.ON
         self._report(summary)
         if summary["outstanding"]:
             self._say(f"netmem: {summary['outstanding']} netmems never came back")
@@ -208,4 +214,5 @@ class _Session:
             f"{s['hds_miss']} misses; {s['linear_bytes']} linear bytes, {s['frags']} frags\n"
             f"netmems: {s['alloc_fast']} fast and {s['alloc_slow']} slow allocations, "
             f"{s['recycled']} recycled, {s['outstanding']} outstanding"
+            + ("\nsanitizer: nothing trapped" if s["sanitized"] else "")
         )

@@ -355,6 +355,10 @@ class NeverSyncs(SoftnicDriver):
 
     @staticmethod
     def _silence(mem: RxRing) -> None:
+        """Undo what its kernel's sync did: copy, counters, and the sanitiser's marks."""
+        shadow = int(mem.p[ly.P_SHADOW])
+        if shadow:
+            mem.p[shadow : shadow + mem.pool.area.count] = 0
         if mem.split:
             mem.p[ly.P_BOUNCE] = mem.p[ly.PX_SYNC_CPU] = mem.p[ly.PX_SYNC_CPU_NOOP] = 0
 

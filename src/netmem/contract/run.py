@@ -24,6 +24,7 @@ from netmem.contract.rig import MADE, MakeDriver, Rig, Violation, device_model
 from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
+from netmem.memory import sanitizer
 
 LIMIT_S = 30.0
 PATIENCE = 2  # checks that may hang before the others get AFTER_HANGS_S only
@@ -103,7 +104,7 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
     error: BaseException | None = None
     evidence = trace = ""
     try:
-        with _conversions(make_driver) as called:
+        with sanitizer.collecting() as trapped, _conversions(make_driver) as called:
             evidence = check.run(make_driver, memory)
     except Exception as raised:
         error = raised
@@ -116,10 +117,14 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
         notes.insert(0, (error.requirement, error.text))
     elif isinstance(error, NetmemError) and "(R3)" in str(error):
         notes.insert(0, ("R3", str(error)))
+    # Checks know better whose fault it is; the sanitiser sees what they do not.
+    traps = [] if notes else [(trap.requirement, str(trap)) for trap in trapped if trap.requirement]
+    notes += traps
+    trace += "".join(f"{trap}\n" for trap in trapped)
     own = [text for requirement, text in notes if requirement == check.requirement]
     if own:
         outcome, by, text = FAIL, "", own[0]
-    elif error is None:
+    elif error is None and not traps:
         outcome, by, text = PASS, "", evidence
     elif notes:
         outcome, by, text = BLOCKED, notes[0][0], notes[0][1]
@@ -133,9 +138,13 @@ def run(
     *,
     only: tuple[str, ...] = (),
     limit: float = LIMIT_S,
+    sanitize: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Result]:
-    """All checks on the driver that ``name`` (module:Class) stands for. CannotRun, MissingError."""
+    """All checks on the driver that ``name`` (module:Class) stands for. CannotRun, MissingError.
+
+    ``sanitize``: with the sanitiser on; what it traps breaks the requirement that it stands for.
+    """
     make_driver = load(name)
     if device_model(make_driver) == "igb":
         find_qemu()
@@ -145,12 +154,13 @@ def run(
     while len(results) < len(todo):
         hung = sum(result.evidence.startswith(HUNG) for result in results)
         left = min(limit, AFTER_HANGS_S) if hung >= PATIENCE else limit
-        results += _worker(name, todo, len(results), left, progress)
+        results += _worker(name, todo, len(results), left, sanitize, progress)
     return results
 
 
 def _worker(
-    name: str, todo: list[tuple[Check, str]], done: int, limit: float, progress: Callable[[str], None]
+    name: str, todo: list[tuple[Check, str]], done: int, limit: float, sanitize: bool,
+    progress: Callable[[str], None],
 ) -> Iterator[Result]:
     """One worker process: results until all are there, or until it ends or hangs in a check."""
     steps = ",".join(f"{CHECKS.index(check)}:{memory}" for check, memory in todo[done:])
@@ -158,6 +168,7 @@ def _worker(
         worker = subprocess.Popen(
             python_argv("netmem.contract.run", name, steps), stdout=subprocess.PIPE, stderr=errors,
             stdin=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, **({"NETMEM_SANITIZE": "1"} if sanitize else {})},
         )  # fmt: skip
         assert worker.stdout is not None
         watchdog = Watchdog(worker.pid)  # a driver that hangs would not notice our end

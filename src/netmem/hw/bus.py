@@ -21,11 +21,12 @@ class Bus(Protocol):
     """A driver does not know which bus it has.
 
     ``irq_fd``: eventfd of the interrupt. ``device_id``: (vendor, device) as in PCI configuration
-    space. The DMA calls are those of the kernel's DMA API.
+    space. The DMA calls are those of the kernel's DMA API; ``watchers`` see unmaps and syncs first.
     """
 
     device_id: tuple[int, int]
     irq_fd: int
+    watchers: list[Callable[[str, int, int], None]]
 
     def dma_map(
         self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
@@ -103,6 +104,7 @@ class DmaSpace:
         self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
         self._mappings: dict[int, _Mapping] = {}
+        self.watchers: list[Callable[[str, int, int], None]] = []
 
     def dma_map(
         self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
@@ -139,6 +141,8 @@ class DmaSpace:
 
     def dma_unmap(self, io_address: int) -> None:
         """dma_unmap_page(). EINVAL when ``io_address`` does not start a mapping."""
+        if io_address in self._mappings:
+            self._tell("unmap", io_address, self._mappings[io_address].length)
         mapping = self._mappings.pop(io_address, None)
         if mapping is None and self._closed:
             return  # the device took its mappings with it
@@ -155,6 +159,10 @@ class DmaSpace:
         mapping = self._mappings.get(io_address)
         return mapping.bounce.address if mapping and mapping.bounce else 0
 
+    def _tell(self, call: str, io: int, length: int) -> None:
+        for watcher in self.watchers:
+            watcher(call, io, length)
+
     def _find(self, io: int, length: int) -> tuple[_Mapping, int]:
         for start, mapping in self._mappings.items():
             if start <= io and io + length <= start + mapping.length:
@@ -164,12 +172,14 @@ class DmaSpace:
     def sync_for_cpu(self, io_address: int, length: int) -> None:
         """dma_sync_single_for_cpu(): what the device wrote becomes visible in memory."""
         mapping, at = self._find(io_address, length)
+        self._tell("sync_for_cpu", io_address, length)
         if mapping.bounce and mapping.memory and mapping.direction != TO_DEVICE:
             ctypes.memmove(mapping.memory.address + at, mapping.bounce.address + at, length)
 
     def sync_for_device(self, io_address: int, length: int) -> None:
         """dma_sync_single_for_device(): what the CPU wrote becomes visible to the device."""
         mapping, at = self._find(io_address, length)
+        self._tell("sync_for_device", io_address, length)
         if mapping.bounce and mapping.memory and mapping.direction != FROM_DEVICE:
             ctypes.memmove(mapping.bounce.address + at, mapping.memory.address + at, length)
 

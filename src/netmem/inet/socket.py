@@ -15,6 +15,7 @@ from netmem.inet.tcp import output as o
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.memory import layout as ly
+from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 
 if TYPE_CHECKING:
@@ -182,6 +183,12 @@ class TcpSocket:
         ev = self._tcp.ev
         return ev[i, T.E_KIND], ev[i, T.E_POOL]
 
+    def _pool(self, handle: int) -> PagePool:
+        pool = self._dev.pools[handle]
+        if sanitizer.ON:
+            sanitizer.called(pool.area_a)
+        return pool
+
     def recvmsg_devmem(
         self, bufsize: int = 1 << 30, *, max_frags: int = 256, timeout: float | None = None
     ) -> DevmemMessage:
@@ -213,7 +220,7 @@ class TcpSocket:
                 self._tokens.reserve(max_frags)
                 tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             out = np.empty((max_frags, 3), np.int64)
-            pool = self._dev.pools[handle]
+            pool = self._pool(handle)
             assert pool.provider is not None
             n = rx.frags_out(
                 tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
@@ -245,9 +252,14 @@ class TcpSocket:
         batch = wanted[:MAX_DONTNEED_TOKENS].astype(np.int64)
         with self._stack.lock:
             self._check_open()
+            repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
             freed = self._give_back(batch)
             if self._tokens.v[rx.TK_DUE]:
                 self._window_update()
+            if sanitizer.ON:
+                self._dev.watch.check()
+            if repeated:
+                sanitizer.token_twice(repeated)
         return freed
 
     def _give_back(self, tokens: Words) -> int:
@@ -256,7 +268,7 @@ class TcpSocket:
             handle = self._pool_of(tokens, n)
             if not handle:
                 break
-            pool = self._dev.pools[handle]
+            pool = self._pool(handle)
             freed += rx.tokens_back(
                 tcp.g, tcp.t, self._c, tok, tokens, n, pool.p, pool.area_a, handle
             )
@@ -293,7 +305,7 @@ class TcpSocket:
             kind, handle = self._head()
             if handle < 0 or (linear_only and kind == T.EK_FRAG):
                 break
-            pool = self._dev.pools[handle]
+            pool = self._pool(handle)
             if pool.is_unreadable():
                 if done:
                     break

@@ -23,6 +23,7 @@ from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp
 from netmem.memory import layout as ly
+from netmem.memory import sanitizer
 from netmem.netdev.batch import (
     B_HDR,
     B_HLEN,
@@ -92,6 +93,7 @@ class Stack:
         self._stop = threading.Event()
         self._last_poll = 0
         self._gone: DeviceGoneError | None = None
+        self._trapped: sanitizer.SanitizerError | None = None  # in the service thread
         self._closed = False
         dev.stack_notice = {
             "address": address,
@@ -107,6 +109,9 @@ class Stack:
     def poll(self, now: int | None = None, budget: int = BUDGET) -> bool:
         """Receive, run timers, send. True when anything came in or was left over to do."""
         with self.lock:
+            if self._trapped is not None:
+                trapped, self._trapped = self._trapped, None
+                raise trapped
             tcp, dev = self.tcp, self.dev
             gv = tcp.gv
             # A call may have stamped a later time than the caller took: time never goes back.
@@ -358,6 +363,10 @@ class Stack:
                         self._sleep(BACKSTOP_MAX_NS)
                         if not self._stop.is_set() and self.poll():
                             self._changed.notify_all()
+                except sanitizer.SanitizerError as error:
+                    self._trapped = error  # the next poll of the application raises it
+                    self._changed.notify_all()
+                    return
                 except OSError:
                     return  # the device is gone or closed; calls report it
             if self._gone is not None:

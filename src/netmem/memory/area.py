@@ -9,6 +9,8 @@ import numpy as np
 
 from netmem.base.arena import Arena, Words
 from netmem.memory import layout as ly
+from netmem.memory import sanitizer
+from netmem.memory.shadow import shadow_words
 
 # Area ids are to netmem what page frame numbers are to the kernel: one number space for the
 # process, so that netmem_address() needs nothing but the reference. Nothing else lives here.
@@ -37,15 +39,19 @@ class Area:
         self.name, self.count, self.shift = name, count, shift
         self.net_iov, self.address = net_iov, address
         stack = ly.A_REC + ly.REC_WORDS * count
-        self.arena = Arena(f"area:{self.id}:{name}", stack + count)
+        shadow = stack + count
+        self.arena = Arena(f"area:{self.id}:{name}", shadow + (shadow_words(count) if sanitizer.ON else 0))
         a = self.arena.a
         a[ly.A_ID], a[ly.A_COUNT], a[ly.A_SHIFT] = self.id, count, shift
         a[ly.A_TAG] = self.id << 32 | int(net_iov)
         a[ly.A_NID] = nid
         a[ly.A_STACK] = stack
+        a[ly.A_SHADOW] = shadow if sanitizer.ON else 0
         a[stack : stack + count] = np.arange(count - 1, -1, -1)
         a[ly.A_FREE] = count
         _areas[self.id] = self
+        if sanitizer.ON:
+            sanitizer.shadows[self.id] = a
 
     @property
     def a(self) -> Words:
@@ -63,7 +69,7 @@ class Area:
         return int(self.a[ly.A_FREE])
 
     def records(self) -> Words:
-        """The per-netmem records, shape (count, 4): reference count, state, time, spare."""
+        """The per-netmem records, shape (count, 4): reference count, state, time, unused."""
         return self.a[ly.A_REC : ly.A_REC + ly.REC_WORDS * self.count].reshape(-1, ly.REC_WORDS)
 
     def take(self, n: int) -> Words:
@@ -85,4 +91,5 @@ class Area:
     def close(self) -> None:
         """Forget the area; references to it resolve to nothing."""
         _areas.pop(self.id, None)
+        sanitizer.shadows.pop(self.id, None)
         self.arena.close()

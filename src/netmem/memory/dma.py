@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -14,8 +15,17 @@ class DmaDirection(enum.IntEnum):
     FROM_DEVICE = 2
 
 
+DmaWatcher = Callable[[str, int, int], None]
+"""Called before ``unmap``, ``sync_for_cpu`` or ``sync_for_device``: that name, I/O address and length."""
+
+
 class DmaDevice(Protocol):
-    """A device behind a bus. Memory is named by file descriptor; nobody hands over a pointer."""
+    """A device behind a bus. Memory is named by file descriptor; nobody hands over a pointer.
+
+    ``watchers``: who wants to see its unmaps and syncs (the sanitiser).
+    """
+
+    watchers: list[DmaWatcher]
 
     def dma_map(
         self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False

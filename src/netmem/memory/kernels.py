@@ -13,6 +13,7 @@ from netmem.memory.layout import (
     A_NID,
     A_NOW,
     A_REC,
+    A_SHADOW,
     P_AREA,
     P_BOUNCE,
     P_CACHE,
@@ -33,6 +34,7 @@ from netmem.memory.layout import (
     P_RING_HEAD,
     P_RING_MASK,
     P_RING_TAIL,
+    P_SHADOW,
     P_SHARE,
     P_SHIFT,
     P_SYNC_CPU,
@@ -62,29 +64,35 @@ from netmem.memory.layout import (
     ST_FREE,
     ST_RING,
 )
+from netmem.memory.records import INDEX_MASK, pp_is_mine, record
+from netmem.memory.shadow import (
+    EV_FRAGMENT,
+    EV_NIC_WRITE,
+    EV_PUT,
+    EV_UNREF,
+    TRAP_NEGATIVE_COUNT,
+    TRAP_USE_AFTER_RETURN,
+    TRAP_WRITE_AFTER_UNMAP,
+    TRAP_WRONG_POOL,
+    sh_event,
+    sh_may_put,
+    sh_moved,
+    sh_posted,
+    sh_synced,
+    sh_trap,
+)
 
-INDEX_MASK = 0x7FFFFFFF
 FRAG_ALIGN = 64  # max(DMA cache alignment, what the kernel rounds fragments up to)
-
-
-@inline_kernel
-def record(ref):
-    """Word offset of a netmem's record in its area's arena."""
-    return A_REC + (((ref >> 1) & INDEX_MASK) << REC_SHIFT)
 
 
 @inline_kernel
 def set_state(p, a, ref, state):
     """Note who holds ``ref`` from now on (the leak ledger reads this)."""
+    if a[A_SHADOW] != 0:
+        sh_moved(p, a, ref, state)
     r = record(ref)
     a[r + REC_STATE] = state | p[P_ID] << 8
     a[r + REC_TIME] = a[A_NOW]
-
-
-@inline_kernel
-def pp_is_mine(p, a, ref):
-    """True when ``ref`` is a netmem of this pool's area."""
-    return (ref & ~(INDEX_MASK << 1)) == p[P_AREA] and ((ref >> 1) & INDEX_MASK) < a[A_COUNT]
 
 
 @kernel
@@ -149,6 +157,8 @@ def pp_alloc_bulk(p, a, out, n):
         for i in range(take):
             ref = p[P_CACHE + have - 1 - i]
             out[done + i] = ref
+            if a[A_SHADOW] != 0:
+                sh_moved(p, a, ref, ST_DRIVER)
             r = record(ref)
             a[r + REC_STATE] = state
             a[r + REC_TIME] = now
@@ -180,6 +190,8 @@ def pp_alloc_frag(p, a, size):
         p[P_FRAG_OFFSET] = 0
     offset = p[P_FRAG_OFFSET]
     p[P_FRAG_OFFSET] = offset + size
+    if a[A_SHADOW] != 0 and offset != 0:
+        sh_event(p, a, ref, EV_FRAGMENT)
     a[record(ref) + REC_REF] += 1
     return ref, offset
 
@@ -195,6 +207,8 @@ def pp_alloc_buffer(p, a, size):
 @inline_kernel
 def pp_release(p, a, ref):
     """Note ``ref`` for its provider; Python hands the list over when the kernel has returned."""
+    if a[A_SHADOW] != 0:
+        sh_event(p, a, ref, ST_FREE)
     r = record(ref)
     a[r + REC_REF] = 0
     a[r + REC_STATE] = ST_FREE
@@ -220,6 +234,8 @@ def pp_recycle(p, a, ref, direct):
             p[P_CACHE + n] = ref
             p[P_CACHE_N] = n + 1
             p[PS_RECYCLE_CACHED] += 1
+            if a[A_SHADOW] != 0:
+                sh_event(p, a, ref, ST_CACHE)
             a[r + REC_STATE] = ST_CACHE | p[P_ID] << 8
             return
         p[PS_RECYCLE_CACHE_FULL] += 1
@@ -228,6 +244,8 @@ def pp_recycle(p, a, ref, direct):
         p[p[P_RING_AT] + (tail & p[P_RING_MASK])] = ref
         p[P_RING_TAIL] = tail + 1
         p[PS_RECYCLE_RING] += 1
+        if a[A_SHADOW] != 0:
+            sh_event(p, a, ref, ST_RING)
         a[r + REC_STATE] = ST_RING | p[P_ID] << 8
         return
     p[PS_RECYCLE_RING_FULL] += 1
@@ -239,6 +257,10 @@ def pp_put(p, a, ref, direct):
     """page_pool_put_netmem(): drop one reference, recycle at the last. False: refused."""
     if not pp_is_mine(p, a, ref):
         p[PX_FOREIGN] += 1
+        if a[A_SHADOW] != 0:
+            sh_trap(p, a, TRAP_WRONG_POOL, ref, EV_PUT, 0, 0)
+        return False
+    if a[A_SHADOW] != 0 and not sh_may_put(p, a, ref):
         return False
     r = record(ref)
     count = a[r + REC_REF]
@@ -261,7 +283,7 @@ def pp_put_bulk(p, a, refs, n, direct):
     """
     refused = 0
     i = 0
-    if direct and p[P_DESTROYED] == 0:
+    if direct and p[P_DESTROYED] == 0 and a[A_SHADOW] == 0:
         have = p[P_CACHE_N]
         state = ST_CACHE | p[P_ID] << 8
         tag, count = p[P_AREA], a[A_COUNT]
@@ -296,14 +318,34 @@ def pp_unref(p, a, ref, n):
     """
     r = record(ref)
     count = a[r + REC_REF]
-    if n > count or not pp_is_mine(p, a, ref):
+    if not pp_is_mine(p, a, ref) or n > count:
         p[PX_DEAD] += 1
+        if a[A_SHADOW] != 0:
+            sh_trap(p, a, TRAP_NEGATIVE_COUNT, ref, EV_UNREF, 0, 0)
         return -1
+    if a[A_SHADOW] != 0:
+        if a[r + REC_STATE] & 0xFF <= ST_RING:
+            sh_trap(p, a, TRAP_USE_AFTER_RETURN, ref, EV_UNREF, 0, 0)
+        sh_event(p, a, ref, EV_UNREF)
     if count == n:
         a[r + REC_REF] = 1
         return 0
     a[r + REC_REF] = count - n
     return count - n
+
+
+@inline_kernel
+def pp_fault(p, a, ref):
+    """The NIC could not write to a buffer that it was given: for the sanitiser."""
+    if a[A_SHADOW] != 0:
+        sh_trap(p, a, TRAP_WRITE_AFTER_UNMAP, ref, EV_NIC_WRITE, 0, 0)
+
+
+@inline_kernel
+def pp_posted(p, ref, offset, size):
+    """A buffer goes to the NIC: for the sanitiser, which asks whether what came was synced."""
+    if p[P_SHADOW] != 0:
+        sh_posted(p, ref, offset, size)
 
 
 @inline_kernel
@@ -315,6 +357,8 @@ def pp_io_address(p, ref):
 @inline_kernel
 def pp_sync_for_cpu(p, ref, offset, size):
     """page_pool_dma_sync_netmem_for_cpu(): counted, and a copy only where a bounce buffer is."""
+    if p[P_SHADOW] != 0:
+        sh_synced(p, ref, offset, size)
     if p[P_SYNC_CPU] == 0 or p[P_BOUNCE] == 0:
         p[PX_SYNC_CPU_NOOP] += 1
         return

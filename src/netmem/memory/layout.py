@@ -15,13 +15,14 @@ A_FREE = 4  # netmems on the free stack
 A_STACK = 5  # word offset of the free stack
 A_NID = 6  # NUMA node, -1 when it has none
 A_NOW = 7  # time in ns, stamped by whoever polls
+A_SHADOW = 8  # word offset of the sanitiser's shadow, 0 without it
+A_SITE = 9  # who calls, as the sanitiser numbers callers
 A_REC = 16  # first record
 
 # A netmem's record, REC_WORDS words at A_REC + REC_WORDS * index.
 REC_REF = 0  # pp_ref_count
 REC_STATE = 1  # ST_* | pool id << 8
 REC_TIME = 2  # ns of the last change
-REC_SPARE = 3
 REC_SHIFT = 2
 REC_WORDS = 1 << REC_SHIFT
 
@@ -65,6 +66,7 @@ P_UNREADABLE = 24
 P_DESTROYED = 25  # nothing is recycled any more
 P_POSTED = 26  # buffers that the driver has posted to its NIC
 P_SHARE = 27  # pools that draw on the same area
+P_SHADOW = 28  # word offset of what was synced, one word for each netmem; 0 without sanitiser
 
 # struct page_pool_alloc_stats and page_pool_recycle_stats, in the kernel's order.
 PS_ALLOC_FAST = 32

@@ -20,6 +20,8 @@ from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
 from netmem.memory import kernels as k
 from netmem.memory import layout as ly
+from netmem.memory import sanitizer
+from netmem.memory import shadow as sh
 from netmem.memory.area import Area
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.layout import (
@@ -31,6 +33,7 @@ from netmem.memory.layout import (
 )
 from netmem.memory.netmem import NetmemRef, Page
 from netmem.memory.provider import MemoryProvider
+from netmem.memory.records import INDEX_MASK, pp_is_mine, record, state_of
 
 __all__ = [
     "PP_FLAG_ALL",
@@ -62,7 +65,7 @@ def accounts(p: Words, a: Words) -> dict[str, int]:
     cached = int(p[ly.P_CACHE_N] + p[ly.P_RING_TAIL] - p[ly.P_RING_HEAD] + p[ly.P_RELEASE_N])
     cutting = int(p[ly.P_FRAG_REF])
     # The netmem being cut into fragments counts as held only when somebody beside the pool has a part.
-    idle = int(cutting != 0 and a[k.record(cutting) + ly.REC_REF] == 1)
+    idle = int(cutting != 0 and a[record(cutting) + ly.REC_REF] == 1)
     return {
         "id": int(p[ly.P_ID]),
         "inflight": inflight,
@@ -138,6 +141,9 @@ class PagePool:
     p: Words
     area_a: Words
 
+    def __new__(cls, params: PagePoolParams) -> PagePool:
+        return super().__new__(SanitizedPagePool if sanitizer.ON and cls is PagePool else cls)
+
     def __init__(self, params: PagePoolParams) -> None:
         self.params = params
         flags = params.flags
@@ -200,8 +206,12 @@ class PagePool:
     def _open(self, ring: int) -> None:
         params, area = self.params, self.area
         release = ly.P_RING + ring
-        self.arena = Arena(f"pool:{self.id}", release + area.count)
+        shadowed = area.a[ly.A_SHADOW] != 0
+        self.arena = Arena(f"pool:{self.id}", release + area.count * (1 + shadowed))
         p = self.p = self.arena.a
+        if shadowed:
+            p[ly.P_SHADOW] = release + area.count
+            sanitizer.called(area.a)
         self.pv = p.data  # the same words as plain ints, cheaper one at a time
         self.area_a = area.arena.a
         p[ly.P_ID], p[ly.P_SHIFT], p[ly.P_AREA] = self.id, area.shift, area.a[ly.A_TAG]
@@ -212,6 +222,7 @@ class PagePool:
         p[ly.P_UNREADABLE] = self.is_unreadable()
         p[ly.P_PER] = p[ly.P_SHARE] = 1
         self._mapped: int | None = None
+        self._watch: sanitizer.DmaWatch | None = None
         if params.flags & PP_FLAG_DMA_MAP:
             assert params.dev is not None
             if self.provider is not None and self.provider.unreadable:
@@ -226,6 +237,9 @@ class PagePool:
                 p[ly.P_BOUNCE] = params.dev.dma_bounce(self._mapped)
                 p[ly.P_SYNC_CPU] = 1
                 p[ly.P_SYNC_DEV] = bool(params.flags & PP_FLAG_DMA_SYNC_DEV)
+            if shadowed:
+                self._watch = sanitizer.DmaWatch(p, self.area_a)
+                params.dev.watchers.append(self._watch)
 
     def _page_fd(self) -> int:
         assert self._pages is not None
@@ -254,7 +268,7 @@ class PagePool:
             refs = self.area.take(n if self.params.order == 0 else 1)
         if not len(refs):
             return 0
-        self.area.records()[(refs >> 1) & k.INDEX_MASK, ly.REC_REF] = 1
+        self.area.records()[(refs >> 1) & INDEX_MASK, ly.REC_REF] = 1
         p[ly.P_CACHE + have : ly.P_CACHE + have + len(refs)] = refs
         p[ly.P_CACHE_N] = have + len(refs)
         p[ly.P_HOLD] += len(refs)
@@ -396,12 +410,14 @@ class PagePool:
         self._held(netmem)
         if nr < 1:
             raise NetmemError(errno.EINVAL, "a netmem has at least one user")
-        self.area_a[k.record(int(netmem)) + ly.REC_REF] = nr
+        self._note(netmem, sh.EV_FRAGMENT)
+        self.area_a[record(int(netmem)) + ly.REC_REF] = nr
 
     def ref_netmem(self, netmem: int, nr: int = 1) -> None:
         """page_pool_ref_netmem(): ``nr`` more references."""
         self._held(netmem)
-        self.area_a[k.record(int(netmem)) + ly.REC_REF] += nr
+        self._note(netmem, sh.EV_REF)
+        self.area_a[record(int(netmem)) + ly.REC_REF] += nr
 
     def unref_netmem(self, netmem: int, nr: int = 1) -> int:
         """page_pool_unref_netmem(): drop ``nr``; what is left. At 0 the caller is the last user.
@@ -415,8 +431,15 @@ class PagePool:
         return left
 
     def _held(self, netmem: int) -> None:
-        if not k.pp_is_mine(self.p, self.area_a, int(netmem)):
+        if not pp_is_mine(self.p, self.area_a, int(netmem)):
             raise NetmemError(errno.EINVAL, f"netmem {int(netmem):#x} is not of pool {self.id}")
+
+    def _note(self, netmem: int, event: int) -> None:
+        """Something is done with a netmem that must be held: for the sanitiser."""
+        if self.pv[ly.P_SHADOW]:
+            if state_of(self.area_a, int(netmem)) <= ly.ST_RING:
+                sh.sh_trap(self.p, self.area_a, sh.TRAP_USE_AFTER_RETURN, int(netmem), event, 0, 0)
+            sh.sh_event(self.p, self.area_a, int(netmem), event)
 
     # -- addresses and syncing ----------------------------------------------------------------
 
@@ -430,8 +453,8 @@ class PagePool:
             raise NetmemError(errno.EINVAL, "the pool was made without PP_FLAG_DMA_MAP")
         base, shift = int(self.p[ly.P_DMA]), self.area.shift
         if isinstance(netmem, np.ndarray):
-            return base + (((netmem >> 1) & k.INDEX_MASK) << shift)
-        return base + (((int(netmem) >> 1) & k.INDEX_MASK) << shift)
+            return base + (((netmem >> 1) & INDEX_MASK) << shift)
+        return base + (((int(netmem) >> 1) & INDEX_MASK) << shift)
 
     def get_dma_addr(self, page: int) -> int:
         """page_pool_get_dma_addr(): the page twin; EINVAL for a net_iov (R3)."""
@@ -445,6 +468,7 @@ class PagePool:
         self._held(netmem)
         if offset < 0 or size < 0 or self.params.offset + offset + size > 1 << self.area.shift:
             raise NetmemError(errno.EINVAL, f"sync of {size} bytes at {offset} is outside the netmem")
+        self._note(netmem, sh.EV_SYNC_CPU)
         k.pp_sync_for_cpu(self.p, int(netmem), offset, size)
 
     def is_unreadable(self) -> bool:
@@ -507,6 +531,9 @@ class PagePool:
         return False
 
     def _free(self) -> None:
+        if self._watch is not None and self.params.dev is not None:
+            self.params.dev.watchers.remove(self._watch)
+            self._watch = None
         if self._mapped is not None:
             assert self.params.dev is not None
             mapped, self._mapped = self._mapped, None
@@ -528,3 +555,14 @@ class PagePool:
             **accounts(self.p, self.area_a),
         }
 
+
+
+class SanitizedPagePool(PagePool):
+    """A page pool whose calls note who calls, and raise what was trapped."""
+
+
+for _name in (
+    "alloc_netmems", "alloc_netmem", "alloc_frag_netmem", "put_netmem", "fragment_netmem",
+    "ref_netmem", "unref_netmem", "dma_sync_netmem_for_cpu", "destroy",
+):  # fmt: skip
+    setattr(SanitizedPagePool, _name, sanitizer.guarded(getattr(PagePool, _name)))

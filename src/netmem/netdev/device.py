@@ -13,6 +13,7 @@ from typing import Any
 from netmem.base.board import Board
 from netmem.base.errors import NetmemError
 from netmem.memory import layout as ly
+from netmem.memory import sanitizer
 from netmem.memory.kernels import pp_available
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
@@ -21,6 +22,7 @@ from netmem.netdev.binding import Binding, bind_rx
 from netmem.netdev.driver import Driver, QueueConfig, RingParams
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.tx import TxQueue
+from netmem.netdev.watch import Watch
 
 PAGE_SIZE = 4096
 BUDGET = 256
@@ -63,6 +65,7 @@ class NetDevice:
         self.running = False
         self.now = 0
         self.queue_generation = 0  # counts queue starts and stops, for whoever caches
+        self.watch = Watch(self)
         self.board = Board(name)
         self.stack_notice: dict[str, Any] = {}  # what the stack above adds to the board
         self.set_mtu(mtu)
@@ -280,6 +283,8 @@ class NetDevice:
         total = 0
         driver, batch = self.driver, self.batch
         for queue in self.rx_queues:
+            if sanitizer.ON:
+                self.watch.blame(queue.index, f"{type(driver).__name__}.napi_poll()")
             got = driver.napi_poll(queue.index, budget, batch)
             pool = queue.pool
             if not got:
@@ -290,10 +295,17 @@ class NetDevice:
             if pool is not None:
                 pool.area_a[ly.A_NOW] = now
                 available = pp_available(pool.p, pool.area_a)
+            if sanitizer.ON:
+                self.watch.batch(queue.index, batch)
+                self.watch.blame(queue.index, "the stack")
             receive(batch, queue.index, available)
+            if sanitizer.ON:
+                self.watch.blame(queue.index, f"{type(driver).__name__}.rx_refill()")
             driver.rx_refill(queue.index, batch)
             batch.clear()
             total += got
+        if sanitizer.ON:
+            self.watch.check()
         return total
 
     def available(self, queue: int) -> int:

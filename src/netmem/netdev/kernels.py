@@ -32,8 +32,9 @@ from netmem.base.formats import (
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be16, load_be32, load_u8
-from netmem.memory.kernels import pp_alloc_buffer, pp_sync_for_cpu, set_state
+from netmem.memory.kernels import pp_alloc_buffer, pp_posted, pp_sync_for_cpu, set_state
 from netmem.memory.layout import P_HOST, P_SHIFT, ST_BATCH, ST_NIC
+from netmem.memory.shadow import sh_delivered
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
@@ -377,7 +378,10 @@ def rx_fill_slot(q, p, a, hp, ha, i, stop):
             return REFILL_HEADER
         q[slot + L_HNETMEM], q[slot + L_HOFFSET] = ref, offset
         set_state(hp, ha, ref, ST_NIC)
+    if q[S_HDRLEN] != 0:
+        pp_posted(hp, q[slot + L_HNETMEM], q[slot + L_HOFFSET], q[S_HDRLEN])
     set_state(p, a, q[slot + L_NETMEM], ST_NIC)
+    pp_posted(p, q[slot + L_NETMEM], q[slot + L_OFFSET], q[S_BUFLEN])
     return REFILL_DONE
 
 
@@ -392,3 +396,14 @@ def rx_borrow(q, i, stop, slot):
             q[other + L_NETMEM] = 0
             return True
     return False
+
+
+@kernel
+def rx_check(rows, n, handle, p, a):
+    """The sanitiser's look at a batch that a driver hands up: the buffers of one pool."""
+    for i in range(n):
+        row = rows[i]
+        if row[B_POOL] == handle and row[B_NETMEM] != 0:
+            sh_delivered(p, a, row[B_NETMEM], row[B_OFFSET], row[B_SIZE])
+        if row[B_HPOOL] == handle and row[B_HNETMEM] != 0:
+            sh_delivered(p, a, row[B_HNETMEM], row[B_HOFFSET], row[B_HLEN])

@@ -14,6 +14,7 @@ from netmem.lab.device import steer
 from netmem.lab.leaks import leaks
 from netmem.lab.local import LocalHost
 from netmem.lab.qemu import QemuHost
+from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.netdev.binding import Binding
@@ -150,6 +151,7 @@ class Network:
         missing = {pool.id: pool.inflight() for pool in self._pools if pool.inflight()}
         text = f"netmems that never came back, by pool: {missing}; before closing: {held or 'nobody'}"
         assert not missing, text
+        sanitizer.check([pool.area_a for pool in self._pools if pool.area_a.nbytes])
         if self.provider is not None:
             area = self.provider.area
             assert area.free == area.count, f"{area.count - area.free} netmems of the provider are missing"

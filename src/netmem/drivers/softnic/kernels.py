@@ -25,7 +25,7 @@ from netmem.hw.softnic.regs import (
     TXD_META,
     TXD_STATUS,
 )
-from netmem.memory.kernels import pp_io_address
+from netmem.memory.kernels import pp_fault, pp_io_address
 from netmem.memory.layout import P_POSTED
 from netmem.netdev.batch import (
     B_STATUS,
@@ -117,6 +117,7 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
                     row[B_STATUS] |= RX_L4_BAD
             if status & RXS_FAULT:
                 meta[M_COUNTERS + N_RX_FAULT] += 1
+                pp_fault(p, a, q[S_SLOTS + (i & mask) * SLOT_WORDS + L_NETMEM])
             n += 1
         rx_count(q, rows[head_row, B_STATUS] & RX_SPLIT != 0, total)
         gro_receive(meta, rows, head_row)

@@ -1,7 +1,8 @@
 """From receive queue to application: frags by token, copies of readable data, tokens back (kernels).
 
-A socket's token arena ``tok`` has a header, two words for each token (netmem, pool), and a stack of
-free tokens. Tokens are numbered from 1 (SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED).
+A socket's token arena ``tok`` has a header, two words for each token (netmem, pool; once returned 0 and
+the netmem with its sign changed), and a stack of free tokens. Tokens are numbered from 1
+(SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from netmem.inet.tcp.tcb import (
     RQ_TAIL,
     STATE,
 )
-from netmem.memory.kernels import INDEX_MASK, pp_available, pp_put, record, set_state
+from netmem.memory.kernels import pp_available, pp_put, set_state
 from netmem.memory.layout import P_HOST, P_SHIFT, REC_REF, ST_USER
+from netmem.memory.records import INDEX_MASK, record
 
 TK_FREE = 0  # free tokens
 TK_CAPACITY = 1
@@ -155,7 +157,7 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
             tokens[other] = token
             other += 1
             continue
-        tok[at] = 0
+        tok[at], tok[at + 1] = 0, -ref
         tok[tok[TK_STACK] + tok[TK_FREE]] = token
         tok[TK_FREE] += 1
         pp_put(p, a, ref, False)
@@ -164,3 +166,21 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
     if c >= 0:
         note_window(g, t, c, tok, p, a, handle)
     return freed
+
+
+@kernel
+def tokens_repeated(tok, tokens):
+    """A netmem of which a token was returned before, or stands twice among ``tokens``; 0 without."""
+    found = 0
+    for token in tokens:
+        if 1 <= token <= tok[TK_CAPACITY]:
+            at = TK_SLOTS + 2 * (token - 1)
+            if tok[at] < 0 or (tok[at] == 0 and tok[at + 1] < 0):
+                found = -tok[at] if tok[at] < 0 else -tok[at + 1]
+            else:
+                tok[at] = -tok[at]  # seen
+    for token in tokens:
+        if 1 <= token <= tok[TK_CAPACITY]:
+            at = TK_SLOTS + 2 * (token - 1)
+            tok[at] = abs(tok[at])
+    return found
