@@ -1,0 +1,286 @@
+"""Verdicts on C drivers: find, parse, follow, judge; on all CPUs, with a cache keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netmem.contract.lint import api, csource, tree
+from netmem.contract.lint.flow import Flow
+from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
+from netmem.contract.lint.rules import RULES
+from netmem.contract.lint.world import World
+
+SUPPRESS = re.compile(r"netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
+EXTRA_FILES = 12  # files beyond the text filter that a driver may pull in because payload is passed to them
+
+
+@dataclass
+class Report:
+    """What was found out about one driver. ``problems``: files that could not be looked at, and why."""
+
+    driver: str
+    path: str
+    requirements: dict[str, Verdict]
+    facts: dict[str, Any] = field(default_factory=dict)
+    unused_suppressions: list[Evidence] = field(default_factory=list)
+    suppressed: list[Evidence] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    looked_at: list[Evidence] = field(default_factory=list)
+
+    @property
+    def passes(self) -> bool:
+        """True when nothing fails or is partial."""
+        return all(v.verdict in (PASS, NA) for v in self.requirements.values()) and any(
+            v.verdict == PASS for v in self.requirements.values()
+        )
+
+
+def judge(driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool = False) -> Report:
+    """Parse a driver, follow its payload, and apply every rule."""
+    problems = list(driver.problems)
+    base = root or driver.folder
+    selection = tree.select(driver, root, exports, everything)
+    for source in driver.sources:
+        if tree.load(str(source)) is None:
+            problems.append(f"{_short(str(source), base)}: cannot be read, or larger than {tree.MAX_FILE >> 20} MiB")
+    own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
+    libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
+    for _ in range(3):
+        world = World(own, libraries)
+        flow = Flow(world)
+        flow.run()
+        more = _passed_to(flow, driver, {one.path for one in own})
+        if not more:
+            break
+        own += [csource.read(path, tree.load(path) or b"") for path in more[:EXTRA_FILES]]
+    case = Case(world, flow)
+    report = Report(_short(driver.name, base), _short(str(driver.folder), base), {}, problems=problems)
+    for rule in RULES:
+        report.requirements[rule.id] = rule.judge(case)
+    if report.requirements["R1"].verdict == FAIL:
+        for rule in RULES[2:]:
+            report.requirements[rule.id] = Verdict(NA, "no page pool: nothing to judge yet")
+    _suppress(report, own)
+    report.facts = _facts(case)
+    report.looked_at = [
+        Evidence(e.path, e.line, f"{e.what}: {e.call} in {e.function}()" + (" (XDP or test)" if e.xdp else ""))
+        for e in case.events if e.what not in ("kept", "passed", "write")
+    ]  # fmt: skip
+    for verdict in report.requirements.values():
+        for one in verdict.evidence:
+            one.file = _short(one.file, base)
+    for one in (*report.unused_suppressions, *report.suppressed, *report.looked_at):
+        one.file = _short(one.file, base)
+    return report
+
+
+def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
+    """The driver's files that define functions which payload is passed to and nobody has read yet."""
+    names = {e.call for e in flow.events if e.what == "passed" and e.call not in flow.world.named}
+    if not names:
+        return []
+    pattern = re.compile(rb"^[\w \t*]*\b(" + b"|".join(sorted(re.escape(n.encode()) for n in names)) + rb")\([^;]*?\)\s*\{", re.M)
+    return [
+        str(p) for p in driver.sources
+        if str(p) not in known and (text := tree.load(str(p))) is not None and pattern.search(text)
+    ]  # fmt: skip
+
+
+def _short(path: str, base: Path) -> str:
+    try:
+        return os.path.relpath(path, base) if os.path.isabs(path) or base != Path(".") else path
+    except ValueError:
+        return path
+
+
+def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
+    """Take out what comments excuse; note excuses that excuse nothing."""
+    marks: dict[tuple[str, int, str], str] = {}
+    for one in files:
+        if b"netmem:" not in one.text:
+            continue
+        for number, line in enumerate(one.lines, 1):
+            match = SUPPRESS.search(line)
+            for id_ in re.findall(r"R[1-7]", match[1]) if match else ():
+                marks[one.path, number, id_] = match[2].strip() if match else ""
+    used = set()
+    for id_, verdict in report.requirements.items():
+        if verdict.verdict not in (FAIL, PARTIAL):
+            continue
+        left = []
+        for evidence in verdict.evidence:
+            mark = next(((evidence.file, n, id_) for n in (evidence.line, evidence.line - 1)
+                         if (evidence.file, n, id_) in marks), None)  # fmt: skip
+            if mark is None:
+                left.append(evidence)
+            else:
+                used.add(mark)
+                evidence.message += f" (ignored: {marks[mark] or 'no reason given'})"
+                report.suppressed.append(evidence)
+        if verdict.evidence and not left:
+            report.requirements[id_] = Verdict(PASS, f"{verdict.why}: ignored by comment")
+        else:
+            verdict.evidence = left
+    report.unused_suppressions = [
+        Evidence(path, line, f"netmem: ignore {id_} excuses nothing here")
+        for path, line, id_ in marks if (path, line, id_) not in used
+    ]  # fmt: skip
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    """What is of interest beside the verdicts."""
+    world = case.world
+    words = {w for one in world.own for f in one.functions for w in f.words}
+    params = sorted(
+        {w for one in world.own for w in set(re.findall(r"ETHTOOL_RING_USE_(\w+)", one.text.decode("utf-8", "replace")))}
+    )
+    tx = sorted({w for one in world.own for w in re.findall(r"netmem_tx\s*=\s*(\w+)", one.text.decode("utf-8", "replace"))})
+    allocated = {label[1] for e in case.of("alloc") for label in e.labels}
+    return {
+        "pools": len(case.creates),
+        "separate_header_pool": bool(allocated - case.payload),
+        "payload_api": case.api if case.of("alloc") else None,
+        "queue_mgmt_ops": b"queue_mgmt_ops" in words,
+        "netmem_tx": tx[0] if tx else None,
+        "ring_params": params,
+        "xdp": b"ndo_bpf" in words or b"bpf_prog_run_xdp" in words or any(b"ndo_bpf" in o.text for o in world.own),
+        "modes": sorted({label[2] for e in case.of("alloc") for label in e.labels}),
+    }
+
+
+# -- whole trees --------------------------------------------------------------------------------------
+
+
+def _version() -> bytes:
+    """A hash of this package: verdicts of another version are not its own."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+def cache_folder() -> Path:
+    """Where verdicts are kept."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "netmem" / "lint"
+
+
+def _key(driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool, version: bytes) -> str:
+    digest = hashlib.blake2b(version, digest_size=20)
+    digest.update(f"{driver.name} {everything} {root}".encode())
+    selection = tree.select(driver, root, exports, everything)
+    for path in (*selection.own, *selection.libraries, *map(str, driver.sources)):
+        digest.update(path.encode() + b"\0" + hashlib.blake2b(tree.load(path) or b"").digest())
+    return digest.hexdigest()
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The documented form."""
+    return asdict(report)
+
+
+def from_json(body: dict[str, Any]) -> Report:
+    """The same back."""
+    def places(found: list[dict[str, Any]]) -> list[Evidence]:
+        return [Evidence(**one) for one in found]
+    verdicts = {
+        id_: Verdict(v["verdict"], v["why"], places(v["evidence"]), v["confidence"], v["needs"])
+        for id_, v in body["requirements"].items()
+    }
+    return Report(
+        body["driver"], body["path"], verdicts, body["facts"], places(body["unused_suppressions"]),
+        places(body["suppressed"]), body["problems"], places(body["looked_at"]),
+    )  # fmt: skip
+
+
+_shared: dict[str, Any] = {}
+
+
+def _one(number: int) -> dict[str, Any]:
+    driver = _shared["drivers"][number]
+    folder: Path | None = _shared["cache"]
+    place = None
+    if folder is not None:
+        key = _key(driver, _shared["root"], _shared["exports"], _shared["everything"], _shared["version"])
+        place = folder / f"{key}.json"
+        try:
+            body: dict[str, Any] = json.loads(place.read_bytes())
+            return body
+        except (OSError, ValueError):
+            pass
+    try:
+        body = to_json(judge(driver, _shared["root"], _shared["exports"], _shared["everything"]))
+    except Exception as error:  # one driver must not take the others' verdicts with it
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"could not be judged: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+        base = _shared["root"] or driver.folder
+        verdicts = {r.id: Verdict(NA, why, confidence="low", needs="a bug report") for r in RULES}
+        return to_json(Report(_short(driver.name, base), _short(str(driver.folder), base), verdicts, problems=[why]))
+    if place is not None:
+        _save(place, body)
+    return body
+
+
+def _save(place: Path, body: dict[str, Any]) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
+            json.dump(body, file)
+        os.replace(file.name, place)
+    except OSError:
+        return  # no cache, then
+
+
+def check(
+    paths: Iterable[Path],
+    problems: list[str],
+    *,
+    cache: Path | None = None,
+    everything: bool = False,
+    all_modules: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Report]:
+    """Reports on every driver at these paths, in the order of their names."""
+    paths = [path.absolute() for path in paths]
+    drivers: list[tree.Driver] = []
+    for path in paths:
+        found = list(tree.find(path, problems))
+        if not found:
+            problems.append(f"{path}: no C files")
+        drivers += found if len(found) == 1 or all_modules else [d for d in found if tree.is_network_driver(d)]
+    if not drivers:
+        return []
+    root = tree.root_of(paths[0])
+    _shared.update(
+        drivers=drivers, root=root, exports=tree.exports(root, paths[0]), everything=everything, cache=cache,
+        version=_version(),
+    )  # fmt: skip
+    order = sorted(range(len(drivers)), key=lambda n: -sum(_weight(p) for p in drivers[n].sources))
+    jobs = min(jobs or os.cpu_count() or 1, len(drivers))
+    bodies: list[dict[str, Any]] = []
+    if jobs <= 1:
+        for number in order:
+            bodies.append(_one(number))
+            progress(len(bodies), len(order))
+    else:
+        with multiprocessing.get_context("fork").Pool(jobs) as pool:
+            for body in pool.imap_unordered(_one, order):
+                bodies.append(body)
+                progress(len(bodies), len(order))
+    return sorted((from_json(body) for body in bodies), key=lambda r: r.driver)
+
+
+def _weight(path: Path) -> int:
+    text = tree.load(str(path))
+    return len(text) if text and api.POOLS.search(text) else 0

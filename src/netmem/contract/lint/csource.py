@@ -1,0 +1,498 @@
+"""C source as the rules need it: functions, structures, macros, and bodies lowered to small tuples.
+
+tree-sitter parses each file by itself: no headers, no kernel configuration. Both branches of #ifdef are
+read, `#if 0` and comments are not. Expressions are tuples whose first item is the kind:
+
+    ("id", name, line)                ("num", text)               ("str",)
+    ("field", base, name, line)       ("index", base, index)      ("deref", e)      ("addr", e)
+    ("call", function, [args], line)  ("assign", op, left, right, line)
+    ("un", op, e)   ("bin", op, l, r)   ("cond", c, a, b)   ("init", [(designator, e)])   ("seq", [e])
+
+Statements: ("expr", e), ("decl", type, name, init or None, line), ("if", cond, [then], [else], line),
+("loop", cond or None, [body], line), ("switch", e, [(labels or None, [body])], line), ("return", e or None, line),
+("jump", line), ("label",), ("block", [...]).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import tree_sitter
+import tree_sitter_c
+
+Expr = tuple[Any, ...]
+Stmt = tuple[Any, ...]
+WORD = re.compile(rb"[A-Za-z_]\w*")
+MAX_DEPTH = 400  # nested deeper than this an expression is not looked at
+
+
+@functools.cache
+def _parser() -> tree_sitter.Parser:
+    return tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
+
+
+@dataclass(eq=False)
+class Function:
+    """A function, or a macro with parameters. ``body`` is lowered when first asked for."""
+
+    name: str
+    path: str
+    line: int
+    end: int
+    params: list[tuple[str, str]]  # (type, name)
+    returns: str
+    static: bool
+    words: frozenset[bytes]
+    node: Any = None
+    source: bytes = b""
+    _body: list[Stmt] | None = None
+
+    @property
+    def body(self) -> list[Stmt]:
+        if self._body is None:
+            self._body = _Lowering(self.source).block(self.node) if self.node is not None else []
+            self.node = None
+        return self._body
+
+
+@dataclass(eq=False)
+class CFile:
+    """What one file defines. ``structs``: tag -> {field: type}; ``macros``: name -> text without parameters."""
+
+    path: str
+    text: bytes
+    functions: list[Function] = field(default_factory=list)
+    structs: dict[str, dict[str, str]] = field(default_factory=dict)
+    embedded: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # struct -> by-value struct fields
+    macros: dict[str, str] = field(default_factory=dict)
+    typedefs: dict[str, str] = field(default_factory=dict)
+    globals: list[tuple[str, str, Expr, int]] = field(default_factory=list)  # type, name, initialiser, line
+    dead: list[tuple[int, int]] = field(default_factory=list)  # lines of #if 0
+
+    @functools.cached_property
+    def lines(self) -> list[str]:
+        return self.text.decode("utf-8", "replace").splitlines()
+
+
+_IF0 = re.compile(rb"^[ \t]*#[ \t]*(if|ifdef|ifndef|else|elif|endif)\b[ \t]*([^\n]*)", re.MULTILINE)
+
+
+def _blank_dead(text: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """Blank what stands under `#if 0`, lines kept; and which lines those are."""
+    if b"if 0" not in text:
+        return text, []
+    out, dead, start, depth = bytearray(text), [], -1, 0
+    for match in _IF0.finditer(text):
+        word, rest = match[1], match[2].split(b"/*")[0].strip()
+        if start < 0:
+            if word == b"if" and rest in (b"0", b"(0)"):
+                start, depth = match.end(), 1
+            continue
+        if word.startswith(b"if"):
+            depth += 1
+        elif word == b"endif":
+            depth -= 1
+        if depth == 0 or (depth == 1 and word in (b"else", b"elif")):
+            for i in range(start, match.start()):
+                if out[i] not in (10, 13):
+                    out[i] = 32
+            dead.append((text.count(b"\n", 0, start) + 1, text.count(b"\n", 0, match.start()) + 1))
+            start = -1
+    return bytes(out), dead
+
+
+_TAGLESS = re.compile(
+    rb"\b(__always_inline|__maybe_unused|__must_check|__cold|__hot|__init|__exit|noinline|__malloc|__used|"
+    rb"noinline_for_stack|INDIRECT_CALLABLE_SCOPE|__net_init|__net_exit|__bpf_kfunc|__iomem|__rcu|__percpu|"
+    rb"____cacheline_aligned_in_smp|____cacheline_aligned|__packed|__user|__force|__read_mostly|fallthrough|"
+    rb"____cacheline_internodealigned_in_smp|__aligned\(\w+\)|__counted_by\(\w+\)|"
+    rb"__cacheline_group_(?:begin|end)(?:_aligned)?\(\w+\);?|DECLARE_FLEX_ARRAY\([^;]*\);|"
+    rb"\bu64_stats_t\b)"
+)
+
+
+def _plain(text: bytes) -> bytes:
+    """Words that only the kernel's compiler knows become spaces: they would confuse the parser."""
+    def blank(match: re.Match[bytes]) -> bytes:
+        return match[0] if match[0] == b"u64_stats_t" else b" " * len(match[0])
+    return _TAGLESS.sub(blank, text)
+
+
+def read(path: str, text: bytes) -> CFile:
+    """Parse one file."""
+    live, dead = _blank_dead(text)
+    source = _plain(live)
+    made = CFile(path, text, dead=dead)
+    tree = _parser().parse(source)
+    _Top(made, source).visit(tree.root_node, 0)
+    return made
+
+
+def _text(node: Any, source: bytes) -> str:
+    return source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+
+def _spaced(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class _Top:
+    """Collects what a file defines at its top level."""
+
+    def __init__(self, made: CFile, source: bytes) -> None:
+        self.made, self.source = made, source
+
+    def visit(self, node: Any, depth: int) -> None:
+        if depth > 60:
+            return
+        for child in node.named_children:
+            kind = child.type
+            if kind == "function_definition":
+                self._function(child)
+            elif kind == "declaration":
+                self._declaration(child)
+            elif kind in ("struct_specifier", "union_specifier"):
+                self._struct(child, "")
+            elif kind == "type_definition":
+                self._typedef(child)
+            elif kind == "preproc_function_def":
+                self._macro(child)
+            elif kind == "preproc_def":
+                value = child.child_by_field_name("value")
+                if value is not None:
+                    text = _text(value, self.source).replace("\\\n", " ")
+                    self.made.macros[_text(child.child_by_field_name("name"), self.source)] = text
+            elif kind.startswith("preproc_") or kind in ("ERROR", "linkage_specification", "declaration_list"):
+                self.visit(child, depth + 1)
+
+    def _function(self, node: Any) -> None:
+        declarator = node.child_by_field_name("declarator")
+        stars = 0
+        while declarator is not None and declarator.type in ("pointer_declarator", "parenthesized_declarator"):
+            stars += declarator.type == "pointer_declarator"
+            declarator = declarator.child_by_field_name("declarator")
+        body = node.child_by_field_name("body")
+        if declarator is None or declarator.type != "function_declarator" or body is None:
+            return
+        name = declarator.child_by_field_name("declarator")
+        if name is None:
+            return
+        type_ = node.child_by_field_name("type")
+        text = self.source[node.start_byte : node.end_byte]
+        head = text[: body.start_byte - node.start_byte]
+        self.made.functions.append(
+            Function(
+                _text(name, self.source), self.made.path, node.start_point[0] + 1, node.end_point[0] + 1,
+                self._params(declarator.child_by_field_name("parameters")),
+                (_spaced(_text(type_, self.source)) if type_ is not None else "") + " *" * stars,
+                b"static" in head, frozenset(WORD.findall(text)), body, self.source,
+            )
+        )  # fmt: skip
+
+    def _params(self, node: Any) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for child in node.named_children if node is not None else ():
+            if child.type == "parameter_declaration":
+                type_ = child.child_by_field_name("type")
+                name, suffix = declared(child.child_by_field_name("declarator"), self.source)
+                found.append((_spaced(_text(type_, self.source)) + suffix if type_ is not None else "", name))
+        return found
+
+    def _macro(self, node: Any) -> None:
+        """A macro with parameters is read as a function whose body is its text."""
+        value, params = node.child_by_field_name("value"), node.child_by_field_name("parameters")
+        if value is None:
+            return
+        name = _text(node.child_by_field_name("name"), self.source)
+        text = _text(value, self.source).replace("\\\n", " ").strip()
+        names = [("", _text(one, self.source)) for one in params.named_children]
+        statement = text.startswith(("do", "{", "if", "for", "while")) or text.endswith(";")
+        code = f"void m(void) {{ {text if statement else 'return ' + text} ; }}".encode()
+        body = next(
+            (c.child_by_field_name("body") for c in _parser().parse(code).root_node.named_children
+             if c.type == "function_definition"), None,
+        )  # fmt: skip
+        line = node.start_point[0] + 1
+        if body is not None and name != text.partition("(")[0]:
+            words = frozenset(WORD.findall(code))
+            self.made.functions.append(
+                Function(name, self.made.path, line, line, names, "", True, words, body, code)
+            )
+            self.made.functions[-1].macro = True  # type: ignore[attr-defined]
+
+    def _typedef(self, node: Any) -> None:
+        type_ = node.child_by_field_name("type")
+        name, suffix = declared(node.child_by_field_name("declarator"), self.source)
+        if type_ is None or not name:
+            return
+        if type_.type in ("struct_specifier", "union_specifier"):
+            self.made.typedefs[name] = self._struct(type_, name) + suffix
+        else:
+            self.made.typedefs[name] = _spaced(_text(type_, self.source)) + suffix
+
+    def _struct(self, node: Any, fallback: str) -> str:
+        """Note a structure's fields; its type, as in a declaration."""
+        name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
+        tag = _text(name, self.source) if name is not None else fallback
+        if body is not None and tag:
+            fields = self.made.structs.setdefault(tag, {})
+            self._fields(body, tag, fields)
+        return f"struct {tag}"
+
+    def _fields(self, body: Any, tag: str, fields: dict[str, str]) -> None:
+        for child in body.named_children:
+            if child.type.startswith("preproc_") or child.type == "ERROR":
+                self._fields(child, tag, fields)
+                continue
+            if child.type != "field_declaration":
+                continue
+            type_ = child.child_by_field_name("type")
+            if type_ is None:
+                continue
+            declarators = child.children_by_field_name("declarator")
+            if type_.type in ("struct_specifier", "union_specifier"):
+                inner = type_.child_by_field_name("body")
+                if inner is not None and not declarators:
+                    self._fields(inner, tag, fields)  # anonymous: its fields are ours
+                    continue
+                name = declared(declarators[0], self.source)[0] if declarators else ""
+                text = self._struct(type_, f"{tag}.{name}")
+            else:
+                text = _spaced(_text(type_, self.source))
+            for one in declarators:
+                name, suffix = declared(one, self.source)
+                if name:
+                    fields[name] = text + suffix
+                    if text.startswith("struct ") and not suffix:
+                        self.made.embedded.setdefault(tag, []).append((name, text[7:]))
+
+    def _declaration(self, node: Any) -> None:
+        type_ = node.child_by_field_name("type")
+        if type_ is None:
+            return
+        if type_.type in ("struct_specifier", "union_specifier"):
+            self._struct(type_, "")
+        for one in node.children_by_field_name("declarator"):
+            if one.type == "init_declarator":
+                name, suffix = declared(one.child_by_field_name("declarator"), self.source)
+                value = one.child_by_field_name("value")
+                if value is not None and name:
+                    expr = _Lowering(self.source).expr(value, 0)
+                    text = _spaced(_text(type_, self.source)) + suffix
+                    self.made.globals.append((text, name, expr, one.start_point[0] + 1))
+
+
+def declared(node: Any, source: bytes) -> tuple[str, str]:
+    """(name, suffix) of a declarator: suffix is `` *`` for each pointer and ``[]`` for each array."""
+    suffix = ""
+    for _ in range(20):
+        if node is None:
+            return "", suffix
+        kind = node.type
+        if kind in ("identifier", "field_identifier", "type_identifier"):
+            return _text(node, source), suffix
+        if kind in ("pointer_declarator", "abstract_pointer_declarator"):
+            suffix += " *"
+        elif kind in ("array_declarator", "abstract_array_declarator"):
+            suffix += "[]"
+        elif kind in ("function_declarator", "abstract_function_declarator"):
+            suffix += "()"
+        following = node.child_by_field_name("declarator")
+        if following is None:
+            following = next((c for c in node.named_children if c.type.endswith(("declarator", "identifier"))), None)
+        node = following
+    return "", suffix
+
+
+class _Lowering:
+    """Turns syntax into the tuples described at the top of this file."""
+
+    def __init__(self, source: bytes) -> None:
+        self.source = source
+
+    def block(self, node: Any, depth: int = 0) -> list[Stmt]:
+        out: list[Stmt] = []
+        for child in node.named_children:
+            self.stmt(child, out, depth + 1)
+        return out
+
+    def body(self, node: Any, depth: int) -> list[Stmt]:
+        out: list[Stmt] = []
+        if node is not None:
+            self.stmt(node, out, depth)
+        return out
+
+    def stmt(self, node: Any, out: list[Stmt], depth: int) -> None:
+        if depth > MAX_DEPTH:
+            return
+        kind, line = node.type, node.start_point[0] + 1
+        if kind == "expression_statement":
+            for child in node.named_children:
+                out.append(("expr", self.expr(child, depth)))
+        elif kind == "declaration":
+            self._decl(node, out, depth)
+        elif kind == "compound_statement":
+            out.append(("block", self.block(node, depth)))
+        elif kind == "if_statement":
+            other = node.child_by_field_name("alternative")
+            if other is not None and other.type == "else_clause":
+                other = other.named_children[0] if other.named_children else None
+            cond = self.expr(node.child_by_field_name("condition"), depth)
+            then = self.body(node.child_by_field_name("consequence"), depth + 1)
+            out.append(("if", cond, then, self.body(other, depth + 1), line))
+        elif kind in ("while_statement", "do_statement", "for_statement"):
+            self._loop(node, kind, out, depth)
+        elif kind == "switch_statement":
+            self._switch(node, out, depth)
+        elif kind == "return_statement":
+            value = node.named_children[0] if node.named_children else None
+            out.append(("return", self.expr(value, depth) if value is not None else None, line))
+        elif kind in ("goto_statement", "break_statement", "continue_statement"):
+            out.append(("jump", kind, line))
+        elif kind == "labeled_statement":
+            out.append(("label",))
+            for child in node.named_children[1:]:
+                self.stmt(child, out, depth + 1)
+        elif kind == "comment" or kind.startswith("preproc_def"):
+            return
+        elif kind in ("preproc_if", "preproc_ifdef", "preproc_elif"):
+            self._either(node, out, depth)
+        elif kind.startswith("preproc_") or kind in ("ERROR", "case_statement"):
+            for child in node.named_children:
+                if kind.startswith("preproc_") and child.type in ("identifier", "preproc_defined", "number_literal"):
+                    continue
+                self.stmt(child, out, depth + 1)
+        elif kind.endswith("_expression") or kind in ("identifier", "call_expression"):
+            out.append(("expr", self.expr(node, depth)))
+
+    def _either(self, node: Any, out: list[Stmt], depth: int) -> None:
+        """#if: nobody knows which branch it is."""
+        skip = [node.child_by_field_name(name) for name in ("condition", "name", "alternative")]
+        starts = {one.start_byte for one in skip if one is not None}
+        then: list[Stmt] = []
+        for child in node.named_children:
+            if child.start_byte not in starts:
+                self.stmt(child, then, depth + 1)
+        out.append(("if", ("num", "?"), then, self.body(skip[2], depth + 1), node.start_point[0] + 1))
+
+    def _decl(self, node: Any, out: list[Stmt], depth: int) -> None:
+        type_ = node.child_by_field_name("type")
+        text = _spaced(_text(type_, self.source)) if type_ is not None else ""
+        text = text.partition("{")[0].strip()
+        for one in node.children_by_field_name("declarator"):
+            value = one.child_by_field_name("value") if one.type == "init_declarator" else None
+            inner = one.child_by_field_name("declarator") if one.type == "init_declarator" else one
+            name, suffix = declared(inner, self.source)
+            if name:
+                init = self.expr(value, depth) if value is not None else None
+                out.append(("decl", text + suffix, name, init, one.start_point[0] + 1))
+
+    def _loop(self, node: Any, kind: str, out: list[Stmt], depth: int) -> None:
+        line = node.start_point[0] + 1
+        first = node.child_by_field_name("initializer")
+        if first is not None:
+            self.stmt(first, out, depth) if first.type == "declaration" else out.append(
+                ("expr", self.expr(first, depth))
+            )
+        cond = node.child_by_field_name("condition")
+        body = self.body(node.child_by_field_name("body"), depth + 1)
+        step = node.child_by_field_name("update")
+        if step is not None:
+            body.append(("expr", self.expr(step, depth)))
+        condition = self.expr(cond, depth) if cond is not None and kind != "do_statement" else None
+        out.append(("loop", condition, body, line))
+
+    def _switch(self, node: Any, out: list[Stmt], depth: int) -> None:
+        cases: list[tuple[list[Expr] | None, list[Stmt]]] = []
+        body = node.child_by_field_name("body")
+        for child in body.named_children if body is not None else ():
+            if child.type != "case_statement":
+                continue
+            value = child.child_by_field_name("value")
+            stmts: list[Stmt] = []
+            for one in child.named_children:
+                if value is None or one.start_byte != value.start_byte:
+                    self.stmt(one, stmts, depth + 1)
+            label = [self.expr(value, depth)] if value is not None else None
+            if cases and not cases[-1][1]:  # case A: case B: share a body
+                before = cases.pop()[0]
+                label = None if label is None or before is None else before + label
+            cases.append((label, stmts))
+        cond = self.expr(node.child_by_field_name("condition"), depth)
+        out.append(("switch", cond, cases, node.start_point[0] + 1))
+
+    def expr(self, node: Any, depth: int) -> Expr:
+        if node is None or depth > MAX_DEPTH:
+            return ("num", "?")
+        kind = node.type
+        d = depth + 1
+        if kind in ("identifier", "field_identifier", "type_identifier"):
+            return ("id", _text(node, self.source), node.start_point[0] + 1)
+        if kind in ("number_literal", "char_literal", "true", "false", "null"):
+            return ("num", _text(node, self.source))
+        if kind in ("parenthesized_expression", "condition_clause", "else_clause"):
+            inner = [c for c in node.named_children if c.type != "comment"]
+            if len(inner) == 1:
+                if inner[0].type == "compound_statement":  # a statement expression: its last value
+                    return ("block", self.block(inner[0], d))
+                return self.expr(inner[0], d)
+            return ("seq", [self.expr(c, d) for c in inner])
+        if kind == "call_expression":
+            args = node.child_by_field_name("arguments")
+            given = [self.expr(c, d) for c in args.named_children if c.type != "comment"] if args is not None else []
+            return ("call", self.expr(node.child_by_field_name("function"), d), given, node.start_point[0] + 1)
+        if kind == "field_expression":
+            name = node.child_by_field_name("field")
+            return (
+                "field", self.expr(node.child_by_field_name("argument"), d), _text(name, self.source),
+                node.start_point[0] + 1,
+            )  # fmt: skip
+        if kind == "subscript_expression":
+            return (
+                "index", self.expr(node.child_by_field_name("argument"), d),
+                self.expr(node.child_by_field_name("index"), d),
+            )  # fmt: skip
+        if kind == "pointer_expression":
+            what = "addr" if _operator(node, self.source) == "&" else "deref"
+            return (what, self.expr(node.child_by_field_name("argument"), d))
+        if kind == "assignment_expression":
+            return (
+                "assign", _operator(node, self.source), self.expr(node.child_by_field_name("left"), d),
+                self.expr(node.child_by_field_name("right"), d), node.start_point[0] + 1,
+            )  # fmt: skip
+        if kind == "binary_expression":
+            return (
+                "bin", _operator(node, self.source), self.expr(node.child_by_field_name("left"), d),
+                self.expr(node.child_by_field_name("right"), d),
+            )  # fmt: skip
+        if kind in ("unary_expression", "update_expression"):
+            return ("un", _operator(node, self.source), self.expr(node.child_by_field_name("argument"), d))
+        if kind in ("cast_expression", "compound_literal_expression"):
+            return self.expr(node.child_by_field_name("value"), d)
+        if kind == "conditional_expression":
+            first = node.child_by_field_name("condition")
+            then = node.child_by_field_name("consequence")
+            cond = self.expr(first, d)
+            middle = self.expr(then, d) if then is not None else cond
+            return ("cond", cond, middle, self.expr(node.child_by_field_name("alternative"), d))
+        if kind == "initializer_list":
+            return ("init", [self._initialiser(c, d) for c in node.named_children if c.type != "comment"])
+        if kind in ("string_literal", "concatenated_string", "sizeof_expression"):
+            return ("str",)
+        if kind == "compound_statement":
+            return ("block", self.block(node, d))
+        return ("seq", [self.expr(c, d) for c in node.named_children if c.type != "comment"])
+
+    def _initialiser(self, node: Any, depth: int) -> tuple[str, Expr]:
+        if node.type != "initializer_pair":
+            return "", self.expr(node, depth)
+        names = [_text(c, self.source).strip(".[] ") for c in node.children_by_field_name("designator")]
+        return ".".join(names), self.expr(node.child_by_field_name("value"), depth)
+
+
+def _operator(node: Any, source: bytes) -> str:
+    operator = node.child_by_field_name("operator")
+    return _text(operator, source) if operator is not None else ""

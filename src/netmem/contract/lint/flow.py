@@ -1,0 +1,829 @@
+"""Where payload goes: flow of pools, buffers and their addresses through a whole driver.
+
+Values are sets of labels:
+
+    ("pool", holder)       a page pool: the field it is kept in, or the place that made it
+    ("buf", holder, api)   a page (api "page") or netmem ("netmem") allocated from it
+    ("dma", holder, api)   its I/O address          ("va", holder, api)   its address for the CPU
+    ("obj", name)          a structure that lies in another one (there may be several of its type)
+    ("split",)             follows tcp-data-split, or whether there is a memory provider
+
+Locals are followed statement by statement; fields are one cell for each structure type and name, and for each
+embedded object where that is known. A function is looked at once for each combination of pools and objects that
+its callers pass. What happens is noted as events, with whether a guard stands before it, here or in all callers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from netmem.contract.lint import api
+from netmem.contract.lint.csource import Expr, Function, Stmt
+from netmem.contract.lint.world import World
+
+Labels = frozenset[Any]
+EMPTY: Labels = frozenset()
+SPLIT: Labels = frozenset({("split",)})
+KINDS = ("buf", "dma", "va")
+FOLLOWED = {*KINDS, "pool"}  # a field that holds one of these makes whoever names it worth a look
+MAX_ROUNDS = 8
+MAX_CALLS = 25
+MAX_CONTEXTS = 12
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a rule may care about. ``what``: see the calls of ``_note``."""
+
+    what: str
+    call: str
+    labels: Labels
+    path: str
+    line: int
+    function: str
+    readable: bool  # a guard says that the memory is readable
+    xdp: bool  # only for XDP, AF_XDP or self tests, or in a mode without page pool
+    conds: tuple[tuple[Expr, bool], ...] = field(default=(), compare=False)
+
+
+class _Frame:
+    """One function being looked at."""
+
+    def __init__(self, function: Function, readable: bool, xdp: bool) -> None:
+        self.function = function
+        self.types: dict[str, str] = {name: type_ for type_, name in function.params if name}
+        self.env: dict[str, Labels] = {}
+        self.conds: list[tuple[Expr, bool]] = []
+        self.marks = [(readable, xdp, False)]  # for each condition and those before it: readable, XDP, split
+        self.returns: Labels = EMPTY
+        self.dead = False
+
+
+@dataclass
+class _Summary:
+    """What is known of a function in one context: values given, returned, and written through pointers."""
+
+    returns: Labels
+    outs: tuple[Labels, ...]
+    args: list[Labels]
+
+
+class Flow:
+    """Run with ``run``; then ``events``, ``fields`` and ``pools`` say what was found."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.fields: dict[tuple[str, str], Labels] = defaultdict(lambda: EMPTY)
+        self.objects: dict[str, set[str]] = defaultdict(set)  # structure type -> embedded objects
+        self.constants: dict[str, Labels] = defaultdict(lambda: EMPTY)
+        self.events: set[Event] = set()
+        self.holds: dict[Any, set[Any]] = defaultdict(set)  # field -> places whose pools it may hold
+        self._summaries: dict[Any, _Summary] = {}
+        self._round: dict[Any, int] = {}
+        self._guards: dict[int, tuple[bool, bool]] = {}
+        self._next: dict[int, tuple[bool, bool]] = {}
+        self._returned: dict[int, Labels] = defaultdict(lambda: EMPTY)
+        self._contexts: dict[int, set[Any]] = defaultdict(set)
+        self._known: set[str] = set()
+        self._called: set[int] = set()
+        self.conditions: dict[int, tuple[bool, bool, bool]] = {}  # follows split; readable when true, when false
+        self._final = True
+        self._depth = 0
+        self._changed = False
+        self.number = 0
+
+    # -- which functions ---------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until nothing changes any more."""
+        words: set[bytes] = set()
+        chosen: list[Function] = []
+        everything = [f for found in self.world.named.values() for f in found]
+        for self.number in range(1, MAX_ROUNDS + 1):
+            self._changed = False
+            words |= {name.encode() for (_, name), held in self.fields.items()
+                      if any(x[0] in FOLLOWED for x in held)}
+            chosen = self._choose(everything, words)
+            self.events.clear()
+            self._operations()
+            self._next = {}
+            for function in chosen:
+                if id(function) not in self._called:
+                    self._look(function, [EMPTY] * len(function.params), False, False)
+            for function in chosen:  # only called through pointers, or in a circle
+                if self._round.get(id(function)) != self.number:
+                    self._look(function, [EMPTY] * len(function.params), False, False)
+            self._guards, before = self._next, self._guards
+            if not self._changed and self._guards == before:
+                return
+
+    def _operations(self) -> None:
+        """Tables of functions: what a call through such a field may reach."""
+        for type_, expr, _, _ in self.world.globals.values():
+            if expr[0] != "init":
+                continue
+            for name, one in expr[1]:
+                one = one[1] if one[0] == "addr" else one
+                if name and one[0] == "id" and one[1] in self._known:
+                    self._put((self.world.tag(type_), name), frozenset({("fn", one[1])}))
+
+    def _choose(self, everything: list[Function], words: set[bytes]) -> list[Function]:
+        """Functions that can matter: those naming an interface, a field that holds something, or one of these."""
+        interesting = set(words)
+        interesting |= {name.encode() for name in _INTERFACE}
+        chosen: dict[int, Function] = {}
+        while True:
+            fresh = [
+                f for f in everything
+                if id(f) not in chosen and (not interesting.isdisjoint(f.words) or api.RELEVANT.search(b" ".join(f.words)))
+            ]  # fmt: skip
+            if not fresh:
+                break
+            for function in fresh:
+                chosen[id(function)] = function
+            interesting = {f.name.encode() for f in fresh}
+        names = {f.name for f in chosen.values()}
+        self._known = names
+        called: set[int] = set()
+        for function in chosen.values():
+            for word in function.words:
+                name = word.decode()
+                if name in names and name != function.name:
+                    target = self.world.function(name, function.path)
+                    if target is not None:
+                        called.add(id(target))
+        self._called = called
+        return list(chosen.values())
+
+    # -- functions ---------------------------------------------------------------------------
+
+    def _look(
+        self, function: Function, args: list[Labels], readable: bool, xdp: bool
+    ) -> _Summary:
+        """Look at a function with these arguments; what it returns and writes through pointers."""
+        xdp = xdp or bool(api.XDP_NAME.search(function.name) or api.TEST_NAME.search(function.name))
+        now = self._next.get(id(function))
+        self._next[id(function)] = (readable, xdp) if now is None else (now[0] and readable, now[1] and xdp)
+        context = tuple(frozenset(x for x in arg if x[0] in ("pool", "obj")) for arg in args)
+        contexts = self._contexts[id(function)]
+        if context not in contexts:
+            if len(contexts) >= MAX_CONTEXTS:
+                context = ()  # too many callers to tell apart
+            contexts.add(context)
+        key = id(function), context
+        summary = self._summaries.get(key)
+        if summary is None:
+            summary = self._summaries[key] = _Summary(EMPTY, (EMPTY,) * len(args), list(args))
+        else:
+            for at, given in enumerate(args):
+                if given - summary.args[at]:
+                    summary.args[at] |= given
+                    if self._round.get(key) == self.number:
+                        self._changed = True  # was looked at with less
+        args = summary.args
+        if self._round.get(key) == self.number or self._depth > MAX_CALLS:
+            return summary
+        self._round[key] = self._round[id(function)] = self.number
+        guard = self._guards.get(id(function), (readable, xdp))
+        frame = _Frame(function, *guard)
+        for (_, name), given in zip(function.params, args, strict=False):
+            frame.env[name] = given
+        self._depth += 1
+        self._block(frame, function.body)
+        self._depth -= 1
+        outs = tuple(frame.env.get(name, EMPTY) for _, name in function.params)
+        merged = tuple(a | b for a, b in zip(outs, summary.outs, strict=True))
+        if merged != summary.outs or frame.returns - summary.returns:
+            summary.returns |= frame.returns
+            summary.outs = merged
+            self._returned[id(function)] |= frame.returns
+            self._changed = True
+        return summary
+
+    # -- statements ----------------------------------------------------------------------------
+
+    def _block(self, f: _Frame, stmts: list[Stmt]) -> None:
+        mark = len(f.conds)
+        for stmt in stmts:
+            self._stmt(f, stmt)
+        while len(f.conds) > mark:
+            self._pop(f)
+
+    def _stmt(self, f: _Frame, stmt: Stmt) -> None:
+        kind = stmt[0]
+        if kind == "expr":
+            self._eval(f, stmt[1])
+        elif kind == "decl":
+            f.types[stmt[2]] = stmt[1]
+            if stmt[3] is not None:
+                self._store(f, ("id", stmt[2], stmt[4]), stmt[3], stmt[4])
+            else:
+                f.env[stmt[2]] = EMPTY
+        elif kind == "if":
+            self._if(f, stmt)
+        elif kind == "loop":
+            for _ in range(2):  # what the body leaves is there when it starts again
+                if stmt[1] is not None:
+                    self._eval(f, stmt[1])
+                before = dict(f.env)
+                if stmt[1] is not None:
+                    self._push(f, stmt[1], True)
+                self._block(f, stmt[2])
+                if stmt[1] is not None:
+                    self._pop(f)
+                f.dead = False
+                f.env = _merge(before, f.env)
+        elif kind == "switch":
+            self._eval(f, stmt[1])
+            before, out = dict(f.env), dict(f.env)
+            for labels, body in stmt[2]:
+                f.env = dict(before)
+                self._push(f, ("case", stmt[1], labels or []), True)
+                self._block(f, body)
+                self._pop(f)
+                f.dead = False
+                out = _merge(out, f.env)
+            f.env = out
+        elif kind == "return":
+            if stmt[1] is not None:
+                f.returns |= self._eval(f, stmt[1]) | self._control(f, stmt[1])
+            f.dead = True
+        elif kind == "jump":
+            f.dead = True
+        elif kind == "label":
+            f.dead = False
+        elif kind == "block":
+            self._block(f, stmt[1])
+
+    def _push(self, f: _Frame, cond: Expr, positive: bool) -> None:
+        """From here on a condition holds."""
+        readable, xdp, split = f.marks[-1]
+        if cond[0] != "case":
+            readable = readable or self._says_readable(f, cond, positive)
+            xdp = xdp or _xdp_condition(cond, positive) or self._says_no_pool(f, cond, positive)
+        if self._final:
+            self.conditions[id(cond)] = (
+                self._is_split(f, cond),
+                cond[0] != "case" and self._says_readable(f, cond, True),
+                cond[0] != "case" and self._says_readable(f, cond, False),
+            )
+        f.conds.append((cond, positive))
+        f.marks.append((readable, xdp, split or self._is_split(f, cond)))
+
+    def _pop(self, f: _Frame) -> None:
+        f.conds.pop()
+        f.marks.pop()
+
+    def _if(self, f: _Frame, stmt: Stmt) -> None:
+        _, cond, then, other, _line = stmt
+        self._eval(f, cond)
+        before = dict(f.env)
+        ends = []
+        for polarity, body in ((True, then), (False, other)):
+            f.env, f.dead = dict(before), False
+            self._push(f, cond, polarity)
+            self._block(f, body)
+            self._pop(f)
+            ends.append((f.dead, f.env))
+        (dead_then, then_env), (dead_else, else_env) = ends
+        f.dead = dead_then and dead_else
+        if dead_then and not dead_else:
+            f.env = else_env
+            self._push(f, cond, False)  # holds for what follows
+        elif dead_else and not dead_then:
+            f.env = then_env
+            if other:
+                self._push(f, cond, True)
+        else:
+            f.env = _merge(then_env, else_env)
+
+    def _control(self, f: _Frame, value: Expr) -> Labels:
+        """A constant chosen by what follows split follows it too."""
+        if value[0] in ("num", "id") and f.marks[-1][2]:
+            return SPLIT
+        return EMPTY
+
+    def _is_split(self, f: _Frame, cond: Expr) -> bool:
+        if cond[0] == "case":
+            return self._is_split(f, cond[1])
+        return ("split",) in self._quiet(f, cond)
+
+    # -- expressions -----------------------------------------------------------------------------
+
+    def _quiet(self, f: _Frame, e: Expr) -> Labels:
+        """The labels of an expression, without noting what happens in it."""
+        kind = e[0]
+        if kind == "call":
+            if e[1][0] == "id" and e[1][1] in api.SPLIT_CALLS:
+                return SPLIT
+            found = EMPTY
+            for arg in e[2]:
+                found |= self._quiet(f, arg) & SPLIT
+            target = self.world.function(e[1][1], f.function.path) if e[1][0] == "id" else None
+            if target is not None:
+                found |= self._returned[id(target)]
+            return found
+        if kind in ("id", "field", "index", "deref", "addr"):
+            return self._load(f, e)
+        if kind == "bin":
+            return self._quiet(f, e[2]) | self._quiet(f, e[3])
+        if kind in ("un", "cond"):
+            return self._quiet(f, e[-1]) | (self._quiet(f, e[2]) if kind == "cond" else EMPTY)
+        if kind == "assign":
+            return self._load(f, e[2])
+        return EMPTY
+
+    def _eval(self, f: _Frame, e: Expr) -> Labels:
+        kind = e[0]
+        if kind in ("num", "str"):
+            return EMPTY
+        if kind == "id":
+            return self._load(f, e)
+        if kind in ("field", "index", "deref"):
+            base = self._eval(f, e[1])
+            if kind == "index":
+                self._eval(f, e[2])
+            if kind != "field" and e[1][0] != "addr":
+                self._note(f, "read", "*", base, e)
+            elif kind == "field" and any(label[0] == "va" for label in base):
+                self._note(f, "read", "->", base, e)
+            return self._load(f, e)
+        if kind == "addr":
+            self._eval(f, e[1])
+            return self._load(f, e)
+        if kind == "call":
+            return self._call(f, e)
+        if kind == "assign":
+            return self._store(f, e[2], e[3], e[4], e[1])
+        if kind == "bin":
+            left = self._eval(f, e[2])
+            if e[1] in ("&&", "||"):
+                self._push(f, e[2], e[1] == "&&")
+                right = self._eval(f, e[3])
+                self._pop(f)
+            else:
+                right = self._eval(f, e[3])
+            if e[1] in ("==", "!=", "<", ">", "<=", ">=", "&&", "||"):
+                return (left | right) & SPLIT
+            return left | right
+        if kind == "un":
+            return self._eval(f, e[2])
+        if kind == "cond":
+            self._eval(f, e[1])
+            found = EMPTY
+            for polarity, part in ((True, e[2]), (False, e[3])):
+                self._push(f, e[1], polarity)
+                found |= self._eval(f, part)
+                self._pop(f)
+            return found
+        if kind == "init":
+            for _, one in e[1]:
+                self._eval(f, one)
+            return EMPTY
+        if kind == "block":
+            self._block(f, e[1])
+            return self._eval(f, e[1][-1][1]) if e[1] and e[1][-1][0] == "expr" else EMPTY
+        found = EMPTY
+        for one in e[1]:
+            found = self._eval(f, one)
+        return found
+
+    def type_of(self, f: _Frame, e: Expr) -> str:
+        """Declared type of an expression, "" when unknown."""
+        kind = e[0]
+        if kind == "id":
+            known = f.types.get(e[1])
+            return known if known is not None else self.world.globals.get(e[1], ("",))[0]
+        if kind == "field":
+            return self.world.field_type(self.world.tag(self.type_of(f, e[1])), e[2])
+        if kind in ("index", "deref", "addr"):
+            return self.type_of(f, e[1])
+        if kind == "call" and e[1][0] == "id":
+            if e[1][1] in api.SAME and len(e[2]) > api.SAME[e[1][1]]:
+                return self.type_of(f, e[2][api.SAME[e[1][1]]])
+            target = self.world.function(e[1][1], f.function.path)
+            if target is not None and target.returns:
+                return target.returns
+            return self._macro_type(f, target, e[2])
+        if kind == "bin":
+            return self.type_of(f, e[2]) or self.type_of(f, e[3])
+        if kind == "cond":
+            return self.type_of(f, e[2]) or self.type_of(f, e[3])
+        if kind == "assign":
+            return self.type_of(f, e[2])
+        return ""
+
+    def _macro_type(self, f: _Frame, target: Function | None, args: list[Expr]) -> str:
+        if target is None or len(target.body) != 1 or target.body[0][0] != "return" or target.body[0][1] is None:
+            return ""
+        inner = _Frame(target, False, False)
+        for (_, name), arg in zip(target.params, args, strict=False):
+            inner.types[name] = self.type_of(f, arg)
+        return self.type_of(inner, target.body[0][1]) if f.function is not target else ""
+
+    def cells(self, f: _Frame, e: Expr) -> list[tuple[str, str]]:
+        """Where a field expression's value is kept: (structure or object, field)."""
+        base, name = e[1], e[2]
+        objects = [label[1] for label in self._base(f, base) if label[0] == "obj"]
+        tag = self.world.tag(self.type_of(f, base))
+        return [(one, name) for one in objects] or [(tag, name)]
+
+    def _base(self, f: _Frame, base: Expr) -> Labels:
+        """Objects that an expression denotes or points to."""
+        while base[0] in ("addr", "deref", "index"):
+            base = base[1]
+        if base[0] == "id":
+            return frozenset(x for x in f.env.get(base[1], EMPTY) if x[0] == "obj")
+        if base[0] == "field":
+            tag = self.world.tag(self.type_of(f, base[1]))
+            inner = self.world.field_type(tag, base[2])
+            outer = [x[1] for x in self._base(f, base[1]) if x[0] == "obj"]
+            of = self.world.tag(inner)
+            if of and self.world.places.get(of, 0) > 1:
+                made = [f"{one}.{base[2]}" for one in outer] or [f"{tag}.{base[2]}"]
+                if "*" in inner:  # what was put there, too
+                    made += [x[1] for x in self._cell_values(f, base) if x[0] == "obj"]
+            elif outer and of:
+                made = [f"{one}.{base[2]}" for one in outer]  # what the object's pointer leads to
+            else:
+                return frozenset(x for x in self._cell_values(f, base) if x[0] == "obj")
+            made = [one for one in made if one.count(".") < 6]
+            self.objects[of].update(made)
+            return frozenset(("obj", one) for one in made)
+        if base[0] in ("call", "bin", "cond", "assign"):
+            return frozenset(x for x in self._quiet(f, base) if x[0] == "obj")
+        return EMPTY
+
+    def _cell_values(self, f: _Frame, e: Expr) -> Labels:
+        found = EMPTY
+        for cell in self.cells(f, e):
+            found |= self._read(cell, f, e)
+        return found
+
+    def _read(self, cell: tuple[str, str], f: _Frame, e: Expr) -> Labels:
+        owner, name = cell
+        found = self.fields[cell] if cell in self.fields else EMPTY
+        tag = self.world.tag(self.type_of(f, e[1]))
+        if owner != tag and (tag, name) in self.fields:
+            found |= self.fields[tag, name]  # written where the object was not known
+        elif owner == tag:
+            for one in self.objects.get(tag, ()):
+                if (one, name) in self.fields:
+                    found |= self.fields[one, name]
+        if owner and ("", name) in self.fields:
+            found |= self.fields["", name]
+        if any(label[0] == "pool" for label in found):
+            # A pool is known by the field it is kept in.
+            kept = frozenset(x for x in found if x[0] != "pool")
+            return kept | {("pool", cell)}
+        return found
+
+    def _load(self, f: _Frame, e: Expr) -> Labels:
+        kind = e[0]
+        if kind == "id":
+            found = f.env.get(e[1])
+            if found is None:
+                found = self.constants[e[1]] if e[1] in self.constants else EMPTY
+                if e[1] in self._known:
+                    found |= {("fn", e[1])}
+                elif e[1].isupper() and _split_name(e[1]):
+                    found |= SPLIT
+            return found
+        if kind == "field":
+            found = self._cell_values(f, e) | self._base(f, e)
+            if e[2] in api.SPLIT_FIELDS or _split_name(e[2]):
+                found |= SPLIT
+            return found
+        if kind in ("index", "deref", "addr"):
+            return self._load(f, e[1]) | (self._base(f, e) if kind == "addr" else EMPTY)
+        if kind in ("bin", "cond", "call", "assign", "un"):
+            return self._quiet(f, e)
+        return EMPTY
+
+    def _store(self, f: _Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
+        value = self._eval(f, right) if right[0] != "init" else self._eval_init(f, left, right)
+        value |= self._control(f, right)
+        if right[0] in ("call", "bin", "cond", "un") and value and left[0] == "field":
+            pass
+        if op in ("|=",) and right[0] == "id" and value & SPLIT:
+            self._add_constant(right[1], SPLIT)
+        self._write(f, left, value, op)
+        return value
+
+    def _add_constant(self, name: str, value: Labels) -> None:
+        if value - self.constants[name]:
+            self.constants[name] |= value
+            self._changed = True
+
+    def _eval_init(self, f: _Frame, left: Expr, right: Expr) -> Labels:
+        for name, one in right[1]:
+            value = self._eval(f, one)
+            if name and value:
+                self._write(f, ("field", left, name.split(".")[-1], 0), value, "=")
+        return EMPTY
+
+    def _write(self, f: _Frame, left: Expr, value: Labels, op: str) -> None:
+        kind = left[0]
+        if kind == "id":
+            keep = f.env.get(left[1], EMPTY) if op != "=" else EMPTY
+            if left[1] in f.types or left[1] in f.env:
+                f.env[left[1]] = value | keep
+            else:
+                self._put(("global", left[1]), value)
+        elif kind in ("index", "deref"):
+            base = left[1]
+            if base[0] == "id":
+                f.env[base[1]] = f.env.get(base[1], EMPTY) | value
+            else:
+                self._write(f, base, value, "|=")
+            self._note(f, "write", "=", value, left)
+        elif kind == "addr":
+            self._write(f, left[1], value, op)
+        elif kind == "field":
+            for cell in self.cells(f, left):
+                pools = frozenset(x for x in value if x[0] == "pool")
+                for pool in pools:
+                    if pool[1] != cell:
+                        if pool[1] not in self.holds[cell]:
+                            self.holds[cell].add(pool[1])
+                            self._changed = True
+                self._put(cell, value)
+            if any(label[0] in KINDS for label in value):
+                self._note(f, "kept", left[2], value, left)
+        elif kind == "call":  # a macro that stands for a place
+            for arg in left[2]:
+                if arg[0] in ("id", "field"):
+                    self._write(f, arg, value, "|=")
+
+    def _put(self, cell: tuple[str, str], value: Labels) -> None:
+        value = frozenset(x for x in value if x[0] != "obj") if len(value) > 12 else value
+        if value - self.fields[cell]:
+            self.fields[cell] |= value
+            self._changed = True
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def _call(self, f: _Frame, e: Expr) -> Labels:
+        _, function, args, line = e
+        if function[0] != "id" or function[1] in f.env:
+            found = EMPTY
+            values = [self._eval(f, arg) for arg in args]
+            for label in self._load(f, _callee(function)):
+                target = self.world.function(label[1], f.function.path) if label[0] == "fn" else None
+                if target is not None and target is not f.function:
+                    found |= self._enter(f, target, args, values)
+            return found
+        name = function[1]
+        if name in ("dma_unmap_addr_set", "netmem_dma_unmap_addr_set", "dma_unmap_len_set") and len(args) >= 3:
+            at = args[-2][1] if args[-2][0] == "id" else "?"
+            return self._store(f, ("field", args[-3], at, line), args[-1], line)
+        if name in ("dma_unmap_addr", "dma_unmap_len") and len(args) == 2:
+            return self._load(f, ("field", args[0], args[1][1] if args[1][0] == "id" else "?", line))
+        if name == "container_of":
+            self._eval(f, args[0])
+            return EMPTY
+        if name in ("WRITE_ONCE", "smp_store_release", "rcu_assign_pointer", "RCU_INIT_POINTER") and len(args) == 2:
+            return self._store(f, args[0], args[1], line)
+        if name in ("__set_bit", "set_bit", "__assign_bit", "assign_bit") and args[0][0] == "id":
+            on = self._control(f, args[0]) | (self._eval(f, args[2]) & SPLIT if len(args) > 2 else EMPTY)
+            if on:
+                self._add_constant(args[0][1], on)
+        values = [self._eval(f, arg) for arg in args]
+        known = self._interface(f, e, name, args, values)
+        if known is not None:
+            return known
+        target = self.world.function(name, f.function.path)
+        if target is None or target is f.function:
+            given = EMPTY
+            for value in values:
+                given |= frozenset(x for x in value if x[0] in KINDS)
+            if given:
+                self._note(f, "passed", name, given, e)
+            return EMPTY
+        return self._enter(f, target, args, values)
+
+    def _enter(self, f: _Frame, target: Function, args: list[Expr], values: list[Labels]) -> Labels:
+        """A call of a function that is known here."""
+        values = values[: len(target.params)] + [EMPTY] * (len(target.params) - len(values))
+        summary = self._look(target, values, *f.marks[-1][:2])
+        for arg, out, given in zip(args, summary.outs, values, strict=False):
+            if out - given and arg[0] in ("addr", "id", "field"):
+                inner = arg[1] if arg[0] == "addr" else arg
+                if inner[0] in ("id", "field") and (arg[0] == "addr" or "*" in self.type_of(f, arg) or arg[0] == "id"):
+                    self._write(f, inner, out, "|=")
+        return summary.returns
+
+    def _interface(self, f: _Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]) -> Labels | None:
+        """What a call of the kernel's means; None when it is none that we know."""
+        line = e[3]
+
+        def value(position: int) -> Labels:
+            return values[position] if position < len(values) else EMPTY
+
+        for table, api_name in ((api.ALLOC_NETMEM, "netmem"), (api.ALLOC_PAGE, "page"), (api.ALLOC_VA, "va")):
+            if name in table:
+                kind = "va" if api_name == "va" else "buf"
+                pools = [x[1] for x in value(0) if x[0] == "pool"] or [self._unknown_pool(f, args)]
+                labels = frozenset((kind, pool, "page" if api_name == "va" else api_name) for pool in pools)
+                self._note(f, "alloc", name, labels, e)
+                return labels
+        if name in api.CREATE:
+            made = ("made", f.function.path, line)
+            self._note(f, "create", name, frozenset({("pool", made)}), e)
+            return frozenset({("pool", made)})
+        if name in api.DMA_ADDRESS:
+            return _as("dma", value(0))
+        if name in api.CPU_ADDRESS:
+            if name != "page_to_phys":
+                self._note(f, "address", name, value(api.CPU_ADDRESS[name]), e)
+            return _as("va", value(api.CPU_ADDRESS[name]))
+        if name in api.TO_PAGE:
+            self._note(f, "topage", name, value(0), e)
+            return _as("buf", value(0))
+        if name in api.FROM_ADDRESS:
+            return _as("buf", value(0))
+        if name in api.ATTACH_FRAG:
+            self._note(f, "frag", name, value(api.ATTACH_FRAG[name]), e)
+            return EMPTY
+        if name in api.POOL_SYNC:
+            self._note(f, "pool_sync", name, value(1), e)
+            return EMPTY
+        if api.RAW_SYNC_CPU.match(name):
+            self._note(f, "sync", name, value(1) | value(0), e)
+            return EMPTY
+        if api.RAW_SYNC_DEVICE.match(name):
+            self._note(f, "sync_device", name, value(1), e)
+            return EMPTY
+        if api.UNMAP.match(name):
+            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in _names(arg) for arg in args[-1:])
+            self._note(f, "unmap_skip" if skips else "unmap", name, value(1), e)
+            return EMPTY
+        if api.MAP.match(name):
+            self._note(f, "map", name, value(1), e)
+            return _as("dma", value(1))
+        if name in api.REFCOUNT:
+            self._note(f, "refcount", name, value(0), e)
+            return EMPTY
+        for table, what in (
+            (api.RELEASE_PAGE, "release_page"), (api.RELEASE_NETMEM, "release_netmem"),
+        ):  # fmt: skip
+            if name in table:
+                self._note(f, what, name, value(1), e)
+                return EMPTY
+        if name in api.BIAS:
+            self._note(f, "bias", name, value(0), e)
+            return EMPTY
+        if name in api.READS:
+            what = "linear" if name in api.ATTACH_LINEAR else "read"
+            self._note(f, what, name, value(api.READS[name]), e)
+            return _as("va", value(api.READS[name])) if name in ("memmove",) else EMPTY
+        if name in api.SPLIT_CALLS:
+            return SPLIT
+        if name in api.SAME:
+            if api.TO_DEVICE_ORDER.match(name):
+                self._note(f, "descriptor", name, value(api.SAME[name]), e)
+            return value(api.SAME[name])
+        if api.TO_DEVICE_ORDER.match(name):
+            self._note(f, "descriptor", name, value(0), e)
+            return EMPTY
+        if name in ("netmem_is_net_iov", "netmem_is_pfmemalloc", "page_is_pfmemalloc", "IS_ERR", "PTR_ERR", "test_bit"):
+            return value(0) & SPLIT
+        return None
+
+    def _unknown_pool(self, f: _Frame, args: list[Expr]) -> Any:
+        if args and args[0][0] == "field":
+            return self.cells(f, args[0])[0]
+        return ("unknown", f.function.path, args[0][1] if args and args[0][0] == "id" else "")
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def _note(self, f: _Frame, what: str, call: str, labels: Labels, e: Expr) -> None:
+        labels = frozenset(x for x in labels if x[0] in KINDS or x[0] == "pool")
+        if what in ("read", "linear", "write"):
+            labels = frozenset(x for x in labels if x[0] == "va") if what != "linear" else labels
+            if not labels:
+                return
+        if not labels and what not in ("sync", "unmap", "refcount", "frag"):
+            return
+        line = e[-1] if isinstance(e[-1], int) else _line(e)
+        conds = tuple(f.conds) if what == "create" else ()
+        self.events.add(
+            Event(what, call, labels, f.function.path, line, f.function.name,
+                  *f.marks[-1][:2], conds)
+        )  # fmt: skip
+
+    def _says_no_pool(self, f: _Frame, cond: Expr, positive: bool) -> bool:
+        """True when a condition holds only in a mode without page pool."""
+        kind = cond[0]
+        if kind == "un" and cond[1] == "!":
+            return self._says_no_pool(f, cond[2], not positive)
+        if kind == "bin":
+            if cond[1] in ("&&", "||"):
+                parts = [self._says_no_pool(f, part, positive) for part in cond[2:]]
+                return any(parts) if (cond[1] == "&&") == positive else all(parts)
+            if cond[1] in ("==", "!=") and cond[3][0] in ("num", "id") and cond[3][1] in ("0", "NULL"):
+                return self._says_no_pool(f, cond[2], positive == (cond[1] == "!="))
+            return False
+        if kind == "call" and cond[1][0] == "id" and cond[1][1] in ("likely", "unlikely") and cond[2]:
+            return self._says_no_pool(f, cond[2][0], positive)
+        if positive or kind not in ("id", "field"):
+            return False
+        return "page_pool *" in self.type_of(f, cond) and any(x[0] == "pool" for x in self._quiet(f, cond))
+
+    def _says_readable(self, f: _Frame, cond: Expr, positive: bool) -> bool:
+        kind = cond[0]
+        if kind == "un" and cond[1] == "!":
+            return self._says_readable(f, cond[2], not positive)
+        if kind == "bin":
+            if cond[1] == ("&&" if positive else "||"):
+                return any(self._says_readable(f, part, positive) for part in cond[2:])
+            if cond[1] in ("==", "!=") and cond[3][0] in ("num", "id"):
+                zero = cond[3][1] in ("0", "NULL", "false")
+                if zero:
+                    return self._says_readable(f, cond[2], positive == (cond[1] == "!="))
+                if self._is_split(f, cond[2]) and cond[3][1].endswith("DISABLED"):
+                    return positive == (cond[1] == "==")
+                if self._is_split(f, cond[2]) and cond[3][1].endswith("ENABLED"):
+                    return positive == (cond[1] == "!=")
+            return False
+        if kind == "call" and cond[1][0] == "id":
+            name = cond[1][1]
+            if name in ("likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE", "bool"):
+                return bool(cond[2]) and self._says_readable(f, cond[2][0], positive)
+            if name in api.NET_IOV_TESTS:
+                return not positive
+            if name in ("netmem_address", "skb_frags_readable", "skb_frag_readable"):
+                return positive
+        if kind == "assign":
+            return self._says_readable(f, cond[2], positive)
+        if kind in ("id", "field", "call"):
+            labels = self._quiet(f, cond)
+            if positive and any(label[0] == "va" for label in labels):
+                return True
+            return not positive and ("split",) in labels
+        return False
+
+
+_INTERFACE = {
+    *api.CREATE, *api.ALLOC_NETMEM, *api.ALLOC_PAGE, *api.ALLOC_VA, *api.DMA_ADDRESS, *api.POOL_SYNC,
+    *api.RELEASE_PAGE, *api.RELEASE_NETMEM, "tcp_data_split", "libeth_rx_alloc", "page_pool_params",
+}  # fmt: skip
+
+
+def _xdp_condition(cond: Expr, positive: bool) -> bool:
+    """True when a condition holds with an XDP program or an AF_XDP socket only."""
+    kind = cond[0]
+    if kind == "un" and cond[1] == "!":
+        return _xdp_condition(cond[2], not positive)
+    if kind == "bin" and cond[1] in ("&&", "||"):
+        parts = [_xdp_condition(part, positive) for part in cond[2:]]
+        return any(parts) if (cond[1] == "&&") == positive else all(parts)
+    if kind == "bin" and cond[1] in ("==", "!=") and cond[3][0] in ("num", "id") and cond[3][1] in ("0", "NULL"):
+        return _xdp_condition(cond[2], positive == (cond[1] == "!="))
+    return positive and bool(api.XDP_NAME.search(" ".join(_names(cond))))
+
+
+@functools.cache
+def _split_name(name: str) -> bool:
+    return bool(api.SPLIT_NAME.search(name))
+
+
+def _callee(e: Expr) -> Expr:
+    while e[0] in ("deref", "seq") and e[1]:
+        e = e[1][-1] if e[0] == "seq" else e[1]
+    return e
+
+
+def _names(e: Any) -> set[str]:
+    """Every identifier in an expression."""
+    if not isinstance(e, tuple | list):
+        return set()
+    if isinstance(e, tuple) and e and e[0] == "id":
+        return {e[1]}
+    found = {e[2]} if isinstance(e, tuple) and e and e[0] == "field" else set()
+    for part in e:
+        found |= _names(part)
+    return found
+
+
+def _line(e: Expr) -> int:
+    for part in e:
+        if isinstance(part, tuple):
+            found = part[-1] if part and isinstance(part[-1], int) else _line(part)
+            if found:
+                return found
+    return 0
+
+
+def _as(kind: str, labels: Labels) -> Labels:
+    """The same buffers as something else."""
+    return frozenset((kind, *label[1:]) for label in labels if label[0] in KINDS)
+
+
+def _merge(a: dict[str, Labels], b: dict[str, Labels]) -> dict[str, Labels]:
+    if a == b:
+        return a
+    return {name: a.get(name, EMPTY) | b.get(name, EMPTY) for name in a.keys() | b.keys()}

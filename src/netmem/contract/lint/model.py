@@ -1,0 +1,162 @@
+"""What rules look at, and what they answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from netmem.contract.lint import api
+from netmem.contract.lint.flags import Cond, FlagReader, Flags
+from netmem.contract.lint.flow import Event, Flow
+from netmem.contract.lint.world import World
+
+PASS, PARTIAL, FAIL, NA = "pass", "partial", "fail", "n/a"
+VERDICTS = (PASS, PARTIAL, FAIL, NA)
+
+
+@dataclass
+class Evidence:
+    """One place, and what is there. ``cure``: how to mend it."""
+
+    file: str
+    line: int
+    message: str
+    cure: str = ""
+
+
+@dataclass
+class Verdict:
+    """One requirement's. ``confidence``: high, or low with ``needs``: what it would take to know."""
+
+    verdict: str
+    why: str
+    evidence: list[Evidence] = field(default_factory=list)
+    confidence: str = "high"
+    needs: str = ""
+
+
+@dataclass
+class Pool:
+    """One call of page_pool_create(): what it is given, and under which conditions it is made."""
+
+    path: str
+    line: int
+    flags: Flags
+    conds: list[Cond]
+
+    def has(self, name: str) -> bool:
+        """True when a flag may be set."""
+        return name in self.flags.sure or name in self.flags.maybe
+
+
+class Case:
+    """One driver, understood: pools, which of them are payload's, and what happens to payload."""
+
+    def __init__(self, world: World, flow: Flow) -> None:
+        self.world, self.flow = world, flow
+        reader = FlagReader(world)
+        self.creates = {
+            (e.path, e.line): Pool(e.path, e.line, *reader.at_create(e.path, e.line))
+            for e in flow.events if e.what == "create"
+        }  # fmt: skip
+        self.events = sorted(flow.events, key=lambda e: (e.path, e.line, e.what, e.call))
+
+    def of(self, *what: str) -> list[Event]:
+        """Events of these kinds, in the order of the source."""
+        return [e for e in self.events if e.what in what]
+
+    @functools.cached_property
+    def own_pools(self) -> dict[Any, set[Any]]:
+        """holder -> its own pools: two fields may share one when no provider is bound."""
+        holds = {holder: set(places) for holder, places in self._made().items()}
+        for _ in range(3):
+            for holder, places in holds.items():
+                for other, theirs in holds.items():
+                    if other != holder and theirs and theirs < places:
+                        holds[holder] = places = places - theirs
+        return holds
+
+    def _made(self) -> dict[Any, set[Any]]:
+        """holder -> places of page_pool_create() whose pool it may hold, through other holders."""
+        holders = {label[1] for e in self.events for label in e.labels if label[0] != "pool"}
+        holders |= set(self.flow.holds)
+        found: dict[Any, set[Any]] = {}
+        for holder in holders:
+            seen, todo, made = set(), [holder], set()
+            while todo:
+                one = todo.pop()
+                if one in seen:
+                    continue
+                seen.add(one)
+                if one[0] == "made":
+                    made.add(one)
+                todo += self.flow.holds.get(one, ())
+                if len(one) == 2:  # kept where the object was not known, or is one of several
+                    tag, name = one
+                    todo += [c for c in self.flow.holds if len(c) == 2 and c[1] == name
+                             and (c[0] in self.flow.objects.get(tag, ()) or one[0] in self.flow.objects.get(c[0], ()))]
+            found[holder] = made
+        return found
+
+    def pools_of(self, holder: Any) -> list[Pool]:
+        """What made the pools that a holder has of its own."""
+        return [self.creates[place[1:]] for place in self.own_pools.get(holder, ()) if place[1:] in self.creates]
+
+    @functools.cached_property
+    def payload(self) -> set[Any]:
+        """Holders of pools that payload comes from; the others' buffers are headers."""
+        allocs = [e for e in self.of("alloc") if not e.xdp] or self.of("alloc")
+        holders = {label[1] for e in allocs for label in e.labels}
+        flagged = {h for h in holders if any(p.has(api.FLAGS[3]) for p in self.pools_of(h))}
+        if flagged:
+            return flagged
+        frags = {label[1] for e in self.of("frag") if not e.xdp for label in e.labels if label[0] == "buf"}
+        linear = {label[1] for e in self.of("linear") for label in e.labels}
+        both = holders & frags
+        if both and holders - both and (holders - both) & linear:
+            return both
+        return holders
+
+    @functools.cached_property
+    def api(self) -> str:
+        """netmem when any payload is allocated so outside of XDP: of several modes the best is judged."""
+        kinds = {
+            label[2] for e in self.of("alloc") if not e.xdp for label in e.labels if label[1] in self.payload
+        }
+        return "netmem" if "netmem" in kinds else "page"
+
+    def mine(self, event: Event, *kinds: str) -> bool:
+        """True when an event is about payload in the mode that is judged."""
+        return any(
+            label[1] in self.payload and label[2] == self.api
+            for label in event.labels if label[0] != "pool" and (not kinds or label[0] in kinds)
+        )  # fmt: skip
+
+    def judged(self, *what: str) -> list[Event]:
+        """Events about payload, without XDP and tests, in the driver's own files or a library's."""
+        return [e for e in self.of(*what) if not e.xdp and self.mine(e)]
+
+    @functools.cached_property
+    def payload_pools(self) -> list[Pool]:
+        """The creations of payload's pools; all that there are when none can be told."""
+        found = {id(p): p for holder in self.payload for p in self.pools_of(holder)}
+        return list(found.values()) or list(self.creates.values())
+
+    def evidence(self, events: Iterable[Event], message: str, cure: str = "") -> list[Evidence]:
+        """A place for each event; ``message`` may say {call} and {function}."""
+        found: dict[tuple[str, int], Evidence] = {}
+        for e in events:
+            text = message.format(call=e.call, function=e.function)
+            found.setdefault((e.path, e.line), Evidence(e.path, e.line, text, cure.format(call=e.call)))
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One requirement's rule. ``judge`` looks at a case; ``convention`` says what decides."""
+
+    id: str
+    convention: str
+    judge: Callable[[Case], Verdict]

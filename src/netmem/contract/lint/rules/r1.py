@@ -1,0 +1,46 @@
+"""R1: payload comes from a page pool, and reaches a descriptor."""
+
+from __future__ import annotations
+
+from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
+
+CURE = "allocate receive buffers with page_pool_alloc_netmems() from a pool made for the queue"
+
+
+def judge(case: Case) -> Verdict:
+    """By where buffers are allocated, and whether the NIC gets them."""
+    creates, allocs = case.of("create"), case.of("alloc")
+    if not creates and not allocs:
+        return Verdict(FAIL, "no page pool is made, directly or through a library")
+    normal = [e for e in allocs if not e.xdp]
+    made = case.evidence(creates, "a page pool is made in {function}()")
+    if not allocs:
+        if any(e.xdp for e in creates):
+            return Verdict(PARTIAL, "the pool serves XDP or tests only", made)
+        return Verdict(
+            PARTIAL, "a pool is made, and nothing is seen to be allocated from it", made, "low",
+            "where its buffers are allocated: perhaps in a file that is not here",
+        )  # fmt: skip
+    if not normal:
+        return Verdict(PARTIAL, "the pool serves XDP or tests only", case.evidence(allocs, "{call}() for XDP or tests", CURE))
+    holders = {label[1] for e in normal for label in e.labels}
+    reach = [
+        e for e in case.of("descriptor", "kept", "passed", "frag", "write", "linear", "sync", "pool_sync")
+        if any(label[0] != "pool" and label[1] in holders for label in e.labels)
+    ]  # fmt: skip
+    device = [e for e in reach if e.what in ("descriptor", "kept", "passed", "write")]
+    found = case.evidence(normal, "payload is allocated by {call}()")
+    if not device:
+        return Verdict(PARTIAL, "buffers from the pool serve copies only: none is seen to reach a descriptor",
+                       case.evidence(normal, "{call}() for a copy", CURE))  # fmt: skip
+    posted = [e for e in device if any(label[0] == "dma" for label in e.labels)]
+    found += [Evidence(e.path, e.line, f"its address goes on through {e.call}") for e in posted[:1]]
+    return Verdict(PASS, "payload buffers come from a page pool and are posted", found)
+
+
+RULE = Rule(
+    "R1",
+    "Payload buffers of a normal receive mode come from page_pool, directly or through a library, and reach a "
+    "descriptor. Partial: the pool serves only copies, XDP or tests.",
+    judge,
+)

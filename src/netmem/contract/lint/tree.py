@@ -1,0 +1,243 @@
+"""Finding drivers: told apart by their Makefiles, with the headers and library files that they use."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netmem.contract.lint import api
+
+_ASSIGN = re.compile(r"^\s*([\w.$()-]+?)\s*[:+?]?=\s*(.*)$")
+_TARGET = re.compile(r"^obj-(?:\$\(\s*[\w$()-]*\s*\)|[my])$")
+_MEMBER = re.compile(r"^([\w-]+?)-(?:y|m|objs|\$\([^)]*\))$")
+_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
+_EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
+_DEFINED = re.compile(rb"^(?:static |inline |const |struct |void |int |bool |u\d+ |unsigned |\w+ )[\w \t*\n]*?\b(\w+)\(", re.MULTILINE)
+_DRIVER = re.compile(
+    rb"register_netdev|alloc_etherdev|alloc_netdev|devm_alloc_etherdev|net_device_ops|napi_gro_receive|netif_receive_skb"
+)
+CORE = ("include/net/page_pool/", "include/net/netmem.h", "include/net/xdp", "include/linux/skbuff.h",
+        "include/net/devlink.h", "include/linux/netdevice.h", "include/net/pkt_cls.h")  # fmt: skip
+MAX_FILE = 8 << 20
+LIBRARY_DIRS = ("drivers/net",)
+
+
+@dataclass
+class Driver:
+    """One module: ``name`` is its folder's path, and its target where a folder has several."""
+
+    name: str
+    folder: Path
+    sources: list[Path]
+    problems: list[str] = field(default_factory=list)
+
+
+@functools.lru_cache(None)
+def load(path: str) -> bytes | None:
+    """A file's bytes, None when it cannot be read or is too large to be C by hand."""
+    try:
+        if os.path.getsize(path) > MAX_FILE:
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def root_of(path: Path) -> Path | None:
+    """The kernel tree that a path is in: the nearest parent with Kbuild or MAINTAINERS and drivers/net."""
+    for parent in (path, *path.parents):
+        if (parent / "drivers/net").is_dir() and (parent / "Makefile").is_file():
+            return parent
+    return None
+
+
+def makefile(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """(target -> objects, folders below) of a kernel Makefile; ({}, []) without one."""
+    text = next((t for name in ("Kbuild", "Makefile") if (t := load(str(folder / name))) is not None), None)
+    if text is None:
+        return {}, []
+    targets: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
+    below: list[str] = []
+    for line in text.decode("utf-8", "replace").replace("\\\n", " ").splitlines():
+        match = _ASSIGN.match(line.split("#")[0])
+        if not match:
+            continue
+        left, words = match[1], match[2].split()
+        if _TARGET.match(left):
+            for word in words:
+                if word.endswith("/"):
+                    below.append(word.rstrip("/"))
+                elif word.endswith(".o"):
+                    targets.setdefault(word[:-2], [])
+        elif member := _MEMBER.match(left):
+            if member[1] not in ("obj", "ccflags", "subdir", "lib", "asflags"):
+                members.setdefault(member[1], []).extend(words)
+    for name in targets:
+        targets[name] = _objects(name, members, set())
+    return targets, below
+
+
+def _objects(name: str, members: dict[str, list[str]], seen: set[str]) -> list[str]:
+    if name in seen:
+        return []
+    seen.add(name)
+    found = []
+    for word in members.get(name, ()):
+        if word.endswith(".o"):
+            found += _objects(word[:-2], members, seen) if word[:-2] in members else [word[:-2]]
+        elif match := re.fullmatch(r"\$\(([\w-]+)-(?:y|objs|m)\)", word):
+            found += _objects(match[1], members, seen)
+    return found or ([] if name in members else [name])
+
+
+def find(path: Path, problems: list[str]) -> Iterator[Driver]:
+    """Drivers at or below a path. What cannot be looked at is noted in ``problems``."""
+    if path.is_file():
+        yield Driver(str(path), path.parent, [path])
+        return
+    found = list(_walk(path, problems))
+    if not found:
+        sources = sorted(p for p in _files(path, problems) if p.suffix == ".c")
+        if sources:
+            yield Driver(str(path), path, sources)
+        return
+    direct = [d for d in found if d.folder == path]
+    if len(direct) == 1 and all(d.folder.is_relative_to(path) for d in found) and len(found) == 1:
+        direct[0].name = str(path)
+    yield from found
+
+
+def _files(path: Path, problems: list[str]) -> Iterator[Path]:
+    """Files below, each folder once however links lead."""
+    seen: set[tuple[int, int]] = set()
+    for folder, dirs, names in os.walk(path, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")):
+        try:
+            stat = os.stat(folder)
+        except OSError:
+            dirs.clear()
+            continue
+        if (stat.st_dev, stat.st_ino) in seen:
+            dirs.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        dirs.sort()
+        for name in sorted(names):
+            if name.endswith((".c", ".h")):
+                yield Path(folder) / name
+
+
+def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
+    seen: set[tuple[int, int]] = set()
+    for folder, dirs, names in os.walk(top, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")):
+        try:
+            stat = os.stat(folder)
+        except OSError:
+            dirs.clear()
+            continue
+        if (stat.st_dev, stat.st_ino) in seen:
+            dirs.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        dirs.sort()
+        here = Path(folder)
+        targets, _ = makefile(here) if "Makefile" in names or "Kbuild" in names else ({}, [])
+        made: dict[str, list[Path]] = {}
+        for target, objects in targets.items():
+            sources = [p for one in objects if (p := here / f"{one}.c").is_file()]
+            if sources:
+                made[target] = sources
+        for target, sources in made.items():
+            name = str(here) if len(made) == 1 else f"{here}/{target}"
+            yield Driver(name, here, sources)
+
+
+def is_network_driver(driver: Driver) -> bool:
+    """True when a module receives packets for, or registers, a network device."""
+    return any(_DRIVER.search(text) for p in driver.sources if (text := load(str(p))))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Files to parse: the driver's own, and those of libraries."""
+
+    own: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
+def select(driver: Driver, root: Path | None, exports: dict[str, str], everything: bool = False) -> Selection:
+    """Which files can matter: those that name an interface, and the headers and libraries that they use.
+
+    ``everything`` takes all: the verdicts must be the same.
+    """
+    own, headers, libraries = [], [], []
+    todo: list[tuple[Path, bytes]] = []
+    for source in driver.sources:
+        text = load(str(source))
+        if text is not None and (everything or api.RELEVANT.search(text)):
+            own.append(str(source))
+            todo.append((source, text))
+    seen = set(own)
+    while todo:
+        path, text = todo.pop()
+        for quote, name in _INCLUDE.findall(text):
+            target = _resolve(path, quote, name.decode("utf-8", "replace"), driver, root)
+            if target is None or str(target) in seen:
+                continue
+            seen.add(str(target))
+            content = load(str(target))
+            if content is None:
+                continue
+            inside = root is None or not str(target).startswith(str(root / "include"))
+            if target.suffix == ".c" or inside:
+                (own if target.suffix == ".c" else headers).append(str(target))
+                todo.append((target, content))
+            elif api.RELEVANT.search(content) and not any(str(target).endswith(c) or f"/{c}" in str(target) for c in CORE):
+                libraries.append(str(target))
+                todo.append((target, content))
+    words: set[bytes] = set()
+    for name in (*own, *headers, *libraries):
+        words |= _called(name)
+    more = {exports[w.decode()] for w in words if w.decode("ascii", "ignore") in exports} - seen
+    for name in sorted(more):
+        libraries.append(name)
+        seen.add(name)
+        for quote, include in _INCLUDE.findall(load(name) or b""):
+            target = _resolve(Path(name), quote, include.decode("utf-8", "replace"), driver, root)
+            if target is not None and str(target) not in seen and quote == b'"':
+                seen.add(str(target))
+                libraries.append(str(target))
+    return Selection((*sorted(own), *sorted(headers)), tuple(sorted(libraries)))
+
+
+@functools.lru_cache(None)
+def _called(path: str) -> frozenset[bytes]:
+    return frozenset(re.findall(rb"\b([A-Za-z_]\w+)\(", load(path) or b""))
+
+
+def _resolve(path: Path, quote: bytes, name: str, driver: Driver, root: Path | None) -> Path | None:
+    candidates = [path.parent / name, driver.folder / name] if quote == b'"' else []
+    if root is not None:
+        candidates.append(root / "include" / name)
+    for one in candidates:
+        if one.is_file():
+            return Path(os.path.normpath(one))
+    return None
+
+
+def exports(root: Path | None, top: Path) -> dict[str, str]:
+    """Exported functions of files that name an interface: name -> file. Drivers call them across folders."""
+    found: dict[str, str] = {}
+    base = [root / one for one in LIBRARY_DIRS] if root is not None else [top if top.is_dir() else top.parent]
+    for folder in base:
+        for path in _files(folder, []):
+            text = load(str(path))
+            if path.suffix == ".c" and text and b"EXPORT_SYMBOL" in text and b"page_pool" in text:
+                for name in _EXPORT.findall(text):
+                    found.setdefault(name.decode(), str(path))
+    return found

@@ -1,0 +1,71 @@
+"""A driver as one program: its files and the libraries it calls, names resolved, types of expressions."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from netmem.contract.lint.csource import CFile, Expr, Function
+
+_TAG = re.compile(r"\b(?:struct|union)\s+([\w.]+)")
+
+
+class World:
+    """``files``: the driver's own first, then those of libraries, which give meaning but no evidence."""
+
+    def __init__(self, own: Iterable[CFile], libraries: Iterable[CFile] = ()) -> None:
+        self.own = list(own)
+        self.files = {one.path: one for one in (*self.own, *libraries)}
+        self.own_paths = {one.path for one in self.own}
+        self.named: dict[str, list[Function]] = defaultdict(list)
+        self.structs: dict[str, dict[str, str]] = {}
+        self.places: dict[str, int] = defaultdict(int)  # structure -> fields that hold or point to it, if any holds it
+        self.macros: dict[str, str] = {}
+        self.typedefs: dict[str, str] = {}
+        self.globals: dict[str, tuple[str, Expr, str, int]] = {}
+        for one in self.files.values():
+            for function in one.functions:
+                self.named[function.name].append(function)
+            for tag, fields in one.structs.items():
+                self.structs.setdefault(tag, {}).update(fields)
+            for fields_of in one.embedded.values():
+                for _, inner in fields_of:
+                    self.places[inner] += 1
+            self.macros.update(one.macros)
+            self.typedefs.update(one.typedefs)
+            for type_, name, expr, line in one.globals:
+                self.globals[name] = type_, expr, one.path, line
+        self._types: dict[str, str] = {}
+        for fields in self.structs.values():
+            for type_ in fields.values():
+                if type_.endswith("*") and self.tag(type_) in self.places:
+                    self.places[self.tag(type_)] += 1
+
+    def function(self, name: str, path: str) -> Function | None:
+        """The function that ``name`` means in file ``path``: the file's own before others'."""
+        found = self.named.get(name)
+        if not found:
+            return None
+        for one in found:
+            if one.path == path:
+                return one
+        return next((one for one in found if not one.static or one.path.endswith(".h")), found[0])
+
+    def tag(self, type_: str) -> str:
+        """Structure that a type is, points to, or is an array of; "" for others."""
+        known = self._types.get(type_)
+        if known is None:
+            match = _TAG.search(type_)
+            known = match[1] if match else ""
+            if not known:
+                word = type_.replace("const ", "").split(" ")[0].split("[")[0]
+                meant = self.typedefs.get(word, "")
+                match = _TAG.search(meant)
+                known = match[1] if match else ""
+            self._types[type_] = known
+        return known
+
+    def field_type(self, tag: str, name: str) -> str:
+        """Declared type of a structure's field, "" when unknown."""
+        return self.structs.get(tag, {}).get(name, "")
