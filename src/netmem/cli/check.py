@@ -1,90 +1,61 @@
-"""`netmem check`: does a driver keep the seven requirements?"""
+"""`netmem check`: does a driver keep the seven requirements? One written in Python, or C sources."""
 
 from __future__ import annotations
 
 import sys
-import time
+from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.markup import escape
 
-from netmem.base.errors import MissingError
-from netmem.cli.show import WIDTH, table
-from netmem.contract import report
-from netmem.contract.requirements import BY_ID, REQUIREMENTS
-from netmem.contract.run import LIMIT_S, CannotRun, run
+from netmem.contract.requirements import REQUIREMENTS
 
-COLOURS = {report.PASS: "green", report.FAIL: "bold red", report.BLOCKED: "yellow"}
+RUN_TIME = ("junit", "ktap")
+SOURCES = ("sarif", "html", "markdown")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("driver", metavar="MODULE:CLASS")
+@click.argument("what", metavar="PATH... | MODULE:CLASS", nargs=-1)
 @click.option("--only", multiple=True, type=click.Choice([r.id for r in REQUIREMENTS]),
               help="Check this requirement only (may be repeated).")
-@click.option("--format", "kind", type=click.Choice(["text", *report.FORMATS]), default="text",
+@click.option("--format", "kind", type=click.Choice(["text", "json", *RUN_TIME, *SOURCES]), default="text",
               show_default=True, help="How to write the report on stdout.")
-@click.option("--limit", type=click.FloatRange(1), default=LIMIT_S, show_default=True, metavar="SECONDS",
-              help="Time for each check.")
+@click.option("-v", "--verbose", is_flag=True, help="Every check, or every place looked at.")
+@click.option("--limit", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
+              help="Time for each check of a driver in Python.")
 @click.option("--sanitize", is_flag=True,
               help="Trap double puts, use after return, missing syncs and the like as well.")
-@click.option("-v", "--verbose", is_flag=True, help="Each check by itself, and the trace of those that fail.")
+@click.option("--diff", metavar="OLD..NEW", help="Only what a change in a git tree made better or worse.")
+@click.option("--patch", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="The same for a patch to the tree as it is.")
+@click.option("--baseline", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="A JSON report of before: only what got worse fails.")
+@click.option("--no-cache", is_flag=True, help="Judge anew even what was judged before.")
 def command(
-    driver: str, only: tuple[str, ...], kind: str, limit: float, sanitize: bool, verbose: bool
+    what: tuple[str, ...], only: tuple[str, ...], kind: str, verbose: bool, limit: float, sanitize: bool,
+    diff: str | None, patch: str | None, baseline: str | None, no_cache: bool,
 ) -> None:
-    """Check a driver, requirement by requirement, on the device model that has its device ids.
+    """Check drivers, requirement by requirement.
 
     \b
-    netmem check netmem.drivers.softnic:SoftnicDriver
+    netmem check drivers/net/ethernet/vendor/driver        C sources: a folder, files, a whole tree
+    netmem check netmem.drivers.softnic:SoftnicDriver      a driver in Python, on its device model
 
-    Exit status 0 all pass, 1 a requirement failed, 2 the driver could not be checked.
+    Exit status 0 all pass, 1 something does not, 2 it could not be checked.
     """
-    start = time.monotonic()
-    live = sys.stderr.isatty()
+    if not what:
+        raise click.UsageError("say what to check: a path of C sources, or MODULE:CLASS")
+    if len(what) == 1 and ":" in what[0] and not Path(what[0]).exists():
+        if kind in SOURCES or diff or patch or baseline:
+            raise click.UsageError(f"{what[0]} is a driver in Python: formats are text, json, junit, ktap")
+        from netmem.cli.check_runtime import check_driver
 
-    def progress(text: str) -> None:
-        print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True) if live else None
+        sys.exit(check_driver(what[0], only, kind, limit, sanitize, verbose))
+    if kind in RUN_TIME:
+        raise click.UsageError(f"--format {kind} is for drivers in Python; C sources: text, json, sarif, html, markdown")
+    from netmem.cli.check_sources import Options, check_sources
 
-    try:
-        results = run(driver, only=only, limit=limit, sanitize=sanitize, progress=progress)
-    except (CannotRun, MissingError) as error:
-        raise click.UsageError(str(error)) from None
-    finally:
-        if live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-    found = report.verdicts(results)
-    if kind != "text":
-        print(report.FORMATS[kind](driver, found, report.warnings_of(results)))
-    else:
-        _text(driver, found, report.warnings_of(results), verbose, time.monotonic() - start)
-    sys.exit(any(verdict.outcome != report.PASS for verdict in found))
-
-
-def _text(
-    driver: str, found: list[report.Verdict], warnings: list[str], verbose: bool, seconds: float
-) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    rows: list[list[object]] = []
-    for verdict in found:
-        title = BY_ID[verdict.requirement].title
-        rows.append([verdict.requirement, title, *_cells(verdict.outcome, verdict.by, verdict.evidence),
-                     f"{verdict.seconds:.1f}"])  # fmt: skip
-        for r in verdict.results if verbose else ():
-            cells = _cells(r.outcome, r.by, r.evidence)
-            rows.append(["", f"  {r.check} ({r.memory})", *cells, f"{r.seconds:.1f}"])
-    console.print(table("<|<requirement|<verdict|<evidence|s", rows))
-    if verbose:
-        for verdict in found:
-            for r in verdict.results:
-                if r.outcome != report.PASS and r.trace:
-                    console.print(f"\n{r.requirement} {r.check} ({r.memory}):\n{escape(r.trace.rstrip())}")
-    for warning in warnings:
-        console.print(f"\n[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
-    kinds = (report.PASS, report.FAIL, report.BLOCKED)
-    counts = ", ".join(f"{sum(v.outcome == kind for v in found)} {kind}" for kind in kinds)
-    console.print(f"\n{driver}: {counts}, {seconds:.1f} s", soft_wrap=True)
-
-
-def _cells(outcome: str, by: str, evidence: str) -> list[str]:
-    text = f"{outcome} by {by}" if by else outcome
-    return [f"[{COLOURS[outcome]}]{text}[/]", escape(evidence)]
+    paths = [Path(one) for one in what]
+    for path in paths:
+        if not path.exists():
+            raise click.UsageError(f"{path} does not exist")
+    sys.exit(check_sources(paths, Options(only, kind, verbose, diff, patch, baseline, not no_cache)))

@@ -8,7 +8,7 @@ import sys
 import click
 from rich.console import Console
 
-from netmem.cli.show import WIDTH, table
+from netmem.cli.tables import WIDTH, table
 from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
 

@@ -9,14 +9,13 @@ import time
 from typing import Any
 
 import click
-from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from netmem.cli.tables import WIDTH, table
 from netmem.lab.observe import observe
 
-WIDTH = 160
 
 
 def _memory(provider: dict[str, Any] | None) -> str:
@@ -24,18 +23,6 @@ def _memory(provider: dict[str, Any] | None) -> str:
         return "pages, unbound"
     text = f"{provider['memory']}, {provider['size'] >> 20} MiB"
     return f"{text}, binding {provider['binding']}" if provider["binding"] else text
-
-
-def table(columns: str, rows: list[list[object]]) -> Table:
-    """A plain table; ``columns`` are separated by |, those with < in front are left-aligned."""
-    made = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in columns.split("|"):
-        left = name.startswith("<")
-        justify: JustifyMethod = "left" if left else "right"
-        made.add_column(name.lstrip("<"), justify=justify, header_style="bold", no_wrap=True)
-    for row in rows:
-        made.add_row(*(str(cell) for cell in row))
-    return made
 
 
 def _level(pool: dict[str, Any]) -> str:

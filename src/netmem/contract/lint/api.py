@@ -116,7 +116,10 @@ SPLIT_NAME = re.compile(
     r"memory_provider|mem_provider|_mp_?(priv|params)|devmem|tcp_?data|hsplit|sph_?(en|cap|active)|\bsph\b", re.I,
 )  # fmt: skip
 XDP_NAME = re.compile(r"xdp|xsk|af_xdp|umem", re.I)
+XDP_LOCALS = {"xprog", "bpf_prog", "prog"}
 TEST_NAME = re.compile(r"self_?test|loop_?back|lb_test|diag_test|_lbk?_|xdp_tx|xmit", re.I)
+CONTROL_NAME = re.compile(r"admin|ctrlq|ctlq|mbox|mailbox|virtchnl|hwrm|mac_filter|fw_msg", re.I)
+TRANSMIT_NAME = re.compile(r"(^|_)(tx|xmit|txq|tx_?ring)(_|$)|start_xmit", re.I)
 FLAGS = ("PP_FLAG_DMA_MAP", "PP_FLAG_DMA_SYNC_DEV", "PP_FLAG_SYSTEM_POOL", "PP_FLAG_ALLOW_UNREADABLE_NETMEM")
 FLAG_GROUPS = {"PP_FLAG_ALL": FLAGS}
 RELEVANT = re.compile(

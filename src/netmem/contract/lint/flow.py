@@ -30,8 +30,11 @@ SPLIT: Labels = frozenset({("split",)})
 KINDS = ("buf", "dma", "va")
 FOLLOWED = {*KINDS, "pool"}  # a field that holds one of these makes whoever names it worth a look
 MAX_ROUNDS = 8
+PREDICATE_LINES = 16
+CALLER_LEVELS = 3
 MAX_CALLS = 25
 MAX_CONTEXTS = 12
+MAX_PATH = 2  # fields in the name of an object
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,15 @@ class Flow:
         self._next: dict[int, tuple[bool, bool]] = {}
         self._returned: dict[int, Labels] = defaultdict(lambda: EMPTY)
         self._contexts: dict[int, set[Any]] = defaultdict(set)
+        self._concluded: dict[tuple[int, bool], tuple[bool, bool]] = {}
+        self._implies: dict[tuple[int, bool], tuple[bool, bool]] = {}
+        self._pool_conds: set[tuple[int, bool]] = set()
+        self._field_conds: dict[tuple[str, str], list[frozenset[tuple[int, bool]]]] = defaultdict(list)
+        self._types: dict[int, str] = {}
+        self._relevant: dict[int, bool] = {}
+        self._xdp: dict[tuple[int, bool], bool] = {}
         self._known: set[str] = set()
-        self._called: set[int] = set()
+        self._callers: dict[int, set[int]] = {}
         self.conditions: dict[int, tuple[bool, bool, bool]] = {}  # follows split; readable when true, when false
         self._final = True
         self._depth = 0
@@ -100,6 +110,7 @@ class Flow:
     def run(self) -> None:
         """Until nothing changes any more."""
         words: set[bytes] = set()
+        last: Any = None
         chosen: list[Function] = []
         everything = [f for found in self.world.named.values() for f in found]
         for self.number in range(1, MAX_ROUNDS + 1):
@@ -110,14 +121,27 @@ class Flow:
             self.events.clear()
             self._operations()
             self._next = {}
-            for function in chosen:
-                if id(function) not in self._called:
-                    self._look(function, [EMPTY] * len(function.params), False, False)
-            for function in chosen:  # only called through pointers, or in a circle
+            self._implies, self._concluded = self._concluded, {}
+            chosen = [f for f in chosen if f.path in self.world.own_paths]  # a library's, when called
+            self._roots(chosen)
+            self._guards, before = self._next, self._guards
+            followed = sum(x[0] in FOLLOWED for held in self.fields.values() for x in held)
+            state = frozenset(self.events), followed
+            if not self._changed and self._guards == before or self.number > 2 and state == last:
+                return
+            last = state
+
+    def _roots(self, chosen: list[Function]) -> None:
+        """Start with functions that nobody else calls; callees are reached from them, with what they are given."""
+        left = {id(f): f for f in chosen}
+        while left:
+            tops = [f for f in left.values() if not (self._callers.get(id(f), set()) & left.keys())]
+            for function in tops or [next(iter(left.values()))]:  # a circle is entered anywhere
                 if self._round.get(id(function)) != self.number:
                     self._look(function, [EMPTY] * len(function.params), False, False)
-            self._guards, before = self._next, self._guards
-            if not self._changed and self._guards == before:
+            before = len(left)
+            left = {k: f for k, f in left.items() if self._round.get(k) != self.number}
+            if len(left) == before:
                 return
 
     def _operations(self) -> None:
@@ -130,32 +154,40 @@ class Flow:
                 if name and one[0] == "id" and one[1] in self._known:
                     self._put((self.world.tag(type_), name), frozenset({("fn", one[1])}))
 
+    def _is_relevant(self, function: Function) -> bool:
+        known = self._relevant.get(id(function))
+        if known is None:
+            known = self._relevant[id(function)] = bool(api.RELEVANT.search(b" ".join(function.words)))
+        return known
+
     def _choose(self, everything: list[Function], words: set[bytes]) -> list[Function]:
         """Functions that can matter: those naming an interface, a field that holds something, or one of these."""
-        interesting = set(words)
-        interesting |= {name.encode() for name in _INTERFACE}
-        chosen: dict[int, Function] = {}
-        while True:
-            fresh = [
-                f for f in everything
-                if id(f) not in chosen and (not interesting.isdisjoint(f.words) or api.RELEVANT.search(b" ".join(f.words)))
-            ]  # fmt: skip
-            if not fresh:
-                break
-            for function in fresh:
-                chosen[id(function)] = function
-            interesting = {f.name.encode() for f in fresh}
+        everything = [f for f in everything if not api.TRANSMIT_NAME.search(f.name) or b"page_pool" in f.words]
+        interesting = {*words, *_WORDS}
+        chosen = {
+            id(f): f for f in everything if not interesting.isdisjoint(f.words) or self._is_relevant(f)
+        }  # fmt: skip
+        for function in list(chosen.values()):  # predicates that they ask
+            for word in function.words:
+                for one in self.world.named.get(word.decode(), ()):
+                    if one.end - one.line < PREDICATE_LINES:
+                        chosen.setdefault(id(one), one)
+        names = {f.name.encode() for f in chosen.values()}
+        for _ in range(CALLER_LEVELS):  # who calls them: for what is passed, and for guards
+            fresh = [f for f in everything if id(f) not in chosen and not names.isdisjoint(f.words)]
+            chosen.update((id(f), f) for f in fresh)
+            names = {f.name.encode() for f in fresh}
         names = {f.name for f in chosen.values()}
         self._known = names
-        called: set[int] = set()
+        callers: dict[int, set[int]] = defaultdict(set)
         for function in chosen.values():
             for word in function.words:
                 name = word.decode()
                 if name in names and name != function.name:
                     target = self.world.function(name, function.path)
                     if target is not None:
-                        called.add(id(target))
-        self._called = called
+                        callers[id(target)].add(id(function))
+        self._callers = callers
         return list(chosen.values())
 
     # -- functions ---------------------------------------------------------------------------
@@ -164,7 +196,7 @@ class Flow:
         self, function: Function, args: list[Labels], readable: bool, xdp: bool
     ) -> _Summary:
         """Look at a function with these arguments; what it returns and writes through pointers."""
-        xdp = xdp or bool(api.XDP_NAME.search(function.name) or api.TEST_NAME.search(function.name))
+        xdp = xdp or _is_aside(function.name)
         now = self._next.get(id(function))
         self._next[id(function)] = (readable, xdp) if now is None else (now[0] and readable, now[1] and xdp)
         context = tuple(frozenset(x for x in arg if x[0] in ("pool", "obj")) for arg in args)
@@ -249,7 +281,10 @@ class Flow:
             f.env = out
         elif kind == "return":
             if stmt[1] is not None:
-                f.returns |= self._eval(f, stmt[1]) | self._control(f, stmt[1])
+                f.returns |= self._eval(f, stmt[1])
+                if "bool" in f.function.returns:
+                    f.returns |= self._control(f, stmt[1])
+                self._conclude(f, stmt[1])
             f.dead = True
         elif kind == "jump":
             f.dead = True
@@ -263,7 +298,7 @@ class Flow:
         readable, xdp, split = f.marks[-1]
         if cond[0] != "case":
             readable = readable or self._says_readable(f, cond, positive)
-            xdp = xdp or _xdp_condition(cond, positive) or self._says_no_pool(f, cond, positive)
+            xdp = xdp or self._is_xdp(cond, positive) or self._says_no_pool(f, cond, positive)
         if self._final:
             self.conditions[id(cond)] = (
                 self._is_split(f, cond),
@@ -273,9 +308,35 @@ class Flow:
         f.conds.append((cond, positive))
         f.marks.append((readable, xdp, split or self._is_split(f, cond)))
 
+    def _is_xdp(self, cond: Expr, positive: bool) -> bool:
+        known = self._xdp.get((id(cond), positive))
+        if known is None:
+            known = self._xdp[id(cond), positive] = _xdp_condition(cond, positive)
+        return known
+
     def _pop(self, f: _Frame) -> None:
         f.conds.pop()
         f.marks.pop()
+
+    def _conclude(self, f: _Frame, value: Expr) -> None:
+        """What a caller may conclude from a true, and from a false, result: (readable, mode not judged)."""
+        for outcome in (True, False):
+            if value[0] == "num" and (value[1] in ("0", "false", "NULL")) == outcome:
+                continue
+            known = (
+                f.marks[-1][0] and not f.marks[0][0] or self._says_readable(f, value, outcome),
+                f.marks[-1][1] and not f.marks[0][1] or self._says_no_pool(f, value, outcome),
+            )
+            before = self._concluded.get((id(f.function), outcome))
+            self._concluded[id(f.function), outcome] = (
+                known if before is None else (known[0] and before[0], known[1] and before[1])
+            )
+
+    def _implied(self, f: _Frame, call: Expr, outcome: bool, which: int) -> bool:
+        """The same, for a condition that is a call."""
+        target = self.world.function(call[1][1], f.function.path) if call[1][0] == "id" else None
+        known = self._implies.get((id(target), outcome)) if target is not None else None
+        return known is not None and known[which]
 
     def _if(self, f: _Frame, stmt: Stmt) -> None:
         _, cond, then, other, _line = stmt
@@ -302,7 +363,7 @@ class Flow:
 
     def _control(self, f: _Frame, value: Expr) -> Labels:
         """A constant chosen by what follows split follows it too."""
-        if value[0] in ("num", "id") and f.marks[-1][2]:
+        if f.marks[-1][2] and value[0] in ("num", "id") and (value[1] in ("0", "1", "true", "false") or value[1].isupper()):
             return SPLIT
         return EMPTY
 
@@ -393,6 +454,14 @@ class Flow:
 
     def type_of(self, f: _Frame, e: Expr) -> str:
         """Declared type of an expression, "" when unknown."""
+        known = self._types.get(id(e))
+        if known is None:
+            known = self._type(f, e)
+            if known and f.function.returns:  # a macro's parameters have no types of their own
+                self._types[id(e)] = known
+        return known
+
+    def _type(self, f: _Frame, e: Expr) -> str:
         kind = e[0]
         if kind == "id":
             known = f.types.get(e[1])
@@ -450,7 +519,7 @@ class Flow:
                 made = [f"{one}.{base[2]}" for one in outer]  # what the object's pointer leads to
             else:
                 return frozenset(x for x in self._cell_values(f, base) if x[0] == "obj")
-            made = [one for one in made if one.count(".") < 6]
+            made = [one if one.count(".") <= MAX_PATH else f"{tag}.{base[2]}" for one in made]
             self.objects[of].update(made)
             return frozenset(("obj", one) for one in made)
         if base[0] in ("call", "bin", "cond", "assign"):
@@ -506,8 +575,8 @@ class Flow:
     def _store(self, f: _Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
         value = self._eval(f, right) if right[0] != "init" else self._eval_init(f, left, right)
         value |= self._control(f, right)
-        if right[0] in ("call", "bin", "cond", "un") and value and left[0] == "field":
-            pass
+        if right[0] == "num" and right[1] in ("0", "NULL") and op == "=" and left[0] == "field":
+            return value  # clearing a field says nothing of when it is set
         if op in ("|=",) and right[0] == "id" and value & SPLIT:
             self._add_constant(right[1], SPLIT)
         self._write(f, left, value, op)
@@ -544,6 +613,7 @@ class Flow:
             self._write(f, left[1], value, op)
         elif kind == "field":
             for cell in self.cells(f, left):
+                self._note_conds(f, cell, value)
                 pools = frozenset(x for x in value if x[0] == "pool")
                 for pool in pools:
                     if pool[1] != cell:
@@ -557,6 +627,17 @@ class Flow:
             for arg in left[2]:
                 if arg[0] in ("id", "field"):
                     self._write(f, arg, value, "|=")
+
+    def _note_conds(self, f: _Frame, cell: tuple[str, str], value: Labels) -> None:
+        if not f.conds:
+            if cell in self._field_conds or not any(x[0] == "pool" for x in value):
+                self._field_conds[cell].append(frozenset())
+            return
+        conds = frozenset((id(cond), positive) for cond, positive in f.conds)
+        if any(x[0] == "pool" for x in value):
+            self._pool_conds |= conds
+        elif len(self._field_conds[cell]) < 8 and conds not in self._field_conds[cell]:
+            self._field_conds[cell].append(conds)
 
     def _put(self, cell: tuple[str, str], value: Labels) -> None:
         value = frozenset(x for x in value if x[0] != "obj") if len(value) > 12 else value
@@ -609,11 +690,12 @@ class Flow:
         """A call of a function that is known here."""
         values = values[: len(target.params)] + [EMPTY] * (len(target.params) - len(values))
         summary = self._look(target, values, *f.marks[-1][:2])
-        for arg, out, given in zip(args, summary.outs, values, strict=False):
-            if out - given and arg[0] in ("addr", "id", "field"):
+        for (type_, _), arg, out, given in zip(target.params, args, summary.outs, values, strict=False):
+            written = out - given
+            if written and _is_out(type_, arg):
                 inner = arg[1] if arg[0] == "addr" else arg
-                if inner[0] in ("id", "field") and (arg[0] == "addr" or "*" in self.type_of(f, arg) or arg[0] == "id"):
-                    self._write(f, inner, out, "|=")
+                if inner[0] in ("id", "field"):
+                    self._write(f, inner, written, "|=")
         return summary.returns
 
     def _interface(self, f: _Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]) -> Labels | None:
@@ -677,6 +759,10 @@ class Flow:
             self._note(f, "bias", name, value(0), e)
             return EMPTY
         if name in api.READS:
+            if name in ("memcpy", "memmove") and args[0][0] in ("id", "field", "index", "addr"):
+                held = frozenset(x for x in value(1) if x[0] in ("buf", "dma"))
+                if held:  # an array of references
+                    self._write(f, args[0], held, "|=")
             what = "linear" if name in api.ATTACH_LINEAR else "read"
             self._note(f, what, name, value(api.READS[name]), e)
             return _as("va", value(api.READS[name])) if name in ("memmove",) else EMPTY
@@ -729,9 +815,20 @@ class Flow:
             return False
         if kind == "call" and cond[1][0] == "id" and cond[1][1] in ("likely", "unlikely") and cond[2]:
             return self._says_no_pool(f, cond[2][0], positive)
-        if positive or kind not in ("id", "field"):
+        if kind == "call" and self._implied(f, cond, positive, 1):
+            return True
+        if positive:
+            return kind == "field" and any(self._excludes_pool(cell) for cell in self.cells(f, cond))
+        if kind not in ("id", "field"):
             return False
-        return "page_pool *" in self.type_of(f, cond) and any(x[0] == "pool" for x in self._quiet(f, cond))
+        return "page_pool *" in self.type_of(f, cond)
+
+    def _excludes_pool(self, cell: tuple[str, str]) -> bool:
+        """True for a field that is only ever set where the pool is not: if (a) pool = ...; else field = ...;"""
+        writes = self._field_conds.get(cell)
+        return bool(writes) and all(
+            any((one, not positive) in self._pool_conds for one, positive in conds) for conds in writes
+        )
 
     def _says_readable(self, f: _Frame, cond: Expr, positive: bool) -> bool:
         kind = cond[0]
@@ -757,6 +854,8 @@ class Flow:
                 return not positive
             if name in ("netmem_address", "skb_frags_readable", "skb_frag_readable"):
                 return positive
+            if self._implied(f, cond, positive, 0):
+                return True
         if kind == "assign":
             return self._says_readable(f, cond[2], positive)
         if kind in ("id", "field", "call"):
@@ -773,6 +872,9 @@ _INTERFACE = {
 }  # fmt: skip
 
 
+_WORDS = {name.encode() for name in _INTERFACE}
+
+
 def _xdp_condition(cond: Expr, positive: bool) -> bool:
     """True when a condition holds with an XDP program or an AF_XDP socket only."""
     kind = cond[0]
@@ -783,12 +885,25 @@ def _xdp_condition(cond: Expr, positive: bool) -> bool:
         return any(parts) if (cond[1] == "&&") == positive else all(parts)
     if kind == "bin" and cond[1] in ("==", "!=") and cond[3][0] in ("num", "id") and cond[3][1] in ("0", "NULL"):
         return _xdp_condition(cond[2], positive == (cond[1] == "!="))
-    return positive and bool(api.XDP_NAME.search(" ".join(_names(cond))))
+    return positive and any(api.XDP_NAME.search(name) or name in api.XDP_LOCALS for name in _names(cond))
 
 
 @functools.cache
 def _split_name(name: str) -> bool:
     return bool(api.SPLIT_NAME.search(name))
+
+
+def _is_out(type_: str, arg: Expr) -> bool:
+    """True for a parameter that a function may write a result through: not for a pointer to a structure."""
+    if "**" in type_.replace(" ", "") or "* []" in type_ or "*[]" in type_ or not type_:
+        return True
+    return "*" in type_ and "struct" not in type_ and (arg[0] == "addr" or "void" not in type_)
+
+
+@functools.cache
+def _is_aside(name: str) -> bool:
+    """True for functions by whose name they serve XDP, tests or control queues."""
+    return any(one.search(name) for one in (api.XDP_NAME, api.TEST_NAME, api.CONTROL_NAME))
 
 
 def _callee(e: Expr) -> Expr:

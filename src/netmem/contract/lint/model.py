@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,10 @@ class Case:
         holders = {label[1] for e in self.events for label in e.labels if label[0] != "pool"}
         holders |= set(self.flow.holds)
         found: dict[Any, set[Any]] = {}
+        by_name: dict[Any, list[Any]] = defaultdict(list)
+        for cell in self.flow.holds:
+            if len(cell) == 2:
+                by_name[cell[1]].append(cell)
         for holder in holders:
             seen, todo, made = set(), [holder], set()
             while todo:
@@ -95,8 +100,7 @@ class Case:
                 todo += self.flow.holds.get(one, ())
                 if len(one) == 2:  # kept where the object was not known, or is one of several
                     tag, name = one
-                    todo += [c for c in self.flow.holds if len(c) == 2 and c[1] == name
-                             and (c[0] in self.flow.objects.get(tag, ()) or one[0] in self.flow.objects.get(c[0], ()))]
+                    todo += [c for c in by_name[name] if (c[0] in self.flow.objects.get(tag, ()) or tag in self.flow.objects.get(c[0], ()))]
             found[holder] = made
         return found
 
@@ -110,7 +114,7 @@ class Case:
         allocs = [e for e in self.of("alloc") if not e.xdp] or self.of("alloc")
         holders = {label[1] for e in allocs for label in e.labels}
         flagged = {h for h in holders if any(p.has(api.FLAGS[3]) for p in self.pools_of(h))}
-        if flagged:
+        if flagged and flagged != holders:
             return flagged
         frags = {label[1] for e in self.of("frag") if not e.xdp for label in e.labels if label[0] == "buf"}
         linear = {label[1] for e in self.of("linear") for label in e.labels}

@@ -19,6 +19,11 @@ def judge(case: Case) -> Verdict:
         return Verdict(FAIL, "the driver maps payload itself",
                        case.evidence(maps, "{call}() on payload", f"set {MAP} and take the address from the pool"))  # fmt: skip
     found = [_pool(case, pool) for pool in case.payload_pools]
+    others = [p for p in case.creates.values() if p not in case.payload_pools and UNREADABLE in p.flags.sure]
+    for pool in others:
+        if not any(_right(case, c) for c in pool.conds):
+            here = Evidence(pool.path, pool.line, f"another pool has {UNREADABLE} always", ONLY_IF)
+            found.append(Verdict(PARTIAL, f"{UNREADABLE} is set whether header split is on or not", [here]))
     order = (FAIL, PARTIAL, PASS)
     worst = min(found, key=lambda v: order.index(v.verdict))
     worst.evidence = [e for v in found if v.verdict == worst.verdict for e in v.evidence]

@@ -1,0 +1,181 @@
+"""What a change made better or worse: two trees judged, or one against a report of before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from netmem.contract.lint import tree
+from netmem.contract.lint.check import Report, check, from_json
+from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Evidence
+
+RANK = {FAIL: 0, PARTIAL: 1, NA: 2, PASS: 3}
+TIMEOUT_S = 300
+
+
+class CannotCompare(Exception):
+    """No such revision, a patch that does not apply, a file that is no report: in one line."""
+
+
+@dataclass
+class Change:
+    """One requirement of one driver, before and after."""
+
+    driver: str
+    requirement: str
+    before: str
+    after: str
+    why: str
+    evidence: list[Evidence] = field(default_factory=list)
+
+    @property
+    def worse(self) -> bool:
+        """True when the verdict fell, or a place was added to one that was failing already."""
+        return RANK[self.after] < RANK[self.before] or (self.after == self.before and self.after in (FAIL, PARTIAL))
+
+
+def against(before: list[Report], after: list[Report]) -> list[Change]:
+    """What differs, by driver and requirement; new places of a failing one count as worse."""
+    old = {report.driver: report for report in before}
+    found = []
+    for report in after:
+        was = old.get(report.driver)
+        for id_, verdict in report.requirements.items():
+            former = was.requirements.get(id_) if was is not None else None
+            if former is None:
+                if verdict.verdict in (FAIL, PARTIAL):
+                    found.append(Change(report.driver, id_, NA, verdict.verdict, verdict.why, verdict.evidence))
+                continue
+            if former.verdict != verdict.verdict:
+                found.append(Change(report.driver, id_, former.verdict, verdict.verdict, verdict.why, verdict.evidence))
+            elif verdict.verdict in (FAIL, PARTIAL):
+                known = _counted(former.evidence)
+                added = []
+                for place in verdict.evidence:
+                    key = (place.file, place.message)
+                    if known.get(key, 0) > 0:
+                        known[key] -= 1
+                    else:
+                        added.append(place)
+                if added and len(verdict.evidence) > len(former.evidence):
+                    found.append(Change(report.driver, id_, verdict.verdict, verdict.verdict, "more places than before", added))
+    return found
+
+
+def _counted(places: list[Evidence]) -> dict[tuple[str, str], int]:
+    counts: dict[tuple[str, str], int] = {}
+    for place in places:
+        counts[place.file, place.message] = counts.get((place.file, place.message), 0) + 1
+    return counts
+
+
+def read_baseline(path: str) -> list[Report]:
+    """The reports in a file that `--format json` wrote."""
+    try:
+        body: dict[str, Any] = json.loads(Path(path).read_text())
+        return [from_json({**one, "looked_at": []}) for one in body["drivers"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CannotCompare(f"{path} is no report of netmem check --format json ({type(error).__name__})") from None
+
+
+def _git(folder: Path, *words: str, data: bytes | None = None) -> bytes:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotCompare(f"git {words[0]}: {error}") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["failed"]
+        raise CannotCompare(f"git {words[0]}: {lines[-1]}")
+    return done.stdout
+
+
+@dataclass
+class Comparison:
+    """Two states of a tree: ``old`` and ``new`` make a folder with each, for the paths given."""
+
+    root: Path
+    paths: list[Path]
+    old: str
+    new: str
+    patch: bytes | None = None
+
+    def compare(self, problems: list[str], cache: Path | None) -> list[Change]:
+        """Judge both; what differs."""
+        with tempfile.TemporaryDirectory(prefix="netmem-check-") as folder:
+            before, after = Path(folder, "old"), Path(folder, "new")
+            names = self._names()
+            _unpack(self.root, self.old, names, before)
+            if self.patch is None:
+                _unpack(self.root, self.new, names, after)
+            else:
+                _unpack(self.root, self.old, names, after)
+                _git(after, "init", "-q")
+                _git(after, "apply", "--whitespace=nowarn", "-", data=self.patch)
+            return against(self._judge(before, problems, cache), self._judge(after, problems, cache))
+
+    def _names(self) -> list[str]:
+        """What must be there: the paths, and the headers and libraries that drivers use."""
+        names = [str(path.absolute().relative_to(self.root)) for path in self.paths]
+        return sorted({*names, "include/net/libeth", "drivers/net/ethernet/intel/libeth", "Makefile"})
+
+    def _judge(self, folder: Path, problems: list[str], cache: Path | None) -> list[Report]:
+        (folder / "drivers/net").mkdir(parents=True, exist_ok=True)
+        (folder / "Makefile").touch()
+        tree.load.cache_clear()
+        tree._called.cache_clear()
+        paths = [p for path in self.paths if (p := folder / path.absolute().relative_to(self.root)).exists()]
+        found: list[str] = []
+        reports = check(paths, found, cache=cache) if paths else []
+        problems += [text for text in found if text not in problems]
+        return reports
+
+
+def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
+    to.mkdir(parents=True)
+    if revision == "":
+        for name in names:  # the tree as it lies there
+            source = root / name
+            if source.exists():
+                (to / name).parent.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "-r", str(source), str(to / name)], check=True, timeout=TIMEOUT_S)
+        return
+    listed = _git(root, "ls-tree", "--name-only", revision, "--", *names).decode().split("\n")
+    present = [name for name in listed if name]
+    archive = _git(root, "archive", "--format=tar", revision, "--", *present)
+    subprocess.run(["tar", "-x", "-C", str(to)], input=archive, check=True, timeout=TIMEOUT_S)
+
+
+def _top(paths: list[Path]) -> Path:
+    folder = paths[0].absolute()
+    out = _git(folder if folder.is_dir() else folder.parent, "rev-parse", "--show-toplevel")
+    return Path(out.decode().strip())
+
+
+def of_git(paths: list[Path], revisions: str) -> Comparison:
+    """OLD..NEW of the git tree that the paths are in."""
+    match = re.fullmatch(r"([^.\s]\S*?)\.\.([^.\s]\S*)", revisions)
+    if not match:
+        raise CannotCompare(f"{revisions!r} is not OLD..NEW")
+    root = _top(paths)
+    for one in match.groups():
+        _git(root, "rev-parse", "--verify", "--quiet", f"{one}^{{commit}}")
+    return Comparison(root, paths, match[1], match[2])
+
+
+def of_patch(paths: list[Path], patch: str) -> Comparison:
+    """A patch to the tree as it lies there."""
+    root = tree.root_of(paths[0].absolute())
+    if root is None:
+        with contextlib.suppress(CannotCompare):
+            root = _top(paths)
+    if root is None:
+        folder = paths[0].absolute()
+        root = folder if folder.is_dir() else folder.parent
+    return Comparison(root, paths, "", "", Path(patch).read_bytes())

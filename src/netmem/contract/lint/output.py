@@ -1,0 +1,122 @@
+"""Reports as JSON, SARIF, Markdown and one HTML page.
+
+JSON: {"tool", "version", "tree", "problems": [..], "drivers": [{"driver", "path", "requirements": {"R1": {"verdict":
+pass | partial | fail | n/a, "why", "confidence": high | low, "needs", "evidence": [{"file", "line", "message",
+"cure"}]}}, "facts", "suppressed", "unused_suppressions", "problems"}]}.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from netmem.contract.lint.check import Report, to_json
+from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
+from netmem.contract.lint.rules import RULES
+from netmem.contract.requirements import BY_ID
+
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+LEVELS = {FAIL: "error", PARTIAL: "warning"}
+CONTEXT = 4  # source lines around evidence on the HTML page
+SIGNS = {PASS: "pass", PARTIAL: "partial", FAIL: "**fail**", NA: "n/a"}
+
+
+def body(reports: list[Report], problems: list[str], tree: str, version: str) -> dict[str, Any]:
+    """What all formats are made of."""
+    drivers = []
+    for report in reports:
+        one = to_json(report)
+        del one["looked_at"]
+        drivers.append(one)
+    return {"tool": "netmem check", "version": version, "tree": tree, "problems": problems, "drivers": drivers}
+
+
+def as_json(made: dict[str, Any]) -> str:
+    """The documented form."""
+    return json.dumps(made, indent=1)
+
+
+def as_sarif(made: dict[str, Any]) -> str:
+    """SARIF 2.1.0, as code-scanning pages load it: a result for each place that fails or is partial."""
+    rules = [
+        {
+            "id": rule.id,
+            "name": "".join(word.capitalize() for word in BY_ID[rule.id].title.replace("-", " ").split()),
+            "shortDescription": {"text": BY_ID[rule.id].title},
+            "fullDescription": {"text": BY_ID[rule.id].text},
+            "help": {"text": rule.convention},
+        }
+        for rule in RULES
+    ]
+    results = []
+    for driver in made["drivers"]:
+        for id_, verdict in driver["requirements"].items():
+            if verdict["verdict"] not in LEVELS:
+                continue
+            for place in verdict["evidence"] or [{"file": driver["path"], "line": 1, "message": "", "cure": ""}]:
+                said = ". ".join(x for x in (verdict["why"], place["message"], place["cure"]) if x)
+                results.append({
+                    "ruleId": id_,
+                    "ruleIndex": [rule.id for rule in RULES].index(id_),
+                    "level": LEVELS[verdict["verdict"]],
+                    "message": {"text": said},
+                    "locations": [{"physicalLocation": {
+                        "artifactLocation": {"uri": place["file"], "uriBaseId": "%SRCROOT%"},
+                        "region": {"startLine": max(1, place["line"])},
+                    }}],
+                    "partialFingerprints": {"netmem/v1": f"{id_}:{place['file']}:{place['message']}"},
+                    "properties": {"driver": driver["driver"], "confidence": verdict["confidence"]},
+                })  # fmt: skip
+    tool = {"driver": {"name": made["tool"], "version": made["version"], "rules": rules}}
+    run = {"tool": tool, "results": results, "columnKind": "utf16CodeUnits"}
+    return json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1)
+
+
+def as_markdown(made: dict[str, Any]) -> str:
+    """A scoreboard: drivers by requirements, those with a page pool first."""
+    judged, others = _split(made["drivers"])
+    ids = [rule.id for rule in RULES]
+    lines = ["# Scoreboard", "", f"{made['tree']}; `{made['tool']}` {made['version']}.", ""]
+    lines += [f"- **{id_}** {BY_ID[id_].title}" for id_ in ids]
+    counts = [sum(d["requirements"][id_]["verdict"] == PASS for d in judged) for id_ in ids]
+    lines += ["", "| driver | " + " | ".join(ids) + " |", "| --- |" + " --- |" * len(ids)]
+    for driver in judged:
+        cells = [SIGNS[driver["requirements"][id_]["verdict"]] + ("?" if driver["requirements"][id_]["confidence"] == "low" else "")
+                 for id_ in ids]  # fmt: skip
+        lines.append(f"| {driver['driver']} | " + " | ".join(cells) + " |")
+    lines.append("| pass, of " + f"{len(judged)} | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "A question mark: low confidence; `netmem check DRIVER` says what it would take to know."]
+    if others:
+        lines += ["", f"{len(others)} more network drivers make no page pool (R1 fails, the rest is not judged)."]
+    return "\n".join(lines) + "\n"
+
+
+def _split(drivers: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    judged = [d for d in drivers if d["requirements"]["R1"]["verdict"] != FAIL]
+    return judged, [d for d in drivers if d["requirements"]["R1"]["verdict"] == FAIL]
+
+
+def as_html(made: dict[str, Any], root: Path) -> str:
+    """One page that needs nothing else: scoreboard, filter, and evidence with its source lines on click."""
+    sources: dict[str, list[str]] = {}
+    for driver in made["drivers"]:
+        for verdict in driver["requirements"].values():
+            for place in verdict["evidence"]:
+                place["source"] = _lines(root, place["file"], place["line"], sources)
+    page = resources.files("netmem.contract.lint").joinpath("scoreboard.html").read_text()
+    data = json.dumps({**made, "titles": {r.id: BY_ID[r.id].title for r in RULES},
+                       "conventions": {r.id: r.convention for r in RULES}})  # fmt: skip
+    return page.replace("@TREE@", html.escape(made["tree"])).replace("@DATA@", data.replace("</", "<\\/"))
+
+
+def _lines(root: Path, file: str, line: int, sources: dict[str, list[str]]) -> list[tuple[int, str]]:
+    if file not in sources:
+        try:
+            sources[file] = (root / file).read_text(errors="replace").splitlines()
+        except OSError:
+            sources[file] = []
+    first = max(1, line - CONTEXT)
+    return [(n, sources[file][n - 1]) for n in range(first, min(line + CONTEXT, len(sources[file])) + 1)]
