@@ -15,24 +15,57 @@ SOURCES = ("sarif", "html", "markdown")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("what", metavar="PATH... | MODULE:CLASS", nargs=-1)
-@click.option("--only", multiple=True, type=click.Choice([r.id for r in REQUIREMENTS]),
-              help="Check this requirement only (may be repeated).")
-@click.option("--format", "kind", type=click.Choice(["text", "json", *RUN_TIME, *SOURCES]), default="text",
-              show_default=True, help="How to write the report on stdout.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([r.id for r in REQUIREMENTS]),
+    help="Check this requirement only (may be repeated).",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["text", "json", *RUN_TIME, *SOURCES]),
+    default="text",
+    show_default=True,
+    help="How to write the report on stdout.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Every check, or every place looked at.")
-@click.option("--limit", type=click.FloatRange(1), default=30.0, show_default=True, metavar="SECONDS",
-              help="Time for each check of a driver in Python.")
-@click.option("--sanitize", is_flag=True,
-              help="Trap double puts, use after return, missing syncs and the like as well.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for each check of a driver in Python.",
+)
+@click.option(
+    "--sanitize", is_flag=True, help="Trap double puts, use after return, missing syncs and the like as well."
+)
 @click.option("--diff", metavar="OLD..NEW", help="Only what a change in a git tree made better or worse.")
-@click.option("--patch", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
-              help="The same for a patch to the tree as it is.")
-@click.option("--baseline", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
-              help="A JSON report of before: only what got worse fails.")
+@click.option(
+    "--patch",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="The same for a patch to the tree as it is.",
+)
+@click.option(
+    "--baseline",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A JSON report of before: only what got worse fails.",
+)
 @click.option("--no-cache", is_flag=True, help="Judge anew even what was judged before.")
 def command(
-    what: tuple[str, ...], only: tuple[str, ...], kind: str, verbose: bool, limit: float, sanitize: bool,
-    diff: str | None, patch: str | None, baseline: str | None, no_cache: bool,
+    what: tuple[str, ...],
+    only: tuple[str, ...],
+    kind: str,
+    verbose: bool,
+    limit: float,
+    sanitize: bool,
+    diff: str | None,
+    patch: str | None,
+    baseline: str | None,
+    no_cache: bool,
 ) -> None:
     """Check drivers, requirement by requirement.
 
@@ -51,7 +84,9 @@ def command(
 
         sys.exit(check_driver(what[0], only, kind, limit, sanitize, verbose))
     if kind in RUN_TIME:
-        raise click.UsageError(f"--format {kind} is for drivers in Python; C sources: text, json, sarif, html, markdown")
+        raise click.UsageError(
+            f"--format {kind} is for drivers in Python; C sources: text, json, sarif, html, markdown"
+        )
     from netmem.cli.check_sources import Options, check_sources
 
     paths = [Path(one) for one in what]

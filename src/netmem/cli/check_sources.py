@@ -54,8 +54,13 @@ def check_sources(paths: list[Path], options: Options) -> int:
     cache = cache_folder() if options.cache else None
     try:
         if options.diff or options.patch:
-            change = changes.of_git(paths, options.diff) if options.diff else changes.of_patch(paths, str(options.patch))
+            change = (
+                changes.of_git(paths, options.diff)
+                if options.diff
+                else changes.of_patch(paths, str(options.patch))
+            )
             return _change(change.compare(problems, cache), options, problems)
+        before = changes.read_baseline(options.baseline) if options.baseline else []
         reports = check(paths, problems, cache=cache, progress=progress)
     except changes.CannotCompare as error:
         raise click.UsageError(str(error)) from None
@@ -71,7 +76,6 @@ def check_sources(paths: list[Path], options: Options) -> int:
         for report in reports:
             report.requirements = {k: v for k, v in report.requirements.items() if k in options.only}
     if options.baseline:
-        before = changes.read_baseline(options.baseline)
         return _change(changes.against(before, reports), options, problems)
     _print(reports, problems, paths, options, time.monotonic() - start)
     return int(not all(report.passes for report in reports))
@@ -84,21 +88,26 @@ def describe_tree(paths: list[Path]) -> str:
     if root is None:
         return f"{', '.join(map(str, paths))}, {today}"
     text = (root / "Makefile").read_text(errors="replace")
-    numbers = [re.search(rf"^{name} *= *(\w*)", text, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")]
+    numbers = [
+        re.search(rf"^{name} *= *(\w*)", text, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")
+    ]
     version = ".".join(match[1] for match in numbers if match and match[1])
     return f"Linux {version or '(version unknown)'}, {today}"
 
 
-def _print(reports: list[Report], problems: list[str], paths: list[Path], options: Options, seconds: float) -> None:
+def _print(
+    reports: list[Report], problems: list[str], paths: list[Path], options: Options, seconds: float
+) -> None:
     if options.kind == "text":
         _text(reports, options, seconds)
         return
     made = output.body(reports, problems, describe_tree(paths), __version__)
-    root = tree.root_of(paths[0].absolute()) or paths[0].absolute()
     if options.kind == "html":
-        print(output.as_html(made, root if root.is_dir() else root.parent))
+        print(output.as_html(made, tree.root_of(paths[0].absolute()) or Path.cwd()))
         return
-    print({"json": output.as_json, "sarif": output.as_sarif, "markdown": output.as_markdown}[options.kind](made))
+    print(
+        {"json": output.as_json, "sarif": output.as_sarif, "markdown": output.as_markdown}[options.kind](made)
+    )
 
 
 def _text(reports: list[Report], options: Options, seconds: float) -> None:
@@ -107,12 +116,16 @@ def _text(reports: list[Report], options: Options, seconds: float) -> None:
         for report in reports:
             _one(console, report, options.verbose)
     else:
-        shown = [r for r in reports if r.requirements.get("R1") is None or r.requirements["R1"].verdict != FAIL]
+        shown = [
+            r for r in reports if r.requirements.get("R1") is None or r.requirements["R1"].verdict != FAIL
+        ]
         ids = [rule.id for rule in RULES if not options.only or rule.id in options.only]
-        rows = [[r.driver, *(_cell(r, id_) for id_ in ids)] for r in shown]
+        rows: list[list[object]] = [[r.driver, *(_cell(r, id_) for id_ in ids)] for r in shown]
         console.print(table("|".join(["<driver", *(f"<{id_}" for id_ in ids)]), rows))
         if len(shown) < len(reports):
-            console.print(f"\n{len(reports) - len(shown)} more drivers make no page pool: R1 fails, R3 to R7 n/a")
+            console.print(
+                f"\n{len(reports) - len(shown)} more drivers make no page pool: R1 fails, R3 to R7 n/a"
+            )
     good = sum(report.passes for report in reports)
     console.print(f"\n{good} of {len(reports)} drivers keep the contract, {seconds:.1f} s", soft_wrap=True)
 
@@ -125,17 +138,23 @@ def _cell(report: Report, id_: str) -> str:
 def _one(console: Console, report: Report, verbose: bool) -> None:
     console.print(f"[bold]{escape(report.driver)}[/]", soft_wrap=True)
     for id_, verdict in report.requirements.items():
-        console.print(f"  {id_} {_cell(report, id_)}  {escape(BY_ID[id_].title)}: {escape(verdict.why)}", soft_wrap=True)
+        console.print(
+            f"  {id_} {_cell(report, id_)}  {escape(BY_ID[id_].title)}: {escape(verdict.why)}", soft_wrap=True
+        )
         if verdict.confidence == "low":
             console.print(f"       low confidence; to know: {escape(verdict.needs)}", soft_wrap=True)
         for place in verdict.evidence:
-            console.print(f"       {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True)
+            console.print(
+                f"       {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True
+            )
         for cure in dict.fromkeys(place.cure for place in verdict.evidence if place.cure):
             console.print(f"       [cyan]mend:[/] {escape(cure)}", soft_wrap=True)
     facts = "; ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in report.facts.items())
     console.print(f"  [dim]{escape(facts)}[/]", soft_wrap=True)
     for place in report.unused_suppressions:
-        console.print(f"  [yellow]unused[/] {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True)
+        console.print(
+            f"  [yellow]unused[/] {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True
+        )
     for place in report.looked_at if verbose else ():
         console.print(f"  [dim]{escape(place.file)}:{place.line}: {escape(place.message)}[/]", soft_wrap=True)
     console.print()
@@ -144,7 +163,9 @@ def _one(console: Console, report: Report, verbose: bool) -> None:
 def _plain(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, int | str) or isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def _change(found: list[changes.Change], options: Options, problems: list[str]) -> int:
@@ -162,9 +183,12 @@ def _change(found: list[changes.Change], options: Options, problems: list[str]) 
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for one in found:
         colour = "bold red" if one.worse else "green"
-        console.print(f"[{colour}]{'worse' if one.worse else 'better'}[/] {escape(one.driver)} {one.requirement}: "
+        console.print(f"[{colour}]{'worse' if one.worse else 'better'}[/] {escape(one.driver)} "
+        f"{one.requirement}: "
                       f"{one.before} -> {one.after}: {escape(one.why)}", soft_wrap=True)  # fmt: skip
         for place in one.evidence:
-            console.print(f"       {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True)
+            console.print(
+                f"       {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True
+            )
     console.print(f"{len(worse)} worse, {len(found) - len(worse)} better", soft_wrap=True)
     return int(bool(worse))

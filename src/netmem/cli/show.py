@@ -17,7 +17,6 @@ from netmem.cli.tables import WIDTH, table
 from netmem.lab.observe import observe
 
 
-
 def _memory(provider: dict[str, Any] | None) -> str:
     if provider is None:
         return "pages, unbound"

@@ -47,7 +47,8 @@ ALLOC_VA = {"page_pool_alloc_va", "page_pool_dev_alloc_va"}
 
 DMA_ADDRESS = {"page_pool_get_dma_addr": 0, "page_pool_get_dma_addr_netmem": 0, "netmem_get_dma_addr": 0}
 CPU_ADDRESS = {
-    "page_address": 0, "page_to_virt": 0, "lowmem_page_address": 0, "netmem_address": 0, "__netmem_address": 0,
+    "page_address": 0, "page_to_virt": 0, "lowmem_page_address": 0, "netmem_address": 0, "__netmem_address":
+    0,
     "kmap_local_page": 0, "kmap_atomic": 0, "kmap": 0, "skb_frag_address": 0, "page_to_phys": 0,
 }  # fmt: skip
 TO_PAGE = {"netmem_to_page": 0, "__netmem_to_page": 0}
@@ -56,12 +57,16 @@ FROM_ADDRESS = {"virt_to_page": 0, "virt_to_head_page": 0, "virt_to_netmem": 0}
 SAME = {
     "page_to_netmem": 0, "compound_head": 0, "page_folio": 0, "netmem_compound_head": 0, "READ_ONCE": 0,
     "likely": 0, "unlikely": 0, "ERR_CAST": 0, "PTR_ALIGN": 0, "rcu_dereference": 0, "rtnl_dereference": 0,
-    "cpu_to_le64": 0, "cpu_to_le32": 0, "cpu_to_be64": 0, "cpu_to_be32": 0, "le64_to_cpu": 0, "le32_to_cpu": 0,
+    "cpu_to_le64": 0, "cpu_to_le32": 0, "cpu_to_be64": 0, "cpu_to_be32": 0, "le64_to_cpu": 0, "le32_to_cpu":
+    0,
     "lower_32_bits": 0, "upper_32_bits": 0, "be64_to_cpu": 0, "smp_load_acquire": 0, "rcu_dereference_bh": 0,
-    "rcu_dereference_protected": 0, "xchg": 0, "FIELD_PREP": 1, "__pp_page_to_nmdesc": 0, "pp_page_to_nmdesc": 0,
+    "rcu_dereference_protected": 0, "xchg": 0, "FIELD_PREP": 1, "__pp_page_to_nmdesc": 0,
+    "pp_page_to_nmdesc": 0,
     "WARN_ON": 0, "WARN_ON_ONCE": 0, "page_frag": 0, "ALIGN": 0, "IS_ERR_OR_NULL": 0, "FIELD_GET": 1,
 }  # fmt: skip
-TO_DEVICE_ORDER = re.compile(r"^(cpu_to_[lb]e(16|32|64)|write[bwlq](_relaxed)?|iowrite\w+|lower_32_bits|upper_32_bits)$")
+TO_DEVICE_ORDER = re.compile(
+    r"^(cpu_to_[lb]e(16|32|64)|write[bwlq](_relaxed)?|iowrite\w+|lower_32_bits|upper_32_bits)$"
+)
 
 # Where a buffer goes: position of page, netmem or address.
 ATTACH_FRAG = {
@@ -79,9 +84,11 @@ ATTACH_LINEAR = {
 # Reads through an address: its position.
 READS = {
     "memcpy": 1, "skb_copy_to_linear_data": 1, "skb_copy_to_linear_data_offset": 2, "skb_put_data": 1,
-    "__skb_put_data": 1, "eth_get_headlen": 1, "prefetch": 0, "net_prefetch": 0, "prefetchw": 0, "net_prefetchw": 0,
+    "__skb_put_data": 1, "eth_get_headlen": 1, "prefetch": 0, "net_prefetch": 0, "prefetchw": 0,
+    "net_prefetchw": 0,
     "memmove": 1, "memcpy_fromio": 1, "flush_dcache_page": 0, "dcache_inval_poc": 0, "skb_header_pointer": 2,
-    "memcmp": 0, "get_unaligned_le32": 0, "napi_alloc_skb_copy": 1, "arch_sync_dma_for_cpu": 0, "copy_page": 1,
+    "memcmp": 0, "get_unaligned_le32": 0, "napi_alloc_skb_copy": 1, "arch_sync_dma_for_cpu": 0, "copy_page":
+    1,
     "invalidate_dcache_range": 0, "dma_cache_inv": 0, "eth_skb_pad": 9, "skb_copy_from_linear_data": 9,
 }  # fmt: skip
 READS |= ATTACH_LINEAR
@@ -91,29 +98,39 @@ RAW_SYNC_CPU = re.compile(
 )
 POOL_SYNC = {"page_pool_dma_sync_for_cpu", "page_pool_dma_sync_netmem_for_cpu"}
 RAW_SYNC_DEVICE = re.compile(r"^_*(dma|pci_dma)_sync_\w*for_device\w*$")
-UNMAP = re.compile(r"^_*(dma|pci|netmem_dma)_unmap_(page|single|addr|phys|sg|sgtable|page_attrs|single_attrs|page_attrs)$")
+UNMAP = re.compile(
+    r"^_*(dma|pci|netmem_dma)_unmap_(page|single|addr|phys|sg|sgtable|page_attrs|single_attrs|page_attrs)$"
+)
 UNMAP_ATTRS = re.compile(r"unmap_\w*attrs$")
 MAP = re.compile(r"^_*(dma|pci)_map_(page|single|page_attrs|single_attrs|phys)$")
-RELEASE_PAGE = {"page_pool_put_page", "page_pool_put_full_page", "page_pool_recycle_direct", "page_pool_put_unrefed_page",
+RELEASE_PAGE = {"page_pool_put_page", "page_pool_put_full_page", "page_pool_recycle_direct",
+"page_pool_put_unrefed_page",
                 "page_pool_free_va"}  # fmt: skip
 RELEASE_NETMEM = {"page_pool_put_netmem", "page_pool_put_full_netmem", "page_pool_recycle_direct_netmem",
                   "page_pool_put_unrefed_netmem"}  # fmt: skip
-BIAS = {"page_pool_fragment_page", "page_pool_fragment_netmem", "page_pool_unref_page", "page_pool_unref_netmem",
+BIAS = {"page_pool_fragment_page", "page_pool_fragment_netmem", "page_pool_unref_page",
+"page_pool_unref_netmem",
         "page_pool_ref_page", "page_pool_ref_netmem"}  # fmt: skip
 REFCOUNT = {
-    "page_ref_count", "page_count", "page_ref_add", "page_ref_sub", "page_ref_inc", "page_ref_dec", "get_page",
-    "put_page", "__free_page", "__free_pages", "page_frag_free", "set_page_count", "init_page_count", "folio_put",
+    "page_ref_count", "page_count", "page_ref_add", "page_ref_sub", "page_ref_inc", "page_ref_dec",
+    "get_page",
+    "put_page", "__free_page", "__free_pages", "page_frag_free", "set_page_count", "init_page_count",
+    "folio_put",
     "page_ref_dec_and_test", "page_ref_sub_and_test", "put_page_testzero", "folio_ref_count", "folio_get",
-    "page_mapcount", "netmem_ref_count", "get_netmem", "put_netmem", "free_page", "skb_free_frag", "page_ref_dec_return",
-    "page_ref_sub_return", "__page_frag_cache_drain", "free_pages", "page_ref_add_unless", "get_page_unless_zero",
+    "page_mapcount", "netmem_ref_count", "get_netmem", "put_netmem", "free_page", "skb_free_frag",
+    "page_ref_dec_return",
+    "page_ref_sub_return", "__page_frag_cache_drain", "free_pages", "page_ref_add_unless",
+    "get_page_unless_zero",
 }  # fmt: skip
-NET_IOV_TESTS = {"netmem_is_net_iov", "page_pool_is_unreadable", "netif_rxq_has_unreadable_mp", "skb_frag_is_net_iov",
+NET_IOV_TESTS = {"netmem_is_net_iov", "page_pool_is_unreadable", "netif_rxq_has_unreadable_mp",
+"skb_frag_is_net_iov",
                  "net_is_devmem_iov"}  # fmt: skip
 SPLIT_CALLS = {"netif_rxq_has_unreadable_mp", "netif_rxq_has_mp", "rxq_is_memory_provider"}
 SPLIT_FIELDS = {"tcp_data_split", "hds_config", "mp_params", "mp_priv", "mp_ops"}
 SPLIT_NAME = re.compile(
     r"hds|hdr_?split|header_?(data_)?split|data_split|split_h|h(ea)?d(e)?r_?data_?split|shampo|unreadable|"
-    r"memory_provider|mem_provider|_mp_?(priv|params)|devmem|tcp_?data|hsplit|sph_?(en|cap|active)|\bsph\b", re.I,
+    r"memory_provider|mem_provider|_mp_?(priv|params)|devmem|tcp_?data|hsplit|sph_?(en|cap|active)|\bsph\b",
+    re.I,
 )  # fmt: skip
 XDP_NAME = re.compile(r"xdp|xsk|af_xdp|umem", re.I)
 XDP_LOCALS = {"xprog", "bpf_prog", "prog"}
@@ -125,4 +142,6 @@ FLAG_GROUPS = {"PP_FLAG_ALL": FLAGS}
 RELEVANT = re.compile(
     rb"page_pool|netmem|libeth_(rx|fq|xdp)|_sync_\w*for_cpu|tcp_data_split|TCP_DATA_SPLIT|supported_ring_params"
 )
+MAKES = re.compile(rb"page_pool|libeth_rx")  # without these there is no payload to follow
+RING = re.compile(rb"tcp_data_split|TCP_DATA_SPLIT|supported_ring_params")
 POOLS = re.compile(rb"page_pool_create|libeth_rx_fq_create|mt76_create_page_pool")

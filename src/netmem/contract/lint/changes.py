@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ class Change:
     @property
     def worse(self) -> bool:
         """True when the verdict fell, or a place was added to one that was failing already."""
-        return RANK[self.after] < RANK[self.before] or (self.after == self.before and self.after in (FAIL, PARTIAL))
+        return RANK[self.after] < RANK[self.before] or (
+            self.after == self.before and self.after in (FAIL, PARTIAL)
+        )
 
 
 def against(before: list[Report], after: list[Report]) -> list[Change]:
@@ -51,10 +53,14 @@ def against(before: list[Report], after: list[Report]) -> list[Change]:
             former = was.requirements.get(id_) if was is not None else None
             if former is None:
                 if verdict.verdict in (FAIL, PARTIAL):
-                    found.append(Change(report.driver, id_, NA, verdict.verdict, verdict.why, verdict.evidence))
+                    found.append(
+                        Change(report.driver, id_, NA, verdict.verdict, verdict.why, verdict.evidence)
+                    )
                 continue
             if former.verdict != verdict.verdict:
-                found.append(Change(report.driver, id_, former.verdict, verdict.verdict, verdict.why, verdict.evidence))
+                found.append(
+                    Change(report.driver, id_, former.verdict, verdict.verdict, verdict.why, verdict.evidence)
+                )
             elif verdict.verdict in (FAIL, PARTIAL):
                 known = _counted(former.evidence)
                 added = []
@@ -65,7 +71,16 @@ def against(before: list[Report], after: list[Report]) -> list[Change]:
                     else:
                         added.append(place)
                 if added and len(verdict.evidence) > len(former.evidence):
-                    found.append(Change(report.driver, id_, verdict.verdict, verdict.verdict, "more places than before", added))
+                    found.append(
+                        Change(
+                            report.driver,
+                            id_,
+                            verdict.verdict,
+                            verdict.verdict,
+                            "more places than before",
+                            added,
+                        )
+                    )
     return found
 
 
@@ -82,12 +97,16 @@ def read_baseline(path: str) -> list[Report]:
         body: dict[str, Any] = json.loads(Path(path).read_text())
         return [from_json({**one, "looked_at": []}) for one in body["drivers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CannotCompare(f"{path} is no report of netmem check --format json ({type(error).__name__})") from None
+        raise CannotCompare(
+            f"{path} is no report of netmem check --format json ({type(error).__name__})"
+        ) from None
 
 
 def _git(folder: Path, *words: str, data: bytes | None = None) -> bytes:
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotCompare(f"git {words[0]}: {error}") from None
     if done.returncode:
@@ -142,9 +161,17 @@ def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
     if revision == "":
         for name in names:  # the tree as it lies there
             source = root / name
-            if source.exists():
+            if source.is_dir():
+                shutil.copytree(
+                    source,
+                    to / name,
+                    symlinks=True,
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns(".git"),
+                )
+            elif source.is_file():
                 (to / name).parent.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["cp", "-r", str(source), str(to / name)], check=True, timeout=TIMEOUT_S)
+                shutil.copy(source, to / name)
         return
     listed = _git(root, "ls-tree", "--name-only", revision, "--", *names).decode().split("\n")
     present = [name for name in listed if name]

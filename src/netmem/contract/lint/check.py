@@ -21,7 +21,6 @@ from netmem.contract.lint.rules import RULES
 from netmem.contract.lint.world import World
 
 SUPPRESS = re.compile(r"netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
-MAKES = re.compile(rb"page_pool|libeth_rx")  # without these there is no payload to follow
 EXTRA_FILES = 12  # files beyond the text filter that a driver may pull in because payload is passed to them
 
 
@@ -46,20 +45,24 @@ class Report:
         )
 
 
-def judge(driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool = False) -> Report:
+def judge(
+    driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool = False
+) -> Report:
     """Parse a driver, follow its payload, and apply every rule."""
     problems = list(driver.problems)
-    base = root or driver.folder
+    base = root or Path.cwd()
     selection = tree.select(driver, root, exports, everything)
     for source in driver.sources:
         if tree.load(str(source)) is None:
-            problems.append(f"{_short(str(source), base)}: cannot be read, or larger than {tree.MAX_FILE >> 20} MiB")
+            problems.append(
+                f"{_short(str(source), base)}: cannot be read, or larger than {tree.MAX_FILE >> 20} MiB"
+            )
     own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
     libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
     for _ in range(3):
         world = World(own, libraries)
         flow = Flow(world)
-        if everything or any(MAKES.search(one.text) for one in own):
+        if everything or any(api.MAKES.search(one.text) for one in own):
             flow.run()
         more = _passed_to(flow, driver, {one.path for one in own})
         if not more:
@@ -75,7 +78,8 @@ def judge(driver: tree.Driver, root: Path | None, exports: dict[str, str], every
     _suppress(report, own)
     report.facts = _facts(case)
     report.looked_at = [
-        Evidence(e.path, e.line, f"{e.what}: {e.call} in {e.function}()" + (" (XDP or test)" if e.xdp else ""))
+        Evidence(e.path, e.line, f"{e.what}: {e.call} in {e.function}()" + (" (XDP or test)" if e.xdp else
+        ""))
         for e in case.events if e.what not in ("kept", "passed", "write")
     ]  # fmt: skip
     for verdict in report.requirements.values():
@@ -91,7 +95,10 @@ def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
     names = {e.call for e in flow.events if e.what == "passed" and e.call not in flow.world.named}
     if not names:
         return []
-    pattern = re.compile(rb"^[\w \t*]*\b(" + b"|".join(sorted(re.escape(n.encode()) for n in names)) + rb")\([^;]*?\)\s*\{", re.M)
+    pattern = re.compile(
+        rb"^[\w \t*]*\b(" + b"|".join(sorted(re.escape(n.encode()) for n in names)) + rb")\([^;]*?\)\s*\{",
+        re.M,
+    )
     return [
         str(p) for p in driver.sources
         if str(p) not in known and (text := tree.load(str(p))) is not None and pattern.search(text)
@@ -100,7 +107,8 @@ def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
 
 def _short(path: str, base: Path) -> str:
     try:
-        return os.path.relpath(path, base) if os.path.isabs(path) or base != Path(".") else path
+        short = os.path.relpath(path, base)
+        return path if short.startswith("..") else short
     except ValueError:
         return path
 
@@ -144,9 +152,19 @@ def _facts(case: Case) -> dict[str, Any]:
     world = case.world
     words = {w for one in world.own for f in one.functions for w in f.words}
     params = sorted(
-        {w for one in world.own for w in set(re.findall(r"ETHTOOL_RING_USE_(\w+)", one.text.decode("utf-8", "replace")))}
+        {
+            w
+            for one in world.own
+            for w in set(re.findall(r"ETHTOOL_RING_USE_(\w+)", one.text.decode("utf-8", "replace")))
+        }
     )
-    tx = sorted({w for one in world.own for w in re.findall(r"netmem_tx\s*=\s*(\w+)", one.text.decode("utf-8", "replace"))})
+    tx = sorted(
+        {
+            w
+            for one in world.own
+            for w in re.findall(r"netmem_tx\s*=\s*(\w+)", one.text.decode("utf-8", "replace"))
+        }
+    )
     allocated = {label[1] for e in case.of("alloc") for label in e.labels}
     return {
         "pools": len(case.creates),
@@ -155,7 +173,9 @@ def _facts(case: Case) -> dict[str, Any]:
         "queue_mgmt_ops": b"queue_mgmt_ops" in words,
         "netmem_tx": tx[0] if tx else None,
         "ring_params": params,
-        "xdp": b"ndo_bpf" in words or b"bpf_prog_run_xdp" in words or any(b"ndo_bpf" in o.text for o in world.own),
+        "xdp": b"ndo_bpf" in words
+        or b"bpf_prog_run_xdp" in words
+        or any(b"ndo_bpf" in o.text for o in world.own),
         "modes": sorted({label[2] for e in case.of("alloc") for label in e.labels}),
     }
 
@@ -177,7 +197,9 @@ def cache_folder() -> Path:
     return Path(home) / "netmem" / "lint"
 
 
-def _key(driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool, version: bytes) -> str:
+def _key(
+    driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool, version: bytes
+) -> str:
     digest = hashlib.blake2b(version, digest_size=20)
     digest.update(f"{driver.name} {everything} {root}".encode())
     selection = tree.select(driver, root, exports, everything)
@@ -193,8 +215,10 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def from_json(body: dict[str, Any]) -> Report:
     """The same back."""
+
     def places(found: list[dict[str, Any]]) -> list[Evidence]:
         return [Evidence(**one) for one in found]
+
     verdicts = {
         id_: Verdict(v["verdict"], v["why"], places(v["evidence"]), v["confidence"], v["needs"])
         for id_, v in body["requirements"].items()
@@ -225,9 +249,11 @@ def _one(number: int) -> dict[str, Any]:
     except Exception as error:  # one driver must not take the others' verdicts with it
         where = traceback.extract_tb(error.__traceback__)[-1]
         why = f"could not be judged: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-        base = _shared["root"] or driver.folder
+        base = _shared["root"] or Path.cwd()
         verdicts = {r.id: Verdict(NA, why, confidence="low", needs="a bug report") for r in RULES}
-        return to_json(Report(_short(driver.name, base), _short(str(driver.folder), base), verdicts, problems=[why]))
+        return to_json(
+            Report(_short(driver.name, base), _short(str(driver.folder), base), verdicts, problems=[why])
+        )
     if place is not None:
         _save(place, body)
     return body
@@ -260,7 +286,9 @@ def check(
         found = list(tree.find(path, problems))
         if not found:
             problems.append(f"{path}: no C files")
-        drivers += found if len(found) == 1 or all_modules else [d for d in found if tree.is_network_driver(d)]
+        drivers += (
+            found if len(found) == 1 or all_modules else [d for d in found if tree.is_network_driver(d)]
+        )
     if not drivers:
         return []
     root = tree.root_of(paths[0])

@@ -9,7 +9,8 @@ read, `#if 0` and comments are not. Expressions are tuples whose first item is t
     ("un", op, e)   ("bin", op, l, r)   ("cond", c, a, b)   ("init", [(designator, e)])   ("seq", [e])
 
 Statements: ("expr", e), ("decl", type, name, init or None, line), ("if", cond, [then], [else], line),
-("loop", cond or None, [body], line), ("switch", e, [(labels or None, [body])], line), ("return", e or None, line),
+("loop", cond or None, [body], line), ("switch", e, [(labels or None, [body])], line), ("return", e or None,
+line),
 ("jump", line), ("label",), ("block", [...]).
 """
 
@@ -60,13 +61,16 @@ class Function:
 
 @dataclass(eq=False)
 class CFile:
-    """What one file defines. ``structs``: tag -> {field: type}; ``macros``: name -> text without parameters."""
+    """What one file defines. ``structs``: tag -> {field: type}; ``macros``: name -> text without "
+    "parameters."""
 
     path: str
     text: bytes
     functions: list[Function] = field(default_factory=list)
     structs: dict[str, dict[str, str]] = field(default_factory=dict)
-    embedded: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # struct -> by-value struct fields
+    embedded: dict[str, list[tuple[str, str]]] = field(
+        default_factory=dict
+    )  # struct -> by-value struct fields
     macros: dict[str, str] = field(default_factory=dict)
     typedefs: dict[str, str] = field(default_factory=dict)
     globals: list[tuple[str, str, Expr, int]] = field(default_factory=list)  # type, name, initialiser, line
@@ -116,8 +120,10 @@ _TAGLESS = re.compile(
 
 def _plain(text: bytes) -> bytes:
     """Words that only the kernel's compiler knows become spaces: they would confuse the parser."""
+
     def blank(match: re.Match[bytes]) -> bytes:
         return match[0] if match[0] == b"u64_stats_t" else b" " * len(match[0])
+
     return _TAGLESS.sub(blank, text)
 
 
@@ -165,13 +171,20 @@ class _Top:
                 if value is not None:
                     text = _text(value, self.source).replace("\\\n", " ")
                     self.made.macros[_text(child.child_by_field_name("name"), self.source)] = text
-            elif kind.startswith("preproc_") or kind in ("ERROR", "linkage_specification", "declaration_list"):
+            elif kind.startswith("preproc_") or kind in (
+                "ERROR",
+                "linkage_specification",
+                "declaration_list",
+            ):
                 self.visit(child, depth + 1)
 
     def _function(self, node: Any) -> None:
         declarator = node.child_by_field_name("declarator")
         stars = 0
-        while declarator is not None and declarator.type in ("pointer_declarator", "parenthesized_declarator"):
+        while declarator is not None and declarator.type in (
+            "pointer_declarator",
+            "parenthesized_declarator",
+        ):
             stars += declarator.type == "pointer_declarator"
             declarator = declarator.child_by_field_name("declarator")
         body = node.child_by_field_name("body")
@@ -302,7 +315,9 @@ def declared(node: Any, source: bytes) -> tuple[str, str]:
             suffix += "()"
         following = node.child_by_field_name("declarator")
         if following is None:
-            following = next((c for c in node.named_children if c.type.endswith(("declarator", "identifier"))), None)
+            following = next(
+                (c for c in node.named_children if c.type.endswith(("declarator", "identifier"))), None
+            )
         node = following
     return "", suffix
 
@@ -362,7 +377,11 @@ class _Lowering:
             self._either(node, out, depth)
         elif kind.startswith("preproc_") or kind in ("ERROR", "case_statement"):
             for child in node.named_children:
-                if kind.startswith("preproc_") and child.type in ("identifier", "preproc_defined", "number_literal"):
+                if kind.startswith("preproc_") and child.type in (
+                    "identifier",
+                    "preproc_defined",
+                    "number_literal",
+                ):
                     continue
                 self.stmt(child, out, depth + 1)
         elif kind.endswith("_expression") or kind in ("identifier", "call_expression"):
@@ -442,8 +461,17 @@ class _Lowering:
             return ("seq", [self.expr(c, d) for c in inner])
         if kind == "call_expression":
             args = node.child_by_field_name("arguments")
-            given = [self.expr(c, d) for c in args.named_children if c.type != "comment"] if args is not None else []
-            return ("call", self.expr(node.child_by_field_name("function"), d), given, node.start_point[0] + 1)
+            given = (
+                [self.expr(c, d) for c in args.named_children if c.type != "comment"]
+                if args is not None
+                else []
+            )
+            return (
+                "call",
+                self.expr(node.child_by_field_name("function"), d),
+                given,
+                node.start_point[0] + 1,
+            )
         if kind == "field_expression":
             name = node.child_by_field_name("field")
             return (

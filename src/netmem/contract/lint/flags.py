@@ -1,4 +1,5 @@
-"""Which flags reach page_pool_create(): constant propagation, statement by statement, through helpers and callers."""
+"""Which flags reach page_pool_create(): constant propagation, statement by statement, through helpers and "
+"callers."""
 
 from __future__ import annotations
 
@@ -78,7 +79,9 @@ class FlagReader:
     def _functions(self) -> list[Function]:
         return [f for found in self.world.named.values() for f in found]
 
-    def _in(self, function: Function, line: int, names: set[str], depth: int, position: int = 0) -> tuple[Flags, list[Cond]]:
+    def _in(
+        self, function: Function, line: int, names: set[str], depth: int, position: int = 0
+    ) -> tuple[Flags, list[Cond]]:
         walker = _Walker(self.world, function, line, names, depth)
         try:
             walker.block(function.body, {}, [])
@@ -130,7 +133,9 @@ class FlagReader:
         if known is None or known[1][0] != "init":
             return None
         reader = _Walker(self.world, None, 0, set(), 0)
-        return next((reader.value(e, {}, []) for name, e in known[1][1] if name.split(".")[-1] == "flags"), Flags())
+        return next(
+            (reader.value(e, {}, []) for name, e in known[1][1] if name.split(".")[-1] == "flags"), Flags()
+        )
 
     def _stored(self, function: Function, walker: _Walker, position: int) -> Flags | None:
         """A structure kept in a field: what anybody in the driver puts into its flags."""
@@ -157,7 +162,13 @@ def _calls(body: list[Stmt], name: str) -> list[tuple[int, list[Expr]]]:
     found: list[tuple[int, list[Expr]]] = []
 
     def visit(part: object) -> None:
-        if isinstance(part, tuple) and part and part[0] == "call" and part[1][0] == "id" and part[1][1] == name:
+        if (
+            isinstance(part, tuple)
+            and part
+            and part[0] == "call"
+            and part[1][0] == "id"
+            and part[1][1] == name
+        ):
             found.append((part[3], part[2]))
         if isinstance(part, tuple | list):
             for inner in part:
@@ -170,7 +181,9 @@ def _calls(body: list[Stmt], name: str) -> list[tuple[int, list[Expr]]]:
 class _Walker:
     """Goes through one function; ends with _Found at the call that is looked for."""
 
-    def __init__(self, world: World, function: Function | None, line: int, names: set[str], depth: int) -> None:
+    def __init__(
+        self, world: World, function: Function | None, line: int, names: set[str], depth: int
+    ) -> None:
         self.world, self.function, self.line, self.names, self.depth = world, function, line, names, depth
         self.args: list[Expr] = []
         self.alias: dict[str, str] = {}
@@ -279,7 +292,8 @@ class _Walker:
             else:
                 known = self.world.globals.get(place)
                 state[name] = (
-                    self.value(next((e for n, e in known[1][1] if n.split(".")[-1] == "flags"), ("num", "0")), state, conds)
+                    self.value(next((e for n, e in known[1][1] if n.split(".")[-1] == "flags"), ("num",
+                    "0")), state, conds)
                     if known is not None and known[1][0] == "init" else Flags(unknown={"?start", place})
                 )  # fmt: skip
             return
@@ -320,7 +334,9 @@ class _Walker:
         elif left[0] in ("id", "field", "deref"):
             place = key(left)
             if right[0] == "init":  # pp = (struct page_pool_params) { ... }
-                state[place] = next((self.value(v, state, conds) for n, v in right[1] if n == "flags"), Flags())
+                state[place] = next(
+                    (self.value(v, state, conds) for n, v in right[1] if n == "flags"), Flags()
+                )
                 return
             other = self.alias.get(key(right), key(right))
             if other in state and right[0] in ("id", "field", "deref") and op == "=":
@@ -351,7 +367,11 @@ class _Walker:
             return
         for at, arg in enumerate(args):
             place = self.alias.get(key(arg), key(arg))
-            if at < len(target.params) and arg[0] in ("addr", "id", "field") and "page_pool_params" in target.params[at][0]:
+            if (
+                at < len(target.params)
+                and arg[0] in ("addr", "id", "field")
+                and "page_pool_params" in target.params[at][0]
+            ):
                 inner = _Walker(self.world, target, -1, set(), self.depth + 1)
                 start = {target.params[at][1]: state[place].copy()} if place in state else {}
                 inner.block(target.body, start, [])

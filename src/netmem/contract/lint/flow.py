@@ -9,8 +9,10 @@ Values are sets of labels:
     ("split",)             follows tcp-data-split, or whether there is a memory provider
 
 Locals are followed statement by statement; fields are one cell for each structure type and name, and for each
-embedded object where that is known. A function is looked at once for each combination of pools and objects that
-its callers pass. What happens is noted as events, with whether a guard stands before it, here or in all callers.
+embedded object where that is known. A function is looked at once for each combination of pools and objects
+that
+its callers pass. What happens is noted as events, with whether a guard stands before it, here or in all
+callers.
 """
 
 from __future__ import annotations
@@ -99,7 +101,9 @@ class Flow:
         self._xdp: dict[tuple[int, bool], bool] = {}
         self._known: set[str] = set()
         self._callers: dict[int, set[int]] = {}
-        self.conditions: dict[int, tuple[bool, bool, bool]] = {}  # follows split; readable when true, when false
+        self.conditions: dict[
+            int, tuple[bool, bool, bool]
+        ] = {}  # follows split; readable when true, when false
         self._final = True
         self._depth = 0
         self._changed = False
@@ -115,8 +119,11 @@ class Flow:
         everything = [f for found in self.world.named.values() for f in found]
         for self.number in range(1, MAX_ROUNDS + 1):
             self._changed = False
-            words |= {name.encode() for (_, name), held in self.fields.items()
-                      if any(x[0] in FOLLOWED for x in held)}
+            words |= {
+                name.encode()
+                for (_, name), held in self.fields.items()
+                if any(x[0] in FOLLOWED for x in held)
+            }
             chosen = self._choose(everything, words)
             self.events.clear()
             self._operations()
@@ -127,12 +134,13 @@ class Flow:
             self._guards, before = self._next, self._guards
             followed = sum(x[0] in FOLLOWED for held in self.fields.values() for x in held)
             state = frozenset(self.events), followed
-            if not self._changed and self._guards == before or self.number > 2 and state == last:
+            if (not self._changed and self._guards == before) or (self.number > 2 and state == last):
                 return
             last = state
 
     def _roots(self, chosen: list[Function]) -> None:
-        """Start with functions that nobody else calls; callees are reached from them, with what they are given."""
+        """Start with functions that nobody else calls; callees are reached from them, with what they are "
+        "given."""
         left = {id(f): f for f in chosen}
         while left:
             tops = [f for f in left.values() if not (self._callers.get(id(f), set()) & left.keys())]
@@ -161,8 +169,11 @@ class Flow:
         return known
 
     def _choose(self, everything: list[Function], words: set[bytes]) -> list[Function]:
-        """Functions that can matter: those naming an interface, a field that holds something, or one of these."""
-        everything = [f for f in everything if not api.TRANSMIT_NAME.search(f.name) or b"page_pool" in f.words]
+        """Functions that can matter: those naming an interface, a field that holds something, or one of "
+        "these."""
+        everything = [
+            f for f in everything if not api.TRANSMIT_NAME.search(f.name) or b"page_pool" in f.words
+        ]
         interesting = {*words, *_WORDS}
         chosen = {
             id(f): f for f in everything if not interesting.isdisjoint(f.words) or self._is_relevant(f)
@@ -172,11 +183,11 @@ class Flow:
                 for one in self.world.named.get(word.decode(), ()):
                     if one.end - one.line < PREDICATE_LINES:
                         chosen.setdefault(id(one), one)
-        names = {f.name.encode() for f in chosen.values()}
+        callees = {f.name.encode() for f in chosen.values()}
         for _ in range(CALLER_LEVELS):  # who calls them: for what is passed, and for guards
-            fresh = [f for f in everything if id(f) not in chosen and not names.isdisjoint(f.words)]
+            fresh = [f for f in everything if id(f) not in chosen and not callees.isdisjoint(f.words)]
             chosen.update((id(f), f) for f in fresh)
-            names = {f.name.encode() for f in fresh}
+            callees = {f.name.encode() for f in fresh}
         names = {f.name for f in chosen.values()}
         self._known = names
         callers: dict[int, set[int]] = defaultdict(set)
@@ -192,9 +203,7 @@ class Flow:
 
     # -- functions ---------------------------------------------------------------------------
 
-    def _look(
-        self, function: Function, args: list[Labels], readable: bool, xdp: bool
-    ) -> _Summary:
+    def _look(self, function: Function, args: list[Labels], readable: bool, xdp: bool) -> _Summary:
         """Look at a function with these arguments; what it returns and writes through pointers."""
         xdp = xdp or _is_aside(function.name)
         now = self._next.get(id(function))
@@ -324,8 +333,8 @@ class Flow:
             if value[0] == "num" and (value[1] in ("0", "false", "NULL")) == outcome:
                 continue
             known = (
-                f.marks[-1][0] and not f.marks[0][0] or self._says_readable(f, value, outcome),
-                f.marks[-1][1] and not f.marks[0][1] or self._says_no_pool(f, value, outcome),
+                (f.marks[-1][0] and not f.marks[0][0]) or self._says_readable(f, value, outcome),
+                (f.marks[-1][1] and not f.marks[0][1]) or self._says_no_pool(f, value, outcome),
             )
             before = self._concluded.get((id(f.function), outcome))
             self._concluded[id(f.function), outcome] = (
@@ -363,7 +372,11 @@ class Flow:
 
     def _control(self, f: _Frame, value: Expr) -> Labels:
         """A constant chosen by what follows split follows it too."""
-        if f.marks[-1][2] and value[0] in ("num", "id") and (value[1] in ("0", "1", "true", "false") or value[1].isupper()):
+        if (
+            f.marks[-1][2]
+            and value[0] in ("num", "id")
+            and (value[1] in ("0", "1", "true", "false") or value[1].isupper())
+        ):
             return SPLIT
         return EMPTY
 
@@ -486,7 +499,12 @@ class Flow:
         return ""
 
     def _macro_type(self, f: _Frame, target: Function | None, args: list[Expr]) -> str:
-        if target is None or len(target.body) != 1 or target.body[0][0] != "return" or target.body[0][1] is None:
+        if (
+            target is None
+            or len(target.body) != 1
+            or target.body[0][0] != "return"
+            or target.body[0][1] is None
+        ):
             return ""
         inner = _Frame(target, False, False)
         for (_, name), arg in zip(target.params, args, strict=False):
@@ -534,7 +552,7 @@ class Flow:
 
     def _read(self, cell: tuple[str, str], f: _Frame, e: Expr) -> Labels:
         owner, name = cell
-        found = self.fields[cell] if cell in self.fields else EMPTY
+        found = self.fields.get(cell, EMPTY)
         tag = self.world.tag(self.type_of(f, e[1]))
         if owner != tag and (tag, name) in self.fields:
             found |= self.fields[tag, name]  # written where the object was not known
@@ -555,7 +573,7 @@ class Flow:
         if kind == "id":
             found = f.env.get(e[1])
             if found is None:
-                found = self.constants[e[1]] if e[1] in self.constants else EMPTY
+                found = self.constants.get(e[1], EMPTY)
                 if e[1] in self._known:
                     found |= {("fn", e[1])}
                 elif e[1].isupper() and _split_name(e[1]):
@@ -658,7 +676,10 @@ class Flow:
                     found |= self._enter(f, target, args, values)
             return found
         name = function[1]
-        if name in ("dma_unmap_addr_set", "netmem_dma_unmap_addr_set", "dma_unmap_len_set") and len(args) >= 3:
+        if (
+            name in ("dma_unmap_addr_set", "netmem_dma_unmap_addr_set", "dma_unmap_len_set")
+            and len(args) >= 3
+        ):
             at = args[-2][1] if args[-2][0] == "id" else "?"
             return self._store(f, ("field", args[-3], at, line), args[-1], line)
         if name in ("dma_unmap_addr", "dma_unmap_len") and len(args) == 2:
@@ -666,7 +687,10 @@ class Flow:
         if name == "container_of":
             self._eval(f, args[0])
             return EMPTY
-        if name in ("WRITE_ONCE", "smp_store_release", "rcu_assign_pointer", "RCU_INIT_POINTER") and len(args) == 2:
+        if (
+            name in ("WRITE_ONCE", "smp_store_release", "rcu_assign_pointer", "RCU_INIT_POINTER")
+            and len(args) == 2
+        ):
             return self._store(f, args[0], args[1], line)
         if name in ("__set_bit", "set_bit", "__assign_bit", "assign_bit") and args[0][0] == "id":
             on = self._control(f, args[0]) | (self._eval(f, args[2]) & SPLIT if len(args) > 2 else EMPTY)
@@ -698,7 +722,9 @@ class Flow:
                     self._write(f, inner, written, "|=")
         return summary.returns
 
-    def _interface(self, f: _Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]) -> Labels | None:
+    def _interface(
+        self, f: _Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]
+    ) -> Labels | None:
         """What a call of the kernel's means; None when it is none that we know."""
         line = e[3]
 
@@ -740,7 +766,7 @@ class Flow:
             self._note(f, "sync_device", name, value(1), e)
             return EMPTY
         if api.UNMAP.match(name):
-            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in _names(arg) for arg in args[-1:])
+            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in n for n in _names(args[-1:]))
             self._note(f, "unmap_skip" if skips else "unmap", name, value(1), e)
             return EMPTY
         if api.MAP.match(name):
@@ -775,7 +801,14 @@ class Flow:
         if api.TO_DEVICE_ORDER.match(name):
             self._note(f, "descriptor", name, value(0), e)
             return EMPTY
-        if name in ("netmem_is_net_iov", "netmem_is_pfmemalloc", "page_is_pfmemalloc", "IS_ERR", "PTR_ERR", "test_bit"):
+        if name in (
+            "netmem_is_net_iov",
+            "netmem_is_pfmemalloc",
+            "page_is_pfmemalloc",
+            "IS_ERR",
+            "PTR_ERR",
+            "test_bit",
+        ):
             return value(0) & SPLIT
         return None
 
@@ -824,8 +857,9 @@ class Flow:
         return "page_pool *" in self.type_of(f, cond)
 
     def _excludes_pool(self, cell: tuple[str, str]) -> bool:
-        """True for a field that is only ever set where the pool is not: if (a) pool = ...; else field = ...;"""
-        writes = self._field_conds.get(cell)
+        """True for a field that is only ever set where the pool is not: if (a) pool = ...; else field = "
+        "...;"""
+        writes = self._field_conds.get(cell, [])
         return bool(writes) and all(
             any((one, not positive) in self._pool_conds for one, positive in conds) for conds in writes
         )
@@ -883,7 +917,12 @@ def _xdp_condition(cond: Expr, positive: bool) -> bool:
     if kind == "bin" and cond[1] in ("&&", "||"):
         parts = [_xdp_condition(part, positive) for part in cond[2:]]
         return any(parts) if (cond[1] == "&&") == positive else all(parts)
-    if kind == "bin" and cond[1] in ("==", "!=") and cond[3][0] in ("num", "id") and cond[3][1] in ("0", "NULL"):
+    if (
+        kind == "bin"
+        and cond[1] in ("==", "!=")
+        and cond[3][0] in ("num", "id")
+        and cond[3][1] in ("0", "NULL")
+    ):
         return _xdp_condition(cond[2], positive == (cond[1] == "!="))
     return positive and any(api.XDP_NAME.search(name) or name in api.XDP_LOCALS for name in _names(cond))
 

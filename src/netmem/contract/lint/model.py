@@ -100,13 +100,19 @@ class Case:
                 todo += self.flow.holds.get(one, ())
                 if len(one) == 2:  # kept where the object was not known, or is one of several
                     tag, name = one
-                    todo += [c for c in by_name[name] if (c[0] in self.flow.objects.get(tag, ()) or tag in self.flow.objects.get(c[0], ()))]
+                    todo += [
+                        c
+                        for c in by_name[name]
+                        if (c[0] in self.flow.objects.get(tag, ()) or tag in self.flow.objects.get(c[0], ()))
+                    ]
             found[holder] = made
         return found
 
     def pools_of(self, holder: Any) -> list[Pool]:
         """What made the pools that a holder has of its own."""
-        return [self.creates[place[1:]] for place in self.own_pools.get(holder, ()) if place[1:] in self.creates]
+        return [
+            self.creates[place[1:]] for place in self.own_pools.get(holder, ()) if place[1:] in self.creates
+        ]
 
     @functools.cached_property
     def payload(self) -> set[Any]:

@@ -1,7 +1,9 @@
 """Reports as JSON, SARIF, Markdown and one HTML page.
 
-JSON: {"tool", "version", "tree", "problems": [..], "drivers": [{"driver", "path", "requirements": {"R1": {"verdict":
-pass | partial | fail | n/a, "why", "confidence": high | low, "needs", "evidence": [{"file", "line", "message",
+JSON: {"tool", "version", "tree", "problems": [..], "drivers": [{"driver", "path", "requirements": {"R1":
+{"verdict":
+pass | partial | fail | n/a, "why", "confidence": high | low, "needs", "evidence": [{"file", "line",
+"message",
 "cure"}]}}, "facts", "suppressed", "unused_suppressions", "problems"}]}.
 """
 
@@ -31,7 +33,13 @@ def body(reports: list[Report], problems: list[str], tree: str, version: str) ->
         one = to_json(report)
         del one["looked_at"]
         drivers.append(one)
-    return {"tool": "netmem check", "version": version, "tree": tree, "problems": problems, "drivers": drivers}
+    return {
+        "tool": "netmem check",
+        "version": version,
+        "tree": tree,
+        "problems": problems,
+        "drivers": drivers,
+    }
 
 
 def as_json(made: dict[str, Any]) -> str:
@@ -56,7 +64,9 @@ def as_sarif(made: dict[str, Any]) -> str:
         for id_, verdict in driver["requirements"].items():
             if verdict["verdict"] not in LEVELS:
                 continue
-            for place in verdict["evidence"] or [{"file": driver["path"], "line": 1, "message": "", "cure": ""}]:
+            for place in verdict["evidence"] or [
+                {"file": driver["path"], "line": 1, "message": "", "cure": ""}
+            ]:
                 said = ". ".join(x for x in (verdict["why"], place["message"], place["cure"]) if x)
                 results.append({
                     "ruleId": id_,
@@ -84,13 +94,17 @@ def as_markdown(made: dict[str, Any]) -> str:
     counts = [sum(d["requirements"][id_]["verdict"] == PASS for d in judged) for id_ in ids]
     lines += ["", "| driver | " + " | ".join(ids) + " |", "| --- |" + " --- |" * len(ids)]
     for driver in judged:
-        cells = [SIGNS[driver["requirements"][id_]["verdict"]] + ("?" if driver["requirements"][id_]["confidence"] == "low" else "")
+        cells = [SIGNS[driver["requirements"][id_]["verdict"]] + ("?" if
+        driver["requirements"][id_]["confidence"] == "low" else "")
                  for id_ in ids]  # fmt: skip
         lines.append(f"| {driver['driver']} | " + " | ".join(cells) + " |")
     lines.append("| pass, of " + f"{len(judged)} | " + " | ".join(map(str, counts)) + " |")
     lines += ["", "A question mark: low confidence; `netmem check DRIVER` says what it would take to know."]
     if others:
-        lines += ["", f"{len(others)} more network drivers make no page pool (R1 fails, the rest is not judged)."]
+        lines += [
+            "",
+            f"{len(others)} more network drivers make no page pool (R1 fails, the rest is not judged).",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,10 @@ _TARGET = re.compile(r"^obj-(?:\$\(\s*[\w$()-]*\s*\)|[my])$")
 _MEMBER = re.compile(r"^([\w-]+?)-(?:y|m|objs|\$\([^)]*\))$")
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
 _EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
-_DEFINED = re.compile(rb"^(?:static |inline |const |struct |void |int |bool |u\d+ |unsigned |\w+ )[\w \t*\n]*?\b(\w+)\(", re.MULTILINE)
+_DEFINED = re.compile(
+    rb"^(?:static |inline |const |struct |void |int |bool |u\d+ |unsigned |\w+ )[\w \t*\n]*?\b(\w+)\(",
+    re.MULTILINE,
+)
 _DRIVER = re.compile(
     rb"register_netdev|alloc_etherdev|alloc_netdev|devm_alloc_etherdev|net_device_ops|napi_gro_receive|netif_receive_skb"
 )
@@ -116,7 +119,9 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
 def _files(path: Path, problems: list[str]) -> Iterator[Path]:
     """Files below, each folder once however links lead."""
     seen: set[tuple[int, int]] = set()
-    for folder, dirs, names in os.walk(path, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")):
+    for folder, dirs, names in os.walk(
+        path, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")
+    ):
         try:
             stat = os.stat(folder)
         except OSError:
@@ -134,7 +139,9 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
 
 def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
     seen: set[tuple[int, int]] = set()
-    for folder, dirs, names in os.walk(top, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")):
+    for folder, dirs, names in os.walk(
+        top, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")
+    ):
         try:
             stat = os.stat(folder)
         except OSError:
@@ -175,11 +182,14 @@ def select(driver: Driver, root: Path | None, exports: dict[str, str], everythin
 
     ``everything`` takes all: the verdicts must be the same.
     """
-    own, headers, libraries = [], [], []
+    own: list[str] = []
+    headers: list[str] = []
+    libraries: list[str] = []
     todo: list[tuple[Path, bytes]] = []
-    for source in driver.sources:
-        text = load(str(source))
-        if text is not None and (everything or api.RELEVANT.search(text)):
+    texts = {source: load(str(source)) or b"" for source in driver.sources}
+    relevant = api.RELEVANT if any(api.MAKES.search(text) for text in texts.values()) else api.RING
+    for source, text in texts.items():
+        if text and (everything or relevant.search(text)):
             own.append(str(source))
             todo.append((source, text))
     seen = set(own)
@@ -197,7 +207,9 @@ def select(driver: Driver, root: Path | None, exports: dict[str, str], everythin
             if target.suffix == ".c" or inside:
                 (own if target.suffix == ".c" else headers).append(str(target))
                 todo.append((target, content))
-            elif api.RELEVANT.search(content) and not any(str(target).endswith(c) or f"/{c}" in str(target) for c in CORE):
+            elif api.RELEVANT.search(content) and not any(
+                str(target).endswith(c) or f"/{c}" in str(target) for c in CORE
+            ):
                 libraries.append(str(target))
                 todo.append((target, content))
     words: set[bytes] = set()

@@ -20,7 +20,9 @@ class World:
         self.own_paths = {one.path for one in self.own}
         self.named: dict[str, list[Function]] = defaultdict(list)
         self.structs: dict[str, dict[str, str]] = {}
-        self.places: dict[str, int] = defaultdict(int)  # structure -> fields that hold or point to it, if any holds it
+        self.places: dict[str, int] = defaultdict(
+            int
+        )  # structure -> fields that hold or point to it, if any holds it
         self.macros: dict[str, str] = {}
         self.typedefs: dict[str, str] = {}
         self.globals: dict[str, tuple[str, Expr, str, int]] = {}

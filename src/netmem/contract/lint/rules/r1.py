@@ -22,25 +22,34 @@ def judge(case: Case) -> Verdict:
             "where its buffers are allocated: perhaps in a file that is not here",
         )  # fmt: skip
     if not normal:
-        return Verdict(PARTIAL, "the pool serves XDP or tests only", case.evidence(allocs, "{call}() for XDP or tests", CURE))
+        return Verdict(
+            PARTIAL,
+            "the pool serves XDP or tests only",
+            case.evidence(allocs, "{call}() for XDP or tests", CURE),
+        )
     holders = {label[1] for e in normal for label in e.labels}
     reach = [
         e for e in case.of("descriptor", "kept", "passed", "frag", "write", "linear", "sync", "pool_sync")
         if any(label[0] != "pool" and label[1] in holders for label in e.labels)
     ]  # fmt: skip
     device = [e for e in reach if e.what in ("descriptor", "kept", "passed", "write")]
-    found = case.evidence(normal, "payload is allocated by {call}()")
+    found = case.evidence([e for e in normal if case.mine(e)] or normal, "payload is allocated by {call}()")
     if not device:
         return Verdict(PARTIAL, "buffers from the pool serve copies only: none is seen to reach a descriptor",
                        case.evidence(normal, "{call}() for a copy", CURE))  # fmt: skip
-    posted = [e for e in device if any(label[0] == "dma" for label in e.labels)]
+    posted = [
+        e
+        for e in device
+        if any(label[0] == "dma" for label in e.labels) and (case.mine(e) or not case.payload)
+    ]
     found += [Evidence(e.path, e.line, f"its address goes on through {e.call}") for e in posted[:1]]
     return Verdict(PASS, "payload buffers come from a page pool and are posted", found)
 
 
 RULE = Rule(
     "R1",
-    "Payload buffers of a normal receive mode come from page_pool, directly or through a library, and reach a "
+    "Payload buffers of a normal receive mode come from page_pool, directly or through a library, and reach "
+    "a "
     "descriptor. Partial: the pool serves only copies, XDP or tests.",
     judge,
 )

@@ -28,8 +28,11 @@ def judge(case: Case) -> Verdict:
             continue
         acted = _reaches(case, function)
         if acted is not None:
-            best = Verdict(PASS, "tcp-data-split is offered and set_ringparam acts on it",
-                           [here, Evidence(acted.path, acted.line, f"{acted.name}() looks at tcp_data_split")])  # fmt: skip
+            best = Verdict(
+                PASS,
+                "tcp-data-split is offered and set_ringparam acts on it",
+                [here, Evidence(acted.path, acted.line, f"{acted.name}() looks at tcp_data_split")],
+            )
             break
         seen.append(Evidence(function.path, function.line, f"{setter}() never looks at tcp_data_split", CURE))
     if best is not None:

@@ -14,7 +14,8 @@ def judge(case: Case) -> Verdict:
     if case.api != "netmem":
         return Verdict(
             FAIL, "payload is kept as pages",
-            case.evidence(allocs, "{call}() gives a page, which netmem need not be", "{call}() has a netmem twin: "
+            case.evidence(allocs, "{call}() gives a page, which netmem need not be", "{call}() has a netmem "
+            "twin: "
                           "keep a netmem_ref"),
         )  # fmt: skip
     wrong = [e for e in case.judged("frag") if e.call in api.PAGE_ATTACH]
@@ -30,7 +31,9 @@ def judge(case: Case) -> Verdict:
 
 RULE = Rule(
     "R3",
-    "The payload buffer is kept as netmem_ref, or in a library's structure that does, and allocated, addressed, "
-    "released and attached by netmem calls. A page beside it is fine where it serves only a mode without page_pool.",
+    "The payload buffer is kept as netmem_ref, or in a library's structure that does, and allocated, "
+    "addressed, "
+    "released and attached by netmem calls. A page beside it is fine where it serves only a mode without "
+    "page_pool.",
     judge,
 )

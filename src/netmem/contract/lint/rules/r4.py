@@ -14,10 +14,11 @@ def judge(case: Case) -> Verdict:
     """The worst of payload's pools."""
     if not case.payload_pools:
         return Verdict(NA, "no page pool is made")
-    maps = [e for e in case.judged("map")]
+    maps = case.judged("map")
     if maps:
         return Verdict(FAIL, "the driver maps payload itself",
-                       case.evidence(maps, "{call}() on payload", f"set {MAP} and take the address from the pool"))  # fmt: skip
+                       case.evidence(maps, "{call}() on payload", f"set {MAP} and take the address from the "
+                       f"pool"))  # fmt: skip
     found = [_pool(case, pool) for pool in case.payload_pools]
     others = [p for p in case.creates.values() if p not in case.payload_pools and UNREADABLE in p.flags.sure]
     for pool in others:
@@ -32,7 +33,9 @@ def judge(case: Case) -> Verdict:
 
 def _pool(case: Case, pool: Pool) -> Verdict:
     flags = pool.flags
-    here = Evidence(pool.path, pool.line, "flags: " + (", ".join(sorted(f[8:] for f in flags.sure)) or "none"))
+    here = Evidence(
+        pool.path, pool.line, "flags: " + (", ".join(sorted(f[8:] for f in flags.sure)) or "none")
+    )
     missing = [name for name in (MAP, SYNC) if not pool.has(name)]
     if missing and flags.unknown:
         return Verdict(FAIL, f"no {' and no '.join(missing)} is seen", [here], "low",
@@ -57,7 +60,9 @@ def _pool(case: Case, pool: Pool) -> Verdict:
         wrong = flags.maybe[UNREADABLE]
         says = _says(wrong[0]) if wrong else "something else"
         here.message += f", and {UNREADABLE[8:]} when {says}"
-        return Verdict(PARTIAL, f"{UNREADABLE} is set under a condition that does not follow header split", [here])
+        return Verdict(
+            PARTIAL, f"{UNREADABLE} is set under a condition that does not follow header split", [here]
+        )
     here.cure = ONLY_IF
     if flags.unknown:
         return Verdict(PARTIAL, f"{UNREADABLE} is not seen", [here], "low",
@@ -104,8 +109,10 @@ def text(e: object) -> str:
 
 RULE = Rule(
     "R4",
-    f"{MAP} and {SYNC} reach the payload pool, and {UNREADABLE} under a condition that follows split or provider. "
-    "Partial: the first two, but the third absent, unconditional, or under a wrong or inverted condition. Fail: one of "
+    f"{MAP} and {SYNC} reach the payload pool, and {UNREADABLE} under a condition that follows split or "
+    f"provider. "
+    "Partial: the first two, but the third absent, unconditional, or under a wrong or inverted condition. "
+    "Fail: one of "
     "the first two missing, or the driver maps the pages itself.",
     judge,
 )

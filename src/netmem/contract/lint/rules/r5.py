@@ -23,19 +23,26 @@ def judge(case: Case) -> Verdict:
         return Verdict(FAIL, "payload is taken for readable", found)
     guards = [e for e in case.judged("topage", "address", "read", "linear") if e.readable]
     if guards:
-        return Verdict(PASS, "payload is looked at behind guards only", case.evidence(guards, "{call} stands behind a guard"))
+        return Verdict(
+            PASS,
+            "payload is looked at behind guards only",
+            case.evidence(guards, "{call} stands behind a guard"),
+        )
     return Verdict(PASS, "payload is never looked at")
 
 
 def _reads(case: Case, event: object) -> bool:
     labels = event.labels  # type: ignore[attr-defined]
-    return any(label[0] in ("va", "buf") and label[1] in case.payload and label[2] == case.api for label in labels)
+    return any(
+        label[0] in ("va", "buf") and label[1] in case.payload and label[2] == case.api for label in labels
+    )
 
 
 RULE = Rule(
     "R5",
     "Payload is never turned into a page or an address without a guard (netmem_is_net_iov(), a NULL test of "
-    "netmem_address(), a configuration in which the pool cannot be unreadable), which may stand in a caller. Counted "
+    "netmem_address(), a configuration in which the pool cannot be unreadable), which may stand in a caller. "
+    "Counted "
     "too: copybreak, prefetch, header pull, cache flush on payload.",
     judge,
 )

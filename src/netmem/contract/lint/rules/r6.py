@@ -12,7 +12,7 @@ def judge(case: Case) -> Verdict:
     if not any(case.mine(e) for e in case.of("alloc")):
         return Verdict(NA, "no payload is allocated from a page pool")
     raw = case.judged("sync")
-    unmaps = [e for e in case.judged("unmap")]
+    unmaps = case.judged("unmap")
     if raw or unmaps:
         found = case.evidence(raw, "{call}() syncs payload past the pool", CURE)
         found += case.evidence(unmaps, "{call}() unmaps payload, which syncs it", CURE)
@@ -37,8 +37,10 @@ def _receives(name: str) -> bool:
 
 RULE = Rule(
     "R6",
-    "CPU sync of payload goes through the pool, or provably none happens. Any dma_sync_*_for_cpu spelling, or an unmap "
-    "that syncs, whose address comes from the payload buffer, also through a stored field or a helper, fails. Raw syncs "
+    "CPU sync of payload goes through the pool, or provably none happens. Any dma_sync_*_for_cpu spelling, "
+    "or an unmap "
+    "that syncs, whose address comes from the payload buffer, also through a stored field or a helper, "
+    "fails. Raw syncs "
     "of header, copybreak or driver-owned buffers are legitimate.",
     judge,
 )

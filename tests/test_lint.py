@@ -1,0 +1,419 @@
+"""The static checker: each convention with cases that keep it and cases that break it, on a small driver of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from netmem.contract.lint import api, csource, tree
+from netmem.contract.lint.check import check
+from netmem.contract.lint.rules import RULES
+
+TINY = Path(__file__).parent / "lint/tiny"
+KEPT = dict.fromkeys([rule.id for rule in RULES], "pass")
+NETMEM = [sys.executable, "-m", "netmem.cli.main"]
+
+
+def edited(folder, *edits):
+    """A copy of the small driver with (file, old, new) edits."""
+    target = folder / "tiny"
+    shutil.copytree(TINY, target)
+    for name, old, new in edits:
+        path = target / name
+        text = path.read_text()
+        assert text.count(old) >= 1, (name, old)
+        path.write_text(text.replace(old, new))
+    return target
+
+
+def judged(path, **options):
+    """The report on one driver."""
+    tree.load.cache_clear()
+    tree._called.cache_clear()
+    problems = []
+    (report,) = check([path], problems, jobs=1, **options)
+    assert problems == []
+    return report
+
+
+def verdicts(report):
+    return {id_: v.verdict for id_, v in report.requirements.items()}
+
+
+def lines(report, id_):
+    """The source lines that evidence points at."""
+    root = Path.cwd()
+    return [
+        (root / e.file).read_text().splitlines()[e.line - 1].strip()
+        for e in report.requirements[id_].evidence
+    ]
+
+
+RX, MAIN, TOOL, HEAD = "tiny_rx.c", "tiny_main.c", "tiny_ethtool.c", "tiny.h"
+SYNC = "page_pool_dma_sync_netmem_for_cpu(q->page_pool, buf->netmem, buf->offset, len);"
+FLAG = "pp.flags |= PP_FLAG_ALLOW_UNREADABLE_NETMEM;"
+
+# What is broken by one edit, the verdict, and lines of evidence (exactly these).
+BAD = {
+    "no bit in supported_ring_params": (
+        [(TOOL, ".supported_ring_params = ETHTOOL_RING_USE_TCP_DATA_SPLIT,", "")], "R2", "fail", None),
+    "set_ringparam that does not look": (
+        [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;", "")],
+        "R2 R4", "fail partial", None),
+    "payload allocated as pages": (
+        [(RX, "netmem = page_pool_dev_alloc_netmems(q->page_pool);",
+          "netmem = page_to_netmem(page_pool_dev_alloc_pages(q->page_pool));")],
+        "R3", "fail", ["netmem = page_to_netmem(page_pool_dev_alloc_pages(q->page_pool));"]),
+    "payload attached as a page": (
+        [(RX, "skb_add_rx_frag_netmem(skb, skb_shinfo(skb)->nr_frags, buf->netmem,",
+          "skb_add_rx_frag(skb, skb_shinfo(skb)->nr_frags, buf->netmem,")],
+        "R3", "partial",
+        ["skb_add_rx_frag(skb, skb_shinfo(skb)->nr_frags, buf->netmem, buf->offset, len, PAGE_SIZE);"]),
+    "no DMA_SYNC_DEV": (
+        [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_MAP)")], "R4", "fail",
+        ["pool = page_pool_create(&pp);"]),
+    "unreadable never allowed": ([(MAIN, FLAG, "")], "R4", "partial", None),
+    "unreadable always allowed": (
+        [(MAIN, ".flags = TINY_PP_FLAGS,", ".flags = TINY_PP_FLAGS | PP_FLAG_ALLOW_UNREADABLE_NETMEM,"),
+         (MAIN, FLAG, "")], "R4", "partial", None),
+    "unreadable the wrong way round": (
+        [(MAIN, "if (q->priv->split_on) {", "if (!q->priv->split_on) {")], "R4", "partial", None),
+    "unreadable under another condition": (
+        [(MAIN, "if (q->priv->split_on) {", "if (q->priv->fancy) {")], "R4", "partial", None),
+    "the driver maps payload": (
+        [(RX, "buf->dma = page_pool_get_dma_addr_netmem(netmem);",
+          "buf->dma = dma_map_page(q->priv->dev, netmem_to_page(netmem), 0, PAGE_SIZE, DMA_FROM_DEVICE);")],
+        "R4 R5", "fail fail", None),
+    "prefetch without a guard": (
+        [(RX, "if (tiny_readable(buf))\n", "")], "R5", "fail", ["prefetch(netmem_address(buf->netmem));"]),
+    "the guard the wrong way round": (
+        [(RX, "return !netmem_is_net_iov(buf->netmem);", "return netmem_is_net_iov(buf->netmem);")],
+        "R5", "fail", ["prefetch(netmem_address(buf->netmem));"]),
+    "copybreak": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tif (len < 256)\n\t\tskb_copy_to_linear_data(skb, netmem_address(buf->netmem), len);\n"
+          "\tbuf->netmem = 0;\n")],
+        "R5", "fail", ["skb_copy_to_linear_data(skb, netmem_address(buf->netmem), len);"]),
+    "payload becomes a page": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tflush_dcache_page(netmem_to_page(buf->netmem));\n\tbuf->netmem = 0;\n")],
+        "R5", "fail", ["flush_dcache_page(netmem_to_page(buf->netmem));"]),
+    "raw sync": (
+        [(RX, SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, DMA_FROM_DEVICE);")],
+        "R6", "fail", ["dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, DMA_FROM_DEVICE);"]),
+    "raw sync through a helper of the header": (
+        [(RX, SYNC, "dma_sync_single_range_for_cpu(q->priv->dev, tiny_buf_dma(buf), 0, len, DMA_FROM_DEVICE);")],
+        "R6", "fail",
+        ["dma_sync_single_range_for_cpu(q->priv->dev, tiny_buf_dma(buf), 0, len, DMA_FROM_DEVICE);"]),
+    "raw sync beside the pool's": (
+        [(RX, SYNC, SYNC + "\n\tdma_sync_single_for_cpu(q->priv->dev, page_pool_get_dma_addr_netmem(buf->netmem), len, 2);")],
+        "R6", "fail",
+        ["dma_sync_single_for_cpu(q->priv->dev, page_pool_get_dma_addr_netmem(buf->netmem), len, 2);"]),
+    "an unmap that syncs": (
+        [(RX, SYNC, "dma_unmap_page(q->priv->dev, buf->dma, PAGE_SIZE, DMA_FROM_DEVICE);")],
+        "R6", "fail", ["dma_unmap_page(q->priv->dev, buf->dma, PAGE_SIZE, DMA_FROM_DEVICE);"]),
+    "page count": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tif (page_ref_count(buf->page) == 1)\n\t\treturn;\n\tbuf->netmem = 0;\n"),
+         (RX, "buf->netmem = netmem;", "buf->netmem = netmem;\n\t\tbuf->page = __netmem_to_page(netmem);")],
+        "R5 R7", "fail fail", None),
+    "a reference of its own": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tget_netmem(buf->netmem);\n\tbuf->netmem = 0;\n")],
+        "R7", "fail", ["get_netmem(buf->netmem);"]),
+    "a cache of its own": (
+        [(HEAD, "struct tiny_buf spare;", "netmem_ref recycle_cache[16];"),
+         (RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "q->recycle_cache[0] = buf->netmem;")],
+        "R7", "fail", ["q->recycle_cache[0] = buf->netmem;"]),
+}  # fmt: skip
+
+# Edits that change nothing that matters.
+GOOD = {
+    "flags in another order": [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_SYNC_DEV | PP_FLAG_DMA_MAP)")],
+    "flags by assignment": [(MAIN, "\t\t.flags = TINY_PP_FLAGS,\n", ""),
+                            (MAIN, "\tpool = page_pool_create(&pp);\n\tif", "\tpp.flags = PP_FLAG_DMA_MAP;\n\tpp.flags |= PP_FLAG_DMA_SYNC_DEV;\n"
+                                   "\tpool = page_pool_create(&pp);\n\tif")],
+    "flags by a conditional": [(MAIN, FLAG, "pp.flags = TINY_PP_FLAGS | (q->priv->split_on ? PP_FLAG_ALLOW_UNREADABLE_NETMEM : 0);")],
+    "flags by a helper": [
+        (MAIN, "static int tiny_make_pools", "static void tiny_allow(struct page_pool_params *params)\n{\n\tparams->flags |= "
+               "PP_FLAG_ALLOW_UNREADABLE_NETMEM;\n}\n\nstatic int tiny_make_pools"),
+        (MAIN, FLAG, "tiny_allow(&pp);")],
+    "the provider asked": [(MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, q->index)) {")],
+    "the setting compared": [(MAIN, "if (q->priv->split_on) {", "if (q->priv->netdev->cfg->hds_config == ETHTOOL_TCP_DATA_SPLIT_ENABLED) {")],
+    "comments that name calls": [(RX, SYNC, "/* dma_sync_single_for_cpu(dev, buf->dma) was here; page_ref_count() too */\n\t" + SYNC)],
+    "dead code": [(RX, SYNC, SYNC + "\n#if 0\n\tdma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);\n\tget_netmem(buf->netmem);\n#endif")],
+    "renamed variables": [(RX, "netmem_ref netmem;", "netmem_ref ref;"), (RX, "netmem = page_pool_dev", "ref = page_pool_dev"),
+                          (RX, "if (!netmem)", "if (!ref)"), (RX, "buf->netmem = netmem;", "buf->netmem = ref;"),
+                          (RX, "addr_netmem(netmem)", "addr_netmem(ref)")],
+    "a renamed field": [(RX, "q->page_pool", "q->rx_pool"), (MAIN, "q->page_pool", "q->rx_pool"),
+                        (HEAD, "struct page_pool *page_pool;", "struct page_pool *rx_pool;")],
+    "header fields that are called payload": [(RX, "q->head_pool", "q->payload_pool"), (MAIN, "q->head_pool", "q->payload_pool"),
+                                              (HEAD, "struct page_pool *head_pool;", "struct page_pool *payload_pool;")],
+    "a macro that releases": [
+        (HEAD, "int tiny_rx_refill", "#define tiny_put(q, b) page_pool_put_full_netmem((q)->page_pool, (b)->netmem, true)\n\nint tiny_rx_refill"),
+        (RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "tiny_put(q, buf);")],
+    "a NULL test of the address": [(RX, "if (tiny_readable(buf))\n", "if (netmem_address(buf->netmem))\n")],
+    "the address kept and tested": [
+        (RX, "\t\tif (tiny_readable(buf))\n\t\t\tprefetch(netmem_address(buf->netmem));\n",
+             "\t\tvoid *va = netmem_address(buf->netmem);\n\n\t\tif (va)\n\t\t\tprefetch(va);\n")],
+    "a guard that leaves": [
+        (RX, "\tbuf->netmem = 0;\n", "\tif (netmem_is_net_iov(buf->netmem))\n\t\treturn;\n\tprefetch(netmem_address(buf->netmem));\n")],
+    "a guard in the caller": [
+        (RX, "int tiny_rx_poll", "static void tiny_touch(struct tiny_buf *buf)\n{\n\tprefetch(netmem_address(buf->netmem));\n}\n\nint tiny_rx_poll"),
+        (RX, "prefetch(netmem_address(buf->netmem));\n\t\ttiny_add", "tiny_touch(buf);\n\t\ttiny_add")],
+    "only while split is off": [(RX, "if (tiny_readable(buf))\n", "if (!q->priv->split_on)\n")],
+    "only for XDP": [(RX, "if (tiny_readable(buf))\n", "if (q->xdp_prog)\n")],
+    "an unmap that does not sync": [
+        (RX, SYNC, SYNC + "\n\tdma_unmap_page_attrs(q->priv->dev, buf->dma, len, 2, DMA_ATTR_SKIP_CPU_SYNC);")],
+    "a bias of the pool's": [
+        (RX, "buf->netmem = netmem;", "buf->netmem = netmem;\n\t\tpage_pool_fragment_netmem(netmem, 64);")],
+    "a self test": [
+        (RX, "int tiny_rx_poll", "void tiny_selftest_rx(struct tiny_queue *q)\n{\n\tdma_sync_single_for_cpu(q->priv->dev, q->bufs[0].dma, 64, 2);\n}\n\nint tiny_rx_poll")],
+    "a mode without the pool": [
+        (RX, SYNC, "if (q->page_pool)\n\t\t" + SYNC + "\n\telse\n\t\tdma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);")],
+    "functions in another order": [
+        (RX, "static bool tiny_readable(const struct tiny_buf *buf)\n{\n\treturn !netmem_is_net_iov(buf->netmem);\n}\n\n", ""),
+        (RX, "static int tiny_fill_head", "static bool tiny_readable(const struct tiny_buf *buf)\n{\n\treturn !netmem_is_net_iov(buf->netmem);\n}\n\n"
+             "static int tiny_fill_head")],
+}  # fmt: skip
+
+
+def test_the_small_driver_keeps_the_contract():
+    report = judged(TINY)
+    assert verdicts(report) == KEPT
+    assert report.passes
+    assert report.facts["separate_header_pool"] is True
+    assert all(v.confidence == "high" for v in report.requirements.values())
+    assert lines(report, "R6") == [SYNC]
+    assert lines(report, "R4") == ["pool = page_pool_create(&pp);"]
+    assert [e.line for e in report.requirements["R4"].evidence] == [24]  # the second one, which is payload's
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_edit_breaks_one_requirement(name, tmp_path):
+    edits, ids, outcome, evidence = BAD[name]
+    report = judged(edited(tmp_path, *edits))
+    broken = dict(zip(ids.split(), outcome.split(), strict=True))
+    assert verdicts(report) == {**KEPT, **broken}
+    for id_ in broken:
+        assert report.requirements[id_].evidence or id_ == "R2"
+        assert all(e.cure for e in report.requirements[id_].evidence)
+    if evidence is not None:
+        assert lines(report, ids) == evidence
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_edits_that_change_nothing_change_no_verdict(name, tmp_path):
+    assert verdicts(judged(edited(tmp_path, *GOOD[name]))) == KEPT
+
+
+def test_no_pool_at_all(tmp_path):
+    path = tmp_path / "none.c"
+    path.write_text(
+        "int f(void) { return 0; }\nstatic const struct ethtool_ops none_ops = { .get_link = f };\n"
+    )
+    report = judged(path)
+    assert verdicts(report) == {"R1": "fail", "R2": "fail"} | dict.fromkeys(
+        ["R3", "R4", "R5", "R6", "R7"], "n/a"
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "outcome"),
+    [
+        ((RX, "netmem = page_pool_dev_alloc_netmems(q->page_pool);", "netmem = q->bufs[i].netmem;"), "pass"),
+        ((RX, "int tiny_rx_refill(", "int tiny_xdp_refill("), "partial"),
+    ],
+)
+def test_pools_for_something_else(edit, outcome, tmp_path):
+    """Without payload from it the header pool is what there is; and a pool for XDP is no normal mode's."""
+    edits = [edit]
+    if "xdp" in edit[2]:
+        edits += [(HEAD, "int tiny_rx_refill", "int tiny_xdp_refill"), (MAIN, "tiny_rx_refill", "tiny_xdp_refill"),
+                  (RX, "static int tiny_fill_head", "static int tiny_xdp_fill_head"), (RX, "if (tiny_fill_head", "if (tiny_xdp_fill_head")]  # fmt: skip
+    assert judged(edited(tmp_path, *edits)).requirements["R1"].verdict == outcome
+
+
+def test_the_text_filter_changes_no_verdict(tmp_path):
+    for edits in (BAD["raw sync"][0], BAD["copybreak"][0], []):
+        path = edited(tmp_path / str(len(edits)) / str(id(edits)), *edits)
+        assert verdicts(judged(path)) == verdicts(judged(path, everything=True))
+
+
+def test_files_that_the_filter_leaves_out_are_read_when_payload_goes_there(tmp_path):
+    path = edited(tmp_path, (RX, SYNC, "tiny_make_visible(q->priv->dev, buf->dma, len);"),
+                  ("Makefile", "tiny_ethtool.o", "tiny_ethtool.o tiny_util.o"))  # fmt: skip
+    util = "void tiny_make_visible(struct device *dev, dma_addr_t where, u32 len)\n{\n\tdma_sync_single_for_cpu(dev, where, len, 2);\n}\n"
+    (path / "tiny_util.c").write_text(util)
+    report = judged(path)
+    assert verdicts(report) == {**KEPT, "R6": "fail"}
+    assert lines(report, "R6") == ["dma_sync_single_for_cpu(dev, where, len, 2);"]
+
+
+def test_a_missing_file_still_gives_verdicts(tmp_path):
+    path = edited(tmp_path)
+    (path / "tiny.h").unlink()
+    (path / "tiny_ethtool.c").unlink()
+    assert set(verdicts(judged(path))) == set(KEPT)
+
+
+def test_suppressions(tmp_path):
+    path = edited(
+        tmp_path, (RX, SYNC, "/* netmem: ignore R6 the device is coherent */\n\tdma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"),
+        (RX, "int tiny_rx_poll", "/* netmem: ignore R5 nothing here */\nint tiny_rx_poll"),
+    )  # fmt: skip
+    report = judged(path)
+    assert verdicts(report) == KEPT
+    assert [e.message for e in report.suppressed] == [
+        "dma_sync_single_for_cpu() syncs payload past the pool (ignored: the device is coherent)"
+    ]
+    assert ["R5" in e.message for e in report.unused_suppressions] == [True]
+
+
+def test_the_tables_have_no_holes():
+    """Each page call has a twin of another name, and no name is in two tables that exclude each other."""
+    assert all(a != b for a, b in api.TWINS.items())
+    assert not api.ALLOC_NETMEM & (api.ALLOC_PAGE | api.ALLOC_VA)
+    assert set(api.ATTACH_FRAG) >= api.PAGE_ATTACH
+    assert not any(api.RAW_SYNC_CPU.match(name) for name in api.POOL_SYNC)
+    for name in (
+        "dma_sync_single_for_cpu",
+        "dma_sync_single_range_for_cpu",
+        "dma_sync_sg_for_cpu",
+        "pci_dma_sync_single_for_cpu",
+    ):
+        assert api.RAW_SYNC_CPU.match(name)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.integers(0, 60),
+    st.sampled_from([b"", b"{", b"}", b"(", b"*", b"#if 0\n", b"\x00", b"\xff\xfe", b"->", b";", b'"']),
+)
+def test_garbled_c_never_raises(at, length, insert):
+    text = (TINY / RX).read_bytes()
+    at %= len(text)
+    made = csource.read("x.c", text[:at] + insert + text[at + length :])
+    for function in made.functions:
+        assert isinstance(function.body, list)
+
+
+def test_endless_macros_and_deep_nesting_end(tmp_path):
+    path = edited(tmp_path, (HEAD, "#define TINY_RING		256", "#define TINY_A TINY_B\n#define TINY_B TINY_A\n#define TINY_F(x) TINY_F((x))\n"
+                                   "#define TINY_RING		256"),
+                  (MAIN, ".flags = TINY_PP_FLAGS,", ".flags = TINY_PP_FLAGS | TINY_A | TINY_F(0),"),
+                  (RX, "int done = 0;", f"int done = {'(' * 600}0{')' * 600};"))  # fmt: skip
+    assert verdicts(judged(path))["R6"] == "pass"
+
+
+# -- the command ------------------------------------------------------------------------------------
+
+
+def run(*words, cwd=None):
+    done = subprocess.run(
+        [*NETMEM, "check", *map(str, words)], capture_output=True, text=True, timeout=60, cwd=cwd
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_status_and_text(tmp_path):
+    done = run("--no-cache", TINY)
+    assert (done.returncode, "1 of 1 drivers keep the contract" in done.stdout) == (0, True)
+    done = run("--no-cache", edited(tmp_path, *BAD["raw sync"][0]))
+    assert done.returncode == 1
+    assert re.search(r"tiny_rx\.c:43: dma_sync_single_for_cpu\(\) syncs payload past the pool", done.stdout)
+    assert "mend: call page_pool_dma_sync_netmem_for_cpu" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda p: p / "nothing", "does not exist"),
+        (lambda p: p, "no C files"),
+    ],
+)
+def test_what_cannot_be_checked_is_status_2(make, why, tmp_path):
+    done = run(make(tmp_path))
+    assert (done.returncode, why in done.stderr) == (2, True)
+
+
+def test_bad_files_are_named_and_the_rest_is_checked(tmp_path):
+    path = edited(tmp_path)
+    (path / "loop").symlink_to(path)
+    (path / "Makefile").write_text((path / "Makefile").read_text().replace("tiny_rx.o", "tiny_rx.o huge.o"))
+    with open(path / "huge.c", "wb") as file:
+        file.truncate(9 << 20)
+    done = run("--no-cache", path)
+    assert "huge.c: cannot be read, or larger than 8 MiB" in done.stderr
+    assert "R6" in done.stdout
+
+
+def test_it_needs_neither_numpy_nor_numba():
+    code = f"import sys; sys.argv[1:] = ['check', '--no-cache', {str(TINY)!r}]\nfrom netmem.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('numpy', 'numba') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_json_and_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first, second = (json.loads(run("--format", "json", TINY).stdout) for _ in range(2))
+    assert first == second
+    (driver,) = first["drivers"]
+    assert set(driver["requirements"]) == set(KEPT)
+    assert set(driver["requirements"]["R6"]) == {"verdict", "why", "evidence", "confidence", "needs"}
+    assert set(driver["requirements"]["R6"]["evidence"][0]) == {"file", "line", "message", "cure"}
+    (kept,) = (tmp_path / "cache/netmem/lint").glob("*.json")
+    edited_folder = edited(tmp_path, *BAD["raw sync"][0])
+    assert (
+        json.loads(run("--format", "json", edited_folder).stdout)["drivers"][0]["requirements"]["R6"][
+            "verdict"
+        ]
+        == "fail"
+    )
+    assert kept.exists()
+
+
+def test_baseline_and_patch_and_diff(tmp_path):
+    """Only what became worse fails; what was bad before does not."""
+
+    def git(*words):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+
+    folder = edited(tmp_path, *BAD["unreadable never allowed"][0])
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "old")
+    baseline = tmp_path / "before.json"
+    baseline.write_text(run("--format", "json", "--no-cache", folder).stdout)
+    assert run("--baseline", baseline, "--no-cache", folder).returncode == 0
+    rx = folder / RX
+    rx.write_text(rx.read_text().replace(SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"))
+    done = run("--baseline", baseline, "--no-cache", folder)
+    assert done.returncode == 1
+    assert "R6: pass -> fail" in done.stdout
+    assert "R4" not in done.stdout
+    patch = tmp_path / "change.patch"
+    patch.write_bytes(subprocess.run(["git", "diff"], cwd=folder, capture_output=True, check=True).stdout)
+    git("commit", "-qam", "new")
+    done = run("--diff", "HEAD~1..HEAD", "--no-cache", folder)
+    assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True)
+    done = run("--diff", "HEAD..HEAD~1", "--no-cache", folder)
+    assert (done.returncode, "better" in done.stdout) == (0, True)
+    git("checkout", "-q", "HEAD~1")
+    done = run("--patch", patch, "--no-cache", folder)
+    assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True), done.stderr
+    for words in (("--diff", "HEAD"), ("--diff", "no..HEAD"), ("--baseline", rx)):
+        assert run(*words, folder).returncode == 2
