@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_SIZE ?= 256M
 
-.PHONY: demo test test-uncompiled lint bench clean
+TREE ?= build/linux
+
+.PHONY: demo test test-uncompiled lint bench check-tree clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,6 +34,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/netmem bench --output docs/benchmarks.md
+
+# The newest kernel tree that Debian has, and every driver in it judged.
+check-tree: $(STAMP)
+	tools/get-tree $(TREE)
+	$(BIN)/netmem check --format html $(TREE)/drivers/net > build/scoreboard.html || test $$? = 1
+	$(BIN)/netmem check --format markdown $(TREE)/drivers/net > docs/scoreboard.md || test $$? = 1
+	@tail -n 5 docs/scoreboard.md; echo "build/scoreboard.html has the evidence"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

