@@ -9,6 +9,7 @@ import click
 
 VERBS = {
     "check": "Check whether a driver keeps the seven requirements of the netmem contract.",
+    "convert": "Rewrite a C driver's payload from pages to netmem, as a patch.",
     "leaks": "Show who holds netmems of running receivers, and for how long.",
     "show": "Show devices, queues, page pools and sockets of running receivers.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",

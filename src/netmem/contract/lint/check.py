@@ -59,16 +59,7 @@ def judge(
             )
     own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
     libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
-    for _ in range(3):
-        world = World(own, libraries)
-        flow = Flow(world)
-        if everything or any(api.MAKES.search(one.text) for one in own):
-            flow.run()
-        more = _passed_to(flow, driver, {one.path for one in own})
-        if not more:
-            break
-        own += [csource.read(path, tree.load(path) or b"") for path in more[:EXTRA_FILES]]
-    case = Case(world, flow)
+    case = _follow(driver, own, libraries, everything)
     report = Report(_short(driver.name, base), _short(str(driver.folder), base), {}, problems=problems)
     for rule in RULES:
         report.requirements[rule.id] = rule.judge(case)
@@ -88,6 +79,29 @@ def judge(
     for one in (*report.unused_suppressions, *report.suppressed, *report.looked_at):
         one.file = _short(one.file, base)
     return report
+
+
+def understand(driver: tree.Driver, root: Path | None, exports: dict[str, str]) -> Case:
+    """A driver with all its files, understood; nothing is judged yet."""
+    selection = tree.select(driver, root, exports, True)
+    own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
+    return _follow(driver, own, [csource.read(p, tree.load(p) or b"") for p in selection.libraries], True)
+
+
+def _follow(
+    driver: tree.Driver, own: list[csource.CFile], libraries: list[csource.CFile], everything: bool
+) -> Case:
+    """Follow payload; ``own`` grows by files that it turns out to go to."""
+    for _ in range(3):
+        world = World(own, libraries)
+        flow = Flow(world)
+        if everything or any(api.MAKES.search(one.text) for one in own):
+            flow.run()
+        more = _passed_to(flow, driver, {one.path for one in own})
+        if not more:
+            break
+        own += [csource.read(path, tree.load(path) or b"") for path in more[:EXTRA_FILES]]
+    return Case(world, flow)
 
 
 def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:

@@ -127,6 +127,16 @@ def _plain(text: bytes) -> bytes:
     return _TAGLESS.sub(blank, text)
 
 
+def expression(node: Any, source: bytes) -> Expr:
+    """One expression, lowered."""
+    return _Lowering(source).expr(node, 0)
+
+
+def prepared(text: bytes) -> bytes:
+    """What is given to the parser: the same length, without dead code and words it does not know."""
+    return _plain(_blank_dead(text)[0])
+
+
 def read(path: str, text: bytes) -> CFile:
     """Parse one file."""
     live, dead = _blank_dead(text)

@@ -170,6 +170,7 @@ class Flow(Places):
         frame = Frame(function, *guard)
         for (_, name), given in zip(function.params, args, strict=False):
             frame.env[name] = given
+            self._remember(frame, name, given)
         self._depth += 1
         self._block(frame, function.body)
         self._depth -= 1
@@ -232,6 +233,7 @@ class Flow(Places):
                 if "bool" in f.function.returns:
                     f.returns |= self._control(f, stmt[1])
                 self._conclude(f, stmt[1])
+                self._remember(f, "", f.returns)
             f.dead = True
         elif kind == "jump":
             f.dead = True
@@ -363,12 +365,14 @@ class Flow(Places):
             keep = f.env.get(left[1], EMPTY) if op != "=" else EMPTY
             if left[1] in f.types or left[1] in f.env:
                 f.env[left[1]] = value | keep
+                self._remember(f, left[1], value)
             else:
                 self._put(("global", left[1]), value)
         elif kind in ("index", "deref"):
             base = left[1]
             if base[0] == "id":
                 f.env[base[1]] = f.env.get(base[1], EMPTY) | value
+                self._remember(f, base[1], value)
             else:
                 self._write(f, base, value, "|=")
             self._note(f, "write", "=", value, left)
@@ -390,6 +394,11 @@ class Flow(Places):
             for arg in left[2]:
                 if arg[0] in ("id", "field"):
                     self._write(f, arg, value, "|=")
+
+    def _remember(self, f: Frame, name: str, value: Labels) -> None:
+        held = frozenset(x for x in value if x[0] == "buf")
+        if held:
+            self.locals[f.function.path, f.function.name, name] |= held
 
     def _note_conds(self, f: Frame, cell: tuple[str, str], value: Labels) -> None:
         if not f.conds:

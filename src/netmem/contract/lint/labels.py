@@ -70,6 +70,8 @@ class State:
         self.objects: dict[str, set[str]] = defaultdict(set)  # structure type -> embedded objects
         self.constants: dict[str, Labels] = defaultdict(lambda: EMPTY)
         self.events: set[Event] = set()
+        # (file, function, local or parameter) -> what it holds at any time; "" is what the function returns
+        self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
         self.holds: dict[Any, set[Any]] = defaultdict(set)  # field -> places whose pools it may hold
         self._summaries: dict[Any, Summary] = {}
         self._round: dict[Any, int] = {}

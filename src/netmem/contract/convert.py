@@ -1,0 +1,504 @@
+"""The mechanical part of a conversion to netmem: types of what holds payload, and calls with a netmem twin.
+
+Pages of header pools stay pages. A use of payload that has no twin gets netmem_to_page() around it, which
+is right
+as long as the pool's memory is pages, and goes on the list of what remains by hand. Where a rewrite cannot
+be shown
+to be safe nothing is rewritten (``Refused``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tree_sitter
+import tree_sitter_c
+
+from netmem.contract.lint import api, csource, tree
+from netmem.contract.lint.check import understand
+from netmem.contract.lint.csource import Function, Stmt
+from netmem.contract.lint.labels import Frame
+from netmem.contract.lint.model import Case
+
+PAGE = "struct page *"
+TRANSPARENT = {"likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE", "prefetch_noop"}
+# Position of the page in the page calls that have a twin.
+PAGE_AT = {
+    "page_pool_get_dma_addr": 0, "page_pool_put_page": 1, "page_pool_put_full_page": 1,
+    "page_pool_put_unrefed_page": 1, "page_pool_recycle_direct": 1, "page_pool_fragment_page": 0,
+    "page_pool_ref_page": 0, "page_pool_unref_page": 0, "page_pool_dma_sync_for_cpu": 1, "skb_add_rx_frag": 2,
+    "skb_fill_page_desc": 2, "__skb_fill_page_desc": 2, "skb_frag_fill_page_desc": 1,
+    "page_is_pfmemalloc": 0, "page_address": 0,
+}  # fmt: skip
+SAME_ARGUMENTS = {
+    "page_pool_alloc_pages", "page_pool_dev_alloc_pages", "page_pool_alloc_frag", "page_pool_alloc",
+    "page_pool_dev_alloc",
+}  # fmt: skip
+WITH_GFP = {"page_pool_dev_alloc_frag": "page_pool_alloc_frag_netmem"}
+
+
+class Refused(Exception):
+    """Nothing was rewritten, and why."""
+
+
+@dataclass
+class Remaining:
+    """One thing to be done by hand."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass
+class Conversion:
+    """A patch (empty when there is nothing to do), and what it leaves."""
+
+    driver: str
+    patch: str
+    remaining: list[Remaining] = field(default_factory=list)
+
+
+def convert(path: Path) -> Conversion:
+    """Convert the one driver at ``path``. Refused."""
+    problems: list[str] = []
+    found = list(tree.find(path.absolute(), problems))
+    if len(found) != 1:
+        names = ", ".join(Path(d.name).name for d in found[:8])
+        raise Refused(
+            f"{path} holds {len(found)} drivers ({names}): name one" if found else f"{path}: no C files"
+        )
+    root = tree.root_of(path.absolute())
+    case = understand(found[0], root, tree.exports(root, path.absolute()))
+    base = root or Path.cwd()
+    payload = [e for e in case.of("alloc") if not e.xdp and case.mine(e)]
+    if not payload:
+        raise Refused("no payload is allocated from a page pool: there is nothing to convert yet (R1)")
+    if case.api == "netmem":
+        return Conversion(os.path.relpath(found[0].name, base), "")
+    rewriter = _Rewriter(case, base)
+    rewriter.run()
+    return Conversion(os.path.relpath(found[0].name, base), rewriter.patch(), rewriter.remaining)
+
+
+class _Rewriter:
+    """Edits of one driver, as (start, end, text) in bytes for each file."""
+
+    def __init__(self, case: Case, base: Path) -> None:
+        self.case, self.base = case, base
+        self.world, self.flow = case.world, case.flow
+        self.edits: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self.remaining: list[Remaining] = []
+        self._kept: list[csource.Expr] = []
+        self.cells = self._cells()
+        self.locals = {
+            key for key, held in self.flow.locals.items()
+            if self._is_payload(held, f"{key[2] or 'what is returned'} in {key[1]}()")
+        }  # fmt: skip
+
+    def _is_payload(self, held: Any, what: str) -> bool:
+        """True when only payload's pages are there. Refused for what headers share with payload."""
+        mine = {x for x in held if x[0] == "buf" and x[1] in self.case.payload and x[2] == "page"}
+        if mine and len(mine) < sum(x[0] == "buf" for x in held):
+            raise Refused(
+                f"{what} holds pages of payload and of headers: they must be told apart by hand first"
+            )
+        return bool(mine)
+
+    def _cells(self) -> set[tuple[str, str]]:
+        found = set()
+        for (owner, name), held in self.flow.fields.items():
+            tags = [owner] if owner in self.world.structs else [
+                tag for tag, objects in self.flow.objects.items() if owner in objects
+            ]  # fmt: skip
+            for tag in tags:
+                if self.world.field_type(tag, name).startswith(PAGE.rstrip(" *")) and self._is_payload(
+                    held, f"struct {tag}.{name}"
+                ):
+                    found.add((tag, name))
+        return found
+
+    # -- walking ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Every file of the driver; then the headers that got a new type."""
+        parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
+        for one in self.world.own:
+            for function in one.functions:
+                if getattr(function, "macro", False) and any(
+                    (one.path, function.name, name) in self.locals for _, name in function.params
+                ):
+                    raise Refused(f"the macro {function.name} handles payload: make it a function first")
+            self.path, self.source = one.path, csource.prepared(one.text)
+            root = parser.parse(self.source).root_node
+            self._top(root)
+            if self.edits.get(one.path):
+                self._include(one)
+
+    def _top(self, node: Any) -> None:
+        for child in node.named_children:
+            if child.type == "function_definition":
+                self._function(child)
+            elif child.type in ("struct_specifier", "union_specifier"):
+                self._struct(child, "")
+            elif child.type == "declaration":
+                self._prototype(child)
+                type_ = child.child_by_field_name("type")
+                if type_ is not None and type_.type.endswith("specifier"):
+                    self._struct(type_, "")
+            elif child.type == "type_definition":
+                type_ = child.child_by_field_name("type")
+                if type_ is not None and type_.type.endswith("specifier"):
+                    self._struct(type_, "")
+            elif child.type.startswith("preproc_") or child.type in ("ERROR", "declaration_list"):
+                self._top(child)
+
+    def _text(self, node: Any) -> str:
+        return self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+    def _edit(self, start: int, end: int, text: str) -> None:
+        edit = (start, end, text)
+        if edit not in self.edits[self.path]:
+            self.edits[self.path].append(edit)
+
+    def _struct(self, node: Any, prefix: str) -> None:
+        name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
+        if body is None:
+            return
+        self._fields(body, self._text(name) if name is not None else prefix)
+
+    def _fields(self, body: Any, tag: str) -> None:
+        for child in body.named_children:
+            if child.type != "field_declaration":
+                if child.type.startswith("preproc_"):
+                    self._fields(child, tag)
+                continue
+            type_ = child.child_by_field_name("type")
+            declarators = child.children_by_field_name("declarator")
+            if type_ is not None and type_.type in ("struct_specifier", "union_specifier"):
+                inner = type_.child_by_field_name("body")
+                if inner is not None:
+                    name = csource.declared(declarators[0], self.source)[0] if declarators else ""
+                    known = type_.child_by_field_name("name")
+                    self._fields(
+                        inner, self._text(known) if known is not None else f"{tag}.{name}" if name else tag
+                    )
+                    continue
+            names = [csource.declared(one, self.source)[0] for one in declarators]
+            self._retype(type_, declarators, [(tag, name) in self.cells for name in names])
+
+    def _retype(self, type_: Any, declarators: list[Any], ours: list[bool]) -> None:
+        """struct page *x becomes netmem_ref x."""
+        if not any(ours):
+            return
+        line = type_.start_point[0] + 1
+        if not all(ours):
+            raise Refused(
+                f"{self._where(line)}: payload and other pages are declared together: split the line first"
+            )
+        self._edit(type_.start_byte, type_.end_byte, "netmem_ref")
+        for one in declarators:
+            pointer = one.child_by_field_name("declarator") if one.type == "init_declarator" else one
+            stars = 0
+            while pointer is not None and pointer.type in ("pointer_declarator", "array_declarator"):
+                if pointer.type == "pointer_declarator":
+                    stars += 1
+                    self._edit(pointer.start_byte, pointer.start_byte + 1, "")
+                pointer = pointer.child_by_field_name("declarator")
+            if stars != 1:
+                raise Refused(
+                    f"{self._where(line)}: payload behind {stars} pointers: no plain page to replace"
+                )
+
+    def _where(self, line: int) -> str:
+        return f"{os.path.relpath(self.path, self.base)}:{line}"
+
+    def _signature(self, node: Any, name: str, path: str) -> None:
+        """Result and parameters of a definition or prototype."""
+        declarator = node.child_by_field_name("declarator")
+        if (path, name, "") in self.locals:
+            type_ = node.child_by_field_name("type")
+            if (
+                declarator is None
+                or declarator.type != "pointer_declarator"
+                or self._text(type_) != "struct page"
+            ):
+                return
+            self._edit(type_.start_byte, type_.end_byte, "netmem_ref")
+            self._edit(declarator.start_byte, declarator.start_byte + 1, "")
+        while declarator is not None and declarator.type == "pointer_declarator":
+            declarator = declarator.child_by_field_name("declarator")
+        if declarator is None or declarator.type != "function_declarator":
+            return
+        function = self.world.function(name, path)
+        params = declarator.child_by_field_name("parameters")
+        for at, one in enumerate(params.named_children if params is not None else ()):
+            if one.type != "parameter_declaration" or function is None or at >= len(function.params):
+                continue
+            inner, type_ = one.child_by_field_name("declarator"), one.child_by_field_name("type")
+            if (path, name, function.params[at][1]) in self.locals and inner is not None:
+                if self._text(type_) == "struct page":
+                    self._retype(type_, [inner], [True])
+
+    def _prototype(self, node: Any) -> None:
+        for one in node.children_by_field_name("declarator"):
+            inner = one
+            while inner is not None and inner.type == "pointer_declarator":
+                inner = inner.child_by_field_name("declarator")
+            if inner is not None and inner.type == "function_declarator":
+                name = self._text(inner.child_by_field_name("declarator"))
+                function = self.world.function(name, self.path)
+                if function is not None:
+                    self._signature(node, name, function.path)
+
+    # -- functions ---------------------------------------------------------------------------------
+
+    def _function(self, node: Any) -> None:
+        declarator = node.child_by_field_name("declarator")
+        while declarator is not None and declarator.type == "pointer_declarator":
+            declarator = declarator.child_by_field_name("declarator")
+        if declarator is None or declarator.type != "function_declarator":
+            return
+        name = self._text(declarator.child_by_field_name("declarator"))
+        function = next(
+            (
+                f
+                for f in self.world.named.get(name, ())
+                if f.path == self.path and f.line == node.start_point[0] + 1
+            ),
+            None,
+        )
+        if function is None:
+            return
+        self.function = function
+        self.frame = Frame(function, False, False)
+        _declare(function.body, self.frame)
+        self._signature(node, name, self.path)
+        self._walk(node.child_by_field_name("body"))
+
+    def _local(self, name: str) -> bool:
+        return (
+            (self.path, self.function.name, name) in self.locals
+            and self.frame.types.get(name, "").replace(" ", "").rstrip("[]") == "structpage*"
+        )  # fmt: skip
+
+    def _is_place(self, node: Any) -> bool:
+        """True for an expression that is a page of payload, and becomes a netmem_ref."""
+        if node.type == "parenthesized_expression" and node.named_child_count == 1:
+            return self._is_place(node.named_children[0])
+        if node.type == "subscript_expression":
+            inner = node.child_by_field_name("argument")
+            return (
+                inner is not None
+                and inner.type in ("identifier", "field_expression")
+                and self._is_place(inner)
+            )
+        if node.type == "identifier":
+            return self._local(self._text(node))
+        if node.type == "field_expression":
+            expr = csource.expression(node, self.source)
+            self._kept.append(expr)  # types are remembered by identity
+            tag = self.world.tag(self.flow.type_of(self.frame, expr[1]))
+            return (tag, expr[2]) in self.cells
+        return False
+
+    def _walk(self, node: Any) -> None:
+        for child in node.named_children:
+            if child.type == "declaration":
+                self._declaration(child)
+            if child.type in ("identifier", "field_expression", "subscript_expression") and self._is_place(
+                child
+            ):
+                self._use(child)
+                if child.type == "identifier":
+                    continue
+                self._walk_inner(child)
+                continue
+            self._walk(child)
+
+    def _walk_inner(self, node: Any) -> None:
+        """Below a place: its index, and what leads to it."""
+        for child in node.named_children:
+            if child.type in ("identifier", "field_identifier"):
+                continue
+            if child.type == "field_expression" and self._is_place(child):
+                self._walk_inner(child)  # an array of places: the element was dealt with
+            else:
+                self._walk(child) if child.named_child_count else None
+
+    def _declaration(self, node: Any) -> None:
+        declarators = node.children_by_field_name("declarator")
+        names = []
+        for one in declarators:
+            inner = one.child_by_field_name("declarator") if one.type == "init_declarator" else one
+            names.append(csource.declared(inner, self.source)[0])
+        ours = [self._local(name) for name in names]
+        type_ = node.child_by_field_name("type")
+        if type_ is not None and self._text(type_) == "struct page":
+            self._retype(type_, declarators, ours)
+        for one, is_ours in zip(declarators, ours, strict=True):
+            value = one.child_by_field_name("value") if one.type == "init_declarator" else None
+            if is_ours and value is not None:
+                self._assigned(value)
+
+    def _assigned(self, value: Any) -> None:
+        """Something is assigned to a place."""
+        if value.type == "parenthesized_expression" and value.named_child_count == 1:
+            return self._assigned(value.named_children[0])
+        if value.type in ("null",) or self._text(value) == "NULL":
+            return self._edit(value.start_byte, value.end_byte, "0")
+        if self._is_place(value):
+            return None
+        if value.type == "assignment_expression":
+            return None  # its own left side is a place, or it gets what it needs there
+        if value.type == "conditional_expression":
+            self._assigned(value.child_by_field_name("consequence"))
+            return self._assigned(value.child_by_field_name("alternative"))
+        if value.type == "call_expression":
+            name = self._text(value.child_by_field_name("function"))
+            if name in SAME_ARGUMENTS:
+                at = value.child_by_field_name("function")
+                return self._edit(at.start_byte, at.end_byte, api.TWINS[name])
+            if name in WITH_GFP:  # its twin wants the allocation flags that it implies
+                at, close = value.child_by_field_name("function"), value.end_byte - 1
+                self._edit(at.start_byte, at.end_byte, WITH_GFP[name])
+                return self._edit(close, close, ", GFP_ATOMIC | __GFP_NOWARN")
+            function = self.world.function(name, self.path)
+            if function is not None and (function.path, name, "") in self.locals:
+                return None
+            if name in TRANSPARENT or name == "page_to_netmem":
+                return None
+        return self._wrap(value, "page_to_netmem", "a page from elsewhere becomes payload")
+
+    def _wrap(self, node: Any, call: str, reason: str) -> None:
+        self._edit(node.start_byte, node.start_byte, f"{call}(")
+        self._edit(node.end_byte, node.end_byte, ")")
+        self.remaining.append(
+            Remaining(os.path.relpath(self.path, self.base), node.start_point[0] + 1, reason)
+        )
+
+    def _use(self, node: Any) -> None:
+        """One use of a place: by what stands around it."""
+        parent, line = node.parent, node.start_point[0] + 1
+        while parent is not None and parent.type == "parenthesized_expression":
+            node, parent = parent, parent.parent
+        kind = parent.type if parent is not None else ""
+        if kind == "argument_list":
+            self._argument(node, parent)
+        elif kind == "assignment_expression":
+            left, right = parent.child_by_field_name("left"), parent.child_by_field_name("right")
+            if left.start_byte == node.start_byte and left.end_byte == node.end_byte:
+                self._assigned(right)
+            elif not self._is_place(left):
+                self._wrap(node, "netmem_to_page", "payload is kept as a page elsewhere (R3)")
+        elif kind == "init_declarator":
+            inner = parent.child_by_field_name("declarator")
+            if inner is not None and inner.start_byte <= node.start_byte < inner.end_byte:
+                return
+            if not self._local(csource.declared(inner, self.source)[0]):
+                self._wrap(node, "netmem_to_page", "payload is kept as a page here (R3)")
+        elif kind == "binary_expression":
+            self._compared(node, parent)
+        elif kind == "pointer_expression" and self._text(parent).startswith("&"):
+            raise Refused(f"{self._where(line)}: the address of a page of payload is taken")
+        elif kind == "return_statement":
+            if (self.path, self.function.name, "") not in self.locals:
+                self._wrap(node, "netmem_to_page", "payload is returned as a page (R3)")
+        elif kind == "field_expression":
+            self._wrap(node, "netmem_to_page", "a field of struct page is looked at (R5)")
+        elif kind == "cast_expression":
+            self._wrap(node, "netmem_to_page", "payload is cast (R3)")
+        elif kind == "conditional_expression":
+            if parent.child_by_field_name("condition").start_byte != node.start_byte:
+                self._wrap(node, "netmem_to_page", "payload is one of two pages (R3)")
+
+    def _compared(self, node: Any, parent: Any) -> None:
+        operator = self._text(parent.child_by_field_name("operator"))
+        left, right = parent.child_by_field_name("left"), parent.child_by_field_name("right")
+        other = right if left.start_byte == node.start_byte else left
+        if operator in ("&&", "||"):
+            return
+        if operator in ("==", "!="):
+            if self._text(other) == "NULL":
+                self._edit(other.start_byte, other.end_byte, "0")
+                return
+            if self._is_place(other):
+                return
+        self._wrap(node, "netmem_to_page", "payload is compared or calculated with as a page (R5)")
+
+    def _argument(self, node: Any, arguments: Any) -> None:
+        call = arguments.parent
+        function = call.child_by_field_name("function")
+        name = self._text(function)
+        given = [c for c in arguments.named_children if c.type != "comment"]
+        at = next(i for i, c in enumerate(given) if c.start_byte == node.start_byte)
+        if name in TRANSPARENT or name == "sizeof":
+            return
+        if PAGE_AT.get(name) == at:
+            self._edit(function.start_byte, function.end_byte, api.TWINS[name])
+            if name == "page_address":
+                self.remaining.append(
+                    Remaining(os.path.relpath(self.path, self.base), node.start_point[0] + 1,
+                              "netmem_address() may be NULL: guard what reads through it (R5)")
+                )  # fmt: skip
+            return
+        target = self.world.function(name, self.path)
+        if target is not None and at < len(target.params):
+            if (target.path, name, target.params[at][1]) in self.locals and target.params[at][0] == PAGE:
+                return
+        reason = (
+            f"{name}() takes a page (R5)" if name not in api.REFCOUNT else f"{name}() counts on a page (R7)"
+        )
+        self._wrap(node, "netmem_to_page", reason)
+
+    # -- the patch -----------------------------------------------------------------------------------
+
+    def _include(self, one: Any) -> None:
+        """A file that says netmem_ref for the first time needs its header."""
+        if b"netmem.h" in one.text or b"page_pool/" in one.text or not one.path.endswith(".h"):
+            return
+        at = one.text.rfind(b"#include")
+        if at >= 0:
+            end = one.text.find(b"\n", at) + 1
+            self.path = one.path
+            self._edit(end, end, "#include <net/netmem.h>\n")
+
+    def patch(self) -> str:
+        """What `git apply` takes, from the top of the tree."""
+        parts = []
+        for one in self.world.own:
+            edits = self.edits.get(one.path)
+            if not edits:
+                continue
+            text = one.text
+            for start, end, new in sorted(edits, key=lambda e: (e[0], e[1]), reverse=True):
+                text = text[:start] + new.encode() + text[end:]
+            name = os.path.relpath(one.path, self.base)
+            old, fresh = (
+                x.decode("utf-8", "surrogateescape").splitlines(keepends=True) for x in (one.text, text)
+            )
+            parts += [f"diff --git a/{name} b/{name}\n"]
+            parts += difflib.unified_diff(old, fresh, f"a/{name}", f"b/{name}")
+        return "".join(parts)
+
+
+def _declare(stmts: list[Stmt], frame: Frame) -> None:
+    """Types of all locals."""
+    for stmt in stmts:
+        if stmt[0] == "decl":
+            frame.types[stmt[2]] = stmt[1]
+        for part in stmt[1:]:
+            if isinstance(part, list):
+                for inner in part:
+                    if isinstance(inner, tuple) and inner and isinstance(inner[0], str):
+                        _declare([inner], frame)
+                    elif isinstance(inner, tuple) and len(inner) == 2 and isinstance(inner[1], list):
+                        _declare(inner[1], frame)
+
+
+__all__ = ["Conversion", "Function", "Refused", "Remaining", "convert"]
