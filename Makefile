@@ -7,7 +7,7 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: demo test test-uncompiled lint bench check-tree clean
+.PHONY: demo test test-uncompiled lint bench check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -41,6 +41,11 @@ check-tree: $(STAMP)
 	$(BIN)/netmem check --format html $(TREE)/drivers/net > build/scoreboard.html || test $$? = 1
 	$(BIN)/netmem check --format markdown $(TREE)/drivers/net > docs/scoreboard.md || test $$? = 1
 	@tail -n 5 docs/scoreboard.md; echo "build/scoreboard.html has the evidence"
+
+# Conversions of real drivers, built.
+convert-compile: $(STAMP)
+	tools/get-tree $(TREE)
+	tools/convert-compile $(TREE) $(BIN)/netmem
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,9 @@ to be safe nothing is rewritten (``Refused``).
 
 from __future__ import annotations
 
-import difflib
 import os
+import subprocess
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,7 +296,7 @@ class _Rewriter:
             inner = node.child_by_field_name("argument")
             return (
                 inner is not None
-                and inner.type in ("identifier", "field_expression")
+                and inner.type in ("identifier", "field_expression", "subscript_expression")
                 and self._is_place(inner)
             )
         if node.type == "identifier":
@@ -326,7 +327,7 @@ class _Rewriter:
         for child in node.named_children:
             if child.type in ("identifier", "field_identifier"):
                 continue
-            if child.type == "field_expression" and self._is_place(child):
+            if child.type in ("field_expression", "subscript_expression") and self._is_place(child):
                 self._walk_inner(child)  # an array of places: the element was dealt with
             else:
                 self._walk(child) if child.named_child_count else None
@@ -470,21 +471,31 @@ class _Rewriter:
 
     def patch(self) -> str:
         """What `git apply` takes, from the top of the tree."""
-        parts = []
-        for one in self.world.own:
-            edits = self.edits.get(one.path)
-            if not edits:
-                continue
-            text = one.text
-            for start, end, new in sorted(edits, key=lambda e: (e[0], e[1]), reverse=True):
-                text = text[:start] + new.encode() + text[end:]
-            name = os.path.relpath(one.path, self.base)
-            old, fresh = (
-                x.decode("utf-8", "surrogateescape").splitlines(keepends=True) for x in (one.text, text)
-            )
-            parts += [f"diff --git a/{name} b/{name}\n"]
-            parts += difflib.unified_diff(old, fresh, f"a/{name}", f"b/{name}")
-        return "".join(parts)
+        with tempfile.TemporaryDirectory(prefix="netmem-convert-") as folder:
+            for one in self.world.own:
+                edits = self.edits.get(one.path)
+                if not edits:
+                    continue
+                text = one.text
+                for start, end, new in sorted(edits, key=lambda e: (e[0], e[1]), reverse=True):
+                    text = text[:start] + new.encode() + text[end:]
+                for side, content in (("a", one.text), ("b", text)):
+                    target = Path(folder, side, os.path.relpath(one.path, self.base))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
+            words = [
+                "git",
+                "diff",
+                "--no-index",
+                "--no-color",
+                "--no-ext-diff",
+                "--src-prefix=",
+                "--dst-prefix=",
+            ]
+            done = subprocess.run([*words, "a", "b"], cwd=folder, capture_output=True, timeout=60)
+        if done.returncode not in (0, 1):
+            raise Refused(f"git diff: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def _declare(stmts: list[Stmt], frame: Frame) -> None:
