@@ -494,6 +494,11 @@ KNOWN = {  # read by hand, with the conventions in mind
 @pytest.mark.parametrize("name", KNOWN)
 def test_drivers_of_linux_that_were_read_by_hand(name):
     linux = Path(__file__).parent.parent / "build/linux"
-    if not (linux / name).exists():
-        pytest.skip("no kernel tree: make check-tree gets one")
+    need((linux / name).exists(), "no kernel tree: make check-tree gets one")
     assert " ".join(verdicts(judged(linux / name)).values()) == KNOWN[name]
+
+
+def test_the_documentation_says_what_the_rules_say():
+    text = (Path(__file__).parent.parent / "docs/c-drivers.md").read_text()
+    for rule in RULES:
+        assert f"| {rule.id} | {rule.convention} |" in text

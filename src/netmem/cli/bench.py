@@ -13,7 +13,7 @@ import click
 
 from netmem import __version__
 from netmem.base.errors import MissingError
-from netmem.cli import measure, measure_igb
+from netmem.cli import measure, measure_igb, measure_lint
 from netmem.cli.options import SIZE
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
@@ -31,7 +31,10 @@ TARGETS = {
 @click.option("--size", type=SIZE, default="2G", show_default=True, help="Bytes of each goodput transfer.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
               help="Alternating rounds; medians are quoted.")
-def command(output: str | None, size: int, rounds: int) -> None:
+@click.option("--tree", default="build/linux", show_default=True, type=click.Path(path_type=Path),
+metavar="FOLDER",
+              help="A Linux tree to check (make check-tree gets one).")
+def command(output: str | None, size: int, rounds: int, tree: Path) -> None:
     """Measure pool, receive path and goodput, side by side with what else there is.
 
     Goodput: the same sender program against `netmem recv` into unreadable memory, and against a
@@ -48,6 +51,8 @@ def command(output: str | None, size: int, rounds: int) -> None:
         lines += _goodput(mtu, rounds, size)
     _progress("packets through igb")
     lines += _packets(rounds)
+    _progress("the checker of C drivers")
+    lines += _lint(tree)
     text = "\n".join(lines) + "\n"
     print(text)
     if output:
@@ -154,3 +159,29 @@ def _packets(rounds: int) -> list[str]:
         f"Ratio of the medians: {ratio:.2f} (to reach: 0.65).",
         "",
     ]
+
+
+def _lint(tree: Path) -> list[str]:
+    rows = ["## Checking C drivers", ""]
+    if not (tree / "drivers/net").is_dir():
+        return [*rows, f"Not measured: no Linux tree at {tree} (`make check-tree` gets one).", ""]
+    found = measure_lint.lint(tree)
+    rows += [
+        f"All of drivers/net: {found.files} C files, {found.megabytes:.0f} MB, {found.drivers} network "
+        f"drivers.",
+        "",
+        "| what | figure | to reach |",
+        "| --- | ---: | ---: |",
+        f"| first run | {found.cold:.1f} s | under 30 s |",
+        f"| second run, from the cache | {found.cached:.1f} s | under 5 s |",
+        f"| memory of the largest process | {found.memory_kib / 1024:.0f} MiB | under 1024 MiB |",
+        f"| drivers/net/ethernet, R6: {found.r6_drivers} drivers fail | {found.r6_seconds:.1f} s | |",
+    ]
+    if found.cocci_seconds is not None:
+        names = ", ".join(Path(name).name for name in found.cocci_files)
+        rows.append(f"| the same as a semantic patch (Coccinelle): {len(found.cocci_files)} files ({names}) "
+        f"| "
+                    f"{found.cocci_seconds:.1f} s | |")  # fmt: skip
+    else:
+        rows.append("| the same as a semantic patch | Coccinelle is not installed | |")
+    return [*rows, ""]
