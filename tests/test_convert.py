@@ -104,6 +104,9 @@ def test_what_has_no_twin_goes_through_a_page_and_is_listed(edits, text, tmp_pat
                "static int tiny_fill_head"),
           (RX, "q->heads[i].page = page;", "q->heads[i].page = page;\n\ttiny_keep(NULL, page);"),
           (RX, "buf->page = page;", "buf->page = page;\n\t\ttiny_keep(NULL, page);")], "must be told apart"),
+        ([(RX, "if (page == NULL)", "page++;\n\t\tif (page == NULL)")], "calculated with"),
+        ([(HEAD, "int tiny_rx_refill", "#define TINY_CLEAR(b) ((b)->page = NULL)\n\nint tiny_rx_refill")], "names a field"),
+        ([(RX, "if (page == NULL)", "page = ERR_PTR(-ENOMEM);\n\t\tif (page == NULL)")], "no place in a netmem_ref"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_to_be_safe_is_refused(edits, why, tmp_path):
@@ -127,3 +130,24 @@ def test_the_command(tmp_path, monkeypatch):
         [*NETMEM, "convert", str(tmp_path / "series")], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (1, f"netmem: refused: {tmp_path}/series: no C files\n")
+
+
+def test_results_and_arguments_are_converted_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    helper = (
+        "static struct page *tiny_get(struct tiny_queue *q)\n{\n\tif (!q->index)\n\t\treturn NULL;\n"
+        "\treturn page_pool_dev_alloc_pages(q->page_pool);\n}\n\n"
+        "static void tiny_set(struct tiny_buf *buf, struct page *page)\n{\n\tbuf->page = page;\n}\n\nint tiny_rx_refill("
+    )
+    edits = [(RX, "int tiny_rx_refill(", helper), (RX, "page = page_pool_dev_alloc_pages(q->page_pool);", "page = tiny_get(q);"),
+             (RX, "buf->page = page;\n\t\tbuf->dma", "tiny_set(buf, page);\n\t\tbuf->dma"), (RX, "buf->page = NULL;", "tiny_set(buf, NULL);")]  # fmt: skip
+    pages = [edit for edit in PAGES if edit[1] != "buf->netmem = 0;"]
+    pages.append((RX, "buf->netmem = 0;", "buf->page = NULL;"))
+    path = edited(tmp_path, *pages, *edits)
+    made = fresh(path)
+    git(tmp_path, "init", "-q")
+    assert git(tmp_path, "apply", "-", input=made.patch).returncode == 0
+    text = (path / RX).read_text()
+    for line in ("static netmem_ref tiny_get(struct tiny_queue *q)", "return 0;", "return page_pool_dev_alloc_netmems(q->page_pool);",
+                 "struct tiny_buf *buf, netmem_ref page)", "tiny_set(buf, 0);"):  # fmt: skip
+        assert line in text, line

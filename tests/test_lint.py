@@ -134,6 +134,23 @@ BAD = {
         [(HEAD, "struct tiny_buf spare;", "netmem_ref recycle_cache[16];"),
          (RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "q->recycle_cache[0] = buf->netmem;")],
         "R7", "fail", ["q->recycle_cache[0] = buf->netmem;"]),
+    "raw sync hidden in a macro": (
+        [(HEAD, "int tiny_rx_refill", "#define tiny_see(q, b, l) dma_sync_single_for_cpu((q)->priv->dev, (b)->dma, l, 2)\n\nint tiny_rx_refill"),
+         (RX, SYNC, "tiny_see(q, buf, len);")], "R6", "fail", None),
+    "another name for the raw sync": (
+        [(HEAD, "int tiny_rx_refill", "#define tiny_see dma_sync_single_for_cpu\n\nint tiny_rx_refill"),
+         (RX, SYNC, "tiny_see(q->priv->dev, buf->dma, len, 2);")], "R6", "fail", ["tiny_see(q->priv->dev, buf->dma, len, 2);"]),
+    "the setting only named in a comment": (
+        [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;", "/* tcp_data_split is ignored */")],
+        "R2 R4", "fail partial", None),
+    "the setting only printed": (
+        [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;",
+          'netdev_dbg(netdev, "%d", kernel_ring->tcp_data_split);')], "R2 R4", "fail partial", None),
+    "kept the wrong way round by the setter": (
+        [(TOOL, "kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED", "kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_DISABLED")],
+        "R4", "partial", None),
+    "split or something else": (
+        [(MAIN, "if (q->priv->split_on) {", "if (q->priv->split_on || q->priv->fancy) {")], "R4", "partial", None),
 }  # fmt: skip
 
 # Edits that change nothing that matters.
@@ -184,6 +201,18 @@ GOOD = {
         (RX, "static bool tiny_readable(const struct tiny_buf *buf)\n{\n\treturn !netmem_is_net_iov(buf->netmem);\n}\n\n", ""),
         (RX, "static int tiny_fill_head", "static bool tiny_readable(const struct tiny_buf *buf)\n{\n\treturn !netmem_is_net_iov(buf->netmem);\n}\n\n"
              "static int tiny_fill_head")],
+    "a guard's result kept": [
+        (RX, "if (tiny_readable(buf))\n", "bool ok = tiny_readable(buf);\n\n\t\tif (ok)\n")],
+    "a conditional expression as guard": [
+        (RX, "\t\tif (tiny_readable(buf))\n\t\t\tprefetch(netmem_address(buf->netmem));\n",
+             "\t\tprefetch(tiny_readable(buf) ? netmem_address(buf->netmem) : NULL);\n")],
+    "the setting by a conditional expression": [
+        (TOOL, "== ETHTOOL_TCP_DATA_SPLIT_ENABLED;", "== ETHTOOL_TCP_DATA_SPLIT_ENABLED ? true : false;")],
+    "the setting by branches": [
+        (TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;",
+               "if (kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_DISABLED)\n\t\tpriv->split_on = false;\n\telse\n\t\tpriv->split_on = true;")],
+    "flags as an enumerator": [
+        (HEAD, "#define TINY_PP_FLAGS\t\t(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "enum { TINY_PP_FLAGS = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV };")],
 }  # fmt: skip
 
 
@@ -445,7 +474,7 @@ def test_sarif_validates_against_its_schema(tmp_path):
         assert len(document["runs"][0]["results"]) >= results
         for result in document["runs"][0]["results"]:
             place = result["locations"][0]["physicalLocation"]
-            assert Path(place["artifactLocation"]["uri"]).is_file()
+            assert Path(place["artifactLocation"]["uri"].removeprefix("file://")).is_file()
             assert place["region"]["startLine"] > 1
     broken = json.loads(json.dumps(document))
     broken["runs"][0]["results"][0]["level"] = "loud"

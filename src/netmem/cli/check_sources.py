@@ -59,7 +59,7 @@ def check_sources(paths: list[Path], options: Options) -> int:
                 if options.diff
                 else changes.of_patch(paths, str(options.patch))
             )
-            return _change(change.compare(problems, cache), options, problems)
+            return _change(change.compare(problems), options, problems)
         before = changes.read_baseline(options.baseline) if options.baseline else []
         reports = check(paths, problems, cache=cache, progress=progress)
     except changes.CannotCompare as error:

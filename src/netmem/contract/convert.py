@@ -124,6 +124,16 @@ class _Rewriter:
                     found.add((tag, name))
         return found
 
+    def _names_cell(self, part: object) -> bool:
+        if (
+            isinstance(part, tuple)
+            and part
+            and part[0] == "field"
+            and any(part[2] == name for _, name in self.cells)
+        ):
+            return True
+        return isinstance(part, tuple | list) and any(self._names_cell(one) for one in part)
+
     # -- walking ---------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -135,6 +145,10 @@ class _Rewriter:
                     (one.path, function.name, name) in self.locals for _, name in function.params
                 ):
                     raise Refused(f"the macro {function.name} handles payload: make it a function first")
+                if getattr(function, "macro", False) and self._names_cell(function.body):
+                    raise Refused(
+                        f"the macro {function.name} names a field that holds payload: expand it first"
+                    )
             self.path, self.source = one.path, csource.prepared(one.text)
             root = parser.parse(self.source).root_node
             self._top(root)
@@ -312,6 +326,13 @@ class _Rewriter:
         for child in node.named_children:
             if child.type == "declaration":
                 self._declaration(child)
+            elif child.type == "return_statement" and child.named_children:
+                if (self.path, self.function.name, "") in self.locals:
+                    self._assigned(child.named_children[0])
+            elif child.type == "call_expression":
+                self._arguments(child)
+            if child.type == "identifier":
+                self._pointer(child)
             if child.type in ("identifier", "field_expression", "subscript_expression") and self._is_place(
                 child
             ):
@@ -347,6 +368,36 @@ class _Rewriter:
             if is_ours and value is not None:
                 self._assigned(value)
 
+    def _pointer(self, node: Any) -> None:
+        """A function that gets other types must not be handed on as a pointer."""
+        name = self._text(node)
+        if node.parent.type == "call_expression" or name not in self.world.named or name in self.frame.types:
+            return
+        target = self.world.function(name, self.path)
+        if target is not None and any(
+            key[:2] == (target.path, name) for key in self.locals if self._typed(key)
+        ):
+            raise Refused(
+                f"{self._where(node.start_point[0] + 1)}: {name}() handles payload through a pointer"
+            )
+
+    def _typed(self, key: tuple[str, str, str]) -> bool:
+        """True for a parameter or result, which other functions see."""
+        target = self.world.function(key[1], key[0])
+        return target is not None and (not key[2] or any(name == key[2] for _, name in target.params))
+
+    def _arguments(self, call: Any) -> None:
+        """What is given to parameters that become netmem_refs."""
+        function, arguments = call.child_by_field_name("function"), call.child_by_field_name("arguments")
+        name = self._text(function)
+        target = self.world.function(name, self.path) if function.type == "identifier" else None
+        given = [c for c in arguments.named_children if c.type != "comment"] if arguments is not None else []
+        for at, one in enumerate(given):
+            if target is not None and at < len(target.params) and not self._is_place(one):
+                type_, param = target.params[at]
+                if type_ == PAGE and (target.path, name, param) in self.locals:
+                    self._assigned(one)
+
     def _assigned(self, value: Any) -> None:
         """Something is assigned to a place."""
         if value.type == "parenthesized_expression" and value.named_child_count == 1:
@@ -362,6 +413,10 @@ class _Rewriter:
             return self._assigned(value.child_by_field_name("alternative"))
         if value.type == "call_expression":
             name = self._text(value.child_by_field_name("function"))
+            if name in ("ERR_PTR", "ERR_CAST"):
+                raise Refused(
+                    f"{self._where(value.start_point[0] + 1)}: {name}() has no place in a netmem_ref"
+                )
             if name in SAME_ARGUMENTS:
                 at = value.child_by_field_name("function")
                 return self._edit(at.start_byte, at.end_byte, api.TWINS[name])
@@ -394,6 +449,8 @@ class _Rewriter:
         elif kind == "assignment_expression":
             left, right = parent.child_by_field_name("left"), parent.child_by_field_name("right")
             if left.start_byte == node.start_byte and left.end_byte == node.end_byte:
+                if self._text(parent.child_by_field_name("operator")) != "=":
+                    raise Refused(f"{self._where(line)}: a page of payload is calculated with")
                 self._assigned(right)
             elif not self._is_place(left):
                 self._wrap(node, "netmem_to_page", "payload is kept as a page elsewhere (R3)")
@@ -403,6 +460,10 @@ class _Rewriter:
                 return
             if not self._local(csource.declared(inner, self.source)[0]):
                 self._wrap(node, "netmem_to_page", "payload is kept as a page here (R3)")
+        elif kind == "update_expression" or (
+            kind == "assignment_expression" and self._text(parent)[0] == "*"
+        ):
+            raise Refused(f"{self._where(line)}: a page of payload is calculated with")
         elif kind == "binary_expression":
             self._compared(node, parent)
         elif kind == "pointer_expression" and self._text(parent).startswith("&"):

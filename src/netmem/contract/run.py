@@ -159,7 +159,11 @@ def run(
 
 
 def _worker(
-    name: str, todo: list[tuple[Check, str]], done: int, limit: float, sanitize: bool,
+    name: str,
+    todo: list[tuple[Check, str]],
+    done: int,
+    limit: float,
+    sanitize: bool,
     progress: Callable[[str], None],
 ) -> Iterator[Result]:
     """One worker process: results until all are there, or until it ends or hangs in a check."""

@@ -245,7 +245,7 @@ class DmaWatch:
         elif call == "unmap" and state == ly.ST_NIC:
             sh.sh_trap(p, a, sh.TRAP_WRITE_AFTER_UNMAP, ref, sh.EV_UNMAP, 0, 0)
             return True
-        elif call == "sync_for_device" and state >= ly.ST_NIC and not sh.sh_is_synced(p, ref, offset, size):
+        elif call == "sync_for_device" and state >= ly.ST_NIC and not sh.sh_any_synced(p, ref, offset, size):
             sh.sh_trap(p, a, sh.TRAP_SYNC_DIRECTION, ref, sh.EV_SYNC_DEV, offset, size)
             return True
         return False

@@ -166,6 +166,12 @@ def sh_synced(p, ref, offset, size):
 
 
 @inline_kernel
+def sh_any_synced(p, ref, offset, size):
+    """True when some of a part was synced for the CPU."""
+    return p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] & touched(p, offset, size) != 0
+
+
+@inline_kernel
 def sh_is_synced(p, ref, offset, size):
     """True when all of a part was synced for the CPU."""
     want = touched(p, offset, size)

@@ -111,17 +111,16 @@ RELEASE_NETMEM = {"page_pool_put_netmem", "page_pool_put_full_netmem", "page_poo
 BIAS = {"page_pool_fragment_page", "page_pool_fragment_netmem", "page_pool_unref_page",
 "page_pool_unref_netmem",
         "page_pool_ref_page", "page_pool_ref_netmem"}  # fmt: skip
+# Counts that are looked at or changed: not the plain frees, which keep nothing.
 REFCOUNT = {
     "page_ref_count", "page_count", "page_ref_add", "page_ref_sub", "page_ref_inc", "page_ref_dec",
     "get_page",
-    "put_page", "__free_page", "__free_pages", "page_frag_free", "set_page_count", "init_page_count",
-    "folio_put",
-    "page_ref_dec_and_test", "page_ref_sub_and_test", "put_page_testzero", "folio_ref_count", "folio_get",
-    "page_mapcount", "netmem_ref_count", "get_netmem", "put_netmem", "free_page", "skb_free_frag",
-    "page_ref_dec_return",
-    "page_ref_sub_return", "__page_frag_cache_drain", "free_pages", "page_ref_add_unless",
-    "get_page_unless_zero",
+    "set_page_count", "init_page_count", "page_ref_dec_and_test", "page_ref_sub_and_test",
+    "put_page_testzero",
+    "folio_ref_count", "folio_get", "page_mapcount", "netmem_ref_count", "get_netmem", "page_ref_dec_return",
+    "page_ref_sub_return", "page_ref_add_unless", "get_page_unless_zero",
 }  # fmt: skip
+HEADER_PULL = {"__pskb_pull_tail", "pskb_may_pull", "skb_linearize", "__skb_linearize"}
 NET_IOV_TESTS = {"netmem_is_net_iov", "page_pool_is_unreadable", "netif_rxq_has_unreadable_mp",
 "skb_frag_is_net_iov",
                  "net_is_devmem_iov"}  # fmt: skip

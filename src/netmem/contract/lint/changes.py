@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -125,7 +126,14 @@ class Comparison:
     new: str
     patch: bytes | None = None
 
-    def compare(self, problems: list[str], cache: Path | None) -> list[Change]:
+    def __post_init__(self) -> None:
+        self.root = self.root.resolve()
+        self.paths = [path.resolve() for path in self.paths]
+        for path in self.paths:
+            if not path.is_relative_to(self.root):
+                raise CannotCompare(f"{path} is not in {self.root}")
+
+    def compare(self, problems: list[str]) -> list[Change]:
         """Judge both; what differs."""
         with tempfile.TemporaryDirectory(prefix="netmem-check-") as folder:
             before, after = Path(folder, "old"), Path(folder, "new")
@@ -137,21 +145,21 @@ class Comparison:
                 _unpack(self.root, self.old, names, after)
                 _git(after, "init", "-q")
                 _git(after, "apply", "--whitespace=nowarn", "-", data=self.patch)
-            return against(self._judge(before, problems, cache), self._judge(after, problems, cache))
+            return against(self._judge(before, problems), self._judge(after, problems))
 
     def _names(self) -> list[str]:
         """What must be there: the paths, and the headers and libraries that drivers use."""
-        names = [str(path.absolute().relative_to(self.root)) for path in self.paths]
+        names = [str(path.relative_to(self.root)) for path in self.paths]
         return sorted({*names, "include/net/libeth", "drivers/net/ethernet/intel/libeth", "Makefile"})
 
-    def _judge(self, folder: Path, problems: list[str], cache: Path | None) -> list[Report]:
+    def _judge(self, folder: Path, problems: list[str]) -> list[Report]:
         (folder / "drivers/net").mkdir(parents=True, exist_ok=True)
         (folder / "Makefile").touch()
         tree.load.cache_clear()
         tree._called.cache_clear()
-        paths = [p for path in self.paths if (p := folder / path.absolute().relative_to(self.root)).exists()]
+        paths = [p for path in self.paths if (p := folder / path.relative_to(self.root)).exists()]
         found: list[str] = []
-        reports = check(paths, found, cache=cache) if paths else []
+        reports = check(paths, found) if paths else []  # folders of their own: not to be kept
         problems += [text for text in found if text not in problems]
         return reports
 
@@ -173,8 +181,10 @@ def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
                 (to / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, to / name)
         return
-    listed = _git(root, "ls-tree", "--name-only", revision, "--", *names).decode().split("\n")
+    listed = os.fsdecode(_git(root, "ls-tree", "-z", "--name-only", revision, "--", *names)).split("\0")
     present = [name for name in listed if name]
+    if not present:
+        return
     archive = _git(root, "archive", "--format=tar", revision, "--", *present)
     subprocess.run(["tar", "-x", "-C", str(to)], input=archive, check=True, timeout=TIMEOUT_S)
 

@@ -215,10 +215,10 @@ def _key(
     driver: tree.Driver, root: Path | None, exports: dict[str, str], everything: bool, version: bytes
 ) -> str:
     digest = hashlib.blake2b(version, digest_size=20)
-    digest.update(f"{driver.name} {everything} {root}".encode())
+    digest.update(os.fsencode(f"{driver.name} {everything} {root or Path.cwd()}"))
     selection = tree.select(driver, root, exports, everything)
     for path in (*selection.own, *selection.libraries, *map(str, driver.sources)):
-        digest.update(path.encode() + b"\0" + hashlib.blake2b(tree.load(path) or b"").digest())
+        digest.update(os.fsencode(path) + b"\0" + hashlib.blake2b(tree.load(path) or b"").digest())
     return digest.hexdigest()
 
 

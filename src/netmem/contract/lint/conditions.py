@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netmem.contract.lint import api
 from netmem.contract.lint.csource import Expr
-from netmem.contract.lint.labels import Frame, State, names
+from netmem.contract.lint.labels import FLAGS, READABLE, UNREADABLE, Frame, State, names
 
 
 class Conditions(State):
@@ -52,13 +52,15 @@ class Conditions(State):
     def _implied(self, f: Frame, call: Expr, outcome: bool, which: int) -> bool:
         """The same, for a condition that is a call."""
         target = self.world.function(call[1][1], f.function.path) if call[1][0] == "id" else None
-        known = self._implies.get((id(target), outcome)) if target is not None else None
+        if target is None or (target.returns and "bool" not in target.returns):
+            return False  # a count or an error is no answer to the question
+        known = self._implies.get((id(target), outcome))
         return known is not None and known[which]
 
     def _is_split(self, f: Frame, cond: Expr) -> bool:
         if cond[0] == "case":
             return self._is_split(f, cond[1])
-        return ("split",) in self._quiet(f, cond)
+        return bool(self._quiet(f, cond) & FLAGS)
 
     def _says_no_pool(self, f: Frame, cond: Expr, positive: bool) -> bool:
         """True when a condition holds only in a mode without page pool."""
@@ -122,7 +124,9 @@ class Conditions(State):
             labels = self._quiet(f, cond)
             if positive and any(label[0] == "va" for label in labels):
                 return True
-            return not positive and ("split",) in labels
+            if (READABLE if positive else UNREADABLE) in labels:
+                return True
+            return ("unsplit" if positive else "split",) in labels
         return False
 
 

@@ -174,6 +174,8 @@ class _Top:
                 self._struct(child, "")
             elif kind == "type_definition":
                 self._typedef(child)
+            elif kind == "enum_specifier":
+                self._enum(child)
             elif kind == "preproc_function_def":
                 self._macro(child)
             elif kind == "preproc_def":
@@ -245,6 +247,15 @@ class _Top:
                 Function(name, self.made.path, line, line, names, "", True, words, body, code)
             )
             self.made.functions[-1].macro = True  # type: ignore[attr-defined]
+
+    def _enum(self, node: Any) -> None:
+        """Enumerators with a value are names for it, as macros are."""
+        body = node.child_by_field_name("body")
+        for child in body.named_children if body is not None else ():
+            value = child.child_by_field_name("value") if child.type == "enumerator" else None
+            if value is not None:
+                name = _text(child.child_by_field_name("name"), self.source)
+                self.made.macros[name] = _text(value, self.source)
 
     def _typedef(self, node: Any) -> None:
         type_ = node.child_by_field_name("type")

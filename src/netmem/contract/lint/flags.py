@@ -285,7 +285,9 @@ class _Walker:
             self.visit(init, state, conds)
             place = key(init)
             place = self.alias.get(place, place)
-            if "*" in type_:
+            if init[0] == "call" and init[1][0] == "id":
+                state[name] = self._made_by(init[1][1])
+            elif "*" in type_:
                 self.alias[name] = place
             elif place in state:
                 state[name] = state[place].copy()
@@ -299,6 +301,17 @@ class _Walker:
             return
         self.visit(init, state, conds)
         state[name] = self.value(init, state, conds)
+
+    def _made_by(self, name: str) -> Flags:
+        """What a helper that returns the structure by value has put into it."""
+        target = self.world.function(name, self.function.path if self.function else "")
+        if target is None or self.depth >= MAX_DEPTH:
+            return Flags(unknown={name})
+        inner = _Walker(self.world, target, -1, set(), self.depth + 1)
+        inner.block(target.body, {}, [])
+        last = next((stmt[1] for stmt in reversed(target.body) if stmt[0] == "return"), None)
+        found = inner.final.get(key(last)) if last is not None else None
+        return found.copy() if found is not None else Flags(unknown={name})
 
     def visit(self, e: Expr, state: State, conds: list[Cond]) -> None:
         """What evaluating an expression does."""

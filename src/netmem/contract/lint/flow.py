@@ -17,21 +17,27 @@ or in all callers.
 from __future__ import annotations
 
 import functools
+import re
 from collections import defaultdict
 from typing import Any
 
 from netmem.contract.lint import api
 from netmem.contract.lint.csource import Expr, Function, Stmt
 from netmem.contract.lint.labels import (
+    ANSWERS,
     CALLER_LEVELS,
     EMPTY,
+    FLAGS,
     FOLLOWED,
     KINDS,
     MAX_CALLS,
     MAX_CONTEXTS,
     MAX_ROUNDS,
     PREDICATE_LINES,
+    READABLE,
     SPLIT,
+    UNREADABLE,
+    UNSPLIT,
     Event,
     Frame,
     Labels,
@@ -67,7 +73,10 @@ class Flow(Places):
             self._operations()
             self._next = {}
             self._implies, self._concluded = self._concluded, {}
-            chosen = [f for f in chosen if f.path in self.world.own_paths]  # a library's, when called
+            own = [f for f in chosen if f.path in self.world.own_paths]
+            # A library's functions when they are called, or handed on as pointers.
+            others = [f for f in chosen if f.path not in self.world.own_paths]
+            chosen = own + [f for f in others if self._is_handed_on(f)]
             self._roots(chosen)
             self._guards, before = self._next, self._guards
             followed = sum(x[0] in FOLLOWED for held in self.fields.values() for x in held)
@@ -89,6 +98,16 @@ class Flow(Places):
             left = {k: f for k, f in left.items() if self._round.get(k) != self.number}
             if len(left) == before:
                 return
+
+    def _is_handed_on(self, function: Function) -> bool:
+        """True when the driver names a library's function without calling it."""
+        known = self._handed.get(id(function))
+        if known is None:
+            pattern = re.compile(rb"\b%s\b(?!\s*\()" % re.escape(function.name.encode()))
+            known = self._handed[id(function)] = function.path.endswith(".c") and any(
+                pattern.search(one.text) for one in self.world.own if one.path.endswith(".c")
+            )
+        return known
 
     def _operations(self) -> None:
         """Tables of functions: what a call through such a field may reach."""
@@ -170,6 +189,8 @@ class Flow(Places):
         frame = Frame(function, *guard)
         for (_, name), given in zip(function.params, args, strict=False):
             frame.env[name] = given
+            if not frame.types.get(name):
+                frame.types[name] = self.parameter_types.get((id(function), name), "")
             self._remember(frame, name, given)
         self._depth += 1
         self._block(frame, function.body)
@@ -266,14 +287,12 @@ class Flow(Places):
             f.env = _merge(then_env, else_env)
 
     def _control(self, f: Frame, value: Expr) -> Labels:
-        """A constant chosen by what follows split follows it too."""
-        if (
-            f.marks[-1][2]
-            and value[0] in ("num", "id")
-            and (value[1] in ("0", "1", "true", "false") or value[1].isupper())
-        ):
-            return SPLIT
-        return EMPTY
+        """A constant chosen by what follows split follows it too, or its opposite."""
+        if not f.marks[-1][2] or value[0] not in ("num", "id"):
+            return EMPTY
+        if value[1] in ("0", "1", "true", "false"):
+            return SPLIT if (value[1] in ("1", "true")) != f.marks[-1][0] else UNSPLIT
+        return SPLIT if value[1].isupper() else EMPTY
 
     # -- expressions -----------------------------------------------------------------------------
 
@@ -313,7 +332,7 @@ class Flow(Places):
             else:
                 right = self._eval(f, e[3])
             if e[1] in ("==", "!=", "<", ">", "<=", ">=", "&&", "||"):
-                return (left | right) & SPLIT
+                return (left | right) & FLAGS
             return left | right
         if kind == "un":
             return self._eval(f, e[2])
@@ -322,7 +341,10 @@ class Flow(Places):
             found = EMPTY
             for polarity, part in ((True, e[2]), (False, e[3])):
                 self._push(f, e[1], polarity)
-                found |= self._eval(f, part)
+                value = self._eval(f, part) | self._control(f, part)
+                if f.marks[-1][0]:  # behind a guard: what comes out may be read
+                    value = frozenset(x for x in value if x[0] != "va")
+                found |= value
                 self._pop(f)
             return found
         if kind == "init":
@@ -340,6 +362,16 @@ class Flow(Places):
     def _store(self, f: Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
         value = self._eval(f, right) if right[0] != "init" else self._eval_init(f, left, right)
         value |= self._control(f, right)
+        if right[0] in ("bin", "un", "call"):
+            when_true, when_false = self._says_readable(f, right, True), self._says_readable(f, right, False)
+            if when_true and value & SPLIT:
+                value = value - SPLIT | UNSPLIT
+            value |= {READABLE} if when_true else EMPTY
+            value |= {UNREADABLE} if when_false else EMPTY
+        if left[0] == "id" and right[0] not in ("id", "field") and "bool" not in f.types.get(left[1], "bool"):
+            value = frozenset(
+                x for x in value if x not in ANSWERS
+            )  # a length or an error answers no question
         if right[0] == "num" and right[1] in ("0", "NULL") and op == "=" and left[0] == "field":
             return value  # clearing a field says nothing of when it is set
         if op in ("|=",) and right[0] == "id" and value & SPLIT:
@@ -429,7 +461,7 @@ class Flow(Places):
                 if target is not None and target is not f.function:
                     found |= self._enter(f, target, args, values)
             return found
-        name = function[1]
+        name = self._meant(function[1])
         if (
             name in ("dma_unmap_addr_set", "netmem_dma_unmap_addr_set", "dma_unmap_len_set")
             and len(args) >= 3
@@ -447,7 +479,7 @@ class Flow(Places):
         ):
             return self._store(f, args[0], args[1], line)
         if name in ("__set_bit", "set_bit", "__assign_bit", "assign_bit") and args[0][0] == "id":
-            on = self._control(f, args[0]) | (self._eval(f, args[2]) & SPLIT if len(args) > 2 else EMPTY)
+            on = self._control(f, args[0]) | (self._eval(f, args[2]) & FLAGS if len(args) > 2 else EMPTY)
             if on:
                 self._add_constant(args[0][1], on)
         values = [self._eval(f, arg) for arg in args]
@@ -464,9 +496,23 @@ class Flow(Places):
             return EMPTY
         return self._enter(f, target, args, values)
 
+    def _meant(self, name: str) -> str:
+        """What a call's name is when it is another name for a function."""
+        for _ in range(4):
+            text = self.world.macros.get(name, "").strip()
+            if not text.isidentifier():
+                break
+            name = text
+        return name
+
     def _enter(self, f: Frame, target: Function, args: list[Expr], values: list[Labels]) -> Labels:
         """A call of a function that is known here."""
         values = values[: len(target.params)] + [EMPTY] * (len(target.params) - len(values))
+        if getattr(target, "macro", False):  # its parameters have the types of what it is given
+            for (_, name), arg in zip(target.params, args, strict=False):
+                known = self.type_of(f, arg)
+                if known:
+                    self.parameter_types[id(target), name] = known
         summary = self._look(target, values, *f.marks[-1][:2])
         for (type_, _), arg, out, given in zip(target.params, args, summary.outs, values, strict=False):
             written = out - given
@@ -497,6 +543,7 @@ class Flow(Places):
             self._note(f, "create", name, frozenset({("pool", made)}), e)
             return frozenset({("pool", made)})
         if name in api.DMA_ADDRESS:
+            self._note(f, "posted", name, value(0), e)
             return _as("dma", value(0))
         if name in api.CPU_ADDRESS:
             if name != "page_to_phys":
@@ -520,7 +567,12 @@ class Flow(Places):
             self._note(f, "sync_device", name, value(1), e)
             return EMPTY
         if api.UNMAP.match(name):
+            said = names(args)
+            if any(one.endswith("TO_DEVICE") for one in said):
+                return EMPTY  # transmit's
             skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in n for n in names(args[-1:]))
+            if not value(1) and not any(one.endswith("FROM_DEVICE") for one in said):
+                return EMPTY
             self._note(f, "unmap_skip" if skips else "unmap", name, value(1), e)
             return EMPTY
         if api.MAP.match(name):
@@ -539,6 +591,8 @@ class Flow(Places):
             self._note(f, "bias", name, value(0), e)
             return EMPTY
         if name in api.READS:
+            if name in ("memcpy", "memmove"):
+                self._note(f, "copied", name, frozenset(x for x in value(0) if x[0] == "va"), e)
             if name in ("memcpy", "memmove") and args[0][0] in ("id", "field", "index", "addr"):
                 held = frozenset(x for x in value(1) if x[0] in ("buf", "dma"))
                 if held:  # an array of references
@@ -546,6 +600,9 @@ class Flow(Places):
             what = "linear" if name in api.ATTACH_LINEAR else "read"
             self._note(f, what, name, value(api.READS[name]), e)
             return _as("va", value(api.READS[name])) if name in ("memmove",) else EMPTY
+        if name in api.HEADER_PULL:
+            self._note(f, "pull", name, EMPTY, e)
+            return EMPTY
         if name in api.SPLIT_CALLS:
             return SPLIT
         if name in api.SAME:
@@ -563,7 +620,7 @@ class Flow(Places):
             "PTR_ERR",
             "test_bit",
         ):
-            return value(0) & SPLIT
+            return value(0) & FLAGS
         return None
 
     def _unknown_pool(self, f: Frame, args: list[Expr]) -> Any:
@@ -579,7 +636,7 @@ class Flow(Places):
             labels = frozenset(x for x in labels if x[0] == "va") if what != "linear" else labels
             if not labels:
                 return
-        if not labels and what not in ("sync", "unmap", "refcount", "frag"):
+        if not labels and what not in ("sync", "unmap", "pull"):
             return
         line = e[-1] if isinstance(e[-1], int) else line_of(e)
         conds = tuple(f.conds) if what == "create" else ()
@@ -608,7 +665,7 @@ def _is_out(type_: str, arg: Expr) -> bool:
 @functools.cache
 def _is_aside(name: str) -> bool:
     """True for functions by whose name they serve XDP, tests or control queues."""
-    return any(one.search(name) for one in (api.XDP_NAME, api.TEST_NAME, api.CONTROL_NAME))
+    return any(one.search(name) for one in (api.XDP_NAME, api.TEST_NAME, api.CONTROL_NAME, api.TRANSMIT_NAME))
 
 
 def _callee(e: Expr) -> Expr:

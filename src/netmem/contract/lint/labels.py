@@ -14,6 +14,10 @@ from netmem.contract.lint.world import World
 Labels = frozenset[Any]
 EMPTY: Labels = frozenset()
 SPLIT: Labels = frozenset({("split",)})
+UNSPLIT: Labels = frozenset({("unsplit",)})  # the other way round
+READABLE, UNREADABLE = ("readable",), ("unreadable",)  # the result of a guard, kept for later
+FLAGS: Labels = SPLIT | UNSPLIT
+ANSWERS: Labels = FLAGS | {READABLE, UNREADABLE}
 KINDS = ("buf", "dma", "va")
 FOLLOWED = {*KINDS, "pool"}  # a field that holds one of these makes whoever names it worth a look
 MAX_ROUNDS = 8
@@ -85,6 +89,8 @@ class State:
         self._field_conds: dict[tuple[str, str], list[frozenset[tuple[int, bool]]]] = defaultdict(list)
         self._types: dict[int, str] = {}
         self._relevant: dict[int, bool] = {}
+        self._handed: dict[int, bool] = {}
+        self.parameter_types: dict[tuple[int, str], str] = {}  # of macros, as they are called
         self._xdp: dict[tuple[int, bool], bool] = {}
         self._known: set[str] = set()
         self._callers: dict[int, set[int]] = {}

@@ -157,7 +157,7 @@ class Case:
     def evidence(self, events: Iterable[Event], message: str, cure: str = "") -> list[Evidence]:
         """A place for each event; ``message`` may say {call} and {function}."""
         found: dict[tuple[str, int], Evidence] = {}
-        for e in events:
+        for e in (one for one in events if one.line):
             text = message.format(call=e.call, function=e.function)
             found.setdefault((e.path, e.line), Evidence(e.path, e.line, text, cure.format(call=e.call)))
         return list(found.values())

@@ -14,6 +14,7 @@ import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from netmem.contract.lint.check import Report, to_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
@@ -74,7 +75,7 @@ def as_sarif(made: dict[str, Any]) -> str:
                     "level": LEVELS[verdict["verdict"]],
                     "message": {"text": said},
                     "locations": [{"physicalLocation": {
-                        "artifactLocation": {"uri": place["file"], "uriBaseId": "%SRCROOT%"},
+                        "artifactLocation": _artifact(place["file"]),
                         "region": {"startLine": max(1, place["line"])},
                     }}],
                     "partialFingerprints": {"netmem/v1": f"{id_}:{place['file']}:{place['message']}"},
@@ -85,10 +86,16 @@ def as_sarif(made: dict[str, Any]) -> str:
     return json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1)
 
 
+def _artifact(file: str) -> dict[str, str]:
+    if file.startswith("/"):
+        return {"uri": "file://" + quote(file)}
+    return {"uri": quote(file), "uriBaseId": "%SRCROOT%"}
+
+
 def as_markdown(made: dict[str, Any]) -> str:
     """A scoreboard: drivers by requirements, those with a page pool first."""
     judged, others = _split(made["drivers"])
-    ids = [rule.id for rule in RULES]
+    ids = [rule.id for rule in RULES if not made["drivers"] or rule.id in made["drivers"][0]["requirements"]]
     lines = ["# Scoreboard", "", f"{made['tree']}; `{made['tool']}` {made['version']}.", ""]
     lines += [f"- **{id_}** {BY_ID[id_].title}" for id_ in ids]
     counts = [sum(d["requirements"][id_]["verdict"] == PASS for d in judged) for id_ in ids]
@@ -108,9 +115,14 @@ def as_markdown(made: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _pools(driver: dict[str, Any]) -> bool:
+    """True when it makes a page pool, or nobody asked."""
+    return driver["requirements"].get("R1", {}).get("verdict") != FAIL
+
+
 def _split(drivers: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    judged = [d for d in drivers if d["requirements"]["R1"]["verdict"] != FAIL]
-    return judged, [d for d in drivers if d["requirements"]["R1"]["verdict"] == FAIL]
+    judged = [d for d in drivers if _pools(d)]
+    return judged, [d for d in drivers if not _pools(d)]
 
 
 def as_html(made: dict[str, Any], root: Path) -> str:

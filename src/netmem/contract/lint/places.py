@@ -5,7 +5,7 @@ from __future__ import annotations
 from netmem.contract.lint import api
 from netmem.contract.lint.conditions import Conditions
 from netmem.contract.lint.csource import Expr, Function
-from netmem.contract.lint.labels import EMPTY, MAX_PATH, SPLIT, Frame, Labels, split_name
+from netmem.contract.lint.labels import EMPTY, FLAGS, MAX_PATH, SPLIT, Frame, Labels, split_name
 
 
 class Places(Conditions):
@@ -19,7 +19,7 @@ class Places(Conditions):
                 return SPLIT
             found = EMPTY
             for arg in e[2]:
-                found |= self._quiet(f, arg) & SPLIT
+                found |= self._quiet(f, arg) & FLAGS
             target = self.world.function(e[1][1], f.function.path) if e[1][0] == "id" else None
             if target is not None:
                 found |= self._returned[id(target)]
@@ -145,7 +145,7 @@ class Places(Conditions):
                 found = self.constants.get(e[1], EMPTY)
                 if e[1] in self._known:
                     found |= {("fn", e[1])}
-                elif e[1].isupper() and split_name(e[1]):
+                elif e[1].isupper() and not e[1].startswith("ETHTOOL_") and split_name(e[1]):
                     found |= SPLIT
             return found
         if kind == "field":

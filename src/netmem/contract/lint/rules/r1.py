@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netmem.contract.lint.labels import Event
 from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
 
 CURE = "allocate receive buffers with page_pool_alloc_netmems() from a pool made for the queue"
@@ -28,20 +29,25 @@ def judge(case: Case) -> Verdict:
             case.evidence(allocs, "{call}() for XDP or tests", CURE),
         )
     holders = {label[1] for e in normal for label in e.labels}
-    reach = [
-        e for e in case.of("descriptor", "kept", "passed", "frag", "write", "linear", "sync", "pool_sync")
-        if any(label[0] != "pool" and label[1] in holders for label in e.labels)
-    ]  # fmt: skip
-    device = [e for e in reach if e.what in ("descriptor", "kept", "passed", "write")]
-    found = case.evidence([e for e in normal if case.mine(e)] or normal, "payload is allocated by {call}()")
-    if not device:
+
+    def about(*what: str) -> list[Event]:
+        return [
+            e for e in case.of(*what)
+            if not e.xdp and any(label[0] != "pool" and label[1] in holders for label in e.labels)
+        ]  # fmt: skip
+
+    device = about("descriptor", "posted", "passed") + [
+        e for e in about("kept") if any(label[0] == "dma" for label in e.labels)
+    ]
+    if not device and about("copied"):
         return Verdict(PARTIAL, "buffers from the pool serve copies only: none is seen to reach a descriptor",
                        case.evidence(normal, "{call}() for a copy", CURE))  # fmt: skip
-    posted = [
-        e
-        for e in device
-        if any(label[0] == "dma" for label in e.labels) and (case.mine(e) or not case.payload)
-    ]
+    if not device and not about("frag"):
+        return Verdict(PARTIAL, "buffers from the pool are not seen to reach a descriptor",
+                       case.evidence(normal, "{call}(), and nothing is posted", CURE))  # fmt: skip
+    found = case.evidence([e for e in normal if case.mine(e)] or normal, "payload is allocated by {call}()")
+    posted = [e for e in device if e.line and case.mine(e) and any(label[0] != "pool" for label in e.labels)]
+    posted.sort(key=lambda e: ("descriptor", "kept", "posted", "passed").index(e.what))
     found += [Evidence(e.path, e.line, f"its address goes on through {e.call}") for e in posted[:1]]
     return Verdict(PASS, "payload buffers come from a page pool and are posted", found)
 

@@ -11,6 +11,7 @@ BIT = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
 _WORD = re.compile(r"\w+")
 CURE = f"add {BIT} to supported_ring_params and act on tcp_data_split in set_ringparam"
 DEPTH = 6
+PRINTS = re.compile(r"print|_dbg|_info|_warn|_err|_notice|NL_SET", re.IGNORECASE)
 
 
 def judge(case: Case) -> Verdict:
@@ -31,7 +32,7 @@ def judge(case: Case) -> Verdict:
             best = Verdict(
                 PASS,
                 "tcp-data-split is offered and set_ringparam acts on it",
-                [here, Evidence(acted.path, acted.line, f"{acted.name}() looks at tcp_data_split")],
+                [here, Evidence(acted.path, _first(case, acted), f"{acted.name}() looks at tcp_data_split")],
             )
             break
         seen.append(Evidence(function.path, function.line, f"{setter}() never looks at tcp_data_split", CURE))
@@ -45,6 +46,12 @@ def judge(case: Case) -> Verdict:
         if f.path in case.world.own_paths and b"tcp_data_split" in f.words and "get_ringparam" in f.name
     ]  # fmt: skip
     return Verdict(FAIL, "tcp-data-split is not among supported_ring_params", reports)
+
+
+def _first(case: Case, function: Function) -> int:
+    """The line of a function on which tcp_data_split stands first."""
+    lines = case.world.files[function.path].lines[function.line - 1 : function.end]
+    return next((n for n, text in enumerate(lines, function.line) if "tcp_data_split" in text), function.line)
 
 
 def _tables(case: Case) -> list[tuple[str, tuple[str, int], Expr, str]]:
@@ -110,12 +117,34 @@ def _line_of(e: object) -> int:
     return 0
 
 
+def _acts(part: object, counts: bool) -> bool:
+    """True when tcp_data_split decides something: a condition, a value kept or returned, a driver's call."""
+    if isinstance(part, list):
+        return any(_acts(one, counts) for one in part)
+    if not isinstance(part, tuple) or not part:
+        return False
+    kind = part[0]
+    if kind == "field" and part[2] == "tcp_data_split":
+        return counts
+    if kind in ("if", "loop", "switch"):
+        return _acts(part[1], True) or any(_acts(one, counts) for one in part[2:])
+    if kind in ("return", "decl", "bin", "cond", "un"):
+        return any(_acts(one, True) for one in part[1:])
+    if kind == "assign":
+        return _acts(part[3], True)
+    if kind == "call":
+        name = part[1][1] if part[1][0] == "id" else ""
+        quiet = PRINTS.search(name) is not None
+        return not quiet and any(_acts(arg, True) for arg in part[2])
+    return any(_acts(one, counts) for one in part[1:] if isinstance(one, tuple | list))
+
+
 def _reaches(case: Case, start: Function) -> Function | None:
     """A function that ``start`` calls, or itself, which looks at tcp_data_split."""
     seen, todo = {id(start)}, [(start, 0)]
     while todo:
         function, depth = todo.pop(0)
-        if b"tcp_data_split" in function.words:
+        if b"tcp_data_split" in function.words and _acts(function.body, False):
             return function
         if depth >= DEPTH:
             continue

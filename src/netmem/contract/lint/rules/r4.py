@@ -33,9 +33,11 @@ def judge(case: Case) -> Verdict:
 
 def _pool(case: Case, pool: Pool) -> Verdict:
     flags = pool.flags
-    here = Evidence(
-        pool.path, pool.line, "flags: " + (", ".join(sorted(f[8:] for f in flags.sure)) or "none")
-    )
+    said = [f[8:] for f in sorted(flags.sure)]
+    said += [
+        f"{f[8:]} under a condition" for f in sorted(flags.maybe) if f != UNREADABLE and f not in flags.sure
+    ]
+    here = Evidence(pool.path, pool.line, "flags: " + (", ".join(said) or "none"))
     missing = [name for name in (MAP, SYNC) if not pool.has(name)]
     if missing and flags.unknown:
         return Verdict(FAIL, f"no {' and no '.join(missing)} is seen", [here], "low",
@@ -73,8 +75,9 @@ def _pool(case: Case, pool: Pool) -> Verdict:
 def _right(case: Case, cond: Cond) -> bool:
     """True for a condition that follows split or provider, the right way round."""
     expr, positive = cond
-    if expr[0] == "bin" and expr[1] in ("&&", "||") and id(expr) not in case.flow.conditions:
-        return any(_right(case, (part, positive)) for part in expr[2:])
+    if expr[0] == "bin" and expr[1] in ("&&", "||"):
+        every = all if (expr[1] == "||") == positive else any
+        return every(_right(case, (part, positive)) for part in expr[2:])
     split, when_true, when_false = case.flow.conditions.get(id(expr), (False, False, False))
     if not split:
         return False

@@ -21,11 +21,12 @@ def judge(case: Case) -> Verdict:
     if pool:
         return Verdict(PASS, "payload is synced through the pool", case.evidence(pool, "{call}()"))
     unclear = [
-        e for e in case.of("sync")
+        e for e in case.of("sync", "unmap")
         if not e.xdp and not e.labels and e.path in case.world.own_paths and _receives(e.function)
     ]  # fmt: skip
     if unclear:
-        return Verdict(FAIL, "a raw sync in the receive path, of an address whose origin is not seen",
+        return Verdict(FAIL, "a raw sync or unmap in the receive path, of an address whose origin is not "
+        "seen",
                        case.evidence(unclear, "{call}() in {function}()", CURE), "low",
                        "where the address that is synced comes from")  # fmt: skip
     return Verdict(PASS, "no sync of payload for the CPU is done")
