@@ -308,6 +308,21 @@ def test_suppressions(tmp_path):
     assert ["R5" in e.message for e in report.unused_suppressions] == [True]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "outcome"),
+    [
+        ("/*\n\t * netmem: ignore R6 coherent\n\t * on this board\n\t */\n\t", "", "pass"),
+        ("", " /* netmem: ignore R6 coherent */", "pass"),
+        ("int x; /* netmem: ignore R6 of the line before */\n\t", "", "fail"),
+        ('pr_info("netmem: ignore R6 not a comment");\n\t', "", "fail"),
+    ],
+)
+def test_what_a_suppression_covers(before, after, outcome, tmp_path):
+    raw = "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"
+    report = judged(edited(tmp_path, (RX, SYNC, before + raw + after)))
+    assert report.requirements["R6"].verdict == outcome
+
+
 def test_the_tables_have_no_holes():
     """Each page call has a twin of another name, and no name is in two tables that exclude each other."""
     assert all(a != b for a, b in api.TWINS.items())

@@ -20,7 +20,7 @@ from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, 
 from netmem.contract.lint.rules import RULES
 from netmem.contract.lint.world import World
 
-SUPPRESS = re.compile(r"netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
+SUPPRESS = re.compile(r"(?:/\*|//|^\s*\*).*?netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
 EXTRA_FILES = 12  # files beyond the text filter that a driver may pull in because payload is passed to them
 
 
@@ -130,26 +130,30 @@ def _short(path: str, base: Path) -> str:
 def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
     """Take out what comments excuse; note excuses that excuse nothing."""
     marks: dict[tuple[str, int, str], str] = {}
+    covers: dict[
+        tuple[str, int, str], tuple[str, int, str]
+    ] = {}  # a line of code -> the mark that excuses it
     for one in files:
         if b"netmem:" not in one.text:
             continue
         for number, line in enumerate(one.lines, 1):
             match = SUPPRESS.search(line)
             for id_ in re.findall(r"R[1-7]", match[1]) if match else ():
-                marks[one.path, number, id_] = match[2].strip() if match else ""
+                mark = one.path, number, id_
+                marks[mark] = match[2].strip() if match else ""
+                covers[one.path, _covered(one.lines, number), id_] = mark
     used = set()
     for id_, verdict in report.requirements.items():
         if verdict.verdict not in (FAIL, PARTIAL):
             continue
         left = []
         for evidence in verdict.evidence:
-            mark = next(((evidence.file, n, id_) for n in (evidence.line, evidence.line - 1)
-                         if (evidence.file, n, id_) in marks), None)  # fmt: skip
-            if mark is None:
+            excuse = covers.get((evidence.file, evidence.line, id_))
+            if excuse is None:
                 left.append(evidence)
             else:
-                used.add(mark)
-                evidence.message += f" (ignored: {marks[mark] or 'no reason given'})"
+                used.add(excuse)
+                evidence.message += f" (ignored: {marks[excuse] or 'no reason given'})"
                 report.suppressed.append(evidence)
         if verdict.evidence and not left:
             report.requirements[id_] = Verdict(PASS, f"{verdict.why}: ignored by comment")
@@ -159,6 +163,19 @@ def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
         Evidence(path, line, f"netmem: ignore {id_} excuses nothing here")
         for path, line, id_ in marks if (path, line, id_) not in used
     ]  # fmt: skip
+
+
+def _covered(lines: list[str], number: int) -> int:
+    """The line that a comment on line ``number`` is about: its own, or the next with code."""
+    if not lines[number - 1].lstrip().startswith(("/*", "*", "//")):
+        return number
+    inside = "*/" not in lines[number - 1] and not lines[number - 1].lstrip().startswith("//")
+    for at in range(number + 1, len(lines) + 1):
+        text = lines[at - 1].strip()
+        if not inside and text and not text.startswith(("/*", "//")):
+            return at
+        inside = (inside or text.startswith("/*")) and "*/" not in text
+    return number
 
 
 def _facts(case: Case) -> dict[str, Any]:

@@ -16,12 +16,11 @@ class Conditions(State):
         if cond[0] != "case":
             readable = readable or self._says_readable(f, cond, positive)
             xdp = xdp or self._is_xdp(cond, positive) or self._says_no_pool(f, cond, positive)
-        if self._final:
-            self.conditions[id(cond)] = (
-                self._is_split(f, cond),
-                cond[0] != "case" and self._says_readable(f, cond, True),
-                cond[0] != "case" and self._says_readable(f, cond, False),
-            )
+        self.conditions[id(cond)] = (
+            self._is_split(f, cond),
+            cond[0] != "case" and self._says_readable(f, cond, True),
+            cond[0] != "case" and self._says_readable(f, cond, False),
+        )
         f.conds.append((cond, positive))
         f.marks.append((readable, xdp, split or self._is_split(f, cond)))
 

@@ -97,7 +97,6 @@ class State:
         self.conditions: dict[
             int, tuple[bool, bool, bool]
         ] = {}  # follows split; readable when true, when false
-        self._final = True
         self._depth = 0
         self._changed = False
         self.number = 0

@@ -14,7 +14,6 @@ from netmem.contract.lint.flow import Event, Flow
 from netmem.contract.lint.world import World
 
 PASS, PARTIAL, FAIL, NA = "pass", "partial", "fail", "n/a"
-VERDICTS = (PASS, PARTIAL, FAIL, NA)
 
 
 @dataclass

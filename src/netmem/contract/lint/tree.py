@@ -16,10 +16,6 @@ _TARGET = re.compile(r"^obj-(?:\$\(\s*[\w$()-]*\s*\)|[my])$")
 _MEMBER = re.compile(r"^([\w-]+?)-(?:y|m|objs|\$\([^)]*\))$")
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
 _EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
-_DEFINED = re.compile(
-    rb"^(?:static |inline |const |struct |void |int |bool |u\d+ |unsigned |\w+ )[\w \t*\n]*?\b(\w+)\(",
-    re.MULTILINE,
-)
 _DRIVER = re.compile(
     rb"register_netdev|alloc_etherdev|alloc_netdev|devm_alloc_etherdev|net_device_ops|napi_gro_receive|netif_receive_skb"
 )
