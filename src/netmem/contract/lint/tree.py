@@ -112,12 +112,14 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
     yield from found
 
 
-def _files(path: Path, problems: list[str]) -> Iterator[Path]:
-    """Files below, each folder once however links lead."""
+def _folders(top: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and below ``top`` with the names of their files, each once however links lead."""
     seen: set[tuple[int, int]] = set()
-    for folder, dirs, names in os.walk(
-        path, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")
-    ):
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}")
+
+    for folder, dirs, names in os.walk(top, followlinks=True, onerror=note):
         try:
             stat = os.stat(folder)
         except OSError:
@@ -128,27 +130,20 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         dirs.sort()
-        for name in sorted(names):
+        yield Path(folder), sorted(names)
+
+
+def _files(path: Path, problems: list[str]) -> Iterator[Path]:
+    """C files and headers below."""
+    for folder, names in _folders(path, problems):
+        for name in names:
             if name.endswith((".c", ".h")):
-                yield Path(folder) / name
+                yield folder / name
 
 
 def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
-    seen: set[tuple[int, int]] = set()
-    for folder, dirs, names in os.walk(
-        top, followlinks=True, onerror=lambda e: problems.append(f"{e.filename}: {e.strerror}")
-    ):
-        try:
-            stat = os.stat(folder)
-        except OSError:
-            dirs.clear()
-            continue
-        if (stat.st_dev, stat.st_ino) in seen:
-            dirs.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        dirs.sort()
-        here = Path(folder)
+    """A driver for each target of each Makefile that has sources."""
+    for here, names in _folders(top, problems):
         targets, _ = makefile(here) if "Makefile" in names or "Kbuild" in names else ({}, [])
         made: dict[str, list[Path]] = {}
         for target, objects in targets.items():
