@@ -22,12 +22,12 @@ import tree_sitter_c
 
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.check import understand
-from netmem.contract.lint.csource import Function, Stmt
+from netmem.contract.lint.csource import Stmt
 from netmem.contract.lint.labels import Frame
 from netmem.contract.lint.model import Case
 
 PAGE = "struct page *"
-TRANSPARENT = {"likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE", "prefetch_noop"}
+TRANSPARENT = {"likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE"}
 # Position of the page in the page calls that have a twin.
 PAGE_AT = {
     "page_pool_get_dma_addr": 0, "page_pool_put_page": 1, "page_pool_put_full_page": 1,
@@ -573,4 +573,4 @@ def _declare(stmts: list[Stmt], frame: Frame) -> None:
                         _declare(inner[1], frame)
 
 
-__all__ = ["Conversion", "Function", "Refused", "Remaining", "convert"]
+__all__ = ["Conversion", "Refused", "Remaining", "convert"]

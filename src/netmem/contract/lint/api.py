@@ -62,7 +62,7 @@ SAME = {
     "lower_32_bits": 0, "upper_32_bits": 0, "be64_to_cpu": 0, "smp_load_acquire": 0, "rcu_dereference_bh": 0,
     "rcu_dereference_protected": 0, "xchg": 0, "FIELD_PREP": 1, "__pp_page_to_nmdesc": 0,
     "pp_page_to_nmdesc": 0,
-    "WARN_ON": 0, "WARN_ON_ONCE": 0, "page_frag": 0, "ALIGN": 0, "IS_ERR_OR_NULL": 0, "FIELD_GET": 1,
+    "WARN_ON": 0, "WARN_ON_ONCE": 0, "ALIGN": 0, "IS_ERR_OR_NULL": 0, "FIELD_GET": 1,
 }  # fmt: skip
 TO_DEVICE_ORDER = re.compile(
     r"^(cpu_to_[lb]e(16|32|64)|write[bwlq](_relaxed)?|iowrite\w+|lower_32_bits|upper_32_bits)$"
@@ -87,9 +87,9 @@ READS = {
     "__skb_put_data": 1, "eth_get_headlen": 1, "prefetch": 0, "net_prefetch": 0, "prefetchw": 0,
     "net_prefetchw": 0,
     "memmove": 1, "memcpy_fromio": 1, "flush_dcache_page": 0, "dcache_inval_poc": 0, "skb_header_pointer": 2,
-    "memcmp": 0, "get_unaligned_le32": 0, "napi_alloc_skb_copy": 1, "arch_sync_dma_for_cpu": 0, "copy_page":
+    "memcmp": 0, "get_unaligned_le32": 0, "arch_sync_dma_for_cpu": 0, "copy_page":
     1,
-    "invalidate_dcache_range": 0, "dma_cache_inv": 0, "eth_skb_pad": 9, "skb_copy_from_linear_data": 9,
+    "invalidate_dcache_range": 0, "dma_cache_inv": 0,
 }  # fmt: skip
 READS |= ATTACH_LINEAR
 
