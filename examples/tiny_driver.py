@@ -28,6 +28,7 @@ class TinyDriver:
     queue_mgmt_ops = True
     supports_rx_page_size = False
     netmem_tx = NetmemTx.NONE
+    hw_features = frozenset()
     hds_thresh_max = 0
     max_mtu = 1500
     max_rx_queues = 4
@@ -133,6 +134,7 @@ class TinyDriver:
     # Settings: rings of any size that RxRing can make, flows spread by the RSS table, no exact-match rules.
     def set_ringparam(self, params): ...
     def validate_qcfg(self, qcfg, queue): ...
+    def set_features(self, features): ...
     def set_mtu(self, mtu):
         self.write(r.R_MTU, mtu)
 

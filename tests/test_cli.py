@@ -307,7 +307,7 @@ def test_show_looks_into_a_running_receiver(nic, memory):
             sock.close()
         binding.close()
         assert device.dev.board.fd >= 0
-    assert (seen["driver"], seen["link"], seen["address"]) == (nic, True, "10.0.2.15")
+    assert (seen["driver"], seen["link"], seen["addresses"][0]) == (nic, True, "10.0.2.15")
     assert seen["ring"]["tcp_data_split"] == "enabled"
     queue = seen["queues"][1]
     assert (queue["provider"]["memory"], queue["provider"]["binding"]) == (memory, binding.id)

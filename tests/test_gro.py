@@ -120,7 +120,8 @@ def test_parse_accepts_only_what_an_independent_parser_does(noise):
 
 
 MALFORMED = [
-    ("rx_unknown_ethertype", frames.ethernet(bytes(50), 0x86DD)),
+    ("rx_unknown_ethertype", frames.ethernet(bytes(50), 0x88B5)),
+    ("rx_bad_ip_header", frames.ethernet(bytes(50), 0x86DD)),
     ("rx_bad_ip_header", frames.ethernet(b"\x44" + bytes(40))),
     ("rx_bad_ip_header", frames.ethernet(b"\x65" + bytes(40))),
     ("rx_bad_ip_length", frames.ethernet(frames.ipv4(frames.tcp_segment(), total=10))),
@@ -128,7 +129,7 @@ MALFORMED = [
     ("rx_bad_ip_csum", frames.tcp(payload(9))[:20] + b"\xff" + frames.tcp(payload(9))[21:]),
     ("rx_fragment", frames.ethernet(frames.ipv4(frames.tcp_segment(payload(64)), fragment=0x2000))),
     ("rx_fragment", frames.ethernet(frames.ipv4(payload(64), fragment=5))),
-    ("rx_unknown_proto", frames.udp(payload(20))),
+    ("rx_unknown_proto", frames.ethernet(frames.ipv4(payload(20), proto=132))),
     ("rx_bad_tcp_header", frames.ethernet(frames.ipv4(b"too short"))),
     ("rx_bad_tcp_header", frames.tcp(offset=4)),
     ("rx_bad_tcp_header", frames.tcp(offset=15)),

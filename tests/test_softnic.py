@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import payload
-from netmem.hw.softnic import kernels as k
+from netmem.hw.softnic import kernels, look
 from netmem.hw.softnic import regs as r
+from netmem.hw.softnic.state import D_NMAPS, D_WORDS
 from netmem.hw.wire import FRAME_CSUM_OK, FrameQueue
 from netmem.memory import sanitizer
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
@@ -46,17 +47,17 @@ def test_toeplitz_matches_the_published_vectors(network):
         packet = frames.ipv4(frames.tcp_segment(sport=sport, dport=dport), src=src, dst=dst)
         memory = np.frombuffer(bytearray(packet), np.uint8)
         ip = memory.ctypes.data
-        assert k.rss_hash(d, ip, ip + 20) == with_ports
-        assert k.rss_hash(d, ip, 0) == without
+        assert look.rss_hash(d, ip, ip + 20) == with_ports
+        assert look.rss_hash(d, ip, 0) == without
 
 
 @given(st.binary(min_size=12, max_size=12))
 def test_toeplitz_table_agrees_with_the_definition(data):
-    d = np.zeros(k.D_WORDS, np.int64)
+    d = np.zeros(D_WORDS, np.int64)
     memory = np.frombuffer(RSS_KEY + bytes(8), np.uint8).copy()
-    k.toeplitz_table(d, memory.ctypes.data)
-    packet = np.frombuffer(bytes(12) + data, np.uint8).copy()
-    assert k.rss_hash(d, packet.ctypes.data, packet.ctypes.data + 20) == toeplitz(data)
+    look.toeplitz_table(d, memory.ctypes.data)
+    packet = np.frombuffer(b"\x45" + bytes(11) + data, np.uint8).copy()
+    assert look.rss_hash(d, packet.ctypes.data, packet.ctypes.data + 20) == toeplitz(data)
 
 
 def test_no_descriptor_holds_the_wire_then_drops_and_other_queues_go_on(network):
@@ -109,14 +110,14 @@ def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
 
 
 def test_translate_knows_ends_and_directions():
-    d, maps = np.zeros(k.D_WORDS, np.int64), np.zeros((4, 4), np.int64)
+    d, maps = np.zeros(D_WORDS, np.int64), np.zeros((4, 4), np.int64)
     maps[0], maps[1] = (0x1000, 0x1000, 0x9000, 2), (0x4000, 0x100, 0x20000, 0)
-    d[k.D_NMAPS] = 2
-    assert k.translate(d, maps, 0x1000, 0x1000, 2) == 0x9000
-    assert k.translate(d, maps, 0x1800, 0x801, 2) == 0
-    assert k.translate(d, maps, 0xFFF, 1, 2) == 0
-    assert k.translate(d, maps, 0x1000, 1, 1) == 0  # mapped for the other direction
-    assert k.translate(d, maps, 0x4010, 1, 1) == 0x20010
+    d[D_NMAPS] = 2
+    assert kernels.translate(d, maps, 0x1000, 0x1000, 2) == 0x9000
+    assert kernels.translate(d, maps, 0x1800, 0x801, 2) == 0
+    assert kernels.translate(d, maps, 0xFFF, 1, 2) == 0
+    assert kernels.translate(d, maps, 0x1000, 1, 1) == 0  # mapped for the other direction
+    assert kernels.translate(d, maps, 0x4010, 1, 1) == 0x20010
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -167,12 +168,12 @@ def test_payload_copy_and_sum_agree_with_slow_twins(sizes, offset, n):
     row[2], row[3], row[4], row[5] = buffers[1].ctypes.data, sizes[1], buffers[2].ctypes.data, sizes[2]
     out = np.zeros(4096, np.uint8)
     n = min(n, max(0, len(whole) - offset))
-    k.payload_copy(row, offset, n, out.ctypes.data)
+    kernels.payload_copy(row, offset, n, out.ctypes.data)
     assert out[:n].tobytes() == whole[offset : offset + n]
     assert not out[n:].any()
     padded = whole + b"\0" * (len(whole) % 2)
     expected = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
-    got = int(k.payload_sum(row, 0))
+    got = int(look.payload_sum(row, 0))
     assert got % 0xFFFF == expected % 0xFFFF
 
 

@@ -245,7 +245,7 @@ def test_transmit_rows_that_ran_out_come_back(network):
     ours, theirs, _ = net.connect()
     stack = net.ours.stack
     for _ in range(600):  # more than there are rows, while the NIC does nothing
-        stack._send_frame(frames.arp(2))
+        stack.ip.send_frame(frames.arp(2))
         stack.dev.driver.xmit()
     assert stack.tcp.counters()["tx_full"] > 0
     net.run(10)

@@ -27,6 +27,14 @@ if not COMPILED:
         """The big-endian 32-bit number at ``addr``."""
         return int.from_bytes(ctypes.string_at(int(addr), 4), "big")
 
+    def load_be64(addr: int) -> int:
+        """The big-endian signed 64-bit number at ``addr``."""
+        return int.from_bytes(ctypes.string_at(int(addr), 8), "big", signed=True)
+
+    def store_be64(addr: int, value: int) -> None:
+        """Write a big-endian signed 64-bit number."""
+        ctypes.memmove(int(addr), int(value).to_bytes(8, "big", signed=True), 8)
+
     def store_u8(addr: int, value: int) -> None:
         """Write one byte."""
         ctypes.c_uint8.from_address(int(addr)).value = int(value) & 0xFF
@@ -107,11 +115,13 @@ else:
     load_u8 = intrinsic(_loader(_I8, False))
     load_be16 = intrinsic(_loader(_I16, True))
     load_be32 = intrinsic(_loader(_I32, True))
+    load_be64 = intrinsic(_loader(_I64, True))
     load64 = intrinsic(_loader(_I64, False))
     load_acquire = intrinsic(_loader(_I64, False, "acquire"))
     store_u8 = intrinsic(_storer(_I8, False))
     store_be16 = intrinsic(_storer(_I16, True))
     store_be32 = intrinsic(_storer(_I32, True))
+    store_be64 = intrinsic(_storer(_I64, True))
     store64 = intrinsic(_storer(_I64, False))
     store_release = intrinsic(_storer(_I64, False, "release"))
 

@@ -1,33 +1,137 @@
-"""ICMP echo (RFC 792): what answers ping."""
+"""ICMP and ICMPv6: what answers ping, and what errors say about our own packets (RFC 792, 1191, 4443)."""
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
 from netmem.base.formats import (
     ETH_HLEN,
+    ICMP6_ECHO,
+    ICMP6_ECHO_REPLY,
+    ICMP6_TOO_BIG,
+    ICMP6_UNREACH,
+    ICMP6_UNREACH_PORT,
     ICMP_ECHO,
     ICMP_ECHO_REPLY,
     ICMP_HLEN,
+    ICMP_UNREACH,
+    ICMP_UNREACH_NEEDFRAG,
+    ICMP_UNREACH_PORT,
+    IP6_HLEN,
     IP_HLEN,
     PROTO_ICMP,
+    PROTO_ICMPV6,
     inet_checksum,
+    ip_from,
 )
+from netmem.inet.neighbour import icmp6_frame
+
+MIN_MTU4, MIN_MTU6 = 576, 1280
+QUOTE = 512  # most bytes of a packet that an error of ours quotes
 
 
-def echo_reply(frame: bytes, address: int) -> bytes | None:
-    """The answer to an echo request for ``address`` in a whole frame, None when it is none."""
-    header = (frame[ETH_HLEN] & 15) * 4
+class IcmpError(NamedTuple):
+    """An error about a packet of ours: where it was going, and the start of its transport header.
+
+    ``mtu``: of the hop that it was too big for, 0 for other errors; ``unreachable``: port, host or net.
+    """
+
+    source: int
+    target: int
+    proto: int
+    ports: int  # remote << 16 | local, as a segment from the peer has them
+    seq: int
+    mtu: int
+    unreachable: bool
+
+
+def _ip4_packet(source: bytes, target: bytes, body: bytes) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, IP_HLEN + len(body), 0, 0x4000, 64, PROTO_ICMP, 0)
+    head += source + target
+    return head[:10] + inet_checksum(head).to_bytes(2, "big") + head[12:] + body
+
+
+def _summed(body: bytes) -> bytes:
+    body = body[:2] + b"\0\0" + body[4:]
+    return body[:2] + inet_checksum(body).to_bytes(2, "big") + body[4:]
+
+
+def body4(frame: bytes) -> bytes:
+    """The ICMP message of a whole frame, empty when it is malformed or its checksum is wrong."""
+    start = ETH_HLEN + (frame[ETH_HLEN] & 15) * 4
     total = int.from_bytes(frame[ETH_HLEN + 2 : ETH_HLEN + 4], "big")
-    body = frame[ETH_HLEN + header : ETH_HLEN + total]
-    if len(body) < ICMP_HLEN or body[0] != ICMP_ECHO or body[1] != 0 or inet_checksum(body):
+    body = frame[start : ETH_HLEN + total]
+    return body if len(body) >= ICMP_HLEN and not inet_checksum(body) else b""
+
+
+def body6(frame: bytes) -> bytes:
+    """The ICMPv6 message of a whole frame without extension headers, empty when it is bad."""
+    size = int.from_bytes(frame[ETH_HLEN + 4 : ETH_HLEN + 6], "big")
+    body = frame[ETH_HLEN + IP6_HLEN : ETH_HLEN + IP6_HLEN + size]
+    if frame[ETH_HLEN + 6] != PROTO_ICMPV6 or len(body) < max(size, ICMP_HLEN):
+        return b""
+    pseudo = frame[22:54] + struct.pack("!II", size, PROTO_ICMPV6)
+    return b"" if inet_checksum(pseudo + body) else body
+
+
+def echo_reply4(frame: bytes, body: bytes) -> bytes:
+    """The answer to an echo request."""
+    reply = _summed(bytes((ICMP_ECHO_REPLY, 0, 0, 0)) + body[4:])
+    return frame[6:12] + frame[0:6] + frame[12:14] + _ip4_packet(frame[30:34], frame[26:30], reply)
+
+
+def echo_reply6(frame: bytes, body: bytes, mac: int, ours: int) -> bytes:
+    """The answer to an echo request, from ``ours``."""
+    reply = bytes((ICMP6_ECHO_REPLY, 0, 0, 0)) + body[4:]
+    return icmp6_frame(frame[6:12], mac, ours, ip_from(frame[22:38]), reply)
+
+
+def is_echo4(body: bytes) -> bool:
+    """True for an echo request."""
+    return body[:2] == bytes((ICMP_ECHO, 0))
+
+
+def is_echo6(body: bytes) -> bool:
+    """True for an echo request."""
+    return body[:2] == bytes((ICMP6_ECHO, 0))
+
+
+def error4(body: bytes) -> IcmpError | None:
+    """What a destination-unreachable message says, None for other messages and garbled quotes."""
+    if body[0] != ICMP_UNREACH or len(body) < ICMP_HLEN + IP_HLEN + 8 or body[8] >> 4 != 4:
         return None
-    source, target = frame[ETH_HLEN + 12 : ETH_HLEN + 16], frame[ETH_HLEN + 16 : ETH_HLEN + 20]
-    if int.from_bytes(target, "big") != address:
+    at = ICMP_HLEN + (body[8] & 15) * 4
+    if len(body) < at + 8:
         return None
-    reply = bytes((ICMP_ECHO_REPLY, 0, 0, 0)) + body[4:]
-    reply = reply[:2] + inet_checksum(reply).to_bytes(2, "big") + reply[4:]
-    ip = struct.pack("!BBHHHBBH", 0x45, 0, IP_HLEN + len(reply), 0, 0x4000, 64, PROTO_ICMP, 0)
-    ip += target + source
-    ip = ip[:10] + inet_checksum(ip).to_bytes(2, "big") + ip[12:]
-    return frame[6:12] + frame[0:6] + frame[12:14] + ip + reply
+    mtu = 0
+    if body[1] == ICMP_UNREACH_NEEDFRAG:
+        mtu = max(int.from_bytes(body[6:8], "big") or MIN_MTU4, 68)
+    sport, dport, seq = struct.unpack_from("!HHI", body, at)
+    source, target = ip_from(body[20:24]), ip_from(body[24:28])
+    return IcmpError(source, target, body[17], dport << 16 | sport, seq, mtu, not mtu)
+
+
+def error6(body: bytes) -> IcmpError | None:
+    """What an unreachable or packet-too-big message says, None for others and garbled quotes."""
+    if body[0] not in (ICMP6_UNREACH, ICMP6_TOO_BIG) or len(body) < ICMP_HLEN + IP6_HLEN + 8:
+        return None
+    if body[8] >> 4 != 6:
+        return None
+    mtu = 0
+    if body[0] == ICMP6_TOO_BIG:
+        mtu = max(int.from_bytes(body[4:8], "big"), MIN_MTU6)
+    sport, dport, seq = struct.unpack_from("!HHI", body, ICMP_HLEN + IP6_HLEN)
+    source, target = ip_from(body[16:32]), ip_from(body[32:48])
+    return IcmpError(source, target, body[14], dport << 16 | sport, seq, mtu, not mtu)
+
+
+def port_unreachable(headers: bytes, mac: int, *, v6: bool) -> bytes:
+    """The error for a datagram that nobody takes; ``headers`` is what can be read of its frame."""
+    quote = headers[ETH_HLEN : ETH_HLEN + QUOTE]
+    if v6:
+        body = struct.pack("!BBHI", ICMP6_UNREACH, ICMP6_UNREACH_PORT, 0, 0) + quote
+        return icmp6_frame(headers[6:12], mac, ip_from(headers[38:54]), ip_from(headers[22:38]), body)
+    body = _summed(struct.pack("!BBHI", ICMP_UNREACH, ICMP_UNREACH_PORT, 0, 0) + quote)
+    ethernet = headers[6:12] + mac.to_bytes(6, "big") + headers[12:14]
+    return ethernet + _ip4_packet(headers[30:34], headers[26:30], body)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import ETOOSMALL, NetmemError
-from netmem.base.formats import ip4_text
+from netmem.base.formats import ip_text
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
@@ -122,7 +122,7 @@ class TcpSocket:
         self._stack, self._c = stack, c
         self._tcp, self._dev = stack.tcp, stack.dev
         v = self._tcp.v
-        self.peer = (ip4_text(v[c, T.RADDR]), v[c, T.PORTS] >> 16)
+        self.peer = (ip_text(self._tcp.remote(c)), v[c, T.PORTS] >> 16)
         self.port = v[c, T.PORTS] & 0xFFFF
         self._tokens = _Tokens()
         v[c, T.TOKENS_FD] = self._tokens.fd
@@ -452,7 +452,7 @@ class TcpSocket:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
         v, c = self._tcp.v, self._c
         return v[c, T.STATE] == T.CLOSED or (
-            v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_MAX]
+            v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_NXT]
         )
 
     def wait_drained(self, timeout: float | None = None) -> None:

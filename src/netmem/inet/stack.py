@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import select
@@ -13,9 +12,9 @@ from typing import Any
 
 from netmem.base.clock import MS, SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.formats import ip4, ip4_text
-from netmem.inet.arp import ArpCache
-from netmem.inet.icmp import echo_reply
+from netmem.base.formats import PROTO_TCP, endpoint, ip
+from netmem.inet.icmp import IcmpError
+from netmem.inet.ip import Ip
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
@@ -24,67 +23,38 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp
 from netmem.memory import layout as ly
 from netmem.memory import sanitizer
-from netmem.netdev.batch import (
-    B_HDR,
-    B_HLEN,
-    B_KIND,
-    B_MORE,
-    B_NETMEM,
-    B_OFFSET,
-    B_POOL,
-    B_SIZE,
-    KIND_ARP,
-    KIND_ICMP,
-    KIND_TCP,
-    RxBatch,
-)
+from netmem.netdev.batch import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
-from netmem.netdev.tx import (
-    SLOT_BYTES,
-    T_HEAD,
-    T_HOST,
-    T_IO,
-    T_TAIL,
-    TX_ROWS,
-    X_FLAGS,
-    X_GSO,
-    X_HLEN,
-    X_P2LEN,
-    X_PAY,
-    X_PLEN,
-)
 
-FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
 BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
 SERVICE_NS = 5 * MS
 
 
 class Stack:
-    """ARP, IPv4, ICMP echo and TCP on one address of one device.
+    """IPv4 and IPv6, ARP and neighbour discovery, ICMP, TCP and UDP on one device.
 
-    ``poll(now)`` moves everything on and never blocks. Blocking socket calls poll, sleep on the
+    ``addresses``: interface addresses, ``10.0.2.15/24`` or ``fd00::f/64``, one or a list; ``gateways``: a
+    router for each family that needs one. ``poll(now)`` moves everything on and never blocks. Blocking socket calls poll, sleep on the
     NIC's interrupt, and poll again; ``serve`` starts a thread that does so while nobody else does.
     """
 
     def __init__(
         self,
         dev: NetDevice,
-        address: str,
+        addresses: str | list[str],
         *,
-        prefix: int = 24,
-        gateway: str | None = None,
+        gateways: list[str] | None = None,
         clock: Clock | None = None,
         config: TcpConfig | None = None,
     ) -> None:
-        self.dev, self.address = dev, ip4(address)
+        self.dev = dev
         self.clock: Clock = clock or MonotonicClock()
-        self._mask = (0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF
-        self._gateway = ip4(gateway) if gateway else 0
         self.lock = dev.lock
         self._changed = threading.Condition(self.lock)
-        self.arp = ArpCache(self.address, dev.driver.mac_address())
-        self.tcp = Tcp(dev, self.address, self._resolve, config or TcpConfig())
-        self._control: int | None = None
+        self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways or [])
+        self.tcp = Tcp(dev, self.ip, config or TcpConfig())
+        self.ip.count, self.ip.neighbour_up = self.tcp.count, self.tcp.neighbour_up
+        self.ip.failed = self._icmp_error
         self._generation = -1
         self._next_reap = 0
         self._leader: threading.Thread | None = None
@@ -96,7 +66,7 @@ class Stack:
         self._trapped: sanitizer.SanitizerError | None = None  # in the service thread
         self._closed = False
         dev.stack_notice = {
-            "address": address,
+            "addresses": self.ip.addresses,
             "globals": self.tcp.arena.fd,
             "table": self.tcp.table.fd,
             "entries": self.tcp.entry_arena.fd,
@@ -117,7 +87,7 @@ class Stack:
             # A call may have stamped a later time than the caller took: time never goes back.
             now = max(self.clock.now() if now is None else now, gv[T.G_NOW])
             self._last_poll = now
-            gv[T.G_NOW] = now
+            gv[T.G_NOW] = self.ip.now = now
             if dev.queue_generation != self._generation:
                 self._queues_changed()
             got = dev.poll(now, self._receive, budget) if dev.running else 0
@@ -125,7 +95,7 @@ class Stack:
                 tcp.timers()
             if gv[T.G_STARVED]:
                 self._refresh_credits()
-                o.window_updates(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
+                o.window_updates(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
             if gv[T.G_RELEASE]:
                 tcp.put_released()
             if now >= self._next_reap:
@@ -164,11 +134,11 @@ class Stack:
         gv[T.G_QUEUE] = queue
         gv[T.G_AVAIL] = gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_AVAIL] = available
         gv[T.G_TOKENS] = pool is not None and pool.provider is not None
-        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows):
+        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows, dev.tx.meta):
             for i in tcp.g[T.G_SLOW_AT : T.G_SLOW_AT + gv[T.G_SLOW]].tolist():
                 self._slow(batch, i)
         if gv[T.G_TOUCHED]:
-            o.tcp_flush(tcp.g, tcp.t, dev.tx.meta, dev.tx.rows)
+            o.tcp_flush(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
         if gv[T.G_RELEASE]:
             tcp.put_released()
 
@@ -177,80 +147,11 @@ class Stack:
         if kind == KIND_TCP:
             self.tcp.segment(batch, i)
         elif kind == KIND_ARP:
-            self._arp_in(self._frame(batch, i))
+            self.ip.arp_in(batch, i)
         elif kind == KIND_ICMP:
-            frame = self._frame(batch, i)
-            reply = echo_reply(frame, self.address) if frame else None
-            self.tcp.count(T.S_ICMP_ECHO if reply else T.S_ICMP_DROPPED)
-            if reply is not None:
-                self._send_frame(reply)
-
-    def _frame(self, batch: RxBatch, i: int) -> bytes:
-        """A whole frame as bytes, empty when a part of it cannot be read or it is too long."""
-        row = batch.rows[i]
-        frame = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
-        while True:
-            if row[B_SIZE]:
-                pool = self.dev.pools[int(row[B_POOL])]
-                if pool.is_unreadable() or len(frame) + int(row[B_SIZE]) > FRAME_MAX:
-                    return b""
-                index = (int(row[B_NETMEM]) >> 1) & 0x7FFFFFFF
-                at = pool.area.address + (index << pool.area.shift) + int(row[B_OFFSET])
-                frame += ctypes.string_at(at, int(row[B_SIZE]))
-            if row[B_MORE] < 0:
-                return frame
-            row = batch.rows[int(row[B_MORE])]
-
-    # -- neighbours and frames ----------------------------------------------------------------
-
-    def _arp_in(self, frame: bytes) -> None:
-        good, learnt, reply = self.arp.receive(frame)
-        self.tcp.count(T.S_ARP_IN if good else T.S_BAD_ARP)
-        if learnt is not None:
-            self.tcp.neighbour_up(learnt[0])
-            if learnt[0] == self._gateway:
-                for c in range(self.tcp.gv[T.G_ROWS]):
-                    if self.tcp.v[c, T.STATE] and not self._on_link(self.tcp.v[c, T.RADDR]):
-                        self.tcp.neighbour_up(self.tcp.v[c, T.RADDR])
-        if reply is not None:
-            self._send_frame(reply)
-
-    def _on_link(self, ip: int) -> bool:
-        return (ip ^ self.address) & self._mask == 0
-
-    def _resolve(self, ip: int) -> int | None:
-        """MAC of the next hop to ``ip``; None while ARP is under way, or without a route."""
-        hop = ip if self._on_link(ip) or not self._gateway else self._gateway
-        mac = self.arp.lookup(hop)
-        if mac is None and self.arp.may_ask(hop, self.tcp.now):
-            self.tcp.count(T.S_ARP_OUT)
-            self._send_frame(self.arp.request(hop))
-        return mac
-
-    def _send_frame(self, frame: bytes) -> None:
-        """Send a frame built in Python; dropped and counted when no transmit row is free."""
-        tx = self.dev.tx
-        if tx.meta[T_TAIL] - tx.meta[T_HEAD] >= TX_ROWS or len(frame) > FRAME_MAX + SLOT_BYTES:
-            self.tcp.count(T.S_TX_FULL)
-            return
-        frame = frame.ljust(60, b"\0")
-        r = int(tx.meta[T_TAIL]) % TX_ROWS
-        head, rest = frame[:SLOT_BYTES], frame[SLOT_BYTES:]
-        host = int(tx.meta[T_HOST])
-        ctypes.memmove(host + r * SLOT_BYTES, head, len(head))
-        row = tx.rows[r]
-        row[:] = 0
-        row[X_HLEN] = len(head)
-        row[X_FLAGS] = row[X_GSO] = row[X_P2LEN] = 0
-        if rest:
-            if self._control is None:
-                self._control = tx.alloc_buffer(TX_ROWS * FRAME_MAX)
-                if self._control is None:
-                    return
-            at = self._control + r * FRAME_MAX
-            ctypes.memmove(host + at, rest, len(rest))
-            row[X_PAY], row[X_PLEN] = int(tx.meta[T_IO]) + at, len(rest)
-        tx.meta[T_TAIL] += 1
+            self.ip.icmp_in(batch, i)
+        elif kind == KIND_ICMP6:
+            self.ip.icmp6_in(batch, i)
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -399,22 +300,26 @@ class Stack:
             self._check_device()
             if self._gone is not None:
                 raise self._gone
-            self.tcp.gv[T.G_NOW] = self.clock.now()
+            self.tcp.gv[T.G_NOW] = self.ip.now = self.clock.now()
             if self.dev.queue_generation != self._generation:
                 self._queues_changed()
-            return TcpSocket(self, self.tcp.connect(ip4(host), port))
+            return TcpSocket(self, self.tcp.connect(address_of(host), port))
+
+    def _icmp_error(self, error: IcmpError) -> None:
+        if error.proto == PROTO_TCP:
+            self.tcp.icmp_error(error)
 
     def statistics(self) -> dict[str, Any]:
         """Counters of the stack and of the device below, and every connection's state."""
         v = self.tcp.v
         with self.lock:
             return {
-                "address": ip4_text(self.address),
+                "addresses": self.ip.addresses,
                 "tcp": self.tcp.counters(),
                 "device": self.dev.describe(),
                 "connections": [
                     {
-                        "peer": f"{ip4_text(v[c, T.RADDR])}:{v[c, T.PORTS] >> 16}",
+                        "peer": endpoint(self.tcp.remote(c), v[c, T.PORTS] >> 16),
                         "port": v[c, T.PORTS] & 0xFFFF,
                         "state": T.STATE_NAMES[v[c, T.STATE]],
                         "queued": v[c, T.RQ_BYTES],
@@ -463,3 +368,9 @@ class Stack:
             os.close(self._kick)
 
 
+def address_of(host: str) -> int:
+    """An address in text as a number. EINVAL for what is none."""
+    try:
+        return ip(host)
+    except ValueError:
+        raise NetmemError(errno.EINVAL, f"{host!r} is not an IP address") from None

@@ -16,7 +16,7 @@ from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab import qemu as lab_qemu
-from netmem.lab.local import MAC_BASE, open_netdev
+from netmem.lab.local import MAC_BASE, both, open_netdev
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
@@ -154,7 +154,7 @@ def open_device(
         ensure_compiled()
         bus = _start_softnic(mtu, bounce)
         dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
-    stack = Stack(dev, ADDRESS, config=config)
+    stack = Stack(dev, both(ADDRESS), config=config)
     stack.serve()
     return Device(bus, dev, stack)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from netmem.base.arena import Words
 from netmem.base.board import arena_words, boards
-from netmem.base.formats import ip4_text
+from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.memory import layout as ly
@@ -78,7 +78,7 @@ def _named(pid: int, stack: dict[str, Any]) -> dict[int, tuple[str, str]]:
     entries = arena_words(pid, stack["entries"])
     entries = entries[: len(entries) // T.ENTRY_WORDS * T.ENTRY_WORDS].reshape(-1, T.ENTRY_WORDS)
     for row in table:
-        who = f"{ip4_text(row[T.RADDR])}:{int(row[T.PORTS]) >> 16}"
+        who = endpoint(ip_number(int(row[T.RADDR_HI]), int(row[T.RADDR])), int(row[T.PORTS]) >> 16)
         if row[T.STATE] or row[T.RQ_HEAD]:
             for head, holder in ((T.OQ_HEAD, "out-of-order queue"), (T.RQ_HEAD, "socket queue")):
                 for ref in _chain(entries, int(row[head])):

@@ -18,6 +18,11 @@ from netmem.netdev.driver import Driver
 MAC_BASE = 0x026E6D000000  # locally administered
 
 
+def both(address: str) -> list[str]:
+    """The addresses of a host of the lab: an IPv4 address, and the IPv6 one with the same last number."""
+    return [f"{address}/24", f"fd00::{int(address.rsplit('.', 1)[1]):x}/64"]
+
+
 def open_netdev(driver: Driver, *, rx_queues: int, mtu: int, name: str) -> NetDevice:
     """A net device over ``driver``, up; when that fails the driver and its bus are closed."""
     try:
@@ -57,7 +62,7 @@ class LocalHost:
         self.bus.attach(self.nic)
         self.driver = driver(self.bus)
         self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name=name)
-        self.stack = Stack(self.dev, address, clock=clock, config=config)
+        self.stack = Stack(self.dev, both(address), clock=clock, config=config)
 
     def step(self, now: int) -> bool:
         """The NIC works, the stack polls, the NIC takes what the stack sent."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from netmem.base.arena import Words, offsets
 from netmem.base.board import arena_words, boards
-from netmem.base.formats import ip4_text
+from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.memory.page_pool import accounts
@@ -65,7 +65,7 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         "pid": pid,
         **{name: board[name] for name in ("name", "driver", "mtu", "running", "present", "link", "ring")},
         "mac": board["mac"].to_bytes(6, "big").hex(":"),
-        "address": board["stack"].get("address"),
+        "addresses": board["stack"].get("addresses"),
         "queues": queues,
         "retired_pools": [
             pool for pool in pools.values() if pool["id"] not in in_use and pool["provider"]
@@ -91,7 +91,7 @@ def _socket(pid: int, row: Words) -> dict[str, Any]:
         except (OSError, ValueError, IndexError):
             pass  # closed since
     return {
-        "peer": f"{ip4_text(row[T.RADDR])}:{int(row[T.PORTS]) >> 16}",
+        "peer": endpoint(ip_number(int(row[T.RADDR_HI]), int(row[T.RADDR])), int(row[T.PORTS]) >> 16),
         "port": int(row[T.PORTS]) & 0xFFFF,
         "state": T.STATE_NAMES[int(row[T.STATE])],
         "queue": int(row[T.QUEUE]),

@@ -21,7 +21,7 @@ from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
-from netmem.lab.local import MAC_BASE, open_netdev
+from netmem.lab.local import MAC_BASE, both, open_netdev
 from netmem.memory.provider import check_size
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.device import NetDevice
@@ -150,7 +150,7 @@ class QemuHost:
             self.cable.close()
             raise
         self.driver = self.dev.driver
-        self.stack = Stack(self.dev, address, clock=clock, config=config)
+        self.stack = Stack(self.dev, both(address), clock=clock, config=config)
 
     def step(self, now: int) -> bool:
         """The NIC works, the stack polls, the NIC takes what the stack sent."""

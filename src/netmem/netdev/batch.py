@@ -11,7 +11,7 @@ import numpy as np
 
 from netmem.base.arena import Arena, Words, offsets
 
-ROW_WORDS = 32
+ROW_WORDS = 40
 B_HDR = 0  # host address of the first byte of the frame
 B_HLEN = 1  # readable bytes there
 B_STATUS = 2  # RX_*
@@ -30,7 +30,7 @@ B_NEXT = 14  # next packet merged into this one, -1: none
 B_LAST = 15  # last packet merged
 B_L3 = 16  # offsets of the headers from B_HDR
 B_L4 = 17
-B_SRC = 18
+B_SRC = 18  # low words of the addresses
 B_DST = 19
 B_PORTS = 20  # source port << 16 | destination port
 B_SEQ = 21
@@ -44,6 +44,10 @@ B_LEN = 28  # TCP payload of this packet and those merged into it
 B_OWN = 29  # TCP payload of this packet
 B_LIN = 30  # offset of its linear payload from B_HDR
 B_LINLEN = 31
+B_SRC_HI = 32  # high words of the addresses, 0 for IPv4
+B_DST_HI = 33
+B_SACK = 34  # offset from B_HDR of the SACK option, 0: none
+B_GSO = 35  # payload bytes of the segments that the NIC merged into this packet, 0: it is one
 
 RX_SPLIT = 1
 RX_L3_OK = 2
@@ -57,6 +61,8 @@ KIND_ARP = 2
 KIND_ICMP = 3
 KIND_MERGED = 4
 KIND_DROP = 5  # malformed or unwanted: counted, nobody looks at it again
+KIND_UDP = 6
+KIND_ICMP6 = 7
 
 # Words beside the rows.
 M_ROWS = 0  # rows in use
@@ -86,6 +92,10 @@ N_RX_UNVERIFIED_CSUM = 15
 N_RX_HEADER_UNREADABLE = 16
 N_RX_TRUNCATED = 17
 N_RX_FAULT = 18
+N_RX_UDP = 19
+N_RX_ICMP6 = 20
+N_RX_BAD_UDP_HEADER = 21
+N_RX_MERGED_BY_NIC = 22
 NETDEV_COUNTERS = offsets(globals(), "N_")
 
 M_WORDS = 128

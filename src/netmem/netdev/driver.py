@@ -42,7 +42,10 @@ class QueueConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeringRule:
-    """One exact-match rule (ETHTOOL_SRXCLSRLINS): fields left 0 match anything."""
+    """One exact-match rule (ETHTOOL_SRXCLSRLINS): fields left 0 match anything.
+
+    Addresses are IPv4 addresses of 32 bits, or numbers of 128 bits (``formats.ip``).
+    """
 
     queue: int
     src_ip: int = 0
@@ -66,6 +69,7 @@ class Driver(Protocol):
     ``device_ids``: (vendor, device) pairs it drives. ``supported_ring_params``: names of RingParams
     fields it can set. ``queue_mgmt_ops``: True when the four queue operations are there.
     ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``netmem_tx``: what it can transmit (TX2).
+    ``hw_features``: names of what ``set_features`` can turn on (rx_gro_hw).
     """
 
     name: ClassVar[str]
@@ -75,6 +79,7 @@ class Driver(Protocol):
     supports_rx_page_size: ClassVar[bool]
     hds_thresh_max: ClassVar[int]
     netmem_tx: ClassVar[NetmemTx]
+    hw_features: ClassVar[frozenset[str]]
     max_rx_queues: int
     max_mtu: ClassVar[int]
 
@@ -118,6 +123,9 @@ class Driver(Protocol):
 
     def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
         """ndo_validate_qcfg: raise for a configuration that the device cannot have."""
+
+    def set_features(self, features: frozenset[str]) -> None:
+        """ndo_set_features: those of ``hw_features`` that are to be on."""
 
     def set_rxfh(self, key: bytes, indirection: list[int]) -> None: ...
     def set_rules(self, rules: list[SteeringRule]) -> None: ...

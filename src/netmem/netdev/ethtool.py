@@ -30,9 +30,11 @@ class Ethtool:
         self.key = RSS_KEY
         self.indirection: list[int] | None = None  # None: spread evenly over all queues
         self.rules: dict[int, SteeringRule] = {}
+        self.features: frozenset[str] = frozenset()
 
     def apply(self) -> None:
-        """Write RSS and rules to a device that has just been opened."""
+        """Write features, RSS and rules to a device that has just been opened."""
+        self._dev.driver.set_features(self.features)
         self._apply_rxfh()
         self._dev.driver.set_rules(list(self.rules.values()))
 
@@ -87,6 +89,23 @@ class Ethtool:
                 for queue in dev.rx_queues:
                     dev.restart_queue(queue)
                 raise
+
+    # -- features -----------------------------------------------------------------------------
+
+    def set_features(self, **changes: bool) -> None:
+        """ethtool -K: turn features on and off; ``rx_gro_hw`` merges segments in the NIC.
+
+        EOPNOTSUPP for one that the driver does not have (NETIF_F_GRO_HW of hw_features).
+        """
+        dev = self._dev
+        with dev.lock:
+            for name in changes:
+                if name not in dev.driver.hw_features:
+                    raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} has no feature {name}")
+            on = {name for name, wanted in changes.items() if wanted}
+            self.features = (self.features - set(changes)) | on
+            if dev.running:
+                dev.driver.set_features(self.features)
 
     # -- channels -----------------------------------------------------------------------------
 

@@ -1,68 +1,38 @@
-"""What drivers call for each packet: parsing, generic receive offload (net/core/gro.c), ring slots."""
+"""What drivers call for each packet: generic receive offload (net/core/gro.c), rows and ring slots."""
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ACK,
-    ETH_HLEN,
-    ETH_TYPE,
-    ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
-    IP_DST,
-    IP_FRAG,
-    IP_HLEN,
-    IP_MF_OR_OFFSET,
-    IP_PROTO,
-    IP_SRC,
-    IP_TOTLEN,
-    OPT_END,
-    OPT_NOP,
-    OPT_TIMESTAMP,
-    PROTO_ICMP,
-    PROTO_TCP,
-    PSH,
-    TCP_ACK,
-    TCP_DATAOFF,
-    TCP_FLAGS,
-    TCP_HLEN,
-    TCP_SEQ,
-    TCP_WINDOW,
-    csum_add,
-    csum_fold,
-)
+from netmem.base.formats import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import load_be16, load_be32, load_u8
 from netmem.memory.kernels import pp_alloc_buffer, pp_posted, pp_sync_for_cpu, set_state
 from netmem.memory.layout import P_HOST, P_SHIFT, ST_BATCH, ST_NIC
 from netmem.memory.shadow import sh_delivered
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
+    B_DST_HI,
+    B_GSO,
     B_HDR,
     B_HLEN,
     B_HNETMEM,
     B_HOFFSET,
     B_HPOOL,
     B_KIND,
-    B_L3,
-    B_L4,
     B_LAST,
     B_LEN,
-    B_LIN,
-    B_LINLEN,
     B_MORE,
     B_NETMEM,
     B_NEXT,
     B_OFFSET,
-    B_OWN,
     B_POOL,
     B_PORTS,
     B_QUEUE,
+    B_SACK,
     B_SEQ,
     B_SIZE,
     B_SLOT,
     B_SRC,
-    B_STATUS,
+    B_SRC_HI,
     B_TFLAGS,
     B_TS,
     B_TSECR,
@@ -70,10 +40,8 @@ from netmem.netdev.batch import (
     B_WND,
     FLOWS,
     HEADS,
-    KIND_ARP,
     KIND_CONT,
     KIND_DROP,
-    KIND_ICMP,
     KIND_MERGED,
     KIND_TCP,
     M_COUNTERS,
@@ -82,27 +50,8 @@ from netmem.netdev.batch import (
     M_PACKETS,
     M_ROWS,
     N_GRO_MERGED,
-    N_RX_ARP,
-    N_RX_BAD_IP_CSUM,
-    N_RX_BAD_IP_HEADER,
-    N_RX_BAD_IP_LENGTH,
-    N_RX_BAD_L4_CSUM,
-    N_RX_BAD_TCP_HEADER,
-    N_RX_BYTES,
-    N_RX_FRAGMENT,
-    N_RX_HEADER_UNREADABLE,
-    N_RX_ICMP,
-    N_RX_PACKETS,
-    N_RX_RUNT,
-    N_RX_TCP,
-    N_RX_UNKNOWN_ETHERTYPE,
-    N_RX_UNKNOWN_PROTO,
-    N_RX_UNVERIFIED_CSUM,
-    RX_L3_BAD,
-    RX_L3_OK,
-    RX_L4_BAD,
-    RX_L4_OK,
 )
+from netmem.netdev.parse import parse
 from netmem.netdev.ring import (
     L_HNETMEM,
     L_HOFFSET,
@@ -129,136 +78,6 @@ GRO_MAX = 1 << 20  # payload bytes of a merged packet
 
 
 @inline_kernel
-def tcp_timestamps(tcp, header, row):
-    """Find the timestamp option (RFC 7323) and note it in ``row``."""
-    at, end = tcp + TCP_HLEN, tcp + header
-    while at < end:
-        kind = load_u8(at)
-        if kind == OPT_END:
-            break
-        if kind == OPT_NOP:
-            at += 1
-            continue
-        if at + 1 >= end:
-            break
-        size = load_u8(at + 1)
-        if size < 2 or at + size > end:
-            break
-        if kind == OPT_TIMESTAMP and size == 10:
-            row[B_TS], row[B_TSVAL], row[B_TSECR] = 1, load_be32(at + 2), load_be32(at + 6)
-            break
-        at += size
-
-
-@inline_kernel
-def parse(meta, rows, row):
-    """Fill in what the stack needs from a packet's headers; returns its KIND_*."""
-    row[B_NEXT] = -1
-    row[B_LEN] = 0
-    hdr, have = row[B_HDR], row[B_HLEN]
-    total = have + row[B_SIZE]
-    more = row[B_MORE]
-    while more >= 0:
-        total += rows[more, B_SIZE]
-        more = rows[more, B_MORE]
-    meta[M_COUNTERS + N_RX_PACKETS] += 1
-    meta[M_COUNTERS + N_RX_BYTES] += total
-    if have < ETH_HLEN:
-        meta[M_COUNTERS + N_RX_RUNT] += 1
-        return KIND_DROP
-    kind = load_be16(hdr + ETH_TYPE)
-    if kind == ETHERTYPE_ARP:
-        meta[M_COUNTERS + N_RX_ARP] += 1
-        return KIND_ARP
-    if kind != ETHERTYPE_IPV4:
-        meta[M_COUNTERS + N_RX_UNKNOWN_ETHERTYPE] += 1
-        return KIND_DROP
-    ip = hdr + ETH_HLEN
-    if have < ETH_HLEN + IP_HLEN or load_u8(ip) >> 4 != 4:
-        meta[M_COUNTERS + N_RX_BAD_IP_HEADER] += 1
-        return KIND_DROP
-    ihl = (load_u8(ip) & 15) * 4
-    size = load_be16(ip + IP_TOTLEN)
-    if ihl < IP_HLEN or ETH_HLEN + ihl > have:
-        meta[M_COUNTERS + N_RX_BAD_IP_HEADER] += 1
-        return KIND_DROP
-    if size < ihl or ETH_HLEN + size > total:
-        meta[M_COUNTERS + N_RX_BAD_IP_LENGTH] += 1
-        return KIND_DROP
-    status = row[B_STATUS]
-    if status & RX_L3_BAD or (status & RX_L3_OK == 0 and csum_fold(csum_add(ip, ihl, 0)) != 0):
-        meta[M_COUNTERS + N_RX_BAD_IP_CSUM] += 1
-        return KIND_DROP
-    if load_be16(ip + IP_FRAG) & IP_MF_OR_OFFSET:
-        meta[M_COUNTERS + N_RX_FRAGMENT] += 1
-        return KIND_DROP
-    row[B_SRC], row[B_DST] = load_be32(ip + IP_SRC), load_be32(ip + IP_DST)
-    row[B_L3], row[B_L4] = ETH_HLEN, ETH_HLEN + ihl
-    proto = load_u8(ip + IP_PROTO)
-    if proto == PROTO_ICMP:
-        row[B_LEN] = size - ihl
-        meta[M_COUNTERS + N_RX_ICMP] += 1
-        return KIND_ICMP
-    if proto != PROTO_TCP:
-        meta[M_COUNTERS + N_RX_UNKNOWN_PROTO] += 1
-        return KIND_DROP
-    tcp = ip + ihl
-    room = have - ETH_HLEN - ihl
-    if size - ihl < TCP_HLEN:
-        meta[M_COUNTERS + N_RX_BAD_TCP_HEADER] += 1
-        return KIND_DROP
-    if room < TCP_HLEN:
-        meta[M_COUNTERS + N_RX_HEADER_UNREADABLE] += 1
-        return KIND_DROP
-    header = (load_u8(tcp + TCP_DATAOFF) >> 4) * 4
-    if header < TCP_HLEN or header > size - ihl:
-        meta[M_COUNTERS + N_RX_BAD_TCP_HEADER] += 1
-        return KIND_DROP
-    if header > room:
-        meta[M_COUNTERS + N_RX_HEADER_UNREADABLE] += 1
-        return KIND_DROP
-    if status & RX_L4_BAD:
-        meta[M_COUNTERS + N_RX_BAD_L4_CSUM] += 1
-        return KIND_DROP
-    if status & RX_L4_OK == 0:
-        # The stack never reads payload: without the NIC's word only what is all header is summed.
-        if ETH_HLEN + size > have:
-            meta[M_COUNTERS + N_RX_UNVERIFIED_CSUM] += 1
-            return KIND_DROP
-        pseudo = csum_add(ip + IP_SRC, 8, PROTO_TCP + size - ihl)
-        if csum_fold(csum_add(tcp, size - ihl, pseudo)) != 0:
-            meta[M_COUNTERS + N_RX_BAD_L4_CSUM] += 1
-            return KIND_DROP
-    length = size - ihl - header
-    row[B_LIN] = ETH_HLEN + ihl + header
-    row[B_LINLEN] = min(length, have - row[B_LIN])
-    trim(rows, row, length - row[B_LINLEN])
-    row[B_PORTS] = load_be32(tcp)
-    row[B_SEQ], row[B_ACK] = load_be32(tcp + TCP_SEQ), load_be32(tcp + TCP_ACK)
-    row[B_TFLAGS] = load_u8(tcp + TCP_FLAGS)
-    row[B_WND] = load_be16(tcp + TCP_WINDOW)
-    row[B_TS] = 0
-    if header > TCP_HLEN:
-        tcp_timestamps(tcp, header, row)
-    row[B_LEN] = row[B_OWN] = length
-    meta[M_COUNTERS + N_RX_TCP] += 1
-    return KIND_TCP
-
-
-@inline_kernel
-def trim(rows, row, left):
-    """Cut a packet's buffers to ``left`` payload bytes: Ethernet padding is no payload."""
-    row[B_SIZE] = min(row[B_SIZE], left)
-    left -= row[B_SIZE]
-    more = row[B_MORE]
-    while more >= 0:
-        size = min(rows[more, B_SIZE], left)
-        rows[more, B_SIZE] = size
-        left -= size
-        more = rows[more, B_MORE]
-
-
-@inline_kernel
 def gro_receive(meta, rows, i):
     """napi_gro_receive(): parse packet ``i``, and merge it when it continues one of this batch."""
     row = rows[i]
@@ -270,13 +89,15 @@ def gro_receive(meta, rows, i):
     if kind == KIND_TCP:
         flow = (row[B_PORTS] ^ (row[B_PORTS] >> 16) ^ row[B_SRC]) & (FLOWS - 1)
         head = meta[M_FLOW + flow] - 1
-        if row[B_TFLAGS] & ~PSH == ACK and row[B_LEN] > 0:
+        if row[B_TFLAGS] & ~PSH == ACK and row[B_LEN] > 0 and row[B_SACK] == 0:
             if head >= 0:
                 to = rows[head]
                 if (
                     to[B_PORTS] == row[B_PORTS]
                     and to[B_SRC] == row[B_SRC]
                     and to[B_DST] == row[B_DST]
+                    and to[B_SRC_HI] == row[B_SRC_HI]
+                    and to[B_DST_HI] == row[B_DST_HI]
                     and (to[B_SEQ] + to[B_LEN]) & 0xFFFFFFFF == row[B_SEQ]
                     and to[B_ACK] == row[B_ACK]
                     and to[B_WND] == row[B_WND]
@@ -323,6 +144,7 @@ def rx_row(q, p, a, hp, row, i, first, more, hlen, size):
     row[B_NETMEM], row[B_OFFSET], row[B_SIZE] = ref, offset, size
     row[B_HDR], row[B_HLEN], row[B_HNETMEM], row[B_HOFFSET] = 0, 0, 0, 0
     row[B_KIND], row[B_MORE] = KIND_CONT, more
+    row[B_GSO] = 0
     if q[S_HDRLEN] != 0:
         row[B_HNETMEM], row[B_HOFFSET] = q[slot + L_HNETMEM], q[slot + L_HOFFSET]
         if first:

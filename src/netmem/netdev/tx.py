@@ -25,6 +25,8 @@ X_GSO = 5  # payload bytes of a segment, 0: send as it is
 X_FLAGS = 6
 X_NDESC = 7
 TX_CSUM = 1  # the NIC fills in the TCP checksum
+TX_UDP = 2  # ... which is UDP's
+TX_NETMEM = 4  # payload is device memory (skb_frags_not_readable)
 
 T_HEAD = 0  # rows completed
 T_SENT = 1  # rows handed to the NIC

@@ -12,7 +12,9 @@ import numpy as np
 
 from netmem.base.arena import Bytes, Words
 from netmem.hw.softnic import kernels as k
+from netmem.hw.softnic.look import look
 from netmem.hw.softnic.regs import BAR_WORDS
+from netmem.hw.softnic.state import D_WORDS
 from netmem.hw.wire import F_SEEN, F_TOTAL, FQ_FRAMES, FQ_HEAD, FrameQueue
 
 SLOT = 1 << 17
@@ -30,7 +32,7 @@ class PacketWire:
         self._waiting: deque[tuple[bytes, int, int]] = deque()
         self._slots: Bytes = np.zeros((FQ_FRAMES, SLOT), np.uint8)
         self._next = 0
-        self._d: Words = np.zeros(k.D_WORDS, np.int64)
+        self._d: Words = np.zeros(D_WORDS, np.int64)
         self._bar: Words = np.zeros(BAR_WORDS, np.int64)
         self._out: Bytes = np.zeros(SLOT, np.uint8)
 
@@ -50,7 +52,7 @@ class PacketWire:
         while len(self.tx):
             row = self.tx.rows[int(self.tx.state[FQ_HEAD]) % FQ_FRAMES]
             if not row[F_SEEN]:
-                k.look(self._d, self._bar, row)
+                look(self._d, self._bar, row)
             done = index = 0
             while True:
                 length, payload = k.frame_render(row, self._out.ctypes.data, index, done)

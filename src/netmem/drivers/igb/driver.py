@@ -63,6 +63,7 @@ class IgbDriver:
         {"rx_pending", "rx_buf_len", "tcp_data_split"}
     )
     queue_mgmt_ops: ClassVar[bool] = True
+    hw_features: ClassVar[frozenset[str]] = frozenset()
     supports_rx_page_size: ClassVar[bool] = True
     netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
     ring_class: ClassVar[type[RxRing]] = RxRing
@@ -117,7 +118,8 @@ class IgbDriver:
         self._start_interrupts()
         self._start_transmit(dev)
         # Packets are accepted once a queue is on [4.5.9].
-        self.regs.write("RCTL", RXEN=1, LPE=1, BAM=1, SECRC=1)
+        # All multicast: neighbour discovery asks for us at addresses of its own (RFC 4861, 7.2.1).
+        self.regs.write("RCTL", RXEN=1, MPE=1, LPE=1, BAM=1, SECRC=1)
         self.regs.modify("CTRL_EXT", DRV_LOAD=1)
 
     def _start_link(self) -> None:
@@ -262,6 +264,9 @@ class IgbDriver:
     def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
         """Anything that passed set_ringparam will do."""
 
+    def set_features(self, features: frozenset[str]) -> None:
+        """There is none to turn on."""
+
     def set_rxfh(self, key: bytes, indirection: list[int]) -> None:
         """Receive side scaling over TCP and IP addresses [7.1.2.8]; what it does not cover: queue 0."""
         for i, word in enumerate(struct.unpack("<10I", key)):
@@ -280,8 +285,8 @@ class IgbDriver:
     def set_rules(self, rules: list[SteeringRule]) -> None:
         """5-tuple filters [7.1.2.5, 8.11.1 to 8.11.4], of which a field of 0 is not compared.
 
-        EOPNOTSUPP on a device without them; ENOSPC beyond eight; EINVAL for a queue above 7, which
-        a filter cannot name.
+        EOPNOTSUPP on a device without them, and for IPv6 addresses, which none compares; ENOSPC beyond
+        eight; EINVAL for a queue above 7, which a filter cannot name.
         """
         if rules and not self._filters:
             raise NetmemError(
@@ -290,6 +295,8 @@ class IgbDriver:
             )
         if len(rules) > r.FILTERS:
             raise NetmemError(errno.ENOSPC, f"the 82576 has {r.FILTERS} 5-tuple filters")
+        if any(max(rule.src_ip, rule.dst_ip) >> 32 not in (0, 0xFFFF) for rule in rules):
+            raise NetmemError(errno.EOPNOTSUPP, "the 82576's 5-tuple filters compare IPv4 addresses only")
         if any(rule.queue > 7 for rule in rules):
             raise NetmemError(errno.EINVAL, "a 5-tuple filter of the 82576 leads to queues 0 to 7")
         for i in range(r.FILTERS if self._filters else 0):
@@ -298,8 +305,8 @@ class IgbDriver:
                 continue
             rule = rules[i]
             # Addresses and ports stand in the registers as they stand on the wire.
-            self.regs.write("SAQF", int.from_bytes(struct.pack(">I", rule.src_ip), "little"), i)
-            self.regs.write("DAQF", int.from_bytes(struct.pack(">I", rule.dst_ip), "little"), i)
+            self.regs.write("SAQF", int.from_bytes(struct.pack(">I", rule.src_ip & 0xFFFFFFFF), "little"), i)
+            self.regs.write("DAQF", int.from_bytes(struct.pack(">I", rule.dst_ip & 0xFFFFFFFF), "little"), i)
             self.regs.write("SPQF", n=i, SPORT=_wire16(rule.src_port))
             self.regs.write("IMIR", n=i, PORT=_wire16(rule.dst_port), PORT_BP=int(not rule.dst_port))
             self.regs.write("IMIREXT", n=i, SIZE_BP=1, CTRL_BP=1)

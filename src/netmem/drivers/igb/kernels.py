@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from netmem.base.formats import (
     ETH_HLEN,
-    IP_SRC,
+    IP6_HLEN,
     PROTO_TCP,
+    PROTO_UDP,
     TCP_CSUM,
     TCP_DATAOFF,
-    csum_add,
+    UDP_CSUM,
     csum_fold,
+    pseudo_sum,
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load64, load_acquire, load_u8, store64, store_be16
@@ -29,6 +31,7 @@ from netmem.drivers.igb.regs import (
     TXC_IPV4,
     TXC_L4LEN_SHIFT,
     TXC_L4T_TCP,
+    TXC_L4T_UDP,
     TXC_MACLEN_SHIFT,
     TXC_MSS_SHIFT,
     TXD_DD,
@@ -83,6 +86,7 @@ from netmem.netdev.tx import (
     T_TAIL,
     TX_CSUM,
     TX_ROWS,
+    TX_UDP,
     X_FLAGS,
     X_GSO,
     X_HLEN,
@@ -205,16 +209,18 @@ def tx_context(t, at, index, row, host):
     """
     ring, mask = t[S_RING], t[S_MASK]
     ip = host + ETH_HLEN
-    iplen = (load_u8(ip) & 15) * 4
+    four = load_u8(ip) >> 4 == 4
+    iplen = (load_u8(ip) & 15) * 4 if four else IP6_HLEN
     tcp = ip + iplen
     l4len = (load_u8(tcp + TCP_DATAOFF) >> 4) * 4
     body = row[X_HLEN] - ETH_HLEN - iplen + row[X_PLEN] + row[X_P2LEN]
-    pseudo = csum_add(ip + IP_SRC, 8, PROTO_TCP + (0 if row[X_GSO] > 0 else body))
-    store_be16(tcp + TCP_CSUM, csum_fold(pseudo) ^ 0xFFFF)
+    udp = row[X_FLAGS] & TX_UDP != 0
+    pseudo = pseudo_sum(ip, PROTO_UDP if udp else PROTO_TCP, 0 if row[X_GSO] > 0 else body)
+    store_be16(tcp + (UDP_CSUM if udp else TCP_CSUM), csum_fold(pseudo) ^ 0xFFFF)
     lens = iplen | ETH_HLEN << TXC_MACLEN_SHIFT
     mss = row[X_GSO] if row[X_GSO] > 0 else 0
     l4 = l4len if row[X_GSO] > 0 else 0
-    word = TXD_DTYP_CTXT | TXD_DEXT | TXC_IPV4 | TXC_L4T_TCP
+    word = TXD_DTYP_CTXT | TXD_DEXT | (TXC_IPV4 if four else 0) | (TXC_L4T_UDP if udp else TXC_L4T_TCP)
     word |= (mss << TXC_MSS_SHIFT | l4 << TXC_L4LEN_SHIFT | index << TXD_IDX_SHIFT) << 32
     have = S_CONTEXT + 2 * index
     if t[have] == lens and t[have + 1] == word:

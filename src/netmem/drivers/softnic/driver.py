@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from netmem.base.arena import Arena, Words, offsets
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.formats import V4_MAPPED, ip_words
 from netmem.base.native import publish_word
 from netmem.drivers.softnic import kernels as k
 from netmem.hw.bus import WordBus
@@ -40,6 +41,7 @@ class SoftnicDriver:
     queue_mgmt_ops: ClassVar[bool] = True
     supports_rx_page_size: ClassVar[bool] = True
     netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
+    hw_features: ClassVar[frozenset[str]] = frozenset({"rx_gro_hw"})
     ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 9000
     max_mtu: ClassVar[int] = 9000
@@ -190,6 +192,11 @@ class SoftnicDriver:
     def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
         """Anything that passed set_ringparam will do."""
 
+    def set_features(self, features: frozenset[str]) -> None:
+        """rx_gro_hw: what the wire carries as one segmented frame becomes one packet."""
+        for queue in range(self.max_rx_queues):
+            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_MERGE, int("rx_gro_hw" in features))
+
     def set_rxfh(self, key: bytes, indirection: list[int]) -> None:
         regs = self.bus.regs
         regs[r.R_RSS_KEY : r.R_RSS_KEY + 5].view("u1")[:] = list(key)
@@ -201,7 +208,11 @@ class SoftnicDriver:
         self._reg(r.R_NRULES, 0)
         for i, rule in enumerate(rules):
             at = r.R_RULES + i * r.RULE_WORDS
-            regs[at + r.RULE_SRC], regs[at + r.RULE_DST] = rule.src_ip, rule.dst_ip
+            for word, high, address in (
+                (r.RULE_SRC, r.RULE_SRC_HI, rule.src_ip), (r.RULE_DST, r.RULE_DST_HI, rule.dst_ip),
+            ):  # fmt: skip
+                number = V4_MAPPED | address if 0 < address < 1 << 32 else address
+                regs[at + high], regs[at + word] = ip_words(number)
             regs[at + r.RULE_SPORT], regs[at + r.RULE_DPORT] = rule.src_port, rule.dst_port
             regs[at + r.RULE_PROTO], regs[at + r.RULE_QUEUE] = rule.proto, rule.queue
             regs[at + r.RULE_VALID] = 1

@@ -28,6 +28,7 @@ from netmem.hw.softnic.regs import (
 from netmem.memory.kernels import pp_fault, pp_io_address
 from netmem.memory.layout import P_POSTED
 from netmem.netdev.batch import (
+    B_GSO,
     B_STATUS,
     M_COUNTERS,
     M_ROWS,
@@ -104,6 +105,7 @@ def softnic_rx(q, p, a, hp, meta, rows, budget):
             rx_row(q, p, a, hp, row, i, i == at, n + 1 if i < last else -1, hlen, size)
             total += hlen + size
             if i == at:
+                row[B_GSO] = load64(ring + (i & mask) * 32 + 8 * RXD_HASH) >> 32
                 row[B_STATUS] = 0
                 if status & RXS_SPH:
                     row[B_STATUS] |= RX_SPLIT

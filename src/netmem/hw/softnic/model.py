@@ -12,7 +12,9 @@ from netmem.base.arena import Region, Words
 from netmem.base.errors import NetmemError
 from netmem.base.native import full_fence, publish_word, read_word
 from netmem.hw.softnic import kernels as k
+from netmem.hw.softnic import look
 from netmem.hw.softnic import regs as r
+from netmem.hw.softnic import state as st
 from netmem.hw.wire import F_GSO, F_HLEN, F_NDESC, F_P2LEN, F_PLEN, F_SEEN, F_TXQ, FQ_HEAD, FQ_TAIL, Wire
 
 MAX_MAPS = 256
@@ -32,7 +34,7 @@ class SoftNic:
         self._bar = Region(bar_fd, r.BAR_WORDS * 8)
         self.bar: Words = self._bar.words()
         self.irq_fd, self.wire = irq_fd, wire
-        self.d: Words = np.zeros(k.D_WORDS, np.int64)
+        self.d: Words = np.zeros(st.D_WORDS, np.int64)
         self.maps: Words = np.zeros((MAX_MAPS, 4), np.int64)
         self._regions: dict[int, Region] = {}
         self._generation = 0
@@ -54,28 +56,28 @@ class SoftNic:
         self._regions[io] = region
         n = len(self._regions) - 1
         self.maps[n] = io, length, region.address, direction
-        self.d[k.D_NMAPS] = n + 1
+        self.d[st.D_NMAPS] = n + 1
 
     def unmap(self, io: int) -> None:
         """End a mapping; queues whose ring lay in it stop with a fault."""
         if io not in self._regions:
             raise NetmemError(errno.EINVAL, f"I/O address {io:#x} is not mapped")
         region = self._regions.pop(io)
-        n = int(self.d[k.D_NMAPS])
+        n = int(self.d[st.D_NMAPS])
         at = int(np.flatnonzero(self.maps[:n, 0] == io)[0])
         self.maps[at : n - 1] = self.maps[at + 1 : n]
-        self.d[k.D_NMAPS], self.d[k.D_LAST_MAP] = n - 1, 0
+        self.d[st.D_NMAPS], self.d[st.D_LAST_MAP] = n - 1, 0
         for base, regs, count in self._queues():
             for queue in range(count):
-                ring = int(self.d[base + k.D_STRIDE * queue + k.DQ_RING])
+                ring = int(self.d[base + st.D_STRIDE * queue + st.DQ_RING])
                 if region.address <= ring < region.address + region.size:
                     self._stop(base, regs, queue, r.STATE_FAULT)
 
     def _queues(self) -> tuple[tuple[int, int, int], ...]:
-        return ((k.D_RXQ, r.R_RXQ, self.rx_queues), (k.D_TXQ, r.R_TXQ, self.tx_queues))
+        return ((st.D_RXQ, r.R_RXQ, self.rx_queues), (st.D_TXQ, r.R_TXQ, self.tx_queues))
 
     def _stop(self, base: int, regs: int, queue: int, state: int) -> None:
-        self.d[base + k.D_STRIDE * queue + k.DQ_RING] = 0
+        self.d[base + st.D_STRIDE * queue + st.DQ_RING] = 0
         self._set(regs + r.RXQ_STRIDE * queue + r.Q_STATE, state)
 
     def _set(self, at: int, value: int) -> None:
@@ -84,10 +86,10 @@ class SoftNic:
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
         bar, d = self.bar, self.d
-        k.toeplitz_table(d, bar.ctypes.data + 8 * r.R_RSS_KEY)
+        look.toeplitz_table(d, bar.ctypes.data + 8 * r.R_RSS_KEY)
         for base, regs, count in self._queues():
             for queue in range(count):
-                q, dq = regs + r.RXQ_STRIDE * queue, base + k.D_STRIDE * queue
+                q, dq = regs + r.RXQ_STRIDE * queue, base + st.D_STRIDE * queue
                 want, state = int(bar[q + r.Q_CTRL]), int(bar[q + r.Q_STATE])
                 if want and state == r.STATE_STOPPED:
                     size = int(bar[q + r.Q_SIZE])
@@ -96,13 +98,13 @@ class SoftNic:
                         bar[r.R_COUNTERS + r.C_DMA_FAULT] += 1
                         self._set(q + r.Q_STATE, r.STATE_FAULT)
                         continue
-                    d[dq : dq + k.D_STRIDE] = 0
-                    d[dq + k.DQ_MASK] = size - 1
+                    d[dq : dq + st.D_STRIDE] = 0
+                    d[dq + st.DQ_MASK] = size - 1
                     bar[q + r.Q_HEAD] = 0
-                    d[dq + k.DQ_RING] = ring
+                    d[dq + st.DQ_RING] = ring
                     self._set(q + r.Q_STATE, r.STATE_RUNNING)
                 elif not want and state != r.STATE_STOPPED:
-                    if base == k.D_TXQ:
+                    if base == st.D_TXQ:
                         self._forget_frames(queue)
                     self._stop(base, regs, queue, r.STATE_STOPPED)
 
@@ -149,7 +151,7 @@ class SoftNic:
 
     def is_paused(self) -> bool:
         """True while a frame holds the wire for want of descriptors."""
-        return bool(self.d[k.D_PAUSED_AT])
+        return bool(self.d[st.D_PAUSED_AT])
 
     def close(self) -> None:
         """Stop all queues and let go of all memory."""
@@ -157,6 +159,6 @@ class SoftNic:
         for base, regs, count in self._queues():
             for queue in range(count):
                 self._stop(base, regs, queue, r.STATE_STOPPED)
-        self.d[k.D_NMAPS] = 0
+        self.d[st.D_NMAPS] = 0
         self._regions.clear()
         self.wire.close()

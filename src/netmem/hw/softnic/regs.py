@@ -33,12 +33,13 @@ INDIR_SIZE = 128
 
 # Steering rules, RULE_WORDS each: exact match, a field of 0 matches anything.
 R_RULES = 192
-RULE_WORDS = 8
+RULE_WORDS = 16
 MAX_RULES = 32
 RULE_SRC, RULE_DST, RULE_SPORT, RULE_DPORT, RULE_PROTO, RULE_QUEUE, RULE_VALID = range(7)
+RULE_SRC_HI, RULE_DST_HI = 7, 8
 
 # Device counters (device writes).
-R_COUNTERS = 448
+R_COUNTERS = 704
 C_RX_FRAMES = 0  # taken from the wire, segments counted singly
 C_RX_BYTES = 1
 C_RX_RUNT = 2
@@ -55,7 +56,7 @@ C_TX_BAD_DESC = 12
 C_IRQ = 13
 
 # A receive queue: driver line, tail line, device line.
-R_RXQ = 512
+R_RXQ = 768
 RXQ_STRIDE = 32
 MAX_QUEUES = 16
 Q_CTRL = 0  # 1: run
@@ -64,6 +65,7 @@ Q_SIZE = 2  # descriptors, a power of two
 Q_HDS = 3  # HDS_ON | threshold << 8
 Q_BUFLEN = 4  # bytes of a packet buffer
 Q_HDRLEN = 5  # bytes of a header buffer
+Q_MERGE = 6  # 1: segments that the wire carries as one frame become one packet (rx-gro-hw)
 Q_TAIL = 8  # driver: descriptors posted, free running
 Q_STATE = 16  # device: 1 running, 2 fault
 Q_HEAD = 17  # device: descriptors used, free running
@@ -84,7 +86,7 @@ RXD_WORDS = 4
 RXD_PKT = 0  # I/O address of the packet (payload) buffer
 RXD_HDR = 1  # I/O address of the header buffer, 0 without one
 RXD_STATUS = 2  # RXS_* | header bytes << 16 | packet buffer bytes << 32
-RXD_HASH = 3
+RXD_HASH = 3  # hash | segment size << 32 when segments were merged
 RXS_DD = 1  # descriptor done
 RXS_EOP = 2  # last descriptor of its packet
 RXS_SPH = 4  # split: the header buffer holds exactly the headers

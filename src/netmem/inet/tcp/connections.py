@@ -11,7 +11,6 @@ import hashlib
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,14 +19,20 @@ from netmem.base.arena import Arena, Words
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.formats import (
+    ETH_HLEN,
     ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
     IP_DF,
-    IP_HLEN,
     PROTO_TCP,
-    TCP_HLEN,
+    ip_bytes,
+    ip_number,
+    ip_words,
+    is_ip4,
 )
+from netmem.inet.ip import Ip
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
+from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import tcb as T
 from netmem.netdev.device import NetDevice
 
@@ -62,14 +67,10 @@ class TcpConfig:
 
 
 class Connections:
-    """The connections of one stack. ``resolve(ip)`` gives a neighbour's MAC, or None for now."""
+    """The connections of one stack, over the addresses and neighbours of ``ip``."""
 
-    def __init__(
-        self, dev: NetDevice, address: int, resolve: Callable[[int], int | None], config: TcpConfig
-    ) -> None:
-        self.dev, self.address, self.config = dev, address, config
-        self.resolve = resolve
-        self.mac = dev.driver.mac_address()
+    def __init__(self, dev: NetDevice, ip: Ip, config: TcpConfig) -> None:
+        self.dev, self.ip, self.config = dev, ip, config
         buckets = 1 << (2 * config.connections - 1).bit_length()
         self.arena = Arena("tcp:globals", T.G_HASH_AT + buckets)
         self.table = Arena("tcp:connections", config.connections * T.TCB_WORDS)
@@ -84,7 +85,7 @@ class Connections:
         self.gv = self.g.data
         self.ev = self.e.data
         g = self.g
-        g[T.G_BUCKETS], g[T.G_ADDR], g[T.G_DELACK] = buckets, address, config.delack_ns
+        g[T.G_BUCKETS], g[T.G_DELACK] = buckets, config.delack_ns
         g[T.G_TIMER] = o.FAR
         self.e[1:-1, T.E_NEXT] = np.arange(2, config.entries + 1)
         g[T.G_EFREE], g[T.G_ECOUNT] = 1, config.entries
@@ -138,18 +139,31 @@ class Connections:
         """Have output called for a connection at the end of the batch."""
         k.touch(self.g, self.t, c)
 
-    def initial_sequence(self, raddr: int, ports: int) -> int:
+    def initial_sequence(self, laddr: int, raddr: int, ports: int) -> int:
         """RFC 6528: a keyed hash of the four-tuple plus a clock of 4 us."""
-        tuple_ = struct.pack("!III", self.address, raddr, ports)
+        tuple_ = laddr.to_bytes(16, "big") + raddr.to_bytes(16, "big") + struct.pack("!I", ports)
         digest = hashlib.blake2b(tuple_, key=self._secret, digest_size=4).digest()
         return (int.from_bytes(digest, "big") + self.now // 4000) & T.MASK32
 
-    def _mss_option(self) -> int:
-        return min(self.config.mss or self.dev.mtu - IP_HLEN - TCP_HLEN, self.dev.mtu - 40)
+    def lookup(self, laddr: int, raddr: int, ports: int) -> int:
+        """The row of a connection, or -1."""
+        return int(k.lookup(self.g, self.t, *ip_words(raddr), *ip_words(laddr), ports))
+
+    def remote(self, c: int) -> int:
+        """The peer's address."""
+        return ip_number(self.v[c, T.RADDR_HI], self.v[c, T.RADDR])
+
+    def local(self, c: int) -> int:
+        """Our address of a connection."""
+        return ip_number(self.v[c, T.LADDR_HI], self.v[c, T.LADDR])
+
+    def _room(self, c: int) -> int:
+        """Bytes of a packet without IP and TCP headers, at the path's MTU."""
+        return self.v[c, T.PATH_MTU] - (self.v[c, T.TPL_LEN] - ETH_HLEN)
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def new_row(self, raddr: int, ports: int, queue: int) -> int:
+    def new_row(self, laddr: int, raddr: int, ports: int, queue: int) -> int:
         """A fresh row in the hash table. ENOBUFS when the table is full of live connections."""
         if not self.free and not self._evict_time_wait():
             self.count(T.S_TABLE_FULL)
@@ -157,36 +171,51 @@ class Connections:
         c = self.free.pop()
         row = self.t[c]
         row[:] = 0
-        mss = self._mss_option()
-        row[T.LADDR], row[T.RADDR], row[T.PORTS] = self.address, raddr, ports
-        row[T.QUEUE], row[T.RTO], row[T.ADV_MSS] = queue, INITIAL_RTO, mss
-        row[T.RCV_MSS], row[T.MSS] = mss - 12, MSS_DEFAULT
-        row[T.FLAGS] = T.CF_TS | T.CF_WSCALE
+        row[T.QUEUE], row[T.RTO] = queue, INITIAL_RTO
+        row[T.FLAGS] = T.CF_TS | T.CF_WSCALE | T.CF_SACK
+        self.set_addresses(c, laddr, raddr, ports)
+        room = self.dev.mtu - (self.v[c, T.TPL_LEN] - ETH_HLEN)
+        mss = min(self.config.mss or room, room)
+        row[T.ADV_MSS], row[T.RCV_MSS], row[T.MSS] = mss, mss - 12, MSS_DEFAULT
+        row[T.RACK_MULT], row[T.TLP_END] = 1, -1
+        row[T.LAST_IN] = row[T.STUCK_AT] = self.now
         row[T.RCV_BUF] = self.config.rcvbuf
         scale = max(0, (self.config.rcvbuf >> 16).bit_length())
         row[T.RCV_SCALE] = min(scale, 14)
         row[T.SSTHRESH] = 1 << 30
         buflen = max(1, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_BUFLEN])
         row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
-        row[T.ISS] = self.initial_sequence(raddr, ports)
-        row[T.SND_UNA] = row[T.SND_NXT] = row[T.SND_MAX] = row[T.RECOVER] = row[T.ISS]
-        row[T.NEXT_HOP] = raddr
-        self.template(c)
+        row[T.ISS] = self.initial_sequence(laddr, raddr, ports)
+        row[T.SND_UNA] = row[T.SND_NXT] = row[T.RECOVER] = row[T.RACK_ROUND] = row[T.ISS]
         k.hash_insert(self.g, self.t, c)
         self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
         return c
 
+    def set_addresses(self, c: int, laddr: int, raddr: int, ports: int) -> None:
+        """Whom a row speaks to, from which address, and by which hop; writes its header template."""
+        v = self.v
+        v[c, T.LADDR_HI], v[c, T.LADDR] = ip_words(laddr)
+        v[c, T.RADDR_HI], v[c, T.RADDR] = ip_words(raddr)
+        v[c, T.NEXT_HOP_HI], v[c, T.NEXT_HOP] = ip_words(self.ip.next_hop(raddr))
+        v[c, T.PORTS], v[c, T.PATH_MTU] = ports, self.ip.mtu(raddr)
+        self.template(c)
+
     def template(self, c: int) -> None:
         """Write a connection's header template; notes whether the next hop's MAC is known."""
         v = self.v
-        mac = self.resolve(v[c, T.NEXT_HOP])
-        ports = v[c, T.PORTS]
-        frame = (mac or 0).to_bytes(6, "big") + self.mac.to_bytes(6, "big")
-        frame += ETHERTYPE_IPV4.to_bytes(2, "big")
-        frame += struct.pack(
-            "!BBHHHBBHII", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0, v[c, T.LADDR], v[c, T.RADDR]
-        )
+        mac = self.ip.resolve(ip_number(v[c, T.NEXT_HOP_HI], v[c, T.NEXT_HOP]))
+        laddr, raddr, ports = self.local(c), self.remote(c), v[c, T.PORTS]
+        frame = (mac or 0).to_bytes(6, "big") + self.ip.mac.to_bytes(6, "big")
+        if is_ip4(raddr):
+            frame += ETHERTYPE_IPV4.to_bytes(2, "big")
+            frame += struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0)
+        else:
+            self.set_flag(c, T.CF_V6)
+            frame += ETHERTYPE_IPV6.to_bytes(2, "big")
+            frame += struct.pack("!IHBB", 6 << 28 | v[c, T.ISS] & 0xFFFFF, 0, PROTO_TCP, 64)
+        frame += ip_bytes(laddr) + ip_bytes(raddr)
         frame += struct.pack("!HHIIBBHHH", ports & 0xFFFF, ports >> 16, 0, 0, 0, 0, 0, 0, 0)
+        v[c, T.TPL_LEN] = len(frame)
         ctypes.memmove(self.t[c, T.TPL :].ctypes.data, frame, len(frame))
         if mac is not None:
             self.set_flag(c, T.CF_MAC)
@@ -204,6 +233,9 @@ class Connections:
         """Give a row and all that it holds back."""
         v = self.v
         self.release_queues(c)
+        rec.tq_clear(self.g, self.t, self.e, c)
+        if v[c, T.SP_HEAD]:
+            rec.spans_acked(self.g, self.t, self.e, c, self.dev.tx.meta, True)
         self._release_send_buffer(c)
         self.gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] -= v[c, T.OUT]
         if self.flag(c, T.CF_STARVED):
@@ -249,7 +281,7 @@ class Connections:
     def close_all(self) -> None:
         """Forget everything: the stack goes away."""
         for c in range(self.gv[T.G_ROWS]):
-            if self.v[c, T.LADDR]:
+            if self.v[c, T.PORTS]:
                 self.free_row(c)
         for arena in (self.arena, self.table, self.entry_arena):
             arena.close()

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from netmem.base.formats import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
-from netmem.inet.tcp.output import advance_una, arm, update_rtt
+from netmem.inet.tcp.recovery import advance_una, arm
+from netmem.inet.tcp.sack import dsack_note, sack_note
 from netmem.inet.tcp.tcb import (
     ACK_PENDING,
     BACKOFF,
     BYTES_IN,
     CF_ACK_NOW,
     CF_FIN_SEEN,
+    CF_LOSS,
     CF_RECOVERY,
     CF_TS,
     CR_BUFLEN,
@@ -56,7 +58,9 @@ from netmem.inet.tcp.tcb import (
     G_TOUCHED,
     G_TOUCHED_AT,
     LADDR,
+    LADDR_HI,
     LAST_ACK_SENT,
+    LAST_IN,
     MASK32,
     MAX_SND_WND,
     NEXT,
@@ -70,6 +74,7 @@ from netmem.inet.tcp.tcb import (
     PPN,
     QUEUE,
     RADDR,
+    RADDR_HI,
     RCV_ADV,
     RCV_MSS,
     RCV_NXT,
@@ -84,16 +89,19 @@ from netmem.inet.tcp.tcb import (
     S_OOO_PRUNED,
     S_OOO_QUEUED,
     S_POOL_LOW,
+    SACKED,
     SLOW_IN,
-    SND_MAX,
+    SND_NXT,
     SND_SCALE,
     SND_UNA,
     SND_WL1,
     SND_WL2,
     SND_WND,
     STATE,
+    TLP_END,
     TOUCHED,
     TS_RECENT,
+    TS_RECENT_AT,
     seq_diff,
     seq_le,
     seq_lt,
@@ -101,6 +109,7 @@ from netmem.inet.tcp.tcb import (
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
+    B_DST_HI,
     B_HNETMEM,
     B_HOFFSET,
     B_HPOOL,
@@ -114,9 +123,11 @@ from netmem.netdev.batch import (
     B_OFFSET,
     B_POOL,
     B_PORTS,
+    B_SACK,
     B_SEQ,
     B_SIZE,
     B_SRC,
+    B_SRC_HI,
     B_TFLAGS,
     B_TS,
     B_TSECR,
@@ -129,29 +140,48 @@ from netmem.netdev.batch import (
 
 
 @inline_kernel
-def flow_hash(raddr, laddr, ports):
+def fold32(high, low):
+    """An address as 32 bits, none of which is lost when products with small numbers are added up."""
+    return (high ^ (high >> 32) ^ low ^ (low >> 32)) & MASK32
+
+
+@inline_kernel
+def flow_hash(raddr_hi, raddr, laddr_hi, laddr, ports):
     """Bucket number before masking, of a connection's four-tuple."""
-    x = (raddr * 0x1E3779B1) ^ (laddr * 0x05EBCA6B) ^ (ports * 0x02B2AE35)  # below 2**63
-    x &= 0xFFFFFFFFFFFF
+    x = (fold32(raddr_hi, raddr) * 0x1E3779B1) ^ (fold32(laddr_hi, laddr) * 0x05EBCA6B)
+    x = (x ^ (ports * 0x02B2AE35)) & 0xFFFFFFFFFFFF  # products are below 2**63
     return x ^ (x >> 17)
 
 
 @inline_kernel
-def lookup(g, t, raddr, laddr, ports):
+def lookup(g, t, raddr_hi, raddr, laddr_hi, laddr, ports):
     """The row of a connection, or -1."""
-    bucket = G_HASH_AT + (flow_hash(raddr, laddr, ports) & (g[G_BUCKETS] - 1))
+    bucket = G_HASH_AT + (flow_hash(raddr_hi, raddr, laddr_hi, laddr, ports) & (g[G_BUCKETS] - 1))
     c = g[bucket] - 1
     while c >= 0:
-        if t[c, PORTS] == ports and t[c, RADDR] == raddr and t[c, LADDR] == laddr:
+        if (
+            t[c, PORTS] == ports
+            and t[c, RADDR] == raddr
+            and t[c, LADDR] == laddr
+            and t[c, RADDR_HI] == raddr_hi
+            and t[c, LADDR_HI] == laddr_hi
+        ):
             return c
         c = t[c, NEXT] - 1
     return -1
 
 
+@inline_kernel
+def row_bucket(g, t, c):
+    """Where a row's chain starts."""
+    x = flow_hash(t[c, RADDR_HI], t[c, RADDR], t[c, LADDR_HI], t[c, LADDR], t[c, PORTS])
+    return G_HASH_AT + (x & (g[G_BUCKETS] - 1))
+
+
 @kernel
 def hash_insert(g, t, c):
     """Put a row into the hash table."""
-    bucket = G_HASH_AT + (flow_hash(t[c, RADDR], t[c, LADDR], t[c, PORTS]) & (g[G_BUCKETS] - 1))
+    bucket = row_bucket(g, t, c)
     t[c, NEXT] = g[bucket]
     g[bucket] = c + 1
 
@@ -159,7 +189,7 @@ def hash_insert(g, t, c):
 @kernel
 def hash_remove(g, t, c):
     """Take a row out of the hash table."""
-    at = G_HASH_AT + (flow_hash(t[c, RADDR], t[c, LADDR], t[c, PORTS]) & (g[G_BUCKETS] - 1))
+    at = row_bucket(g, t, c)
     if g[at] == c + 1:
         g[at] = t[c, NEXT]
         return
@@ -250,8 +280,10 @@ def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
     skip = seq_diff(t[c, RCV_NXT], seq)
     if skip >= length:
         g[G_COUNTERS + S_DUP_DROPPED] += 1
+        dsack_note(t, c, seq, length)
         return False
     if skip > 0:
+        dsack_note(t, c, seq, skip)
         seq, offset, length = (seq + skip) & MASK32, offset + skip, length - skip
     over = seq_diff((seq + length) & MASK32, t[c, RCV_ADV])
     if over > 0:
@@ -271,6 +303,7 @@ def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
 def insert_out_of_order(g, t, e, c, i):
     """Entry ``i`` into the out-of-order queue, cut to the gap it falls into."""
     seq, end = e[i, E_SEQ], (e[i, E_SEQ] + e[i, E_LEN]) & MASK32
+    length = e[i, E_LEN]
     before, after = 0, t[c, OQ_HEAD]
     tail = t[c, OQ_TAIL]
     if tail != 0 and seq_le((e[tail, E_SEQ] + e[tail, E_LEN]) & MASK32, seq):
@@ -290,7 +323,11 @@ def insert_out_of_order(g, t, e, c, i):
     credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
     limit = max(g[credit + CR_OOO], 4)
     if e[i, E_LEN] <= 0 or (after == 0 and g[credit + CR_OOO_N] >= limit):
-        g[G_COUNTERS + (S_DUP_DROPPED if e[i, E_LEN] <= 0 else S_OOO_PRUNED)] += 1
+        if e[i, E_LEN] <= 0:
+            g[G_COUNTERS + S_DUP_DROPPED] += 1
+            dsack_note(t, c, seq, length)
+        else:
+            g[G_COUNTERS + S_OOO_PRUNED] += 1
         entry_free(g, e, i)
         return False
     e[i, E_NEXT] = after
@@ -304,6 +341,7 @@ def insert_out_of_order(g, t, e, c, i):
     t[c, OQ_BUFS] += 1
     g[credit + CR_OOO_N] += 1
     g[G_COUNTERS + S_OOO_QUEUED] += 1
+    sack_note(t, c, e[i, E_SEQ])
     if g[credit + CR_OOO_N] > limit:
         prune_highest(g, t, e, c)
     return True
@@ -394,7 +432,7 @@ def tcp_data(g, t, e, rows, i, c):
 
 
 @kernel
-def tcp_rx(g, t, e, meta, rows):
+def tcp_rx(g, t, e, meta, rows, txm):
     """Header prediction for a batch; returns how many packets went on the slow list."""
     g[G_TOUCHED] = 0
     g[G_SLOW] = 0
@@ -407,9 +445,9 @@ def tcp_rx(g, t, e, meta, rows):
         fast = False
         if row[B_KIND] == KIND_TCP:
             g[G_COUNTERS + S_IN_SEGS] += 1
-            c = lookup(g, t, row[B_SRC], row[B_DST], row[B_PORTS])
+            c = lookup(g, t, row[B_SRC_HI], row[B_SRC], row[B_DST_HI], row[B_DST], row[B_PORTS])
             if c >= 0 and t[c, SLOW_IN] != batch and t[c, STATE] == ESTABLISHED:
-                fast = predict(g, t, e, rows, i, c)
+                fast = predict(g, t, e, rows, i, c, txm)
         if not fast:
             if c >= 0:
                 t[c, SLOW_IN] = batch
@@ -420,15 +458,17 @@ def tcp_rx(g, t, e, meta, rows):
 
 
 @inline_kernel
-def predict(g, t, e, rows, i, c):
+def predict(g, t, e, rows, i, c, txm):
     """One packet of an established connection; False: not plain, leave it to the state machine."""
     row = rows[i]
     length, ack, seq = row[B_LEN], row[B_ACK], row[B_SEQ]
     if row[B_TFLAGS] & ~PSH != ACK or seq != t[c, RCV_NXT] or t[c, OQ_HEAD] != 0:
         return False
-    if t[c, FLAGS] & (CF_RECOVERY | CF_FIN_SEEN) or t[c, QUEUE] != g[G_QUEUE]:
+    if t[c, FLAGS] & (CF_RECOVERY | CF_LOSS | CF_FIN_SEEN) or t[c, QUEUE] != g[G_QUEUE]:
         return False
-    if seq_lt(ack, t[c, SND_UNA]) or seq_lt(t[c, SND_MAX], ack):
+    if row[B_SACK] != 0 or t[c, SACKED] != 0 or t[c, TLP_END] >= 0 or t[c, DUPACKS] != 0:
+        return False
+    if seq_lt(ack, t[c, SND_UNA]) or seq_lt(t[c, SND_NXT], ack):
         return False
     if length > seq_diff(t[c, RCV_ADV], seq):
         return False
@@ -439,15 +479,13 @@ def predict(g, t, e, rows, i, c):
         if row[B_TS] == 0 or seq_lt(row[B_TSVAL], t[c, TS_RECENT]):
             return False
         if seq_le(seq, t[c, LAST_ACK_SENT]):
-            t[c, TS_RECENT] = row[B_TSVAL]
+            t[c, TS_RECENT], t[c, TS_RECENT_AT] = row[B_TSVAL], g[G_NOW]
+    t[c, LAST_IN] = g[G_NOW]
     if ack != t[c, SND_UNA]:
-        if t[c, FLAGS] & CF_TS:
-            update_rtt(g, t, c, row[B_TSECR], True)
-        advance_una(g, t, c, ack)
+        advance_una(g, t, e, c, ack, row[B_TSECR] if row[B_TS] else -1, txm)
     if seq_lt(t[c, SND_WL1], seq) or (t[c, SND_WL1] == seq and seq_le(t[c, SND_WL2], ack)):
         t[c, SND_WND], t[c, SND_WL1], t[c, SND_WL2] = wnd, seq, ack
         t[c, MAX_SND_WND] = max(t[c, MAX_SND_WND], wnd)
-        t[c, DUPACKS] = 0
         if wnd != 0 and t[c, PERSIST_AT] != 0:
             t[c, PERSIST_AT] = t[c, BACKOFF] = 0
     touch(g, t, c)

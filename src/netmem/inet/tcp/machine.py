@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 
-from netmem.base.clock import MS
+from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.formats import (
     ACK,
@@ -17,25 +17,35 @@ from netmem.base.formats import (
     OPT_END,
     OPT_MSS,
     OPT_NOP,
+    OPT_SACK_OK,
     OPT_WSCALE,
     RST,
     SYN,
     TCP_HLEN,
+    ip_number,
+    ip_words,
 )
+from netmem.inet.icmp import IcmpError
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
+from netmem.inet.tcp import recovery as rec
+from netmem.inet.tcp import sack
 from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp.connections import MSS_DEFAULT, Connections, Listener
+from netmem.inet.tcp.connections import MSS_DEFAULT, Listener
+from netmem.inet.tcp.timers import Timed
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
+    B_DST_HI,
     B_HDR,
     B_L4,
     B_LEN,
     B_LIN,
     B_PORTS,
+    B_SACK,
     B_SEQ,
     B_SRC,
+    B_SRC_HI,
     B_TFLAGS,
     B_TS,
     B_TSECR,
@@ -44,13 +54,13 @@ from netmem.netdev.batch import (
     RxBatch,
 )
 
-SYN_RETRIES, DATA_RETRIES = 5, 12
 INITIAL_WINDOW = 10  # segments (RFC 6928)
+MSS_LEAST = 48
+CHALLENGE_NS = 500 * MS
+PAWS_NS = 24 * 86400 * SEC
 
 
-
-
-class Tcp(Connections):
+class Tcp(Timed):
     """RFC 9293 over the table: calls, arriving segments, timers."""
 
     # -- calls --------------------------------------------------------------------------------
@@ -76,16 +86,17 @@ class Tcp(Connections):
                 self.abort(c)
 
     def connect(self, raddr: int, rport: int, queue: int = 0) -> int:
-        """OPEN, active: sends SYN; EADDRNOTAVAIL when no port is left."""
+        """OPEN, active: sends SYN; EADDRNOTAVAIL when no port is left, ENETUNREACH without a way."""
+        laddr = self.ip.source_for(raddr)
         for _ in range(16384):
             self._ports = 32768 + (self._ports - 32768 + 1) % 28232
             ports = rport << 16 | self._ports
-            if k.lookup(self.g, self.t, raddr, self.address, ports) < 0:
+            if self.lookup(laddr, raddr, ports) < 0:
                 break
         else:
             raise NetmemError(errno.EADDRNOTAVAIL, "no local port is left")
-        c = self.new_row(raddr, ports, queue)
-        self.v[c, T.STATE] = T.SYN_SENT
+        c = self.new_row(laddr, raddr, ports, queue)
+        self.enter(c, T.SYN_SENT)
         self.count(T.S_ACTIVE)
         self._first_window(c)
         self._send_syn(c)
@@ -104,14 +115,14 @@ class Tcp(Connections):
 
     def shutdown(self, c: int) -> None:
         """CLOSE of our direction: FIN behind the last byte."""
-        v, state = self.v, self.state(c)
+        state = self.state(c)
         moves = {
             T.SYN_RECEIVED: T.FIN_WAIT_1,
             T.ESTABLISHED: T.FIN_WAIT_1,
             T.CLOSE_WAIT: T.LAST_ACK,
         }
         if state in moves:
-            v[c, T.STATE] = moves[state]
+            self.enter(c, moves[state])
             self.set_flag(c, T.CF_FIN_QUEUED)
             self.output(c)
         elif state == T.SYN_SENT:
@@ -141,50 +152,23 @@ class Tcp(Connections):
         self.set_flag(c, T.CF_ORPHAN)
         self.closed(c, errno.ECONNABORTED)
 
-    # -- sending ------------------------------------------------------------------------------
-
-    def _segment(self, c: int, seq: int, flags: int) -> int:
-        tx = self.dev.tx
-        r: int = o.tcp_header(self.g, self.t, c, tx.meta, tx.rows, seq, flags, 0)
-        return r
-
-    def _send_syn(self, c: int) -> None:
-        v = self.v
-        flags = SYN if v[c, T.STATE] == T.SYN_SENT else SYN | ACK
-        if v[c, T.RTO_AT] == 0:
-            self.timer(c, T.RTO_AT, v[c, T.RTO] << min(v[c, T.BACKOFF], 6))
-        if not self.flag(c, T.CF_MAC):
-            self.template(c)
-            if not self.flag(c, T.CF_MAC):
-                return  # ARP is on its way; the answer sends it
-        self._segment(c, v[c, T.ISS], flags)
-        v[c, T.SND_NXT] = v[c, T.SND_MAX] = (v[c, T.ISS] + 1) & T.MASK32
-        if not v[c, T.BACKOFF]:
-            v[c, T.RTT_AT], v[c, T.RTT_SEQ] = self.now, v[c, T.ISS]
-
-    def output(self, c: int) -> None:
-        """Send what there is for one connection; what does not fit goes with the next poll."""
-        tx = self.dev.tx
-        if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, False) < 0:
-            self.timer(c, T.DELACK_AT, MS)
-            self.set_flag(c, T.CF_ACK_NOW)
-
     # -- a segment arrives --------------------------------------------------------------------
 
     def segment(self, batch: RxBatch, i: int) -> None:
         """RFC 9293, 3.10.7, for packet ``i`` of a batch."""
         b = batch.rows.data
-        if b[i, B_DST] != self.address:
+        laddr, raddr = ip_number(b[i, B_DST_HI], b[i, B_DST]), ip_number(b[i, B_SRC_HI], b[i, B_SRC])
+        if laddr not in self.ip.ours:
             self.count(T.S_NOT_OURS)
             return
         self.count(T.S_IN_SLOW)
         if self.gv[T.G_RELEASE] > T.RELEASE_ROOM // 4:
             self.put_released()
-        c = int(k.lookup(self.g, self.t, b[i, B_SRC], b[i, B_DST], b[i, B_PORTS]))
+        c = self.lookup(laddr, raddr, b[i, B_PORTS])
         if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
             c = -1
         if c < 0 or self.state(c) == T.CLOSED:
-            self._no_connection(batch, b, i)
+            self._no_connection(laddr, raddr, b, i)
             return
         if self.v[c, T.QUEUE] != self.gv[T.G_QUEUE]:
             self._move_queue(c)
@@ -212,11 +196,12 @@ class Tcp(Connections):
         if self.flag(c, T.CF_TS) and b[i, B_TS]:
             newer = newer or T.seq_lt(self.v[c, T.TS_RECENT], b[i, B_TSVAL])
         if newer:
+            self.enter(c, T.CLOSED)
             self.free_row(c)
             self.count(T.S_TIME_WAIT_REUSED)
         return bool(newer)
 
-    def _no_connection(self, batch: RxBatch, b: memoryview, i: int) -> None:
+    def _no_connection(self, laddr: int, raddr: int, b: memoryview, i: int) -> None:
         flags = b[i, B_TFLAGS]
         listener = self.listeners.get(b[i, B_PORTS] & 0xFFFF)
         if flags & RST:
@@ -227,19 +212,21 @@ class Tcp(Connections):
         elif flags & FIN:
             self.count(T.S_SYN_DROPPED)
         else:
-            self._passive_open(listener, b, i)
+            self._passive_open(listener, laddr, raddr, b, i)
 
     def _reset_for(self, b: memoryview, i: int) -> None:
         """RST for a segment that belongs to nobody (RFC 9293, 3.10.7.1), from a row made for it."""
-        mac = self.resolve(b[i, B_SRC])
-        if mac is None or not self.free:
+        if not self.free:
             return
         c = self.free[-1]
         row = self.t[c]
         row[:] = 0
-        row[T.LADDR], row[T.RADDR], row[T.PORTS] = self.address, b[i, B_SRC], b[i, B_PORTS]
-        row[T.NEXT_HOP], row[T.PPN], row[T.MSS] = b[i, B_SRC], 1 << 20, MSS_DEFAULT
-        self.template(c)
+        laddr, raddr = ip_number(b[i, B_DST_HI], b[i, B_DST]), ip_number(b[i, B_SRC_HI], b[i, B_SRC])
+        self.set_addresses(c, laddr, raddr, b[i, B_PORTS])
+        if not self.flag(c, T.CF_MAC):
+            row[:] = 0
+            return  # it is being asked for; whoever sends the segment again gets the answer
+        row[T.PPN], row[T.MSS] = 1 << 20, MSS_DEFAULT
         length = b[i, B_LEN] + bool(b[i, B_TFLAGS] & SYN) + bool(b[i, B_TFLAGS] & FIN)
         if b[i, B_TFLAGS] & ACK:
             self._segment(c, b[i, B_ACK], RST)
@@ -249,7 +236,7 @@ class Tcp(Connections):
         row[:] = 0
         self.count(T.S_OUT_RST)
 
-    def _passive_open(self, listener: Listener, b: memoryview, i: int) -> None:
+    def _passive_open(self, listener: Listener, laddr: int, raddr: int, b: memoryview, i: int) -> None:
         """A SYN for a listener (3.10.7.2). A full backlog drops the oldest half-open connection."""
         if len(listener.ready) >= listener.backlog:
             self.count(T.S_BACKLOG_FULL)
@@ -260,13 +247,13 @@ class Tcp(Connections):
             self.set_flag(victim, T.CF_ORPHAN)
             self.closed(victim, 0)
         try:
-            c = self.new_row(b[i, B_SRC], b[i, B_PORTS], self.gv[T.G_QUEUE])
+            c = self.new_row(laddr, raddr, b[i, B_PORTS], self.gv[T.G_QUEUE])
         except NetmemError:
             return
         v = self.v
         v[c, T.LISTENER] = listener.id
         self._read_syn(c, b, i)
-        v[c, T.STATE] = T.SYN_RECEIVED
+        self.enter(c, T.SYN_RECEIVED)
         listener.half_open.append(c)
         self.count(T.S_PASSIVE)
         self._send_syn(c)
@@ -278,7 +265,7 @@ class Tcp(Connections):
         v[c, T.RCV_NXT] = v[c, T.RCV_ADV] = (b[i, B_SEQ] + 1) & T.MASK32
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
         v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND]
-        mss, scale = MSS_DEFAULT, -1
+        mss, scale, sack_ok = MSS_DEFAULT, -1, False
         tcp = b[i, B_HDR] + b[i, B_L4] + TCP_HLEN
         options = ctypes.string_at(tcp, max(0, b[i, B_LIN] - b[i, B_L4] - TCP_HLEN))
         at = 0
@@ -294,18 +281,22 @@ class Tcp(Connections):
                 mss = max(64, int.from_bytes(options[at + 2 : at + 4], "big"))
             elif options[at] == OPT_WSCALE and size == 3:
                 scale = min(options[at + 2], 14)
+            elif options[at] == OPT_SACK_OK and size == 2:
+                sack_ok = True
             at += size
+        if not sack_ok:
+            self.clear_flag(c, T.CF_SACK)
         if scale < 0:
             self.clear_flag(c, T.CF_WSCALE)
             v[c, T.RCV_SCALE] = 0
             v[c, T.RCV_BUF] = min(v[c, T.RCV_BUF], 0xFFFF)
         v[c, T.SND_SCALE] = max(scale, 0)
         if b[i, B_TS]:
-            v[c, T.TS_RECENT] = b[i, B_TSVAL]
+            v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
         else:
             self.clear_flag(c, T.CF_TS)
             v[c, T.RCV_MSS] = v[c, T.ADV_MSS]
-        v[c, T.MSS] = min(mss, self.dev.mtu - 40) - (12 if b[i, B_TS] else 0)
+        v[c, T.MSS] = min(mss, self._room(c)) - (12 if b[i, B_TS] else 0)
         v[c, T.CWND] = INITIAL_WINDOW * v[c, T.MSS]
         self._first_window(c)
 
@@ -323,7 +314,7 @@ class Tcp(Connections):
         """3.10.7.3."""
         v, flags = self.v, b[i, B_TFLAGS]
         if flags & ACK and not (
-            T.seq_lt(v[c, T.ISS], b[i, B_ACK]) and T.seq_le(b[i, B_ACK], v[c, T.SND_MAX])
+            T.seq_lt(v[c, T.ISS], b[i, B_ACK]) and T.seq_le(b[i, B_ACK], v[c, T.SND_NXT])
         ):
             if not flags & RST:
                 self._reset_for(b, i)
@@ -338,25 +329,24 @@ class Tcp(Connections):
         self._read_syn(c, b, i)
         if flags & ACK:
             v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
-            if self.flag(c, T.CF_TS) and b[i, B_TSECR]:
-                o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
             v[c, T.SND_UNA] = b[i, B_ACK]
-            v[c, T.RTT_AT] = 0
-            v[c, T.STATE] = T.ESTABLISHED
+            self._first_round_trip(c)
+            self.enter(c, T.ESTABLISHED)
             self.set_flag(c, T.CF_ACK_NOW)
         else:  # simultaneous open
-            v[c, T.STATE] = T.SYN_RECEIVED
+            self.enter(c, T.SYN_RECEIVED)
             v[c, T.RTO_AT] = 0
             self._send_syn(c)
 
     def _in_other(self, c: int, batch: RxBatch, b: memoryview, i: int) -> None:
         """3.10.7.4: sequence number, RST, SYN, ACK, data, FIN, in that order."""
         v, flags, seq, length = self.v, b[i, B_TFLAGS], b[i, B_SEQ], b[i, B_LEN]
-        if (
-            self.flag(c, T.CF_TS) and b[i, B_TS] and not flags & RST
-            and T.seq_lt(b[i, B_TSVAL], v[c, T.TS_RECENT])
-        ):
+        v[c, T.LAST_IN] = self.now
+        v[c, T.KEEP_PROBES] = 0
+        if self._is_old(c, b, i):
             self.count(T.S_PAWS)
+            if length:
+                sack.dsack_note(self.t, c, seq, length)
             self.set_flag(c, T.CF_ACK_NOW)
             return
         if not self._acceptable(c, seq, length + bool(flags & SYN) + bool(flags & FIN)):
@@ -364,6 +354,8 @@ class Tcp(Connections):
                 self._send_syn(c)  # our SYN-ACK was lost
             elif not flags & RST:
                 self.count(T.S_DUP_DROPPED if T.seq_lt(seq, v[c, T.RCV_NXT]) else T.S_BEYOND_WINDOW)
+                if length and T.seq_lt(seq, v[c, T.RCV_NXT]):
+                    sack.dsack_note(self.t, c, seq, length)
                 self.set_flag(c, T.CF_ACK_NOW)
                 if seq == v[c, T.RCV_NXT] and flags & ACK and not flags & SYN:
                     self._acknowledgement(c, b, i)  # window closed: its ACK still counts
@@ -384,7 +376,7 @@ class Tcp(Connections):
         if not flags & ACK:
             return
         if self.flag(c, T.CF_TS) and b[i, B_TS] and T.seq_le(seq, v[c, T.LAST_ACK_SENT]):
-            v[c, T.TS_RECENT] = b[i, B_TSVAL]
+            v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
         if not self._acknowledgement(c, b, i):
             return
         if length and v[c, T.STATE] in (T.ESTABLISHED, T.FIN_WAIT_1, T.FIN_WAIT_2):
@@ -400,12 +392,24 @@ class Tcp(Connections):
             if v[c, T.OQ_BUFS] or queued or gained < length:
                 # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
                 # that the peer sees as many duplicates as segments arrived behind the gap.
-                o.tcp_ack(self.g, self.t, c, self.dev.tx.meta, self.dev.tx.rows)
+                o.tcp_ack(self.g, self.t, self.e, c, self.dev.tx.meta, self.dev.tx.rows)
         if flags & FIN:
             v[c, T.FIN_SEQ] = (seq + length) & T.MASK32
             self.set_flag(c, T.CF_FIN_SEEN)
         if self.flag(c, T.CF_FIN_SEEN) and v[c, T.RCV_NXT] == v[c, T.FIN_SEQ]:
             self._fin(c)
+
+    def _is_old(self, c: int, b: memoryview, i: int) -> bool:
+        """Protection against wrapped sequence numbers (RFC 7323, 5): the timestamp is an older one.
+
+        After 24 days of silence the one that is known means nothing any more (5.5).
+        """
+        v = self.v
+        if not self.flag(c, T.CF_TS) or not b[i, B_TS] or b[i, B_TFLAGS] & RST:
+            return False
+        if self.now - v[c, T.TS_RECENT_AT] > PAWS_NS:
+            return False
+        return bool(T.seq_lt(b[i, B_TSVAL], v[c, T.TS_RECENT]))
 
     def _acceptable(self, c: int, seq: int, length: int) -> bool:
         """3.4, table 6."""
@@ -419,34 +423,43 @@ class Tcp(Connections):
         return bool(T.seq_lt(seq, edge) and T.seq_le(nxt, end))
 
     def _challenge(self, c: int) -> None:
-        """RFC 5961: answer a RST or SYN that might be forged with an ACK."""
-        self.count(T.S_CHALLENGE_ACK)
-        self.set_flag(c, T.CF_ACK_NOW)
+        """RFC 5961: answer what might be forged with an ACK, but not more often than twice a second (7)."""
+        v = self.v
+        if not v[c, T.CHALLENGED_AT] or self.now - v[c, T.CHALLENGED_AT] >= CHALLENGE_NS:
+            v[c, T.CHALLENGED_AT] = self.now
+            self.count(T.S_CHALLENGE_ACK)
+            self.set_flag(c, T.CF_ACK_NOW)
 
     def _acknowledgement(self, c: int, b: memoryview, i: int) -> bool:
-        """The ACK field. False: nothing further of this segment counts."""
+        """The ACK field, and the SACK option with it. False: nothing further of this segment counts."""
         v, ack = self.v, b[i, B_ACK]
-        state = v[c, T.STATE]
-        if state == T.SYN_RECEIVED:
-            if not (T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_MAX])):
+        if v[c, T.STATE] == T.SYN_RECEIVED:
+            if not (T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_NXT])):
                 self._reset_for(b, i)
                 return False
             self._established(c, b, i)
-        if T.seq_lt(v[c, T.SND_MAX], ack):
-            self.set_flag(c, T.CF_ACK_NOW)
+        una = v[c, T.SND_UNA]
+        if T.seq_lt(v[c, T.SND_NXT], ack) or T.seq_diff(una, ack) > v[c, T.MAX_SND_WND]:
+            self.count(T.S_BAD_ACK)  # RFC 5961, section 5
+            self._challenge(c)
             return False
         if v[c, T.PERSIST_AT]:
             v[c, T.USER_RETRIES] = 0  # a probe was answered
-        una = v[c, T.SND_UNA]
         wnd = b[i, B_WND] << v[c, T.SND_SCALE]
-        if ack == una:
-            if (
-                b[i, B_LEN] == 0 and not b[i, B_TFLAGS] & FIN and v[c, T.SND_MAX] != una
-                and wnd == v[c, T.SND_WND]
-            ):
-                self._duplicate_ack(c)
-        elif T.seq_lt(una, ack):
-            self._new_ack(c, b, i, ack)
+        advanced = bool(T.seq_lt(una, ack))
+        echo = b[i, B_TSECR] if self.flag(c, T.CF_TS) and b[i, B_TS] else -1
+        if advanced:
+            rec.advance_una(self.g, self.t, self.e, c, ack, echo, self.dev.tx.meta)
+        elif ack == una and b[i, B_LEN] == 0 and not b[i, B_TFLAGS] & FIN and wnd == v[c, T.SND_WND]:
+            if v[c, T.TQ_HEAD] and not self.flag(c, T.CF_SACK):
+                v[c, T.DUPACKS] += 1
+        duplicate = False
+        if b[i, B_SACK] and self.flag(c, T.CF_SACK):
+            option = b[i, B_HDR] + b[i, B_SACK]
+            size = ctypes.c_uint8.from_address(option + 1).value
+            duplicate = bool(rec.sack_in(self.g, self.t, self.e, c, option, size, ack, echo))
+        if v[c, T.TQ_HEAD] or self.flag(c, T.CF_RECOVERY | T.CF_LOSS) or v[c, T.TLP_END] >= 0:
+            rec.after_ack(self.g, self.t, self.e, c, v[c, T.SND_UNA], advanced, duplicate)
         if T.seq_lt(v[c, T.SND_WL1], b[i, B_SEQ]) or (
             v[c, T.SND_WL1] == b[i, B_SEQ] and T.seq_le(v[c, T.SND_WL2], ack)
         ):
@@ -459,12 +472,10 @@ class Tcp(Connections):
     def _fin_acked(self, c: int) -> bool:
         """State changes when our FIN is acknowledged."""
         v = self.v
-        # By number, not by flag: a time-out may have put the FIN back among what is to be sent.
-        end = (v[c, T.ISS] + 2 + v[c, T.SB_TAIL]) & T.MASK32
-        if self.flag(c, T.CF_FIN_QUEUED) and v[c, T.SND_UNA] == v[c, T.SND_MAX] == end:
+        if self.flag(c, T.CF_FIN_SENT) and v[c, T.SND_UNA] == v[c, T.SND_NXT]:
             state = v[c, T.STATE]
             if state == T.FIN_WAIT_1:
-                v[c, T.STATE] = T.FIN_WAIT_2
+                self.enter(c, T.FIN_WAIT_2)
                 if self.flag(c, T.CF_ORPHAN):
                     self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
             elif state == T.CLOSING:
@@ -476,54 +487,25 @@ class Tcp(Connections):
 
     def _established(self, c: int, b: memoryview, i: int) -> None:
         v = self.v
-        v[c, T.STATE] = T.ESTABLISHED
+        self.enter(c, T.ESTABLISHED)
         v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
         v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND] << v[c, T.SND_SCALE]
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
         v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
-        v[c, T.RTT_AT] = 0
-        if self.flag(c, T.CF_TS) and b[i, B_TSECR]:
-            o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
+        self._first_round_trip(c)
         for listener in self.listeners.values():
             if listener.id == v[c, T.LISTENER]:
                 listener.half_open.remove(c)
                 listener.ready.append(c)
 
-    def _duplicate_ack(self, c: int) -> None:
-        """RFC 6582: the third starts recovery, each further one lets a segment out."""
+    def _first_round_trip(self, c: int) -> None:
+        """Our SYN was acknowledged: the first measure, unless it was sent more than once (RFC 6298)."""
         v = self.v
-        v[c, T.DUPACKS] += 1
-        if self.flag(c, T.CF_RECOVERY):
-            v[c, T.CWND] += v[c, T.MSS]
-        elif v[c, T.DUPACKS] == 3 and T.seq_lt(v[c, T.RECOVER], v[c, T.SND_UNA] + 1):
-            flight = T.seq_diff(v[c, T.SND_MAX], v[c, T.SND_UNA])
-            v[c, T.SSTHRESH] = max(flight // 2, 2 * v[c, T.MSS])
-            v[c, T.RECOVER] = v[c, T.SND_MAX]
-            v[c, T.CWND] = v[c, T.SSTHRESH] + 3 * v[c, T.MSS]
-            self.set_flag(c, T.CF_RECOVERY)
-            self.count(T.S_FAST_RETRANS)
-            self._retransmit(c)
-
-    def _retransmit(self, c: int) -> None:
-        tx = self.dev.tx
-        o.tcp_retransmit(self.g, self.t, c, tx.meta, tx.rows)
-
-    def _new_ack(self, c: int, b: memoryview, i: int, ack: int) -> None:
-        v = self.v
-        acked = T.seq_diff(ack, v[c, T.SND_UNA])
-        if self.flag(c, T.CF_TS) and b[i, B_TS] and b[i, B_TSECR]:
-            o.update_rtt(self.g, self.t, c, b[i, B_TSECR], True)
-        o.advance_una(self.g, self.t, c, ack)
-        v[c, T.USER_RETRIES] = 0
-        if not self.flag(c, T.CF_RECOVERY):
-            return
-        if T.seq_lt(ack, v[c, T.RECOVER]):  # partial: the next hole
-            v[c, T.CWND] = max(v[c, T.CWND] - acked + v[c, T.MSS], v[c, T.MSS])
-            self._retransmit(c)
-        else:
-            flight = T.seq_diff(v[c, T.SND_MAX], ack)
-            v[c, T.CWND] = min(v[c, T.SSTHRESH], max(flight, v[c, T.MSS]) + v[c, T.MSS])
-            self.clear_flag(c, T.CF_RECOVERY)
+        v[c, T.RTO_AT] = 0
+        if v[c, T.RTT_SYN]:
+            rec.update_rtt(self.t, c, self.now - v[c, T.RTT_SYN])
+            v[c, T.MIN_RTT] = max(self.now - v[c, T.RTT_SYN], 1)
+        v[c, T.RTT_SYN] = 0
 
     def _fin(self, c: int) -> None:
         """The peer's FIN is next in sequence."""
@@ -536,116 +518,59 @@ class Tcp(Connections):
             v[c, T.RCV_ADV] = v[c, T.RCV_NXT]
         self.set_flag(c, T.CF_ACK_NOW)
         if state == T.ESTABLISHED:
-            v[c, T.STATE] = T.CLOSE_WAIT
+            self.enter(c, T.CLOSE_WAIT)
         elif state == T.FIN_WAIT_1:
-            v[c, T.STATE] = T.CLOSING
+            self.enter(c, T.CLOSING)
         else:
             self._time_wait(c)
 
     def _time_wait(self, c: int) -> None:
         v = self.v
-        v[c, T.STATE] = T.TIME_WAIT
-        v[c, T.RTO_AT] = v[c, T.PERSIST_AT] = 0
+        self.enter(c, T.TIME_WAIT)
+        v[c, T.RTO_AT] = v[c, T.PERSIST_AT] = v[c, T.PTO_AT] = v[c, T.REO_AT] = v[c, T.KEEP_AT] = 0
         self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
 
-    def closed(self, c: int, error: int) -> None:
-        """The connection is over. The row stays while a socket or listener refers to it.
+    # -- the network below ------------------------------------------------------------------------
 
-        One that waits to be accepted goes on waiting, as in Linux: whoever accepts it learns of the end.
-        """
-        v = self.v
-        listener = next((s for s in self.listeners.values() if s.id == v[c, T.LISTENER]), None)
-        if listener is not None and c in listener.half_open:
-            listener.half_open.remove(c)
-            self.set_flag(c, T.CF_ORPHAN)
-        v[c, T.STATE] = T.CLOSED
-        v[c, T.ERROR] = error
-        for word in (T.RTO_AT, T.DELACK_AT, T.PERSIST_AT, T.WAIT_AT):
-            v[c, word] = 0
-        if self.flag(c, T.CF_ORPHAN):
-            self.free_row(c)
-
-    # -- timers -------------------------------------------------------------------------------
-
-    def timers(self) -> None:
-        """Everything that has run out by now."""
-        if self.now < self.gv[T.G_TIMER]:
-            return
-        n = int(o.tcp_timers(self.g, self.t, self._due))
-        for c in self._due[:n].tolist():
-            for word, expire in (
-                (T.RTO_AT, self._retransmission_timeout),
-                (T.DELACK_AT, self._delayed_ack),
-                (T.PERSIST_AT, self._persist),
-                (T.WAIT_AT, self._wait_over),
-            ):
-                at = self.v[c, word]
-                if self.v[c, T.STATE] and at and at <= self.now:
-                    self.v[c, word] = 0
-                    expire(c)
-
-    def _retransmission_timeout(self, c: int) -> None:
-        """RFC 6298, section 5, and RFC 5681's answer to it."""
-        v = self.v
-        handshake = v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED)
-        v[c, T.USER_RETRIES] += 1
-        if v[c, T.USER_RETRIES] > (SYN_RETRIES if handshake else DATA_RETRIES):
-            self.count(T.S_TIMEOUTS)
-            self.closed(c, errno.ETIMEDOUT)
-            return
-        self.count(T.S_RTO)
-        v[c, T.BACKOFF] += 1
-        v[c, T.RTT_AT] = 0
-        if handshake:
-            self._send_syn(c)
-            return
-        flight = T.seq_diff(v[c, T.SND_MAX], v[c, T.SND_UNA])
-        v[c, T.SSTHRESH] = max(flight // 2, 2 * v[c, T.MSS])
-        v[c, T.CWND] = v[c, T.MSS]
-        v[c, T.RECOVER] = v[c, T.SND_MAX]
-        v[c, T.DUPACKS] = 0
-        self.clear_flag(c, T.CF_RECOVERY | T.CF_FIN_SENT)
-        v[c, T.SND_NXT] = v[c, T.SND_UNA]
-        self.output(c)
-
-    def _delayed_ack(self, c: int) -> None:
-        self.count(T.S_DELAYED_ACKS)
-        self.set_flag(c, T.CF_ACK_NOW)
-        self.output(c)
-
-    def _persist(self, c: int) -> None:
-        """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, as long as the peer answers.
-
-        A window too small for a whole segment gets the part that fits (3.8.6.2.1, the override).
-        """
-        v, tx = self.v, self.dev.tx
-        if v[c, T.SND_WND]:
-            if o.tcp_output(self.g, self.t, c, tx.meta, tx.rows, True) < 0:
-                self.timer(c, T.PERSIST_AT, MS)
-            return
-        v[c, T.USER_RETRIES] += 1
-        if v[c, T.USER_RETRIES] > DATA_RETRIES:
-            self.count(T.S_TIMEOUTS)
-            self.closed(c, errno.ETIMEDOUT)
-            return
-        o.tcp_probe(self.g, self.t, c, tx.meta, tx.rows)
-        v[c, T.BACKOFF] = min(v[c, T.BACKOFF] + 1, 10)
-        self.timer(c, T.PERSIST_AT, min(v[c, T.RTO] << min(v[c, T.BACKOFF], 8), o.RTO_MAX))
-
-    def _wait_over(self, c: int) -> None:
-        """2 MSL passed, or the peer of an orphan never closed."""
-        if self.flag(c, T.CF_ORPHAN):
-            self.free_row(c)
-        else:
-            self.closed(c, 0)
-
-    # -- neighbours ---------------------------------------------------------------------------
-
-    def neighbour_up(self, ip: int) -> None:
+    def neighbour_up(self, address: int) -> None:
         """A neighbour's MAC became known or changed: update templates, send what waited for it."""
+        high, low = ip_words(address)
+        v = self.v
         for c in range(self.gv[T.G_ROWS]):
-            if self.v[c, T.STATE] and self.v[c, T.NEXT_HOP] == ip:
+            if v[c, T.STATE] and v[c, T.NEXT_HOP] == low and v[c, T.NEXT_HOP_HI] == high:
                 waited = not self.flag(c, T.CF_MAC)
                 self.template(c)
-                if waited and self.v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
+                if waited and v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
                     self._send_syn(c)
+
+    def icmp_error(self, error: IcmpError) -> None:
+        """An ICMP error quotes a segment of ours (RFC 5927: it counts only if that is in flight)."""
+        v = self.v
+        c = self.lookup(error.source, error.target, error.ports)
+        if c < 0 or v[c, T.STATE] == T.CLOSED:
+            return
+        handshake = v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED)
+        inside = T.seq_le(v[c, T.SND_UNA], error.seq) and T.seq_lt(error.seq, v[c, T.SND_NXT])
+        if not inside:
+            return
+        if error.mtu:
+            self._path_mtu(c, error)
+        elif handshake and error.unreachable:
+            self.closed(c, errno.EHOSTUNREACH)
+        # On an established connection it is a soft error (RFC 5461): retransmissions decide.
+
+    def _path_mtu(self, c: int, error: IcmpError) -> None:
+        """RFC 1191 and 8201: smaller segments from now on, and what was too big once more."""
+        v = self.v
+        if error.mtu >= v[c, T.PATH_MTU]:
+            return
+        before = v[c, T.PATH_MTU]
+        v[c, T.PATH_MTU] = error.mtu
+        mss = max(self._room(c) - (12 if self.flag(c, T.CF_TS) else 0), MSS_LEAST)
+        if error.mtu < before and mss < v[c, T.MSS]:
+            self.count(T.S_PMTU)
+            self.ip.note_mtu(error)
+            v[c, T.MSS] = mss
+            v[c, T.CWND] = max(v[c, T.CWND], 2 * mss)
+            rec.all_lost(self.t, self.e, c)
+            self.output(c)

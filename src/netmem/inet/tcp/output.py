@@ -1,6 +1,7 @@
-"""What TCP sends: windows, acknowledgements, segments from the send buffer, and timers (kernels).
+"""What TCP sends: windows, acknowledgements, new data and lost data, and timers (kernels).
 
-Headers go into the transmit slot of their row; payload is named by I/O address and never touched.
+Headers go into the transmit slot of their row; payload, from the send buffer or from device memory, is
+named by I/O address and never touched.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from netmem.base.formats import (
     ACK,
     ETH_HLEN,
     FIN,
+    IP6_PLEN,
     IP_CSUM,
     IP_HLEN,
     IP_ID,
@@ -25,8 +27,31 @@ from netmem.base.formats import (
     csum_add,
     csum_fold,
 )
-from netmem.base.jit import kernel
-from netmem.base.native import memcpy, store_be16, store_be32, store_u8
+from netmem.base.jit import (
+    inline_kernel,
+    kernel,
+)
+from netmem.base.native import (
+    memcpy,
+    store_be16,
+    store_be32,
+    store_u8,
+)
+from netmem.inet.tcp.recovery import (
+    MS,
+    RTO_MAX,
+    arm,
+    pipe,
+    schedule_probe,
+    tq_append,
+    tq_free,
+    tq_merge,
+    tq_new,
+    tq_split,
+)
+from netmem.inet.tcp.sack import (
+    sack_option,
+)
 from netmem.inet.tcp.tcb import (
     ACK_PENDING,
     ADV_MSS,
@@ -36,10 +61,14 @@ from netmem.inet.tcp.tcb import (
     CF_FIN_QUEUED,
     CF_FIN_SENT,
     CF_LIMITED,
+    CF_LOSS,
     CF_NODELAY,
     CF_RECOVERY,
+    CF_SACK,
     CF_STARVED,
+    CF_TLP_RETRANS,
     CF_TS,
+    CF_V6,
     CF_WSCALE,
     CLOSE_WAIT,
     CLOSING,
@@ -49,12 +78,17 @@ from netmem.inet.tcp.tcb import (
     CR_WORDS,
     CWND,
     DELACK_AT,
-    DUPACKS,
+    DSACK_END,
+    DSACK_START,
+    E_LEN,
+    E_NEXT,
+    E_SEQ,
     ESTABLISHED,
     FIN_WAIT_1,
     FLAGS,
     G_COUNTERS,
     G_CREDIT,
+    G_ECOUNT,
     G_IP_ID,
     G_NOW,
     G_ROWS,
@@ -63,12 +97,17 @@ from netmem.inet.tcp.tcb import (
     G_TOUCHED,
     G_TOUCHED_AT,
     G_TS_BASE,
+    G_ZC_HEAD,
+    G_ZC_TAIL,
     LAST_ACK,
     LAST_ACK_SENT,
+    LAST_TIMER,
+    LOST,
     MASK32,
     MAX_SND_WND,
     MSS,
     OQ_BYTES,
+    OQ_HEAD,
     OUT,
     PERSIST_AT,
     PPN,
@@ -78,13 +117,11 @@ from netmem.inet.tcp.tcb import (
     RCV_MSS,
     RCV_NXT,
     RCV_SCALE,
-    RECOVER,
+    RETRANS,
     RQ_BYTES,
     RTO,
     RTO_AT,
-    RTT_AT,
-    RTT_SEQ,
-    RTTVAR,
+    S_LOSS_PROBES,
     S_OUT_ACKS,
     S_OUT_SEGS,
     S_PROBES,
@@ -96,20 +133,34 @@ from netmem.inet.tcp.tcb import (
     SB_OFFSET,
     SB_SIZE,
     SB_TAIL,
-    SND_MAX,
     SND_NXT,
     SND_UNA,
     SND_WND,
-    SRTT,
-    SSTHRESH,
+    SP_HEAD,
+    SP_NEXT,
+    SP_TAIL,
     STATE,
+    STUCK_AT,
     TCB_WORDS,
+    TLP_END,
     TPL,
+    TPL_LEN,
+    TQ_HEAD,
+    TQ_TAIL,
     TS_RECENT,
-    USER_RETRIES,
-    WAIT_AT,
+    USER_TIMEOUT,
+    X_STATE,
+    X_TIME,
+    XS_EVER,
+    XS_FIN,
+    XS_LOST,
+    XS_RETRANS,
+    XS_SACKED,
+    Y_CALL,
+    Y_IO,
+    Y_MARK,
+    Y_START,
     seq_diff,
-    seq_lt,
 )
 from netmem.netdev.tx import (
     SLOT_BYTES,
@@ -119,6 +170,7 @@ from netmem.netdev.tx import (
     T_SLOTS,
     T_TAIL,
     TX_CSUM,
+    TX_NETMEM,
     TX_ROWS,
     X_FLAGS,
     X_GSO,
@@ -129,65 +181,8 @@ from netmem.netdev.tx import (
     X_PLEN,
 )
 
-MS = 1_000_000
-RTO_MIN = 200 * MS
-RTO_MAX = 60_000 * MS
 FAR = 1 << 62
 IP_MAX = 65535
-
-
-@kernel
-def arm(g, at):
-    """Remember that a timer runs out at ``at``."""
-    if at < g[G_TIMER]:
-        g[G_TIMER] = at
-
-
-@kernel
-def update_rtt(g, t, c, echo, stamped):
-    """RFC 6298: smooth a measured round trip; ``echo`` is a TSecr in ms, or a time in ns."""
-    if stamped:
-        rtt = ((g[G_NOW] // MS + g[G_TS_BASE] - echo) & MASK32) * MS
-        if rtt > RTO_MAX:
-            return
-    else:
-        rtt = g[G_NOW] - echo
-    if t[c, SRTT] == 0:
-        t[c, SRTT], t[c, RTTVAR] = max(rtt, 1), rtt // 2
-    else:
-        t[c, RTTVAR] += (abs(t[c, SRTT] - rtt) - t[c, RTTVAR]) // 4
-        t[c, SRTT] = max(1, t[c, SRTT] + (rtt - t[c, SRTT]) // 8)
-    t[c, RTO] = min(max(t[c, SRTT] + max(4 * t[c, RTTVAR], MS), RTO_MIN), RTO_MAX)
-
-
-@kernel
-def advance_una(g, t, c, ack):
-    """New data was acknowledged: free it, grow the congestion window, restart the timer."""
-    acked = seq_diff(ack, t[c, SND_UNA])
-    if t[c, RTT_AT] != 0 and seq_lt(t[c, RTT_SEQ], ack):
-        if t[c, FLAGS] & CF_TS == 0:
-            update_rtt(g, t, c, t[c, RTT_AT], False)
-        t[c, RTT_AT] = 0
-    t[c, SND_UNA] = ack
-    if seq_lt(t[c, SND_NXT], ack):
-        t[c, SND_NXT] = ack
-    t[c, SB_HEAD] = min(t[c, SB_HEAD] + acked, t[c, SB_TAIL])
-    t[c, BACKOFF] = 0
-    t[c, DUPACKS] = 0
-    t[c, USER_RETRIES] = 0
-    if t[c, FLAGS] & CF_RECOVERY == 0 and seq_lt(t[c, RECOVER], ack):
-        t[c, RECOVER] = ack  # stays near, so that comparing it goes on meaning something
-    if t[c, FLAGS] & (CF_LIMITED | CF_RECOVERY) == CF_LIMITED:
-        if t[c, CWND] < t[c, SSTHRESH]:
-            t[c, CWND] += acked
-        else:
-            t[c, CWND] += max(1, t[c, MSS] * acked // t[c, CWND])
-        t[c, CWND] = min(t[c, CWND], 1 << 30)
-    if ack == t[c, SND_MAX]:
-        t[c, RTO_AT] = 0
-    else:
-        t[c, RTO_AT] = g[G_NOW] + t[c, RTO]
-        arm(g, t[c, RTO_AT])
 
 
 @kernel
@@ -250,14 +245,14 @@ def tx_row(g, txm, txr):
 
 
 @kernel
-def tcp_header(g, t, c, txm, txr, seq, flags, length):
+def tcp_header(g, t, e, c, txm, txr, seq, flags, length):
     """Start a segment in the next transmit row: all headers, no payload yet. Returns the row or -1."""
     r = tx_row(g, txm, txr)
     if r < 0:
         return -1
     at = txm[T_SLOTS] + r * SLOT_BYTES
-    memcpy(at, t.ctypes.data + 8 * (c * TCB_WORDS + TPL), ETH_HLEN + IP_HLEN + TCP_HLEN)
-    ip, tcp = at + ETH_HLEN, at + ETH_HLEN + IP_HLEN
+    memcpy(at, t.ctypes.data + 8 * (c * TCB_WORDS + TPL), t[c, TPL_LEN])
+    ip, tcp = at + ETH_HLEN, at + t[c, TPL_LEN] - TCP_HLEN
     size = TCP_HLEN
     stamp = (g[G_NOW] // MS + g[G_TS_BASE]) & MASK32
     if flags & SYN:
@@ -266,11 +261,17 @@ def tcp_header(g, t, c, txm, txr, seq, flags, length):
         if t[c, FLAGS] & CF_WSCALE:
             store_be32(tcp + size, 0x01030300 | t[c, RCV_SCALE])
             size += 4
+        if t[c, FLAGS] & CF_SACK:
+            store_be32(tcp + size, 0x01010402)
+            size += 4
     if t[c, FLAGS] & CF_TS and flags & RST == 0:
         store_be32(tcp + size, 0x0101080A)
         store_be32(tcp + size + 4, stamp)
         store_be32(tcp + size + 8, t[c, TS_RECENT] if flags & ACK else 0)
         size += 12
+    if length == 0 and flags & (SYN | RST | FIN) == 0 and t[c, FLAGS] & CF_SACK:
+        if t[c, OQ_HEAD] != 0 or t[c, DSACK_START] != t[c, DSACK_END]:
+            size += sack_option(g, t, e, c, tcp + size)
     store_be32(tcp + TCP_SEQ, seq)
     store_be32(tcp + TCP_ACK, t[c, RCV_NXT] if flags & ACK else 0)
     store_u8(tcp + TCP_DATAOFF, size << 2)
@@ -282,13 +283,15 @@ def tcp_header(g, t, c, txm, txr, seq, flags, length):
     else:
         window = select_window(g, t, c)
     store_be16(tcp + TCP_WINDOW, window)
-    total = IP_HLEN + size + length
-    store_be16(ip + IP_TOTLEN, min(total, IP_MAX))
-    store_be16(ip + IP_ID, g[G_IP_ID])
-    g[G_IP_ID] = (g[G_IP_ID] + 1 + length // max(t[c, MSS], 1)) & 0xFFFF
-    store_be16(ip + IP_CSUM, 0)
-    store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
-    txr[r, X_HLEN] = ETH_HLEN + IP_HLEN + size
+    if t[c, FLAGS] & CF_V6:
+        store_be16(ip + IP6_PLEN, min(size + length, IP_MAX))
+    else:
+        store_be16(ip + IP_TOTLEN, min(IP_HLEN + size + length, IP_MAX))
+        store_be16(ip + IP_ID, g[G_IP_ID])
+        g[G_IP_ID] = (g[G_IP_ID] + 1 + length // max(t[c, MSS], 1)) & 0xFFFF
+        store_be16(ip + IP_CSUM, 0)
+        store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
+    txr[r, X_HLEN] = t[c, TPL_LEN] - TCP_HLEN + size
     txr[r, X_PLEN] = txr[r, X_P2LEN] = txr[r, X_GSO] = 0
     txr[r, X_FLAGS] = TX_CSUM
     txm[T_TAIL] += 1
@@ -302,16 +305,54 @@ def tcp_header(g, t, c, txm, txr, seq, flags, length):
 
 
 @kernel
-def payload(t, c, txm, txr, r, offset, length):
-    """Name ``length`` bytes at stream offset ``offset`` of the send buffer in row ``r``."""
+def span_at(t, e, c, offset):
+    """The span that stream offset ``offset`` lies in or comes before, 0: neither."""
+    i = t[c, SP_NEXT]
+    if i == 0 or offset < e[i, Y_START]:
+        i = t[c, SP_HEAD]
+    while i != 0 and e[i, Y_START] + e[i, E_LEN] <= offset:
+        i = e[i, E_NEXT]
+    return i
+
+
+@kernel
+def piece(t, e, c, offset, length):
+    """How much of ``length`` bytes at a stream offset one transmit row can name: never both memories."""
+    if t[c, SP_HEAD] == 0:
+        return length
+    i = span_at(t, e, c, offset)
+    if i == 0:
+        return length
+    if offset < e[i, Y_START]:
+        return min(length, e[i, Y_START] - offset)
+    end = e[i, Y_START] + e[i, E_LEN]
+    following = e[i, E_NEXT]
+    if following != 0 and e[following, Y_START] == end:
+        end += e[following, E_LEN]
+    return min(length, end - offset)
+
+
+@kernel
+def payload(t, e, c, txm, txr, r, offset, length):
+    """Name ``length`` bytes at stream offset ``offset`` in row ``r``, as ``piece`` allowed."""
+    if length > t[c, MSS]:
+        txr[r, X_GSO] = t[c, MSS]
+    if t[c, SP_HEAD] != 0:
+        i = span_at(t, e, c, offset)
+        if i != 0 and offset >= e[i, Y_START]:
+            first = min(length, e[i, Y_START] + e[i, E_LEN] - offset)
+            txr[r, X_PAY], txr[r, X_PLEN] = e[i, Y_IO] + offset - e[i, Y_START], first
+            if first < length:
+                txr[r, X_PAY2], txr[r, X_P2LEN] = e[e[i, E_NEXT], Y_IO], length - first
+            t[c, SP_NEXT] = i
+            txr[r, X_FLAGS] |= TX_NETMEM
+            return
     size = t[c, SB_SIZE]
     at = offset % size
     first = min(length, size - at)
     io = txm[T_IO] + t[c, SB_OFFSET]
     txr[r, X_PAY], txr[r, X_PLEN] = io + at, first
     txr[r, X_PAY2], txr[r, X_P2LEN] = io, length - first
-    if length > t[c, MSS]:
-        txr[r, X_GSO] = t[c, MSS]
 
 
 @kernel
@@ -327,29 +368,96 @@ def can_send(state):
 
 
 @kernel
-def tcp_output(g, t, c, txm, txr, force):
-    """Send what windows allow, the FIN behind the last byte, or an acknowledgement that is due.
+def start_timer(g, t, c):
+    """Start the retransmission timer if it is not running (RFC 6298, 5.1); the user timeout bounds it."""
+    if t[c, RTO_AT] == 0:
+        t[c, RTO_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
+        if t[c, USER_TIMEOUT] > 0:
+            t[c, RTO_AT] = max(min(t[c, RTO_AT], t[c, STUCK_AT] + t[c, USER_TIMEOUT]), g[G_NOW] + MS)
+        arm(g, t[c, RTO_AT])
+
+
+@inline_kernel
+def longest(t, c):
+    """Most payload bytes of one transmit row: whole segments that an IP packet's length can say."""
+    return (IP_MAX - IP_HLEN - TCP_HLEN - 12) // t[c, MSS] * t[c, MSS]
+
+
+@kernel
+def tcp_resend(g, t, e, c, txm, txr, i, length):
+    """Send the first ``length`` sequence numbers of entry ``i`` again. The row, or -1."""
+    data = length - (1 if e[i, X_STATE] & XS_FIN and length == e[i, E_LEN] else 0)
+    offset = t[c, SB_HEAD] + seq_diff(e[i, E_SEQ], t[c, SND_UNA])
+    fits = piece(t, e, c, offset, data) if data > 0 else 0
+    if fits < data:
+        length = data = fits
+    if length < e[i, E_LEN] and not tq_split(g, t, e, c, i, length):
+        return -1
+    fin = FIN if e[i, X_STATE] & XS_FIN else 0
+    r = tcp_header(g, t, e, c, txm, txr, e[i, E_SEQ], ACK | fin | (PSH if data > 0 else 0), data)
+    if r >= 0:
+        if data > 0:
+            payload(t, e, c, txm, txr, r, offset, data)
+        if e[i, X_STATE] & XS_LOST and e[i, X_STATE] & XS_RETRANS == 0:
+            t[c, RETRANS] += e[i, E_LEN]
+            e[i, X_STATE] |= XS_RETRANS
+        e[i, X_STATE] |= XS_EVER
+        e[i, X_TIME] = g[G_NOW]
+        g[G_COUNTERS + S_RETRANS] += 1
+        start_timer(g, t, c)
+    return r
+
+
+@kernel
+def send_lost(g, t, e, c, txm, txr):
+    """What was lost goes first, as far as the congestion window allows (RFC 6675, 4, NextSeg). Rows or -1."""
+    used = 0
+    i = t[c, TQ_HEAD]
+    while i != 0 and t[c, LOST] > t[c, RETRANS]:
+        if e[i, X_STATE] & (XS_LOST | XS_RETRANS) == XS_LOST:
+            room = t[c, CWND] - pipe(t, c)
+            if room <= 0:
+                break
+            room = min(max(room // t[c, MSS], 1) * t[c, MSS], longest(t, c))
+            if e[i, E_LEN] < room:
+                tq_merge(g, t, e, c, i, room)
+            if tcp_resend(g, t, e, c, txm, txr, i, min(e[i, E_LEN], room)) < 0:
+                return -1
+            used += 1
+        i = e[i, E_NEXT]
+    return used
+
+
+@kernel
+def tcp_output(g, t, e, c, txm, txr, force):
+    """Send what was lost, what windows allow, the FIN behind the last byte, or an acknowledgement due.
 
     ``force`` sends a part of a segment that silly window avoidance would hold back. Returns rows
-    used, or -1 when rows ran out and it has to be called again.
+    used, or -1 when rows or entries ran out and it has to be called again.
     """
     used = 0
     if can_send(t[c, STATE]):
-        mss = t[c, MSS]
-        big = (IP_MAX - IP_HLEN - TCP_HLEN - 12) // mss * mss
+        if t[c, LOST] > t[c, RETRANS]:
+            used = send_lost(g, t, e, c, txm, txr)
+            if used < 0:
+                return -1
+        mss, big = t[c, MSS], longest(t, c)
+        fresh = False
         while True:
             flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
             unsent = t[c, SB_TAIL] - t[c, SB_HEAD] - flight
             if t[c, FLAGS] & CF_FIN_SENT:
                 unsent = 0
-            window = min(t[c, SND_WND], t[c, CWND]) - flight
+            room = t[c, CWND] - pipe(t, c)
+            window = min(t[c, SND_WND] - flight, room)
             length = min(min(unsent, window), big)
             if unsent > 0:
-                room = t[c, CWND] - flight
                 if (room <= mss and t[c, CWND] < t[c, SND_WND]) or (length < unsent and room < unsent):
                     t[c, FLAGS] |= CF_LIMITED
                 else:
                     t[c, FLAGS] &= ~CF_LIMITED
+            if length > 0:
+                length = piece(t, e, c, t[c, SB_HEAD] + flight, length)
             fin = 0
             if t[c, FLAGS] & (CF_FIN_QUEUED | CF_FIN_SENT) == CF_FIN_QUEUED and length == unsent:
                 if window >= length:
@@ -361,45 +469,47 @@ def tcp_output(g, t, c, txm, txr, force):
             if fin == 0 and length < mss:
                 # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896).
                 all_of_it = length == unsent and (flight == 0 or t[c, FLAGS] & CF_NODELAY)
-                if not all_of_it and not force and length < t[c, MAX_SND_WND] >> 1:
+                cut = t[c, SP_HEAD] != 0 and length < min(unsent, window)
+                if not all_of_it and not cut and not force and length < t[c, MAX_SND_WND] >> 1:
                     break
+            if g[G_ECOUNT] == 0:
+                return -1
             flags = ACK | fin | (PSH if length == unsent and length > 0 else 0)
-            r = tcp_header(g, t, c, txm, txr, t[c, SND_NXT], flags, length)
+            r = tcp_header(g, t, e, c, txm, txr, t[c, SND_NXT], flags, length)
             if r < 0:
                 return -1
             if length > 0:
-                payload(t, c, txm, txr, r, t[c, SB_HEAD] + flight, length)
-            if seq_lt(t[c, SND_NXT], t[c, SND_MAX]):
-                g[G_COUNTERS + S_RETRANS] += 1
-            elif t[c, RTT_AT] == 0:
-                t[c, RTT_AT], t[c, RTT_SEQ] = g[G_NOW], t[c, SND_NXT]
-            t[c, SND_NXT] = (t[c, SND_NXT] + length + (fin != 0)) & MASK32
+                payload(t, e, c, txm, txr, r, t[c, SB_HEAD] + flight, length)
+            if flight == 0:
+                t[c, STUCK_AT] = g[G_NOW]
+            numbers = length + (1 if fin else 0)
+            tq_append(g, t, e, c, t[c, SND_NXT], numbers, XS_FIN if fin else 0)
+            t[c, SND_NXT] = (t[c, SND_NXT] + numbers) & MASK32
+            t[c, BYTES_OUT] += length
             if fin:
                 t[c, FLAGS] |= CF_FIN_SENT
-            if seq_lt(t[c, SND_MAX], t[c, SND_NXT]):
-                t[c, BYTES_OUT] += length
-                t[c, SND_MAX] = t[c, SND_NXT]
-            if t[c, RTO_AT] == 0:
-                t[c, RTO_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
-                arm(g, t[c, RTO_AT])
+            start_timer(g, t, c)
             t[c, PERSIST_AT] = 0
+            fresh = True
             used += 1
+        if fresh:
+            schedule_probe(g, t, c)
         unsent = t[c, SB_TAIL] - t[c, SB_HEAD]
         if t[c, SND_NXT] == t[c, SND_UNA] and unsent > 0 and t[c, PERSIST_AT] == 0:
             # Nothing in flight, something to send: only the peer's window holds it back.
             t[c, PERSIST_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
             arm(g, t[c, PERSIST_AT])
     if t[c, FLAGS] & CF_ACK_NOW:
-        if tcp_ack(g, t, c, txm, txr) < 0:
+        if tcp_ack(g, t, e, c, txm, txr) < 0:
             return -1
         used += 1
     return used
 
 
 @kernel
-def tcp_ack(g, t, c, txm, txr):
+def tcp_ack(g, t, e, c, txm, txr):
     """A bare acknowledgement."""
-    r = tcp_header(g, t, c, txm, txr, t[c, SND_NXT], ACK, 0)
+    r = tcp_header(g, t, e, c, txm, txr, t[c, SND_NXT], ACK, 0)
     if r >= 0:
         g[G_COUNTERS + S_OUT_ACKS] += 1
     else:
@@ -410,46 +520,59 @@ def tcp_ack(g, t, c, txm, txr):
 
 
 @kernel
-def tcp_retransmit(g, t, c, txm, txr):
-    """Send the first unacknowledged segment again (fast retransmit, NewReno partial acks)."""
-    flight = seq_diff(t[c, SND_MAX], t[c, SND_UNA])
-    data = t[c, SB_TAIL] - t[c, SB_HEAD]
-    length = min(min(data, flight), t[c, MSS])
-    fin = FIN if t[c, FLAGS] & CF_FIN_SENT and length == data and flight > length else 0
-    r = tcp_header(g, t, c, txm, txr, t[c, SND_UNA], ACK | fin | PSH, length)
-    if r >= 0:
-        if length > 0:
-            payload(t, c, txm, txr, r, t[c, SB_HEAD], length)
-        g[G_COUNTERS + S_RETRANS] += 1
-        t[c, RTT_AT] = 0  # Karn: never time a segment that was sent twice
-    return r
+def loss_probe(g, t, e, c, txm, txr):
+    """RFC 8985, 7.3: one segment of new data, or the last one again, to provoke an acknowledgement."""
+    flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
+    if flight <= 0 or t[c, FLAGS] & (CF_RECOVERY | CF_LOSS):
+        return
+    g[G_COUNTERS + S_LOSS_PROBES] += 1
+    unsent = t[c, SB_TAIL] - t[c, SB_HEAD] - flight
+    before = t[c, SND_NXT]
+    if unsent > 0 and t[c, FLAGS] & CF_FIN_SENT == 0 and t[c, SND_WND] > flight:
+        cwnd = t[c, CWND]
+        t[c, CWND] = pipe(t, c) + min(min(t[c, MSS], unsent), t[c, SND_WND] - flight)
+        t[c, TLP_END] = 0  # no further probe is armed
+        tcp_output(g, t, e, c, txm, txr, True)
+        t[c, CWND] = cwnd
+        t[c, FLAGS] &= ~CF_TLP_RETRANS
+    if t[c, SND_NXT] == before:
+        i = t[c, TQ_TAIL]
+        over = e[i, E_LEN] - t[c, MSS]
+        if over > 0 and tq_split(g, t, e, c, i, over):
+            i = e[i, E_NEXT]
+        if e[i, X_STATE] & XS_SACKED == 0:
+            tcp_resend(g, t, e, c, txm, txr, i, e[i, E_LEN])
+        t[c, FLAGS] |= CF_TLP_RETRANS
+    t[c, TLP_END] = t[c, SND_NXT]
+    t[c, RTO_AT] = 0
+    start_timer(g, t, c)
 
 
 @kernel
-def tcp_probe(g, t, c, txm, txr):
-    """A window probe: an old sequence number without data, which must be answered."""
+def tcp_probe(g, t, e, c, txm, txr):
+    """A window or keepalive probe: an old sequence number without data, which must be answered."""
     g[G_COUNTERS + S_PROBES] += 1
-    return tcp_header(g, t, c, txm, txr, (t[c, SND_UNA] - 1) & MASK32, ACK, 0)
+    return tcp_header(g, t, e, c, txm, txr, (t[c, SND_UNA] - 1) & MASK32, ACK, 0)
 
 
 @kernel
-def tcp_flush(g, t, txm, txr):
+def tcp_flush(g, t, e, txm, txr):
     """Output for every connection that the batch touched; those that find no row try again soon."""
     for n in range(g[G_TOUCHED]):
         c = g[G_TOUCHED_AT + n]
-        if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, c, txm, txr, False) < 0:
+        if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, e, c, txm, txr, False) < 0:
             t[c, DELACK_AT] = g[G_NOW] + MS
             arm(g, t[c, DELACK_AT])
     g[G_TOUCHED] = 0
 
 
 @kernel
-def window_updates(g, t, txm, txr):
+def window_updates(g, t, e, txm, txr):
     """Tell starved peers that the pool has room again; how many were told."""
     told = 0
     for c in range(g[G_ROWS]):
         if t[c, FLAGS] & CF_STARVED and t[c, STATE] >= ESTABLISHED and window_update_due(g, t, c):
-            if tcp_ack(g, t, c, txm, txr) < 0:
+            if tcp_ack(g, t, e, c, txm, txr) < 0:
                 break
             g[G_COUNTERS + S_WINDOW_UPDATES] += 1
             told += 1
@@ -472,6 +595,45 @@ def write_send_buffer(t, c, src, length):
 
 
 @kernel
+def spans_done(g, e, txm, out):
+    """Spans that no transmit row names any more: the numbers of their calls into ``out``; how many."""
+    n = 0
+    i = g[G_ZC_HEAD]
+    while i != 0 and n < out.shape[0] and e[i, Y_MARK] <= txm[T_HEAD]:
+        following = e[i, E_NEXT]
+        out[n] = e[i, Y_CALL]
+        n += 1
+        tq_free(g, e, i)
+        i = following
+    g[G_ZC_HEAD] = i
+    if i == 0:
+        g[G_ZC_TAIL] = 0
+    return n
+
+
+@kernel
+def add_span(g, t, e, c, io, length, call):
+    """``length`` bytes at an I/O address of device memory go behind what is to be sent. False: no entry."""
+    tail = t[c, SP_TAIL]
+    if tail != 0 and e[tail, Y_CALL] == call and e[tail, Y_IO] + e[tail, E_LEN] == io:
+        if e[tail, Y_START] + e[tail, E_LEN] == t[c, SB_TAIL]:
+            e[tail, E_LEN] += length
+            t[c, SB_TAIL] += length
+            return True
+    i = tq_new(g, e, 0, length, 0)
+    if i == 0:
+        return False
+    e[i, Y_START], e[i, Y_IO], e[i, Y_CALL], e[i, Y_MARK] = t[c, SB_TAIL], io, call, 0
+    if tail != 0:
+        e[tail, E_NEXT] = i
+    else:
+        t[c, SP_HEAD] = i
+    t[c, SP_TAIL] = i
+    t[c, SB_TAIL] += length
+    return True
+
+
+@kernel
 def tcp_timers(g, t, out):
     """Rows with a timer that has run out, into ``out``; works out when the next one does."""
     now, soonest, n = g[G_NOW], FAR, 0
@@ -479,7 +641,7 @@ def tcp_timers(g, t, out):
         if t[c, STATE] == 0:
             continue
         due = False
-        for word in range(RTO_AT, WAIT_AT + 1):
+        for word in range(RTO_AT, LAST_TIMER + 1):
             at = t[c, word]
             if at != 0:
                 if at <= now:

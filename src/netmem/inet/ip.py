@@ -1,0 +1,249 @@
+"""The addresses of a stack, the way to others, and what is not TCP or UDP: ARP, ND, ICMP, frames."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Callable
+
+from netmem.base.clock import SEC
+from netmem.base.errors import NetmemError
+from netmem.base.formats import ETH_ZLEN, ip, ip_from, ip_text, is_ip4
+from netmem.inet import icmp
+from netmem.inet import neighbour as nb
+from netmem.inet.tcp import tcb as T
+from netmem.netdev.batch import (
+    B_HDR,
+    B_HLEN,
+    B_MORE,
+    B_NETMEM,
+    B_OFFSET,
+    B_POOL,
+    B_SIZE,
+    RxBatch,
+)
+from netmem.netdev.device import NetDevice
+from netmem.netdev.tx import (
+    SLOT_BYTES,
+    T_HEAD,
+    T_HOST,
+    T_IO,
+    T_TAIL,
+    TX_ROWS,
+    X_HLEN,
+    X_PAY,
+    X_PLEN,
+)
+
+FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
+PMTU_CACHE, PMTU_AGE = 256, 600 * SEC  # RFC 1191, 6.3
+ND_MESSAGES = (nb.ND_SOLICIT, nb.ND_ADVERT)
+
+
+class Ip:
+    """IPv4 and IPv6 of one device.
+
+    ``addresses``: interface addresses in text, with or without a prefix length (24 and 64 without);
+    ``gateways``: at most one router for each family. An IPv6 address brings the link-local one along.
+    ``neighbour_up(address)`` is called when a neighbour's MAC became known or changed, ``failed(error)``
+    for an ICMP error about a packet of ours. Errors: EINVAL for what is no address.
+    """
+
+    def __init__(self, dev: NetDevice, addresses: list[str], gateways: list[str]) -> None:
+        self.dev = dev
+        self.mac = dev.driver.mac_address()
+        self.cache = nb.NeighbourCache()
+        self.count: Callable[[int], None] = lambda counter: None
+        self.neighbour_up: Callable[[int], None] = lambda address: None
+        self.failed: Callable[[icmp.IcmpError], None] = lambda error: None
+        self.now = 0
+        self._prefixes: dict[int, int] = {}  # address: bits that are the link's
+        self._gateways: dict[bool, int] = {}
+        self._pmtu: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._control: int | None = None
+        for text in addresses:
+            self.add(text)
+        for text in gateways:
+            router = self._parse(text)
+            self._gateways[is_ip4(router)] = router
+
+    @staticmethod
+    def _parse(text: str) -> int:
+        try:
+            return ip(text)
+        except ValueError:
+            raise NetmemError(errno.EINVAL, f"{text!r} is not an IP address") from None
+
+    def add(self, text: str) -> None:
+        """Give the interface one more address, ``10.0.2.15/24`` or ``fd00::f/64``. EINVAL."""
+        host, slash, bits = text.partition("/")
+        address = self._parse(host)
+        width = 32 if is_ip4(address) else 128
+        if slash and not (bits.isdigit() and int(bits) <= width):
+            raise NetmemError(errno.EINVAL, f"{text!r}: a prefix length is a number up to {width}")
+        parsed = ipaddress.ip_address(host)
+        if parsed.is_multicast or parsed.is_unspecified:
+            raise NetmemError(errno.EINVAL, f"{host} is no address that a host can have")
+        self._prefixes[address] = 128 - width + (int(bits) if slash else 24 if width == 32 else 64)
+        if width == 128:
+            self._prefixes.setdefault(nb.link_local(self.mac), 64)
+        self.ours = frozenset(self._prefixes)
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of the interface, as text."""
+        return [ip_text(address) for address in self._prefixes]
+
+    # -- the way to others --------------------------------------------------------------------
+
+    def _on_link(self, address: int) -> bool:
+        return any(
+            is_ip4(ours) == is_ip4(address) and (ours ^ address) >> (128 - bits) == 0
+            for ours, bits in self._prefixes.items()
+        )
+
+    def source_for(self, target: int) -> int:
+        """The address to speak to ``target`` from: on its link, if there is one. ENETUNREACH without."""
+        four, local = is_ip4(target), target >> 118 == 0xFE80 >> 6
+        best = -1
+        for ours, bits in self._prefixes.items():
+            if is_ip4(ours) != four or (ours >> 118 == 0xFE80 >> 6) != local:
+                continue
+            if (ours ^ target) >> (128 - bits) == 0:
+                return ours
+            best = ours if best < 0 else best
+        if best < 0:
+            family = "IPv4" if four else "IPv6"
+            text = f"no way to {ip_text(target)}: there is no {family} address here"
+            raise NetmemError(errno.ENETUNREACH, text)
+        return best
+
+    def next_hop(self, target: int) -> int:
+        """Whom to hand a packet for ``target``: itself on the link, a router otherwise."""
+        return target if self._on_link(target) else self._gateways.get(is_ip4(target), target)
+
+    def resolve(self, hop: int) -> int | None:
+        """MAC of a neighbour; None while it is being asked for."""
+        mac = self.cache.lookup(hop)
+        if mac is None and self.cache.may_ask(hop, self.now):
+            try:
+                ours = self.source_for(hop)
+            except NetmemError:
+                return None
+            if is_ip4(hop):
+                self.count(T.S_ARP_OUT)
+                self.send_frame(nb.arp_request(self.mac, ours, hop))
+            else:
+                self.count(T.S_ND_OUT)
+                self.send_frame(nb.nd_solicit(self.mac, ours, hop))
+        return mac
+
+    def mtu(self, target: int) -> int:
+        """Longest packet on the way to ``target`` that is known of (RFC 1191, 8201)."""
+        known = self._pmtu.get(target)
+        if known is not None and self.now < known[1]:
+            return min(known[0], self.dev.mtu)
+        return self.dev.mtu
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def _frame(self, batch: RxBatch, i: int) -> bytes:
+        """A whole frame as bytes, empty when a part of it cannot be read or it is too long."""
+        row = batch.rows[i]
+        frame = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
+        while True:
+            if row[B_SIZE]:
+                pool = self.dev.pools[int(row[B_POOL])]
+                if pool.is_unreadable() or len(frame) + int(row[B_SIZE]) > FRAME_MAX:
+                    return b""
+                index = (int(row[B_NETMEM]) >> 1) & 0x7FFFFFFF
+                at = pool.area.address + (index << pool.area.shift) + int(row[B_OFFSET])
+                frame += ctypes.string_at(at, int(row[B_SIZE]))
+            if row[B_MORE] < 0:
+                return frame
+            row = batch.rows[int(row[B_MORE])]
+
+    def arp_in(self, batch: RxBatch, i: int) -> None:
+        """An ARP packet."""
+        seen = nb.arp_in(self.cache, self._frame(batch, i), self.mac, self.ours)
+        self.count(T.S_ARP_IN if seen.good else T.S_BAD_ARP)
+        self._neighbour(seen)
+
+    def _neighbour(self, seen: nb.Seen) -> None:
+        if seen.learnt is not None:
+            self.neighbour_up(seen.learnt.address)
+        if seen.reply is not None:
+            self.send_frame(seen.reply)
+
+    def icmp_in(self, batch: RxBatch, i: int) -> None:
+        """An ICMP packet."""
+        frame = self._frame(batch, i)
+        body = icmp.body4(frame) if frame else b""
+        if not body or ip_from(frame[30:34]) not in self.ours:
+            self.count(T.S_ICMP_DROPPED)
+        elif icmp.is_echo4(body):
+            self.count(T.S_ICMP_ECHO)
+            self.send_frame(icmp.echo_reply4(frame, body))
+        else:
+            self._error(icmp.error4(body))
+
+    def icmp6_in(self, batch: RxBatch, i: int) -> None:
+        """An ICMPv6 packet."""
+        frame = self._frame(batch, i)
+        body = icmp.body6(frame) if frame else b""
+        target = ip_from(frame[38:54]) if body else 0
+        if not body:
+            self.count(T.S_ICMP_DROPPED)
+        elif body[0] in ND_MESSAGES:
+            seen = nb.nd_in(self.cache, frame[: 54 + len(body)], self.mac, self.ours)
+            self.count(T.S_ND_IN if seen.good else T.S_BAD_ND)
+            self._neighbour(seen)
+        elif target not in self.ours:
+            self.count(T.S_ICMP_DROPPED)
+        elif icmp.is_echo6(body):
+            self.count(T.S_ICMP_ECHO)
+            self.send_frame(icmp.echo_reply6(frame, body, self.mac, target))
+        else:
+            self._error(icmp.error6(body))
+
+    def _error(self, error: icmp.IcmpError | None) -> None:
+        if error is None or error.source not in self.ours:
+            self.count(T.S_ICMP_DROPPED)
+            return
+        self.count(T.S_ICMP_ERRORS)
+        self.failed(error)
+
+    def note_mtu(self, error: icmp.IcmpError) -> None:
+        """A hop on the way to a target forwards no longer packets; the caller saw that it is no forgery."""
+        self._pmtu[error.target] = (error.mtu, self.now + PMTU_AGE)
+        self._pmtu.move_to_end(error.target)
+        if len(self._pmtu) > PMTU_CACHE:
+            self._pmtu.popitem(last=False)
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def send_frame(self, frame: bytes) -> None:
+        """Send a frame built in Python; dropped and counted when no transmit row is free."""
+        tx = self.dev.tx
+        if tx.meta[T_TAIL] - tx.meta[T_HEAD] >= TX_ROWS or len(frame) > FRAME_MAX + SLOT_BYTES:
+            self.count(T.S_TX_FULL)
+            return
+        frame = frame.ljust(ETH_ZLEN, b"\0")
+        r = int(tx.meta[T_TAIL]) % TX_ROWS
+        head, rest = frame[:SLOT_BYTES], frame[SLOT_BYTES:]
+        host = int(tx.meta[T_HOST])
+        ctypes.memmove(host + r * SLOT_BYTES, head, len(head))
+        row = tx.rows[r]
+        row[:] = 0
+        row[X_HLEN] = len(head)
+        if rest:
+            if self._control is None:
+                self._control = tx.alloc_buffer(TX_ROWS * FRAME_MAX)
+                if self._control is None:
+                    return
+            at = self._control + r * FRAME_MAX
+            ctypes.memmove(host + at, rest, len(rest))
+            row[X_PAY], row[X_PLEN] = int(tx.meta[T_IO]) + at, len(rest)
+        tx.meta[T_TAIL] += 1
