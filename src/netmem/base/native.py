@@ -65,6 +65,17 @@ if not COMPILED:
         """Copy ``n`` bytes between regions that do not overlap."""
         ctypes.memmove(int(dst), int(src), int(n))
 
+    _libc = ctypes.CDLL(None)
+    _libc.readv.restype = _libc.writev.restype = ctypes.c_ssize_t
+
+    def readv(fd: int, iov: int, count: int) -> int:
+        """readv(2) into ``count`` struct iovec at ``iov``; -1 when it fails."""
+        return int(_libc.readv(ctypes.c_int(int(fd)), ctypes.c_void_p(int(iov)), ctypes.c_int(int(count))))
+
+    def writev(fd: int, iov: int, count: int) -> int:
+        """writev(2) from ``count`` struct iovec at ``iov``; -1 when it fails."""
+        return int(_libc.writev(ctypes.c_int(int(fd)), ctypes.c_void_p(int(iov)), ctypes.c_int(int(count))))
+
 else:
     from llvmlite import ir
     from numba.core import cgutils, types
@@ -132,6 +143,22 @@ else:
             return context.get_dummy_value()
 
         return types.void(), codegen
+
+    def _vectored(name: str) -> Any:
+        def typing(typingctx: Any, fd: Any, iov: Any, count: Any) -> Any:
+            def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+                words = [_to_i64(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True)]
+                kind = ir.FunctionType(_I64, [_I32, _I8.as_pointer(), _I32])
+                function = cgutils.get_or_insert_function(builder.module, kind, name)
+                fd, count = builder.trunc(words[0], _I32), builder.trunc(words[2], _I32)
+                return builder.call(function, [fd, _ptr(builder, words[1], _I8), count])
+
+            return types.int64(fd, iov, count), codegen
+
+        return typing
+
+    readv = intrinsic(_vectored("readv"))
+    writev = intrinsic(_vectored("writev"))
 
     @intrinsic
     def memcpy(typingctx, dst, src, n):

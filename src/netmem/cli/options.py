@@ -103,9 +103,27 @@ def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def wire_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--wire, --address, --gateway."""
+    for option in (
+        click.option("--gateway", "gateways", multiple=True, metavar="ADDRESS",
+                     help="Router of the stack on a TAP wire; once for each family."),
+        click.option("--address", "addresses", multiple=True, metavar="ADDRESS/LENGTH",
+                     help="The stack's address on a TAP wire, IPv4 or IPv6; may be given again.  "
+                     "[default: 10.20.0.2/24]"),
+        click.option("--wire", metavar="user|tap:NAME", default="user", show_default=True,
+                     help="What the NIC is plugged into: a gateway to ports of this host, or a TAP "
+                     "interface that is made for it (root)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def usage(error: NetmemError) -> Exception:
     """A refusal that the user's arguments caused, as a usage error (exit status 2)."""
-    users = (errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+    users = (
+        errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT
+    )  # fmt: skip
     if isinstance(error, MissingError) or error.errno in users:
         return click.UsageError(str(error))
     return error

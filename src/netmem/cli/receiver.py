@@ -26,6 +26,7 @@ from netmem.memory.sanitizer import SanitizerError
 from netmem.netdev.driver import TcpDataSplit
 
 GUEST_PORT = 5001
+BACKLOG = 1024
 CHUNK = 1 << 20
 MAX_FRAGS = 1024
 
@@ -44,6 +45,9 @@ class Setup:
     hds_thresh: int = 0
     mtu: int = 1500
     queues: int = 2
+    wire: str = "user"
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
 
 
 @dataclass
@@ -116,21 +120,29 @@ class Receiver:
 
     def __init__(self, setup: Setup, address: tuple[str, int], *, allow_remote: bool = False) -> None:
         self.setup, self.totals = setup, Totals()
+        # On a TAP wire the port is the stack's own.
+        self.guest_port = GUEST_PORT if setup.wire == "user" else address[1] or GUEST_PORT
         self.provider: AreaProvider | None = None
         self.device: Device | None = None
         self.outstanding: int | None = None
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
         try:
-            self.device = open_device(setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu)
+            self.device = open_device(
+                setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu, wire=setup.wire,
+                addresses=list(setup.addresses), gateways=list(setup.gateways),
+            )  # fmt: skip
             self.provider = self._make_memory(self.device)
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
             self._configure(self.device)
-            self.listener: TcpListener = self.device.listen(GUEST_PORT)
-            self.address = address[0]
-            self.port = self.device.forward(
-                address[0], address[1], GUEST_PORT, allow_remote=allow_remote
-            )
+            self.listener: TcpListener = self.device.listen(self.guest_port, backlog=BACKLOG)
+            if setup.wire == "user":
+                self.address = address[0]
+                self.port = self.device.forward(
+                    address[0], address[1], GUEST_PORT, allow_remote=allow_remote
+                )
+            else:
+                self.address, self.port = self.device.stack.ip.addresses[0], self.guest_port
         except BaseException:
             self.close()
             raise
@@ -157,7 +169,7 @@ class Receiver:
         if self.provider is not None:
             device.bind_rx(self.bound, self.provider)
         if len(self.bound) == 1:
-            device.steer(GUEST_PORT, self.bound[0])
+            device.steer(self.guest_port, self.bound[0])
         else:
             device.ethtool.set_rxfh_indir(self.bound)
 

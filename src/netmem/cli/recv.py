@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from netmem.base.errors import NetmemError
-from netmem.cli.options import ADDRESS, memory_options, nic_options, usage
+from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
 from netmem.memory import sanitizer
 
@@ -22,9 +22,11 @@ PROGRESS_S = 0.5
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--listen", "address", type=ADDRESS, default="127.0.0.1:5001", show_default=True,
-              help="Where TCP clients of this host connect; port 0 takes a free one.")
+              help="Where TCP clients of this host connect; port 0 takes a free one. On a TAP wire only "
+              "the port counts.")
 @click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
 @nic_options
+@wire_options
 @memory_options
 @click.option("-o", "--output", metavar="FILE",
               help="Write what arrives; {n} stands for the connection's number. "

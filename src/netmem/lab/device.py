@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 
 from netmem.base.errors import NetmemError
 from netmem.drivers.igb import IgbDriver
@@ -12,6 +13,7 @@ from netmem.hw.process import python_argv
 from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
+from netmem.hw.tap.wire import configure_tap, open_tap
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
@@ -25,6 +27,7 @@ from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import SteeringRule
 from netmem.netdev.ethtool import Ethtool
 
+TAP_ADDRESS = "10.20.0.2/24"
 NETWORK, ADDRESS, GATEWAY = "10.0.2.0/24", "10.0.2.15", "10.0.2.2"
 NICS: dict[str, type[SoftnicDriver] | type[IgbDriver]] = {"softnic": SoftnicDriver, "igb": IgbDriver}
 MAX_QUEUES = 16
@@ -46,11 +49,14 @@ def steer(dev: NetDevice, port: int, queue: int) -> int | None:
 class Device:
     """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done.
 
-    ``pid`` is the NIC's process: our own, or QEMU.
+    ``pid`` is the NIC's process: our own, or QEMU. ``hosts``: this host's addresses on a `tap` wire.
     """
 
-    def __init__(self, bus: ProcessBus | QemuBus, dev: NetDevice, stack: Stack) -> None:
+    def __init__(
+        self, bus: ProcessBus | QemuBus, dev: NetDevice, stack: Stack, hosts: list[str] | None = None
+    ) -> None:
         self.bus, self.dev, self.stack = bus, dev, stack
+        self.hosts = hosts or []
         self.pid = bus.machine.process.pid if isinstance(bus, QemuBus) else bus.child.pid
 
     @property
@@ -129,12 +135,17 @@ def open_device(
     bounce: bool = False,
     config: TcpConfig | None = None,
     qemu: str | None = None,
+    wire: str = "user",
+    addresses: list[str] | None = None,
+    gateways: list[str] | None = None,
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
-    ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH). The
-    stack has address 10.0.2.15; the wire leads to a gateway at 10.0.2.2 that offers host ports
-    (``Device.forward``). ``bounce``: a bus on which page memory must be synced. Errors: EINVAL for
+    ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH).
+    ``wire``: ``user``, or ``tap:NAME``, an interface of this host, made and brought up here (root). On the
+    user wire the stack has addresses 10.0.2.15 and fd00::f, and a gateway offers host ports
+    (``Device.forward``); on a TAP it has ``addresses``, by default 10.20.0.2/24, and the routers
+    ``gateways``; segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on which page memory must be synced. Errors: EINVAL for
     arguments that no device can have; ENODEV when the NIC's process does not start, MissingError
     (ENODEV) without a QEMU that has the NIC.
     """
@@ -144,6 +155,13 @@ def open_device(
         raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to {MAX_QUEUES} are possible")
     if not 576 <= mtu <= NICS[nic].max_mtu:
         raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
+    kind, _, name = wire.partition(":")
+    if kind not in ("user", "tap") or (kind == "user") == bool(name):
+        raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
+    if kind == "tap":
+        return _open_on_tap(nic, name, addresses or [TAP_ADDRESS], gateways, queues, mtu, bounce, config, qemu)
+    if addresses or gateways:
+        raise NetmemError(errno.EINVAL, "addresses can be chosen on a TAP wire only: the user wire has its own")
     bus: ProcessBus | QemuBus
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute
@@ -159,10 +177,47 @@ def open_device(
     return Device(bus, dev, stack)
 
 
-def _start_softnic(mtu: int, bounce: bool) -> ProcessBus:
+def _open_on_tap(
+    nic: str,
+    name: str,
+    addresses: list[str],
+    gateways: list[str] | None,
+    queues: int,
+    mtu: int,
+    bounce: bool,
+    config: TcpConfig | None,
+    qemu: str | None,
+) -> Device:
+    bus: ProcessBus | QemuBus
+    if nic == "igb":
+        find_qemu(qemu)
+    ensure_compiled()
+    fd = open_tap(name)
+    try:
+        hosts = configure_tap(name, addresses, mtu=mtu)
+        if nic == "igb":
+            bus = lab_qemu.start_tap(qemu, fd, 15, bounce=bounce)
+            dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu)
+        else:
+            bus = _start_softnic(mtu, bounce, fd)
+            dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
+            dev.ethtool.set_features(rx_gro_hw=True)
+    finally:
+        os.close(fd)
+    try:
+        stack = Stack(dev, addresses, gateways=gateways, config=config)
+    except BaseException:
+        dev.close()
+        raise
+    stack.serve()
+    return Device(bus, dev, stack, hosts)
+
+
+def _start_softnic(mtu: int, bounce: bool, tap_fd: int = -1) -> ProcessBus:
     argv = python_argv(
         "netmem.lab.nic_main",
         *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", str(MAX_QUEUES)),
         *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
+        *("--tap-fd", str(tap_fd)),
     )
-    return ProcessBus(argv, bounce=bounce)
+    return ProcessBus(argv, [tap_fd] if tap_fd >= 0 else [], bounce=bounce)

@@ -101,13 +101,18 @@ class _Bridge:
 class Gateway:
     """Forwards from host ports to the stack behind the NIC, over one end of a cable."""
 
+    _epoll: select.epoll
+
     def __init__(self, host: LocalHost, guest: str) -> None:
         self.host, self.guest = host, guest
-        self.epoll = select.epoll()
         self._listeners: dict[int, tuple[socket.socket, int]] = {}
         self._bridges: dict[int, _Bridge] = {}
         self._resting: list[int] = []
         self._buffer = bytearray(256 << 10)
+
+    def watch(self, epoll: select.epoll) -> None:
+        """Register what there will be to wait for with ``epoll``; before the first ``forward``."""
+        self._epoll = epoll
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
         """Listen on ``address``:``port`` of this host (0: any free port) and return the port.
@@ -127,7 +132,7 @@ class Gateway:
                 error.errno or errno.EIO, f"cannot listen on {address}:{port}: {error.strerror}"
             ) from None
         self._listeners[listener.fileno()] = (listener, guest_port)
-        self.epoll.register(listener.fileno(), select.EPOLLIN)
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
         return int(listener.getsockname()[1])
 
     def events(self, ready: list[tuple[int, int]]) -> None:
@@ -148,7 +153,7 @@ class Gateway:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 # Out of descriptors: the listener waits in its backlog until a bridge ends.
-                self.epoll.unregister(listener.fileno())
+                self._epoll.unregister(listener.fileno())
                 self._resting.append(listener.fileno())
             return
         kernel.setblocking(False)
@@ -160,7 +165,7 @@ class Gateway:
             kernel.close()
             return
         self._bridges[kernel.fileno()] = _Bridge(kernel, ours)
-        self.epoll.register(kernel.fileno(), ET)
+        self._epoll.register(kernel.fileno(), ET)
 
     def pump(self) -> bool:
         """Move bytes over all bridges; True when any moved."""
@@ -175,7 +180,7 @@ class Gateway:
                 bridge.reset()
             del self._bridges[fd]
             while self._resting:
-                self.epoll.register(self._resting.pop(), select.EPOLLIN)
+                self._epoll.register(self._resting.pop(), select.EPOLLIN)
             moved = True
         return moved
 
@@ -191,4 +196,3 @@ class Gateway:
             listener.close()
         self._bridges.clear()
         self._listeners.clear()
-        self.epoll.close()

@@ -13,6 +13,7 @@ from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
 from netmem.hw.process import Control, close_all
 from netmem.hw.softnic.model import SoftNic
+from netmem.hw.tap import TapWire
 from netmem.hw.wire import cable
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
@@ -21,6 +22,67 @@ from netmem.lab.local import LocalHost
 from netmem.lab.selftest import selftest
 
 IDLE_MS = 1000
+FAR = 1 << 62
+
+
+class UserEnd:
+    """The far end of the `user` wire: a second NIC and stack on a cable, behind which the gateway is."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.wire, theirs = cable()
+        config = TcpConfig(connections=4096, sndbuf=args.sndbuf, time_wait_ns=MS)
+        self.host = LocalHost(theirs, args.gateway, mtu=args.mtu, name="gateway", config=config)
+        self.gateway = Gateway(self.host, args.guest)
+
+    def before(self, now: int) -> bool:
+        """From the host's sockets onto the cable."""
+        moved = self.gateway.pump()
+        return self.host.bus.step(now) or moved
+
+    def after(self, now: int) -> bool:
+        """From the cable into the gateway's stack."""
+        moved = self.host.bus.step(now)
+        return self.host.stack.poll(now) or moved
+
+    def timer(self) -> int:
+        """When there is something to do next, whatever arrives."""
+        return int(self.host.stack.tcp.gv[T.G_TIMER])
+
+    def register(self, epoll: select.epoll) -> None:
+        """What to wake up for."""
+        self.gateway.watch(epoll)
+
+    def events(self, ready: list[tuple[int, int]]) -> None:
+        """What woke us up."""
+        self.gateway.events(ready)
+
+    def close(self) -> None:
+        self.gateway.close()
+        self.host.close()
+
+
+class TapEnd:
+    """The far end of the `tap` wire is this host's kernel."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.wire = TapWire(args.tap_fd)
+
+    def before(self, now: int) -> bool:
+        return False  # the NIC's own step reads and writes the interface
+
+    after = before
+
+    def timer(self) -> int:
+        return FAR
+
+    def register(self, epoll: select.epoll) -> None:
+        epoll.register(self.wire.fd, select.EPOLLIN)
+
+    def events(self, ready: list[tuple[int, int]]) -> None:
+        """Frames wait: the next round takes them."""
+
+    def close(self) -> None:
+        """The NIC closes its wire."""
 
 
 class NicProcess:
@@ -29,28 +91,21 @@ class NicProcess:
     def __init__(self, args: argparse.Namespace) -> None:
         self.control = Control(args.control_fd)
         self.doorbell_fd = args.doorbell_fd
-        ours, theirs = cable()
+        self.end: UserEnd | TapEnd = UserEnd(args) if args.tap_fd < 0 else TapEnd(args)
         self.nic = SoftNic(
-            args.bar_fd, args.irq_fd, ours, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
+            args.bar_fd, args.irq_fd, self.end.wire, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
         )
-        config = TcpConfig(connections=4096, sndbuf=args.sndbuf, time_wait_ns=MS)
-        host = LocalHost(theirs, args.gateway, mtu=args.mtu, name="gateway", config=config)
-        self.gateway = Gateway(host, args.guest)
-        self.host = host
-        self.epoll = self.gateway.epoll
+        self.epoll = select.epoll()
+        self.end.register(self.epoll)
         self.epoll.register(self.control.sock.fileno(), select.EPOLLIN)
         self.epoll.register(self.doorbell_fd, select.EPOLLIN)
 
     def work(self) -> bool:
         """One round of everything; True when anything moved."""
-        moved = self.gateway.pump()
         now = time.monotonic_ns()
-        host = self.host
-        moved |= host.bus.step(now)  # what was sent, onto the cable
-        moved |= self.nic.step(now)  # into the driver's buffers; its acknowledgements, onto the cable
-        moved |= host.bus.step(now)
-        moved |= host.stack.poll(now)
-        return moved
+        moved = self.end.before(now)
+        moved |= self.nic.step(now)  # into the driver's buffers; its acknowledgements, onto the wire
+        return self.end.after(now) or moved
 
     def run(self) -> None:
         """Until the control socket closes."""
@@ -68,7 +123,7 @@ class NicProcess:
         """Seconds to sleep: until a timer, or a moment while the wire is held."""
         if self.nic.is_paused():
             return 0.001
-        left = self.host.stack.tcp.gv[T.G_TIMER] - time.monotonic_ns()
+        left = self.end.timer() - time.monotonic_ns()
         return max(0.0, min(left / 1e9, IDLE_MS / 1e3))
 
     def _events(self, ready: list[tuple[int, int]]) -> bool:
@@ -85,7 +140,7 @@ class NicProcess:
             else:
                 rest.append((fd, event))
         if rest:
-            self.gateway.events(rest)
+            self.end.events(rest)
         return True
 
     def _request(self, request: dict[str, object], fds: list[int]) -> None:
@@ -98,7 +153,9 @@ class NicProcess:
                 case {"op": "unmap", "io": int(io)}:
                     self.nic.unmap(io)
                 case {"op": "forward", "address": str(host), "port": int(p), "guest_port": int(g)}:
-                    result = self.gateway.forward(host, p, g)
+                    if not isinstance(self.end, UserEnd):
+                        raise NetmemError(95, "ports are forwarded on the user wire only")
+                    result = self.end.gateway.forward(host, p, g)
                 case _:
                     raise NetmemError(22, f"unknown request {request.get('op')!r}")
             self.control.say(result=result)
@@ -109,15 +166,15 @@ class NicProcess:
             close_all(fds)
 
     def close(self) -> None:
-        self.gateway.close()
-        self.host.close()
+        self.end.close()
         self.nic.close()
+        self.epoll.close()
 
 
 def main() -> None:
     """Entry point of ``python -m netmem.lab.nic_main``; started by ``hw.process.Child`` only."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("bar-fd", "irq-fd", "doorbell-fd", "control-fd", "mac", "mtu", "rx-queues", "sndbuf"):
+    for name in ("bar-fd", "irq-fd", "doorbell-fd", "control-fd", "mac", "mtu", "rx-queues", "sndbuf", "tap-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--gateway", required=True)
     parser.add_argument("--guest", required=True)

@@ -61,6 +61,12 @@ def start_stream(qemu: str | None, number: int, *, bounce: bool) -> tuple[QemuBu
     return bus, ours
 
 
+def start_tap(qemu: str | None, fd: int, number: int, *, bounce: bool) -> QemuBus:
+    """An 82576 whose cable is a TAP interface, by its descriptor."""
+    netdev = f"tap,fd={fd}"
+    return QemuBus(find_qemu(qemu), f"igb,mac={qemu_mac(number)}", netdev, [fd], bounce=bounce)
+
+
 def forced_link(bus: QemuBus) -> IgbDriver:
     """The igb driver without negotiation, which takes the emulated PHY half a second."""
     return IgbDriver(bus, autoneg=False)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netmem.base.arena import PAGE_SIZE, Region, Words, memfd
 from netmem.base.errors import DeviceGoneError
@@ -120,14 +120,14 @@ class LocalBus(_SoftnicBus):
 class ProcessBus(_SoftnicBus):
     """The NIC in a process of its own, which alone maps the memory that the driver has it map."""
 
-    def __init__(self, argv: list[str], *, bounce: bool = False) -> None:
+    def __init__(self, argv: list[str], fds: Sequence[int] = (), *, bounce: bool = False) -> None:
         super().__init__(bounce=bounce)
         self.doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        fds = (self.bar_fd, self.irq_fd, self.doorbell_fd)
+        own = (self.bar_fd, self.irq_fd, self.doorbell_fd)
         names = ("--bar-fd", "--irq-fd", "--doorbell-fd")
-        extra = itertools.chain.from_iterable(zip(names, map(str, fds), strict=True))
+        extra = itertools.chain.from_iterable(zip(names, map(str, own), strict=True))
         try:
-            self.child = Child([*argv, *extra], fds)
+            self.child = Child([*argv, *extra], [*own, *fds])
             try:
                 self.info = self.child.wait_ready()
             except BaseException:

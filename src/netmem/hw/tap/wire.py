@@ -1,0 +1,129 @@
+"""A TAP interface as a wire, and how one is made and configured (ioctl and netlink)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import ipaddress
+import os
+import struct
+
+import numpy as np
+
+from netmem.base.arena import Bytes, Words
+from netmem.base.errors import MissingError, NetmemError
+from netmem.hw.tap import kernels as k
+from netmem.hw.wire import FrameQueue
+
+# include/uapi/linux/if_tun.h
+TUN = "/dev/net/tun"
+TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
+NAME_MAX = 15
+READ_BATCH = 32
+
+
+def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
+    """Make (or attach to) the TAP interface ``name``; its descriptor. It goes when that is closed.
+
+    ``offload``: the host may hand over frames with 64 KiB of TCP payload and checksums to be made.
+    Errors: EPERM without CAP_NET_ADMIN; EBUSY when somebody else has it; EINVAL for a name that no
+    interface can have; MissingError without /dev/net/tun.
+    """
+    if not name or len(name) > NAME_MAX or "/" in name or name.isspace():
+        raise NetmemError(errno.EINVAL, f"{name!r} cannot be an interface's name: 1 to {NAME_MAX} characters")
+    try:
+        fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        text = f"a TAP interface needs {TUN}: {error.strerror}"
+        raise MissingError(errno.ENODEV, text) from None
+    try:
+        flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0)
+        try:
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        except OSError as error:
+            why = "root (CAP_NET_ADMIN) is needed" if error.errno == errno.EPERM else error.strerror
+            raise NetmemError(error.errno or errno.EIO, f"TAP interface {name}: {why}") from None
+        if vnet:
+            fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", k.VNET_BYTES))
+            fcntl.ioctl(fd, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 if offload else 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
+    """Bring the interface up, with addresses beside ``ours`` unless it has some; the host's addresses.
+
+    ``ours``: the stack's own, ``10.20.0.2/24``; the host gets the first other one of each network.
+    """
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    with IPRoute() as netlink:
+        (index,) = netlink.link_lookup(ifname=name)
+        try:
+            netlink.link("set", index=index, mtu=mtu, state="up")
+            have = [
+                ipaddress.ip_address(message.get_attr("IFA_ADDRESS"))
+                for message in netlink.get_addr(index=index)
+            ]
+            hosts = []
+            for text in ours:
+                interface = ipaddress.ip_interface(text)
+                known = [a for a in have if a.version == interface.version and a in interface.network]
+                if known:
+                    hosts.append(str(known[0]))
+                    continue
+                host = next(a for a in interface.network.hosts() if a != interface.ip)
+                netlink.addr("add", index=index, address=str(host), prefixlen=interface.network.prefixlen)
+                hosts.append(str(host))
+            return hosts
+        except NetlinkError as error:
+            raise NetmemError(error.code, f"TAP interface {name}: {error.args[-1]}") from None
+
+
+class TapWire:
+    """netmem.hw.wire.Wire over a TAP interface's descriptor, which it closes in the end."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.rx, self.tx = FrameQueue(), FrameQueue()
+        self._slots: Bytes = np.zeros(k.SLOTS * k.SLOT_BYTES, np.uint8)
+        self._scratch: Bytes = np.zeros(4096, np.uint8)
+        self.w: Words = np.zeros(k.W_WORDS, np.int64)
+        scratch = self._scratch.ctypes.data
+        w = self.w
+        w[k.W_FD], w[k.W_SLOTS] = fd, self._slots.ctypes.data
+        w[k.W_IOV], w[k.W_VNET], w[k.W_HEADER] = scratch, scratch + 1024, scratch + 2048
+
+    def exchange(self, now: int) -> bool:
+        """Read what waits, write what is to be sent; True when anything moved."""
+        moved = 0
+        if len(self.tx):
+            moved = k.tap_tx(self.w, self.tx.state, self.tx.rows)
+        if self.rx.room():
+            moved += k.tap_rx(self.w, self.rx.state, self.rx.rows, READ_BATCH)
+        return bool(moved)
+
+    def filenos(self) -> list[int]:
+        return [self.fd]
+
+    def statistics(self) -> dict[str, int]:
+        """Frames and bytes, and frames that the host refused."""
+        names = {
+            "rx_frames": k.W_RX, "rx_bytes": k.W_RX_BYTES, "tx_frames": k.W_TX, "tx_bytes": k.W_TX_BYTES,
+            "tx_refused": k.W_TX_REFUSED,
+        }  # fmt: skip
+        return {name: int(self.w[at]) for name, at in names.items()}
+
+    def close(self) -> None:
+        """Unplug: the interface goes, unless it is persistent."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
+            self.fd = -1
+            self.w[k.W_FD] = -1
