@@ -79,6 +79,7 @@ class Wire(Protocol):
 
     rx: FrameQueue
     tx: FrameQueue
+    # A wire with an attribute ``scatter`` (words) leaves reading frames to the NIC: see TapWire.
 
     def exchange(self, now: int) -> bool:
         """Move frames between the queues and what lies behind them; True when any moved."""

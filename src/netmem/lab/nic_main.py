@@ -13,6 +13,7 @@ from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
 from netmem.hw.process import Control, close_all
 from netmem.hw.softnic.model import SoftNic
+from netmem.hw.softnic.regs import R_ITR_NS
 from netmem.hw.tap import TapWire
 from netmem.hw.wire import cable
 from netmem.inet.tcp import tcb as T
@@ -22,6 +23,7 @@ from netmem.lab.local import LocalHost
 from netmem.lab.selftest import selftest
 
 IDLE_MS = 1000
+ITR_NS = 100_000  # interrupt moderation
 FAR = 1 << 62
 
 
@@ -95,6 +97,7 @@ class NicProcess:
         self.nic = SoftNic(
             args.bar_fd, args.irq_fd, self.end.wire, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
         )
+        self.nic.bar[R_ITR_NS] = ITR_NS
         self.epoll = select.epoll()
         self.end.register(self.epoll)
         self.epoll.register(self.control.sock.fileno(), select.EPOLLIN)
@@ -113,6 +116,7 @@ class NicProcess:
             ready = self.epoll.poll(0)
             if not self.work() and not ready:
                 # Ask for a doorbell, then look once more: what came in between must not be missed.
+                self.nic.interrupt(time.monotonic_ns())  # moderation ends where work does
                 self.nic.arm_doorbell()
                 if not self.work():
                     ready = self.epoll.poll(self._timeout())

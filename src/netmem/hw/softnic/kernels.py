@@ -302,10 +302,10 @@ def nic_rx_one(d, bar, maps, row, q, dq, size, last):
             return nic_fault(d, bar, q, dq, slot)
     offset = 0  # of the next byte in the packet, headers included
     if into_header > 0:
-        take = min(into_header, header)
-        memcpy(hdr_host, row[F_HDR], take)
-        if row[F_GSO] > 0 and row[F_L4] != 0 and take == header:
-            patch_segment(hdr_host, row[F_L3], row[F_L4], header, row[F_DONE], size, row[F_SEGS], last)
+        if into_header < header:
+            memcpy(hdr_host, row[F_HDR], into_header)
+        else:
+            nic_header(row, hdr_host, size, last)
         if into_header > header:
             payload_copy(row, row[F_DONE], into_header - header, hdr_host + header)
         offset = into_header
@@ -325,16 +325,36 @@ def nic_rx_one(d, bar, maps, row, q, dq, size, last):
             if n > fill:
                 payload_copy(row, row[F_DONE] + offset + fill - header, n - fill, host + fill)
             offset += n
+    nic_done(d, bar, q, dq, row, need, into_header, status, rest)
+    return 1
+
+
+@kernel
+def nic_header(row, host, size, last):
+    """Copy a frame's headers to ``host`` as those of its next ``size`` payload bytes."""
+    memcpy(host, row[F_HDR], row[F_SPLIT])
+    if row[F_GSO] > 0 and row[F_L4] != 0:
+        patch_segment(host, row[F_L3], row[F_L4], row[F_SPLIT], row[F_DONE], size, row[F_SEGS], last)
+
+
+@kernel
+def nic_done(d, bar, q, dq, row, need, into_header, status, rest):
+    """Give ``need`` descriptors back: ``into_header`` bytes in the first's header buffer, ``rest`` in all."""
+    ring, mask, at = d[dq + DQ_RING], d[dq + DQ_MASK], d[dq + DQ_HEAD]
+    extra = row[F_HASH] | (row[F_GSO] << 32 if rest > row[F_GSO] else 0)
+    bar[q + Q_BYTES] += into_header + rest
+    for i in range(need):
+        slot = ring + ((at + i) & mask) * 32
+        n = min(bar[q + Q_BUFLEN], rest)
+        rest -= n
         word = status | RXS_DD | (into_header << 16 if i == 0 else 0) | n << 32
         if i == need - 1:
             word |= RXS_EOP
-        store64(slot + 8 * RXD_HASH, row[F_HASH] | (row[F_GSO] << 32 if size > row[F_GSO] else 0))
+        store64(slot + 8 * RXD_HASH, extra)
         store_release(slot + 8 * RXD_STATUS, word)
     d[dq + DQ_HEAD] = at + need
     bar[q + Q_HEAD] = at + need
     bar[q + Q_PACKETS] += 1
-    bar[q + Q_BYTES] += header + size
-    return 1
 
 
 @kernel

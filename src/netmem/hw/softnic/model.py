@@ -15,10 +15,12 @@ from netmem.hw.softnic import kernels as k
 from netmem.hw.softnic import look
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic import state as st
+from netmem.hw.softnic.scatter import nic_scatter
 from netmem.hw.wire import F_GSO, F_HLEN, F_NDESC, F_P2LEN, F_PLEN, F_SEEN, F_TXQ, FQ_HEAD, FQ_TAIL, Wire
 
 MAX_MAPS = 256
 PAUSE_NS = 50_000_000
+SCATTER_BUDGET = 32  # frames
 
 
 class SoftNic:
@@ -38,6 +40,8 @@ class SoftNic:
         self.maps: Words = np.zeros((MAX_MAPS, 4), np.int64)
         self._regions: dict[int, Region] = {}
         self._generation = 0
+        self._scatter: Words | None = getattr(wire, "scatter", None)
+        self._pending, self._last_irq = False, 0
         self._generation_at = self._bar.address + 8 * r.R_GENERATION
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
         bar = self.bar
@@ -128,15 +132,25 @@ class SoftNic:
         worked = self.wire.exchange(now)
         rx, tx = self.wire.rx, self.wire.tx
         got = 0
-        if len(rx):
+        if self._scatter is not None:
+            got = nic_scatter(self.d, bar, self.maps, rx.state, rx.rows, self._scatter, now, SCATTER_BUDGET)
+        elif len(rx):
             got = k.nic_rx(self.d, bar, self.maps, rx.state, rx.rows, now)
+        held = self.d[st.D_PAUSED_AT] != 0
+        if bar[r.R_HELD] != held:
+            self._set(r.R_HELD, int(held))
         sent = k.nic_tx(self.d, bar, self.maps, tx.state, tx.rows, self.tx_queues)
         if got:
-            self.interrupt()
+            self._pending = True
+        if self._pending and now - self._last_irq >= bar[r.R_ITR_NS]:
+            self.interrupt(now)
         return bool(worked or got or sent)
 
-    def interrupt(self) -> None:
-        """Wake the driver if it waits."""
+    def interrupt(self, now: int) -> None:
+        """Wake the driver if it waits, for what was delivered since the last time."""
+        if not self._pending:
+            return
+        self._pending, self._last_irq = False, now
         full_fence()
         if self.bar[r.R_IRQ_ARMED]:
             self.bar[r.R_IRQ_ARMED] = 0

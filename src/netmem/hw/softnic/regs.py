@@ -20,6 +20,7 @@ R_MTU = 9  # longest IP packet
 R_GENERATION = 10  # bump after changing RSS or rules
 R_PAUSE_NS = 11  # how long the wire is held when a queue has no descriptor, before frames drop
 R_NRULES = 12
+R_ITR_NS = 13  # least time between interrupts while packets keep coming (rx-usecs)
 R_RSS_KEY = 16  # 40 bytes in five words
 CTRL_ENABLE = 1
 RSS_KEY_BYTES = 40
@@ -27,6 +28,7 @@ RSS_KEY_BYTES = 40
 # Sleep and wake, one line each.
 R_IRQ_ARMED = 24  # driver: 1 when it waits for an interrupt
 R_DB_ARMED = 32  # device: 1 when it waits for a doorbell
+R_HELD = 33  # device: 1 while a frame holds the wire for want of descriptors
 
 R_INDIR = 64  # RSS indirection table
 INDIR_SIZE = 128

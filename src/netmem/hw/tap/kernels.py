@@ -64,7 +64,10 @@ W_RX_BYTES = 7
 W_TX = 8
 W_TX_BYTES = 9
 W_TX_REFUSED = 10
+W_ZEROS = 11  # of ZEROS bytes that are 0
 W_WORDS = 16
+ZEROS = 4096
+IOV_MAX = 60  # of W_IOV
 SLOTS, SLOT_BYTES = 128, 1 << 17  # a power of two, and room for the longest frame
 HEADER_ROOM = 512
 
@@ -82,41 +85,49 @@ def store_le16(at, value):
     store_u8(at + 1, value >> 8)
 
 
+@inline_kernel
+def iovec(at, n, address, size):
+    """Fill in the ``n``-th struct iovec at ``at``."""
+    store64(at + 16 * n, address)
+    store64(at + 16 * n + 8, size)
+
+
+@inline_kernel
+def next_slot(w):
+    """Where the next frame is read to."""
+    return w[W_SLOTS] + (w[W_NEXT] & (SLOTS - 1)) * SLOT_BYTES
+
+
+@inline_kernel
+def tap_row(w, row, slot, size, header):
+    """Describe a frame of ``size`` bytes that was read, ``header`` of which are in its slot."""
+    row[:] = 0
+    row[F_HDR], row[F_HLEN], row[F_PLEN] = slot, header, size - header
+    vnet = w[W_VNET]
+    flags = load_u8(vnet + VNET_FLAGS)
+    if flags & VNET_NEEDS_CSUM:
+        row[F_FLAGS] = FRAME_NEEDS_CSUM
+    elif flags & VNET_DATA_VALID:
+        row[F_FLAGS] = FRAME_CSUM_OK
+    kind = load_u8(vnet + VNET_GSO_TYPE) & ~VNET_GSO_ECN
+    if kind == VNET_GSO_TCPV4 or kind == VNET_GSO_TCPV6:
+        row[F_GSO] = load_le16(vnet + VNET_GSO_SIZE)
+    w[W_NEXT] += 1
+    w[W_RX] += 1
+    w[W_RX_BYTES] += size
+
+
 @kernel
-def tap_rx(w, state, rows, budget):
-    """Read frames that wait into the queue, as far as slots go; how many."""
-    tail = state[FQ_TAIL]
-    room = min(SLOTS, FQ_FRAMES) - (tail - load_acquire(state.ctypes.data + 8 * FQ_HEAD))
-    iov, vnet = w[W_IOV], w[W_VNET]
-    n = 0
-    while n < budget and room > 0:
-        slot = w[W_SLOTS] + (w[W_NEXT] & (SLOTS - 1)) * SLOT_BYTES
-        store64(iov, vnet)
-        store64(iov + 8, VNET_BYTES)
-        store64(iov + 16, slot)
-        store64(iov + 24, SLOT_BYTES)
-        size = readv(w[W_FD], iov, 2) - VNET_BYTES
-        if size <= 0:
-            break
-        row = rows[tail & (FQ_FRAMES - 1)]
-        row[:] = 0
-        row[F_HDR], row[F_HLEN] = slot, size
-        flags = load_u8(vnet + VNET_FLAGS)
-        if flags & VNET_NEEDS_CSUM:
-            row[F_FLAGS] = FRAME_NEEDS_CSUM
-        elif flags & VNET_DATA_VALID:
-            row[F_FLAGS] = FRAME_CSUM_OK
-        kind = load_u8(vnet + VNET_GSO_TYPE) & ~VNET_GSO_ECN
-        if kind == VNET_GSO_TCPV4 or kind == VNET_GSO_TCPV6:
-            row[F_GSO] = load_le16(vnet + VNET_GSO_SIZE)
-        w[W_NEXT] += 1
-        w[W_RX] += 1
-        w[W_RX_BYTES] += size
-        tail += 1
-        room -= 1
-        n += 1
-    store_release(state.ctypes.data + 8 * FQ_TAIL, tail)
-    return n
+def tap_rx(w, row):
+    """Read one frame whole into the next slot. False when none waits."""
+    slot = next_slot(w)
+    iovec(w[W_IOV], 0, w[W_VNET], VNET_BYTES)
+    iovec(w[W_IOV], 1, slot, SLOT_BYTES)
+    size = readv(w[W_FD], w[W_IOV], 2) - VNET_BYTES
+    if size <= 0:
+        return False
+    tap_row(w, row, slot, size, size)
+    return True
 
 
 @inline_kernel
@@ -166,18 +177,14 @@ def tap_tx(w, state, rows):
                     store_u8(vnet + VNET_GSO_TYPE, VNET_GSO_TCPV4 if four else VNET_GSO_TCPV6)
                     store_le16(vnet + VNET_GSO_SIZE, row[F_GSO])
                     store_le16(vnet + VNET_HDR_LEN, l4 + (load_u8(header + l4 + TCP_DATAOFF) >> 4) * 4)
-        store64(iov, vnet)
-        store64(iov + 8, VNET_BYTES)
-        store64(iov + 16, start)
-        store64(iov + 24, size)
+        iovec(iov, 0, vnet, VNET_BYTES)
+        iovec(iov, 1, start, size)
         pieces = 2
         if row[F_PLEN] > 0:
-            store64(iov + 32, row[F_PAY])
-            store64(iov + 40, row[F_PLEN])
-            pieces = 3
+            iovec(iov, pieces, row[F_PAY], row[F_PLEN])
+            pieces += 1
         if row[F_P2LEN] > 0:
-            store64(iov + 16 * pieces, row[F_PAY2])
-            store64(iov + 16 * pieces + 8, row[F_P2LEN])
+            iovec(iov, pieces, row[F_PAY2], row[F_P2LEN])
             pieces += 1
         if writev(w[W_FD], iov, pieces) < 0:
             w[W_TX_REFUSED] += 1

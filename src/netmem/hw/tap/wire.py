@@ -22,7 +22,6 @@ TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 NAME_MAX = 15
-READ_BATCH = 32
 
 
 def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
@@ -87,26 +86,31 @@ def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
 
 
 class TapWire:
-    """netmem.hw.wire.Wire over a TAP interface's descriptor, which it closes in the end."""
+    """netmem.hw.wire.Wire over a TAP interface's descriptor, which it closes in the end.
+
+    ``scatter``: what a NIC needs to read frames by itself, into their buffers where it can guess them.
+    """
+
+    scatter: Words
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.rx, self.tx = FrameQueue(), FrameQueue()
         self._slots: Bytes = np.zeros(k.SLOTS * k.SLOT_BYTES, np.uint8)
         self._scratch: Bytes = np.zeros(4096, np.uint8)
-        self.w: Words = np.zeros(k.W_WORDS, np.int64)
+        self._zeros: Bytes = np.zeros(k.ZEROS, np.uint8)
+        self.w = self.scatter = np.zeros(k.W_WORDS, np.int64)
         scratch = self._scratch.ctypes.data
         w = self.w
         w[k.W_FD], w[k.W_SLOTS] = fd, self._slots.ctypes.data
-        w[k.W_IOV], w[k.W_VNET], w[k.W_HEADER] = scratch, scratch + 1024, scratch + 2048
+        w[k.W_ZEROS] = self._zeros.ctypes.data
+        w[k.W_IOV], w[k.W_VNET], w[k.W_HEADER] = scratch, scratch + 2048, scratch + 3072
 
     def exchange(self, now: int) -> bool:
-        """Read what waits, write what is to be sent; True when anything moved."""
+        """Write what is to be sent; True when there was any. The NIC reads by itself (``scatter``)."""
         moved = 0
         if len(self.tx):
             moved = k.tap_tx(self.w, self.tx.state, self.tx.rows)
-        if self.rx.room():
-            moved += k.tap_rx(self.w, self.rx.state, self.rx.rows, READ_BATCH)
         return bool(moved)
 
     def filenos(self) -> list[int]:
