@@ -114,7 +114,7 @@ class Network:
             if self.nic == "igb":
                 self.wire.exchange(now)
             if self.link is not None and self.theirs is not None:
-                self.link.move()
+                self.link.move(now)
             if self.nic == "igb":
                 self.wire.exchange(now)
             self._pools.update(self.ours.dev.pools.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import random
 import socket
 import struct
@@ -105,33 +106,57 @@ class StreamPackets:
 
 
 class FaultyLink:
-    """Two packet wires joined by a link with seeded faults. Probabilities from 0 to 1.
+    """Two packet wires joined by a link with seeded faults, delay and rate.
 
-    ``move`` carries what was sent since the last call; ``counts`` says what the link did.
+    ``loss``, ``duplicate``, ``reorder``, ``damage``: probabilities from 0 to 1 for each frame. ``delay``: ns
+    one way; a reordered frame takes ``late`` ns longer. ``rate``: bits a second, 0 for no limit; ``queue``:
+    frames that wait for the link at most, beyond which they are lost. ``move`` carries what is due;
+    ``counts`` says what the link did. The same seed and the same frames give the same faults.
     """
 
     def __init__(
-        self, seed: int = 0, *, loss: float = 0, duplicate: float = 0, reorder: float = 0, damage: float = 0
+        self,
+        seed: int = 0,
+        *,
+        loss: float = 0,
+        duplicate: float = 0,
+        reorder: float = 0,
+        damage: float = 0,
+        delay: int = 0,
+        late: int = 300_000,
+        rate: int = 0,
+        queue: int = 1000,
     ) -> None:
         self.ends: tuple[PacketWire | StreamPackets, PacketWire] = (PacketWire(), PacketWire())
         self._random = random.Random(seed)
         self._faults = (loss, duplicate, reorder, damage)
-        self.counts = {"carried": 0, "lost": 0, "duplicated": 0, "reordered": 0, "damaged": 0}
+        self._delay, self._late, self._rate, self._queue = delay, late, rate, queue
+        self._under_way: list[tuple[int, int, int, bytes]] = []  # due, order, end, frame
+        self._order = 0
+        self._free_at = [0, 0]
+        self._waiting: tuple[deque[int], deque[int]] = (deque(), deque())
+        self.counts = {
+            "carried": 0, "lost": 0, "duplicated": 0, "reordered": 0, "damaged": 0, "overrun": 0,
+        }  # fmt: skip
 
-    def move(self) -> bool:
-        """Carry frames both ways; True when there were any."""
+    def move(self, now: int = 0) -> bool:
+        """Take what was sent, hand over what is due by ``now``; True when there was any."""
         moved = False
-        first, second = self.ends
-        for here, there in ((first, second), (second, first)):
-            batch: list[bytes] = []
+        for end, here in enumerate(self.ends):
             while here.sent:
                 moved = True
-                self._carry(here.sent.popleft(), batch)
-            for frame in batch:
-                there.inject(frame)
+                self._carry(here.sent.popleft(), 1 - end, now)
+        while self._under_way and self._under_way[0][0] <= now:
+            _, _, end, frame = heapq.heappop(self._under_way)
+            self.ends[end].inject(frame)
+            moved = True
         return moved
 
-    def _carry(self, frame: bytes, batch: list[bytes]) -> None:
+    def due(self) -> int | None:
+        """When the next frame arrives, None when none is under way."""
+        return self._under_way[0][0] if self._under_way else None
+
+    def _carry(self, frame: bytes, to: int, now: int) -> None:
         loss, duplicate, reorder, damage = self._faults
         chance = self._random.random
         if chance() < loss:
@@ -141,12 +166,24 @@ class FaultyLink:
             self.counts["damaged"] += 1
             at = self._random.randrange(14, len(frame))
             frame = frame[:at] + bytes([frame[at] ^ 1 << self._random.randrange(8)]) + frame[at + 1 :]
-        self.counts["carried"] += 1
-        if batch and chance() < reorder:
-            self.counts["reordered"] += 1
-            batch.insert(self._random.randrange(len(batch)), frame)
-        else:
-            batch.append(frame)
-        if chance() < duplicate:
-            self.counts["duplicated"] += 1
-            batch.append(frame)
+        copies = 2 if chance() < duplicate else 1
+        self.counts["duplicated"] += copies - 1
+        for _ in range(copies):
+            at = now + self._delay
+            if self._rate:
+                waiting = self._waiting[to]
+                while waiting and waiting[0] <= now:
+                    waiting.popleft()
+                if len(waiting) >= self._queue:
+                    self.counts["overrun"] += 1
+                    continue
+                begin = max(now, self._free_at[to])
+                self._free_at[to] = begin + len(frame) * 8_000_000_000 // self._rate
+                waiting.append(begin)
+                at = self._free_at[to] + self._delay
+            if chance() < reorder:
+                self.counts["reordered"] += 1
+                at += self._late
+            self.counts["carried"] += 1
+            heapq.heappush(self._under_way, (at, self._order, to, frame))
+            self._order += 1

@@ -54,7 +54,10 @@ class Listener:
 
 @dataclass(frozen=True, kw_only=True)
 class TcpConfig:
-    """Sizes and times of a TCP. ``rcvbuf``, ``sndbuf``: most bytes held for a connection."""
+    """Sizes and times of a TCP. ``rcvbuf``, ``sndbuf``: most bytes held for a connection.
+
+    ``secret``: what initial sequence numbers and ports come from, 16 bytes; random unless given.
+    """
 
     connections: int = 1024
     entries: int = 1 << 17
@@ -64,6 +67,7 @@ class TcpConfig:
     time_wait_ns: int = 60 * SEC
     fin_wait_ns: int = 60 * SEC
     mss: int | None = None
+    secret: bytes | None = None
 
 
 class Connections:
@@ -92,7 +96,7 @@ class Connections:
         self.free = list(range(config.connections - 1, -1, -1))
         self._due: Words = np.zeros(256, np.int64)
         self.listeners: dict[int, Listener] = {}
-        self._secret = os.urandom(16)
+        self._secret = config.secret or os.urandom(16)
         g[T.G_TS_BASE] = int.from_bytes(self._secret[:4], "big")
         self._ports = 32768 + int.from_bytes(self._secret[4:6], "big") % 16384
         self._next_listener = 1
