@@ -11,7 +11,7 @@ import pytest
 from conftest import make_provider, offer, payload
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.hw.softnic import regs as r
-from netmem.inet.socket import FRAG
+from netmem.inet.tokens import FRAG
 from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool

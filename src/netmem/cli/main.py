@@ -14,6 +14,7 @@ VERBS = {
     "show": "Show devices, queues, page pools and sockets of running receivers.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
+    "send": "Send a file straight from memory that the driver never maps.",
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from netmem.base.arena import Bytes, Region
 from netmem.base.errors import NetmemError
-from netmem.inet.socket import DevmemMessage, TcpListener, TcpSocket
+from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.tokens import DevmemMessage
 from netmem.lab.device import Device, open_device
 from netmem.memory.kernels import gather
 from netmem.memory.layout import A_TAG, P_PER

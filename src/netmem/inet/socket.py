@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.arena import Arena, Words
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.base.formats import ip_text
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tokens import (
+    FRAG,
+    NO_FRAGS,
+    DevmemMessage,
+    Tokens,
+    named_tokens,
+    pool_of,
+)
+from netmem.inet.zerocopy import Completions, as_ranges
 from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
@@ -21,95 +29,7 @@ from netmem.memory.page_pool import PagePool
 if TYPE_CHECKING:
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import Listener
-
-FRAG = np.dtype(
-    [
-        ("frag_offset", "<u8"),
-        ("frag_size", "<u4"),
-        ("frag_token", "<u4"),
-        ("dmabuf_id", "<u4"),
-        ("flags", "<u4"),
-    ]
-)
-"""struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
-assert FRAG.itemsize == 24
-assert FRAG.fields is not None
-assert FRAG.fields["dmabuf_id"][1] == 16
-
-Frags = npt.NDArray[np.void]
-MAX_DONTNEED_TOKENS = 1024
-MAX_DONTNEED_RANGES = 128
-MAX_TOKENS = (1 << 31) - 1
-
-
-class DevmemMessage(NamedTuple):
-    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``."""
-
-    linear: bytes
-    frags: Frags
-
-    @property
-    def size(self) -> int:
-        """Payload bytes of the message; 0 at the end of the stream."""
-        return len(self.linear) + int(self.frags["frag_size"].sum())
-
-
-_NO_FRAGS = np.zeros(0, FRAG)
-
-
-class _Tokens:
-    """A socket's token table; grows as tokens are held."""
-
-    def __init__(self, capacity: int = 1024) -> None:
-        self._arena = Arena("tcp:tokens", rx.TK_SLOTS + 3 * capacity)
-        self.a: Words = self._arena.a
-        self.v = self.a.data  # the same words as plain ints
-        self._lay_out(capacity, 0)
-
-    def _lay_out(self, capacity: int, old: int) -> None:
-        a = self.a
-        stack = rx.TK_SLOTS + 2 * capacity
-        fresh = capacity - old
-        a[rx.TK_CAPACITY], a[rx.TK_STACK] = capacity, stack
-        a[stack : stack + fresh] = np.arange(capacity, old, -1)
-        a[rx.TK_FREE] = fresh
-
-    def reserve(self, n: int) -> None:
-        """Have at least ``n`` free tokens (or as many as there can ever be)."""
-        free, capacity = int(self.a[rx.TK_FREE]), int(self.a[rx.TK_CAPACITY])
-        if free >= n:
-            return
-        spare = self.a[int(self.a[rx.TK_STACK]) :][:free].copy()
-        new = min(2 * max(capacity, n), MAX_TOKENS)
-        before, self._arena = self._arena, Arena("tcp:tokens", rx.TK_SLOTS + 3 * new)
-        used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
-        self.a = self._arena.a
-        self.v = self.a.data
-        self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity] = used
-        self._lay_out(new, capacity)
-        at = int(self.a[rx.TK_STACK]) + new - capacity
-        self.a[at : at + free] = spare
-        self.a[rx.TK_FREE] += free
-        before.close()
-
-    @property
-    def fd(self) -> int:
-        """Descriptor of the arena."""
-        return self._arena.fd
-
-    def held(self) -> int:
-        """Tokens that the application has."""
-        return int(self.a[rx.TK_CAPACITY] - self.a[rx.TK_FREE])
-
-    def all(self) -> npt.NDArray[np.int64]:
-        """The tokens that the application has."""
-        capacity = int(self.a[rx.TK_CAPACITY])
-        slots = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
-        return np.flatnonzero(slots) + 1
-
-    def close(self) -> None:
-        self._arena.close()
-
+    from netmem.netdev.binding import TxBinding
 
 class TcpSocket:
     """A connected TCP socket. Calls block up to their ``timeout`` in seconds (None: for ever).
@@ -124,9 +44,10 @@ class TcpSocket:
         v = self._tcp.v
         self.peer = (ip_text(self._tcp.remote(c)), v[c, T.PORTS] >> 16)
         self.port = v[c, T.PORTS] & 0xFFFF
-        self._tokens = _Tokens()
+        self._tokens = Tokens()
         v[c, T.TOKENS_FD] = self._tokens.fd
         self._closed = False
+        self._completions = Completions()
         self.timeout: float | None = None
 
     # -- receiving ----------------------------------------------------------------------------
@@ -183,12 +104,6 @@ class TcpSocket:
         ev = self._tcp.ev
         return ev[i, T.E_KIND], ev[i, T.E_POOL]
 
-    def _pool(self, handle: int) -> PagePool:
-        pool = self._dev.pools[handle]
-        if sanitizer.ON:
-            sanitizer.called(pool.area_a)
-        return pool
-
     def recvmsg_devmem(
         self, bufsize: int = 1 << 30, *, max_frags: int = 256, timeout: float | None = None
     ) -> DevmemMessage:
@@ -203,7 +118,7 @@ class TcpSocket:
         with self._stack.lock:
             self._check_open()
             if not self._tcp.v[self._c, T.RQ_BYTES] and not self._wait_readable(timeout):
-                return DevmemMessage(b"", _NO_FRAGS)
+                return DevmemMessage(b"", NO_FRAGS)
             tcp, c = self._tcp, self._c
             linear = b""
             kind, handle = self._head()
@@ -213,14 +128,14 @@ class TcpSocket:
                 bufsize -= len(linear)
                 kind, handle = self._head()
                 if copied or kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
-                    return DevmemMessage(linear, _NO_FRAGS)
+                    return DevmemMessage(linear, NO_FRAGS)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             if self._tokens.v[rx.TK_FREE] < max_frags:
                 self._tokens.reserve(max_frags)
                 tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             out = np.empty((max_frags, 3), np.int64)
-            pool = self._pool(handle)
+            pool = pool_of(self._stack, handle)
             assert pool.provider is not None
             n = rx.frags_out(
                 tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
@@ -235,25 +150,11 @@ class TcpSocket:
         ranges, at most 128 (EINVAL). As in the kernel 1024 tokens are looked at, unknown ones
         included; those beyond are left, and unknown or repeated ones are skipped.
         """
-        wanted = np.asarray(tokens)
-        if wanted.ndim == 2:
-            if wanted.shape[1] != 2 or len(wanted) > MAX_DONTNEED_RANGES:
-                raise NetmemError(
-                    errno.EINVAL, f"dontneed takes up to {MAX_DONTNEED_RANGES} (first, count) ranges"
-                )
-            left, pieces = MAX_DONTNEED_TOKENS, []
-            for first, number in wanted.tolist():
-                take = max(0, min(number, left))
-                pieces.append(np.arange(first, first + take))
-                left -= take
-            wanted = np.concatenate(pieces) if pieces else np.zeros(0)
-        elif wanted.ndim == 0:
-            wanted = wanted[None]
-        batch = wanted[:MAX_DONTNEED_TOKENS].astype(np.int64)
+        batch = named_tokens(tokens)
         with self._stack.lock:
             self._check_open()
             repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
-            freed = self._give_back(batch)
+            freed = self._tokens.give_back(self._stack, self._c, batch)
             if self._tokens.v[rx.TK_DUE]:
                 self._window_update()
             if sanitizer.ON:
@@ -261,31 +162,6 @@ class TcpSocket:
             if repeated:
                 sanitizer.token_twice(repeated)
         return freed
-
-    def _give_back(self, tokens: Words) -> int:
-        tcp, tok, freed, n = self._tcp, self._tokens.a, 0, len(tokens)
-        while n:
-            handle = self._pool_of(tokens, n)
-            if not handle:
-                break
-            pool = self._pool(handle)
-            freed += rx.tokens_back(
-                tcp.g, tcp.t, self._c, tok, tokens, n, pool.p, pool.area_a, handle
-            )
-            if pool.pv[ly.P_RELEASE_N]:
-                pool.flush()
-            n = self._tokens.v[rx.TK_DUE + 1]
-        return int(freed)
-
-    def _pool_of(self, tokens: Words, n: int) -> int:
-        """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
-        tok, wanted = self._tokens.v, tokens.data
-        capacity = tok[rx.TK_CAPACITY]
-        for i in range(n):
-            at = rx.TK_SLOTS + 2 * (wanted[i] - 1)
-            if 1 <= wanted[i] <= capacity and tok[at]:
-                return tok[at + 1]
-        return 0
 
     def _window_update(self) -> None:
         self._tcp.gv[T.G_NOW] = self._stack.clock.now()
@@ -305,7 +181,7 @@ class TcpSocket:
             kind, handle = self._head()
             if handle < 0 or (linear_only and kind == T.EK_FRAG):
                 break
-            pool = self._pool(handle)
+            pool = pool_of(self._stack, handle)
             if pool.is_unreadable():
                 if done:
                     break
@@ -349,22 +225,75 @@ class TcpSocket:
             self._check_open()
             if not len(view):
                 return 0
-            tcp, c = self._tcp, self._c
-            if not self.can_send():
-                self._fail_send()
-            tcp.send_buffer(c)
-            if not self.room():
-                self._stack.wait(
-                    lambda: self._closed or self.room() > 0 or not self.can_send(),
-                    timeout if timeout is not None else self.timeout,
-                    f"room to send to {self.peer[0]}:{self.peer[1]}",
-                )
-                self._check_open()
-                if not self.can_send():
-                    self._fail_send()
-            n = int(o.write_send_buffer(tcp.t, c, view.ctypes.data, len(view)))
+            self._wait_room(timeout)
+            n = int(o.write_send_buffer(self._tcp.t, self._c, view.ctypes.data, len(view)))
             self.push()
             return n
+
+    def _wait_room(self, timeout: float | None) -> None:
+        """Until the send buffer has room; EPIPE after shutdown, the socket's error otherwise."""
+        if not self.can_send():
+            self._fail_send()
+        self._tcp.send_buffer(self._c)
+        if not self.room():
+            self._stack.wait(
+                lambda: self._closed or self.room() > 0 or not self.can_send(),
+                timeout if timeout is not None else self.timeout,
+                f"room to send to {self.peer[0]}:{self.peer[1]}",
+            )
+            self._check_open()
+            if not self.can_send():
+                self._fail_send()
+
+    def sendmsg_devmem(
+        self, frags: npt.ArrayLike, binding: TxBinding | int, *, timeout: float | None = None
+    ) -> int:
+        """sendmsg(..., MSG_ZEROCOPY) with SCM_DEVMEM_DMABUF: send straight from device memory.
+
+        ``frags``: an array of FRAG, or (offset, size) pairs, in the memory of ``binding`` (what ``bind_tx``
+        made, or its id). Returns the bytes taken, which may be fewer than all, as far as the send buffer's
+        size goes; waits for room for at least one. Calls are numbered from 0: the memory may be written
+        anew when ``zerocopy_completions`` has named the call. Errors: EINVAL for an unknown id or a binding
+        for receiving; ENODEV for another device's; EFAULT beyond the memory; ENOBUFS; EPIPE and the
+        socket's error as ``send``.
+        """
+        zerocopy = self._stack.zerocopy
+        with self._stack.lock:
+            self._check_open()
+            bound = zerocopy.check(binding)
+            ranges = as_ranges(frags, bound.size)
+            if not ranges:
+                return 0
+            self._wait_room(timeout)
+            taken = zerocopy.send(self._c, bound, ranges, self.room(), self._completions)
+            self.push()
+            return taken
+
+    def zerocopy_completions(self) -> list[tuple[int, int]]:
+        """Calls of sendmsg_devmem that are over since last asked, as ranges (first, last); never waits.
+
+        What MSG_ERRQUEUE tells as SO_EE_ORIGIN_ZEROCOPY. The peer has acknowledged the bytes, or never
+        will, and the NIC reads them no more.
+        """
+        with self._stack.lock:
+            return self._completions.take()
+
+    def writable(self) -> bool:
+        """True when a send call would not wait: there is room, or an error to tell of."""
+        if self._closed or not self.can_send():
+            return True
+        v, c = self._tcp.v, self._c
+        return not v[c, T.SB_SIZE] or self.room() > 0
+
+    def zerocopy_done(self) -> bool:
+        """True when every call of sendmsg_devmem is over."""
+        return not self._completions.pending
+
+    def wait_zerocopy(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Until every call of sendmsg_devmem is over; what ``zerocopy_completions`` has then."""
+        what = f"{self.peer[0]}:{self.peer[1]}'s acknowledgement"
+        self._stack.wait(self.zerocopy_done, timeout, what)
+        return self.zerocopy_completions()
 
     def push(self) -> None:
         """Send what windows allow now, without waiting for the next poll."""
@@ -475,7 +404,7 @@ class TcpSocket:
             self._stack.changed()
             tokens = self._tokens.all()
             if len(tokens):
-                self._give_back(tokens)
+                self._tokens.give_back(self._stack, self._c, tokens)
             self._tokens.close()
             if self._stack.tcp.v.nbytes and not self._stack._closed:
                 self._tcp.v[self._c, T.TOKENS_FD] = 0

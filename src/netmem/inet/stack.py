@@ -12,7 +12,7 @@ from typing import Any
 
 from netmem.base.clock import MS, SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.formats import PROTO_TCP, endpoint, ip
+from netmem.base.formats import PROTO_TCP, PROTO_UDP, endpoint, ip, ip_words
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip
 from netmem.inet.socket import TcpListener, TcpSocket
@@ -21,9 +21,12 @@ from netmem.inet.tcp import output as o
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp
+from netmem.inet.udp import Udp, UdpSocket
+from netmem.inet.udp.kernels import udp_batch
+from netmem.inet.zerocopy import Zerocopy
 from netmem.memory import layout as ly
 from netmem.memory import sanitizer
-from netmem.netdev.batch import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, RxBatch
+from netmem.netdev.batch import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, KIND_UDP, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
 
 BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
@@ -53,11 +56,15 @@ class Stack:
         self._changed = threading.Condition(self.lock)
         self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways or [])
         self.tcp = Tcp(dev, self.ip, config or TcpConfig())
+        self.zerocopy = Zerocopy(dev, self.tcp)
+        self.udp = Udp(self)
+        self._addresses_changed()
         self.ip.count, self.ip.neighbour_up = self.tcp.count, self.tcp.neighbour_up
         self.ip.failed = self._icmp_error
         self._generation = -1
         self._next_reap = 0
         self._leader: threading.Thread | None = None
+        self._led = False  # an event loop waits for the NIC
         self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._service: threading.Thread | None = None
         self._stop = threading.Event()
@@ -73,6 +80,13 @@ class Stack:
         }
         dev.publish()
         self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
+
+    def _addresses_changed(self) -> None:
+        g = self.tcp.g
+        g[T.G_ADDRS] = min(len(self.ip.ours), T.MAX_ADDRESSES)
+        for n, address in enumerate(list(self.ip.ours)[: T.MAX_ADDRESSES]):
+            at = T.G_ADDRS + 1 + 2 * n
+            g[at], g[at + 1] = ip_words(address)
 
     # -- polling ------------------------------------------------------------------------------
 
@@ -98,6 +112,8 @@ class Stack:
                 o.window_updates(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
             if gv[T.G_RELEASE]:
                 tcp.put_released()
+            if gv[T.G_ZC_HEAD] and self.zerocopy.poll():
+                self._changed.notify_all()
             if now >= self._next_reap:
                 self._next_reap = now + SEC
                 dev.reap(now)
@@ -118,6 +134,7 @@ class Stack:
             g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
             g[at + T.CR_OOO] = min(total // 4, 2048)
             g[at + T.CR_POOL] = next(h for h, known in self.dev.pools.items() if known is pool)
+            g[at + T.CR_HOST], g[at + T.CR_SHIFT] = int(pool.p[ly.P_HOST]), int(pool.p[ly.P_SHIFT])
             g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 
@@ -134,7 +151,9 @@ class Stack:
         gv[T.G_QUEUE] = queue
         gv[T.G_AVAIL] = gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_AVAIL] = available
         gv[T.G_TOKENS] = pool is not None and pool.provider is not None
-        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows, dev.tx.meta):
+        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows, dev.tx.meta) and udp_batch(
+            tcp.g, self.udp.u, tcp.e, batch.rows
+        ):
             for i in tcp.g[T.G_SLOW_AT : T.G_SLOW_AT + gv[T.G_SLOW]].tolist():
                 self._slow(batch, i)
         if gv[T.G_TOUCHED]:
@@ -152,6 +171,8 @@ class Stack:
             self.ip.icmp_in(batch, i)
         elif kind == KIND_ICMP6:
             self.ip.icmp6_in(batch, i)
+        elif kind == KIND_UDP:
+            self.udp.refused(batch, i)
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -174,13 +195,13 @@ class Stack:
                     continue
                 if ready():
                     return
-                self._check_device()
+                self.check_device()
                 if ready():  # an error for the socket counts as ready
                     return
                 if deadline is not None and now >= deadline:
                     raise TimeoutError(errno.ETIMEDOUT, f"{what} did not happen in {timeout:g} s")
                 rest = SEC if deadline is None else max(0, deadline - now)
-                if self._leader is not None:
+                if self._leader is not None or self._led:
                     if self._leader is self._service:
                         os.eventfd_write(self._kick, 1)
                     self._changed.wait(min(rest, 20 * MS) / SEC)
@@ -218,7 +239,23 @@ class Stack:
             self._leader = None
             self._changed.notify_all()
 
-    def _check_device(self) -> None:
+    def lead(self, leading: bool) -> None:
+        """An event loop takes over waiting for the NIC (True), or hands it back."""
+        with self.lock:
+            self._led = leading
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._kick, 1)
+
+    def arm(self) -> bool:
+        """Ask for an interrupt. True when there is work already, and none will come for it."""
+        self.dev.driver.irq_arm()
+        return self.dev.driver.has_work()
+
+    def irq_taken(self) -> None:
+        """The interrupt came: its descriptor is no longer readable."""
+        self.dev.driver.irq_ack()
+
+    def check_device(self) -> None:
         """When the NIC is gone, and all it left was read, tell every connection."""
         if self._gone is not None or self.dev.driver.is_alive():
             return
@@ -250,7 +287,7 @@ class Stack:
     def _serve(self) -> None:
         while not self._stop.is_set():
             idle = self.clock.now() - self._last_poll
-            if self._leader is not None or idle < SERVICE_NS:
+            if self._leader is not None or self._led or idle < SERVICE_NS:
                 self._stop.wait(SERVICE_NS / SEC)
                 continue
             with self.lock:
@@ -259,7 +296,7 @@ class Stack:
                 try:
                     while not self._stop.is_set() and self.poll():
                         self._changed.notify_all()
-                    self._check_device()
+                    self.check_device()
                     if self._leader is None and not self._stop.is_set():
                         self._sleep(BACKSTOP_MAX_NS)
                         if not self._stop.is_set() and self.poll():
@@ -297,7 +334,7 @@ class Stack:
         if not 0 < port < 65536:
             raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
         with self.lock:
-            self._check_device()
+            self.check_device()
             if self._gone is not None:
                 raise self._gone
             self.tcp.gv[T.G_NOW] = self.ip.now = self.clock.now()
@@ -308,6 +345,16 @@ class Stack:
     def _icmp_error(self, error: IcmpError) -> None:
         if error.proto == PROTO_TCP:
             self.tcp.icmp_error(error)
+        elif error.proto == PROTO_UDP:
+            self.udp.icmp_error(error)
+            self._changed.notify_all()
+
+    def udp_socket(self, port: int = 0) -> UdpSocket:
+        """A UDP socket on a port of every address; 0 takes a free one. EADDRINUSE, EINVAL, ENOBUFS."""
+        with self.lock:
+            if self.dev.queue_generation != self._generation:
+                self._queues_changed()
+            return self.udp.open(port)
 
     def statistics(self) -> dict[str, Any]:
         """Counters of the stack and of the device below, and every connection's state."""
@@ -363,7 +410,10 @@ class Stack:
                     self.tcp.abort(c)
             if self.dev.running and self._gone is None:
                 self.dev.driver.xmit()
+            self.udp.close()
+            self.tcp.put_released()
             self.tcp.close_all()
+            self.zerocopy.close()
             self._changed.notify_all()
             os.close(self._kick)
 

@@ -7,6 +7,7 @@ import ipaddress
 import os
 
 from netmem.base.errors import NetmemError
+from netmem.base.formats import PROTO_TCP
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
@@ -17,12 +18,13 @@ from netmem.hw.tap.wire import configure_tap, open_tap
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
 from netmem.lab.local import MAC_BASE, both, open_netdev
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
-from netmem.netdev.binding import Binding
+from netmem.netdev.binding import Binding, TxBinding
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import SteeringRule
 from netmem.netdev.ethtool import Ethtool
@@ -35,15 +37,27 @@ LINGER_S = 1.0
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
-def steer(dev: NetDevice, port: int, queue: int) -> int | None:
-    """Send TCP to local ``port`` to a receive queue; see ``Device.steer``."""
+def steer(dev: NetDevice, port: int, queue: int, proto: int = PROTO_TCP) -> int | None:
+    """Send TCP (or UDP) to local ``port`` to a receive queue; see ``Device.steer``."""
     try:
-        return dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port))
+        return dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port, proto=proto))
     except NetmemError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
     dev.ethtool.set_rxfh_indir([queue])
     return None
+
+
+def _host_address(address: str, allow_remote: bool) -> str:
+    host = "127.0.0.1" if address == "localhost" else address
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        raise NetmemError(errno.EINVAL, f"{address!r} is not an IP address") from None
+    if not parsed.is_loopback and not allow_remote:
+        text = f"{address} is not a loopback address; say --allow-remote to speak with other machines"
+        raise NetmemError(errno.EACCES, text)
+    return host
 
 
 class Device:
@@ -79,32 +93,45 @@ class Device:
             )
         return lab_qemu.bar_memory(self.bus, size, rx_page_size=rx_page_size)
 
-    def steer(self, port: int, queue: int) -> int | None:
-        """Send TCP to local ``port`` to a receive queue; returns the rule's id.
+    def steer(self, port: int, queue: int, *, proto: int = PROTO_TCP) -> int | None:
+        """Send TCP (``proto`` 17: UDP) to local ``port`` to a receive queue; returns the rule's id.
 
-        A NIC without exact-match rules sends all TCP there, by its RSS table: None.
+        A NIC without exact-match rules sends all flows there, by its RSS table: None.
         """
-        return steer(self.dev, port, queue)
+        return steer(self.dev, port, queue, proto)
 
     def forward(self, address: str, port: int, guest_port: int, *, allow_remote: bool = False) -> int:
         """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; returns the port.
 
         EACCES for an address other than loopback unless ``allow_remote``; EADDRINUSE and the like.
         """
-        host = "127.0.0.1" if address == "localhost" else address
-        try:
-            parsed = ipaddress.ip_address(host)
-        except ValueError:
-            raise NetmemError(errno.EINVAL, f"{address!r} is not an IP address") from None
-        if not parsed.is_loopback and not allow_remote:
-            raise NetmemError(
-                errno.EACCES,
-                f"{address} is not a loopback address; say --allow-remote to listen to other machines",
-            )
+        host = _host_address(address, allow_remote)
         if isinstance(self.bus, QemuBus):
             return lab_qemu.forward(self.bus, host, port, ADDRESS, guest_port)
         request = {"op": "forward", "address": host, "port": port, "guest_port": guest_port}
         return int(self.bus.child.call(request))
+
+    def reach(self, address: str, port: int, *, allow_remote: bool = False) -> tuple[str, int]:
+        """Where the stack connects to, to get to ``address``:``port``: itself, or the gateway for it.
+
+        On the user wire the gateway leads to this host's address. EACCES for another than loopback unless
+        ``allow_remote``; EINVAL.
+        """
+        if self.hosts:
+            return address, port
+        host = _host_address(address, allow_remote)
+        if isinstance(self.bus, QemuBus):  # slirp's gateway is this host's loopback
+            return (GATEWAY if ipaddress.ip_address(host).is_loopback else host), port
+        self.bus.child.call({"op": "outward", "address": host, "port": port})
+        return GATEWAY, port
+
+    def bind_tx(self, provider: MemoryProvider) -> TxBinding:
+        """Let sockets send straight from a provider's memory (netlink bind-tx)."""
+        return self.dev.bind_tx(provider)
+
+    def udp_socket(self, port: int = 0) -> UdpSocket:
+        """A UDP socket of the stack behind the NIC."""
+        return self.stack.udp_socket(port)
 
     def listen(self, port: int, *, backlog: int = 128) -> TcpListener:
         """A listening socket of the stack behind the NIC."""

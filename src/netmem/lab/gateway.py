@@ -13,7 +13,7 @@ import socket
 import struct
 
 from netmem.base.errors import NetmemError
-from netmem.inet.socket import TcpSocket
+from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import tcb as T
 from netmem.lab.local import LocalHost
 
@@ -108,6 +108,7 @@ class Gateway:
         self._listeners: dict[int, tuple[socket.socket, int]] = {}
         self._bridges: dict[int, _Bridge] = {}
         self._resting: list[int] = []
+        self._outward: list[tuple[TcpListener, str, int]] = []
         self._buffer = bytearray(256 << 10)
 
     def watch(self, epoll: select.epoll) -> None:
@@ -134,6 +135,28 @@ class Gateway:
         self._listeners[listener.fileno()] = (listener, guest_port)
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         return int(listener.getsockname()[1])
+
+    def outward(self, address: str, port: int) -> None:
+        """Have connections of the stack behind the NIC to the gateway's ``port`` lead to a host address.
+
+        EADDRINUSE when the port leads somewhere already.
+        """
+        self._outward.append((self.host.stack.listen(port), address, port))
+
+    def _connect(self, listener: TcpListener, address: str, port: int) -> None:
+        ours = listener.accept(timeout=0)
+        kernel = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        kernel.setblocking(False)
+        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        failed = kernel.connect_ex((address, port))
+        if failed not in (0, errno.EINPROGRESS):
+            ours.abort()
+            kernel.close()
+            return
+        bridge = _Bridge(kernel, ours)
+        bridge.readable = bridge.writable = failed == 0
+        self._bridges[kernel.fileno()] = bridge
+        self._epoll.register(kernel.fileno(), ET)
 
     def events(self, ready: list[tuple[int, int]]) -> None:
         """Take note of what epoll reported."""
@@ -170,6 +193,10 @@ class Gateway:
     def pump(self) -> bool:
         """Move bytes over all bridges; True when any moved."""
         moved = False
+        for listener, address, port in self._outward:
+            while listener.pending():
+                self._connect(listener, address, port)
+                moved = True
         for fd, bridge in list(self._bridges.items()):
             try:
                 moved |= bridge.pump(self._buffer)

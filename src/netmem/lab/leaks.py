@@ -19,6 +19,7 @@ HOLDERS = {
     ly.ST_DRIVER: "driver",
     ly.ST_NIC: "ring slot",
     ly.ST_BATCH: "received batch",
+    ly.ST_TX: "transmit in flight",
 }
 
 
@@ -26,7 +27,7 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
     """Netmems that neither pool nor free list has, by holder, of this user's processes (or of one).
 
     Rows: ``pid``, ``device``, ``memory`` (what kind), ``holder`` (ring slot, received batch, socket queue,
-    out-of-order queue, user token, driver), ``who`` (the connection, where there is one), ``count``,
+    out-of-order queue, user token, driver, transmit in flight), ``who`` (the connection, where there is one), ``count``,
     ``bytes``, and ``oldest`` and ``youngest`` in seconds since the netmem last changed hands (None: since
     before the device's first poll).
     """
@@ -43,7 +44,7 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
 
 def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
     named = _named(pid, board["stack"]) if board["stack"] else {}
-    areas = {pool["area"]: pool for pool in board["pools"]}
+    areas = {pool["area"]: pool for pool in [*board["pools"], *board["tx"]]}
     now = time.monotonic_ns()
     for fd, pool in areas.items():
         a = arena_words(pid, fd)

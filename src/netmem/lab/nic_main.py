@@ -160,6 +160,10 @@ class NicProcess:
                     if not isinstance(self.end, UserEnd):
                         raise NetmemError(95, "ports are forwarded on the user wire only")
                     result = self.end.gateway.forward(host, p, g)
+                case {"op": "outward", "address": str(host), "port": int(p)}:
+                    if not isinstance(self.end, UserEnd):
+                        raise NetmemError(95, "a TAP wire has no gateway")
+                    self.end.gateway.outward(host, p)
                 case _:
                     raise NetmemError(22, f"unknown request {request.get('op')!r}")
             self.control.say(result=result)

@@ -14,6 +14,7 @@ from netmem.memory.layout import (
     A_NOW,
     A_REC,
     A_SHADOW,
+    A_SHIFT,
     P_AREA,
     P_BOUNCE,
     P_CACHE,
@@ -59,10 +60,12 @@ from netmem.memory.layout import (
     REC_SHIFT,
     REC_STATE,
     REC_TIME,
+    REC_WORDS,
     ST_CACHE,
     ST_DRIVER,
     ST_FREE,
     ST_RING,
+    ST_TX,
 )
 from netmem.memory.records import INDEX_MASK, pp_is_mine, record
 from netmem.memory.shadow import (
@@ -386,3 +389,14 @@ def gather(base, frags, n, out):
         memcpy(out + done, base + frags[i, 0], size)
         done += size
     return done
+
+
+@kernel
+def hold_range(a, offset, size, by, now):
+    """Add ``by`` to the references of the net_iovs that a range lies in: transmit in flight, or over."""
+    shift = a[A_SHIFT]
+    for index in range(offset >> shift, (offset + size - 1 >> shift) + 1):
+        at = A_REC + REC_WORDS * index
+        a[at + REC_REF] += by
+        a[at + REC_STATE] = ST_TX if a[at + REC_REF] > 0 else ST_FREE
+        a[at + REC_TIME] = now

@@ -36,6 +36,7 @@ ST_BATCH = 5
 ST_OUT_OF_ORDER = 6
 ST_SOCKET = 7
 ST_USER = 8
+ST_TX = 9  # transmit in flight
 
 # Pool header.
 P_ID = 0

@@ -35,7 +35,7 @@ class MemoryProvider(Protocol):
     bound_io: int | None
     pools: int
 
-    def attach(self, dma: DmaDevice) -> int:
+    def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
         """Make the area reachable for a device when it is bound; its I/O address."""
 
     def detach(self, dma: DmaDevice) -> None:
@@ -90,9 +90,9 @@ class AreaProvider:
         self.pools = 0
         self._closed = False
 
-    def attach(self, dma: DmaDevice) -> int:
+    def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
         """dma_buf_map_attachment(): map the descriptor for the device."""
-        return dma.dma_map(self.fd, 0, self.size, DmaDirection.FROM_DEVICE, peer=True)
+        return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
 
     def detach(self, dma: DmaDevice) -> None:
         """dma_buf_unmap_attachment()."""

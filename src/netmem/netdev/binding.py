@@ -7,13 +7,17 @@ import errno
 import itertools
 from typing import TYPE_CHECKING
 
-from netmem.base.errors import NetmemError
+from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.memory.area import Area
+from netmem.memory.dma import DmaDirection
+from netmem.memory.kernels import hold_range
 from netmem.memory.provider import MemoryProvider, check_size
-from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.driver import NetmemTx, TcpDataSplit
 
 if TYPE_CHECKING:
     from netmem.netdev.device import NetDevice, RxQueue
 
+PAGE_SHIFT = 12
 _ids = itertools.count(1)  # dma-buf binding ids: a cyclic u32 from 1, one space for the process
 
 
@@ -139,6 +143,85 @@ class Binding:
         return held
 
     def __enter__(self) -> Binding:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def bind_tx(dev: NetDevice, provider: MemoryProvider) -> TxBinding:
+    """netdev_nl_bind_tx_doit(): let sockets of ``dev`` send straight from ``provider``'s memory.
+
+    ENODEV device gone; EOPNOTSUPP for a driver that cannot transmit netmem, or a device without DMA.
+    The memory may be bound for receiving too; the two bindings know nothing of each other.
+    """
+    if not dev.is_present():
+        raise NetmemError(errno.ENODEV, f"{dev.name}: the device is not present")
+    if dev.driver.netmem_tx == NetmemTx.NONE:
+        raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} does not support netmem TX")
+    dma = dev.driver.dma_device()
+    if dma is None:
+        raise NetmemError(errno.EOPNOTSUPP, f"{dev.name}: no DMA-capable device found")
+    binding = TxBinding(dev, provider, provider.attach(dma, DmaDirection.TO_DEVICE))
+    dev.tx_bindings.append(binding)
+    return binding
+
+
+class TxBinding:
+    """struct net_devmem_dmabuf_binding for transmit: memory that sockets may send from.
+
+    ``id`` is what sendmsg names (SCM_DEVMEM_DMABUF). ``area`` has one net_iov for each page, with the
+    references that sends in flight hold. The mapping ends when the last of them is done.
+    """
+
+    def __init__(self, dev: NetDevice, provider: MemoryProvider, io: int) -> None:
+        self._dev, self.provider, self.io, self.size = dev, provider, io, provider.size
+        self.id = next(_ids)
+        self.area = Area(f"{provider.name}-tx", provider.size >> PAGE_SHIFT, PAGE_SHIFT, net_iov=True)
+        self.in_flight = 0  # ranges that were sent and may still be read by the device
+        self.closed = self._gone = False
+
+    @property
+    def dev(self) -> NetDevice:
+        """The device that can send from the memory."""
+        return self._dev
+
+    def hold(self, offset: int, size: int, now: int) -> None:
+        """A send that names this range is in flight (net_devmem_get_net_iov)."""
+        self.in_flight += 1
+        hold_range(self.area.a, offset, size, 1, now)
+
+    def release(self, offset: int, size: int, now: int) -> None:
+        """It is over: the device reads the range no more (net_devmem_put_net_iov)."""
+        self.in_flight -= 1
+        hold_range(self.area.a, offset, size, -1, now)
+        self.reap()
+
+    def close(self) -> None:
+        """Unbind: no new sends; the mapping ends with the last that is in flight."""
+        with self._dev.lock:
+            self.closed = True
+            self.reap()
+
+    def reap(self) -> None:
+        """End the mapping once nothing is in flight."""
+        if self.closed and not self.in_flight:
+            self.end()
+
+    def end(self) -> None:
+        """End the mapping: the device reads nothing any more."""
+        if self._gone:
+            return
+        self.closed = self._gone = True
+        self._dev.tx_bindings.remove(self)
+        dma = self._dev.driver.dma_device()
+        if dma is not None:
+            with contextlib.suppress(DeviceGoneError):
+                dma.dma_unmap(self.io)
+        self.area.close()
+        self._dev.publish()
+
+    def __enter__(self) -> TxBinding:
         return self
 
     def __exit__(self, *exc: object) -> None:

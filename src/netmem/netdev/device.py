@@ -18,7 +18,7 @@ from netmem.memory.kernels import pp_available
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
 from netmem.netdev.batch import RxBatch
-from netmem.netdev.binding import Binding, bind_rx
+from netmem.netdev.binding import Binding, TxBinding, bind_rx, bind_tx
 from netmem.netdev.driver import Driver, QueueConfig, RingParams
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.tx import TxQueue
@@ -58,6 +58,7 @@ class NetDevice:
         self.tx = TxQueue()
         self.batch = RxBatch()
         self.bindings: list[Binding] = []
+        self.tx_bindings: list[TxBinding] = []
         self.pools: dict[int, PagePool] = {}
         self.page_pools: weakref.WeakSet[PagePool] = weakref.WeakSet()
         self._handles = itertools.count(1)
@@ -113,11 +114,16 @@ class NetDevice:
             with contextlib.ExitStack() as ends:  # each is done even if one before it failed
                 for end in (
                     self.board.close, self.batch.arena.close, self.tx.close, self.driver.close,
-                    lambda: self.reap(self.now), self._unregister, self.stop,
+                    lambda: self.reap(self.now), self._unregister, self._end_tx, self.stop,
                 ):  # fmt: skip
                     ends.callback(end)
                 for binding in list(self.bindings):
                     ends.callback(binding.close)
+
+    def _end_tx(self) -> None:
+        """The device is stopped: it reads no memory any more, whatever was in flight."""
+        for binding in list(self.tx_bindings):
+            binding.end()
 
     def _unregister(self) -> None:
         self._registered = False
@@ -248,6 +254,13 @@ class NetDevice:
             self.publish()
             return binding
 
+    def bind_tx(self, provider: MemoryProvider) -> TxBinding:
+        """NETDEV_CMD_BIND_TX: let sockets send from a provider's memory. See ``binding.bind_tx``."""
+        with self.lock:
+            binding = bind_tx(self, provider)
+            self.publish()
+            return binding
+
     # -- pools --------------------------------------------------------------------------------
 
     def page_pool_list(self, pool: PagePool) -> None:
@@ -351,6 +364,10 @@ class NetDevice:
                     }
                     for pool in self.pools.values()
                     if pool.arena.fd >= 0
+                ],
+                "tx": [
+                    {"id": b.id, "area": b.area.arena.fd, "provider": b.provider.describe()}
+                    for b in self.tx_bindings
                 ],
                 "stack": self.stack_notice,
             }

@@ -296,7 +296,8 @@ def parse_udp(meta, rows, row, ip, at, room, size):
         return KIND_DROP
     length = load_be16(udp + UDP_LEN)
     summed = load_be16(udp + UDP_CSUM) != 0
-    if length < UDP_HLEN or length > size or (not summed and load_u8(ip) >> 4 == 6):
+    vouched = summed or row[B_STATUS] & RX_L4_OK != 0  # only IPv4 can do without a checksum
+    if length < UDP_HLEN or length > size or (not vouched and load_u8(ip) >> 4 == 6):
         meta[M_COUNTERS + N_RX_BAD_UDP_HEADER] += 1
         return KIND_DROP
     if summed and not verified(meta, row, ip, udp, room, length, PROTO_UDP):

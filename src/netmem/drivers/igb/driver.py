@@ -65,7 +65,7 @@ class IgbDriver:
     queue_mgmt_ops: ClassVar[bool] = True
     hw_features: ClassVar[frozenset[str]] = frozenset()
     supports_rx_page_size: ClassVar[bool] = True
-    netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
+    netmem_tx: ClassVar[NetmemTx] = NetmemTx.DMA
     ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 0  # the 82576 has no threshold
     max_mtu: ClassVar[int] = 9216

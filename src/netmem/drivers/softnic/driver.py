@@ -40,7 +40,7 @@ class SoftnicDriver:
     )
     queue_mgmt_ops: ClassVar[bool] = True
     supports_rx_page_size: ClassVar[bool] = True
-    netmem_tx: ClassVar[NetmemTx] = NetmemTx.NONE
+    netmem_tx: ClassVar[NetmemTx] = NetmemTx.DMA
     hw_features: ClassVar[frozenset[str]] = frozenset({"rx_gro_hw"})
     ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 9000

@@ -213,6 +213,7 @@ def look(d, bar, row):
                 if l4 != 0:
                     row[F_L4] = l4
                     unsummed = proto == PROTO_UDP and load_be16(hdr + l4 + UDP_CSUM) == 0
+                    unsummed = unsummed and kind == ETHERTYPE_IPV4
                     if trusted or unsummed:
                         status |= RXS_L4_OK
                     else:

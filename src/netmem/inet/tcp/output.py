@@ -612,17 +612,35 @@ def spans_done(g, e, txm, out):
 
 
 @kernel
+def note_sent(g, e, call, mark):
+    """A datagram from device memory is over when the transmit row before ``mark`` is. False: no entry."""
+    i = tq_new(g, e, 0, 0, 0)
+    if i == 0:
+        return False
+    e[i, Y_CALL], e[i, Y_MARK] = call, mark
+    if g[G_ZC_TAIL] != 0:
+        e[g[G_ZC_TAIL], E_NEXT] = i
+    else:
+        g[G_ZC_HEAD] = i
+    g[G_ZC_TAIL] = i
+    return True
+
+
+@kernel
 def add_span(g, t, e, c, io, length, call):
-    """``length`` bytes at an I/O address of device memory go behind what is to be sent. False: no entry."""
+    """``length`` bytes at an I/O address of device memory go behind what is to be sent.
+
+    1: as a span of its own; 0: they lengthen the last one; -1: no entry is left.
+    """
     tail = t[c, SP_TAIL]
     if tail != 0 and e[tail, Y_CALL] == call and e[tail, Y_IO] + e[tail, E_LEN] == io:
         if e[tail, Y_START] + e[tail, E_LEN] == t[c, SB_TAIL]:
             e[tail, E_LEN] += length
             t[c, SB_TAIL] += length
-            return True
+            return 0
     i = tq_new(g, e, 0, length, 0)
     if i == 0:
-        return False
+        return -1
     e[i, Y_START], e[i, Y_IO], e[i, Y_CALL], e[i, Y_MARK] = t[c, SB_TAIL], io, call, 0
     if tail != 0:
         e[tail, E_NEXT] = i
@@ -630,7 +648,7 @@ def add_span(g, t, e, c, io, length, call):
         t[c, SP_HEAD] = i
     t[c, SP_TAIL] = i
     t[c, SB_TAIL] += length
-    return True
+    return 1
 
 
 @kernel

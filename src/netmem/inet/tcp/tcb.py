@@ -258,7 +258,9 @@ CR_BUFLEN = 3
 CR_OOO = 4  # most buffers of out-of-order data, of all connections together
 CR_OOO_N = 5  # how many there are
 CR_POOL = 6  # handle of the queue's payload pool
-CR_WORDS = 8
+CR_HOST = 7  # host address of its memory, 0: unreadable; log2 of a netmem's bytes
+CR_SHIFT = 8
+CR_WORDS = 16
 MAX_QUEUES = 16
 
 G_COUNTERS = G_CREDIT + CR_WORDS * MAX_QUEUES
@@ -318,7 +320,9 @@ S_UDP_OUT = 52
 S_ZC_DONE = 53  # sendmsg_devmem() calls that were completed
 TCP_COUNTERS = offsets(globals(), "S_")
 
-G_LISTS = G_COUNTERS + 96  # touched rows, slow rows, release pairs, hash buckets follow
+G_ADDRS = G_COUNTERS + 96  # how many addresses the stack has, and their words, high and low
+MAX_ADDRESSES = 15
+G_LISTS = G_ADDRS + 32  # touched rows, slow rows, release pairs, hash buckets follow
 LIST_ROOM = 4096
 G_TOUCHED_AT = G_LISTS
 G_SLOW_AT = G_TOUCHED_AT + LIST_ROOM

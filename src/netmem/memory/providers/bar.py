@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netmem.base.arena import PAGE_SIZE
-from netmem.memory.dma import DmaDevice
+from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.provider import AreaProvider, check_size
 
 
@@ -36,7 +36,7 @@ class BarProvider(AreaProvider):
         self.address, self._on_release = address, release
         super().__init__(fd, size, rx_page_size, net_iov=True, address=0)
 
-    def attach(self, dma: DmaDevice) -> int:
+    def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
         """dma_map_resource(): the other device's memory is there already, it only needs an I/O address."""
         return dma.dma_map_resource(self.address, self.size)
 

@@ -1,0 +1,142 @@
+"""`netmem send`: send a file over TCP straight from a kind of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from netmem.base.errors import NetmemError
+from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
+from netmem.inet.socket import TcpSocket
+from netmem.lab.device import Device, open_device
+from netmem.memory.provider import AreaProvider, check_size
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.memory.providers.pages import PagesProvider
+from netmem.netdev.binding import TxBinding
+
+CHUNK = 1 << 20
+TIMEOUT_S = 60.0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.argument("address", type=ADDRESS, metavar="HOST:PORT")
+@click.option("--allow-remote", is_flag=True, help="Let HOST be an address other than loopback.")
+@nic_options
+@wire_options
+@memory_options
+@click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as a JSON line on stdout.")
+def command(
+    file: str, address: tuple[str, int], allow_remote: bool, nic: str, qemu: str | None, wire: str,
+    addresses: tuple[str, ...], gateways: tuple[str, ...], memory: str, memory_size: int,
+    rx_page_size: int, exporter: str, mtu: int, as_json: bool,
+) -> None:
+    """Send FILE to a TCP server, straight from memory that the driver never maps.
+
+    \b
+    nc -l 5002 > copy.bin &
+    netmem send --memory dmabuf FILE 127.0.0.1:5002
+
+    The file is written into the memory piece by piece; a piece is written anew when the NIC is done with
+    it. With --memory none the bytes are copied into the socket's buffer, as send() does.
+    """
+    chunk = min(CHUNK, memory_size // 2)
+    try:
+        if memory != "none":
+            check_size(memory_size, rx_page_size)
+        with open_device(
+            nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways)
+        ) as device:
+            provider = _make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
+            try:
+                binding = device.bind_tx(provider) if provider is not None else None
+                target = device.reach(*address, allow_remote=allow_remote)
+                summary = _send(device, file, target, provider, binding, chunk)
+                summary["memory"] = memory
+                if binding is not None:
+                    binding.close()
+                    summary["in_flight"] = binding.in_flight
+            finally:
+                if provider is not None:
+                    provider.close()
+    except NetmemError as error:
+        raise usage(error) from None
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    else:
+        print(
+            f"netmem: {summary['bytes']} bytes to {address[0]}:{address[1]} in {summary['seconds']:.3f} s, "
+            f"{summary['goodput_gbit']} Gbit/s, from {memory} memory in {summary['calls']} sends; "
+            f"{summary['retrans']} segments sent again",
+            file=sys.stderr,
+        )
+
+
+def _make_memory(
+    device: Device, nic: str, memory: str, size: int, rx_page_size: int, exporter: str
+) -> AreaProvider | None:
+    if memory == "none":
+        return None
+    if memory == "bar":
+        return device.bar_memory(size, rx_page_size=rx_page_size)
+    if memory == "pages":
+        return PagesProvider(size, rx_page_size=rx_page_size)
+    exporter = "memfd" if (nic, exporter) == ("igb", "auto") else exporter
+    return DmabufProvider(size, exporter=exporter, rx_page_size=rx_page_size)
+
+
+def _send(
+    device: Device, file: str, target: tuple[str, int], provider: AreaProvider | None,
+    binding: TxBinding | None, chunk: int,
+) -> dict[str, Any]:  # fmt: skip
+    total = calls = 0
+    with open(file, "rb", buffering=0) as source, device.connect(*target, timeout=TIMEOUT_S) as sock:
+        start = time.monotonic()
+        if provider is None or binding is None:
+            while data := source.read(chunk):
+                sock.sendall(data, timeout=TIMEOUT_S)
+                total += len(data)
+                calls += 1
+        else:
+            total, calls = _from_memory(source, sock, provider, binding, chunk)
+        sock.shutdown()
+        sock.wait_drained(TIMEOUT_S)
+        seconds = time.monotonic() - start
+    return {
+        "bytes": total, "seconds": round(seconds, 6), "calls": calls,
+        "goodput_gbit": round(total * 8 / seconds / 1e9, 3),
+        "retrans": device.stack.tcp.counters()["retrans"],
+    }  # fmt: skip
+
+
+def _from_memory(
+    source: Any, sock: TcpSocket, provider: AreaProvider, binding: TxBinding, chunk: int
+) -> tuple[int, int]:
+    """The file through the memory: each part is filled again when all sends from it are over."""
+    view = provider.map(writable=True)
+    parts = provider.size // chunk
+    last_call = [-1] * parts  # by part: the last call that sent from it
+    done = total = calls = part = 0
+    while True:
+        while last_call[part] >= done:
+            for _, last in sock.zerocopy_completions() or sock.wait_zerocopy(TIMEOUT_S):
+                done = last + 1
+        at = part * chunk
+        with provider.cpu_access(write=True):
+            size = os.readv(source.fileno(), [view[at : at + chunk].data])
+        if not size:
+            return total, calls
+        left, start = size, at
+        while left:
+            taken = sock.sendmsg_devmem([(start, left)], binding, timeout=TIMEOUT_S)
+            last_call[part] = calls
+            calls += 1
+            start, left = start + taken, left - taken
+        total += size
+        part = (part + 1) % parts

@@ -1,0 +1,156 @@
+"""What an application holds of received payload: frags, and the tokens with which it gives them back."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from netmem.base.arena import Arena, Words
+from netmem.base.errors import NetmemError
+from netmem.inet.tcp import receive as rx
+from netmem.memory import layout as ly
+from netmem.memory import sanitizer
+from netmem.memory.page_pool import PagePool
+
+if TYPE_CHECKING:
+    from netmem.inet.stack import Stack
+
+FRAG = np.dtype(
+    [
+        ("frag_offset", "<u8"),
+        ("frag_size", "<u4"),
+        ("frag_token", "<u4"),
+        ("dmabuf_id", "<u4"),
+        ("flags", "<u4"),
+    ]
+)
+"""struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
+assert FRAG.itemsize == 24
+assert FRAG.fields is not None
+assert FRAG.fields["dmabuf_id"][1] == 16
+
+Frags = npt.NDArray[np.void]
+MAX_DONTNEED_TOKENS = 1024
+MAX_DONTNEED_RANGES = 128
+MAX_TOKENS = (1 << 31) - 1
+NO_FRAGS = np.zeros(0, FRAG)
+
+
+class DevmemMessage(NamedTuple):
+    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``."""
+
+    linear: bytes
+    frags: Frags
+
+    @property
+    def size(self) -> int:
+        """Payload bytes of the message; 0 at the end of the stream."""
+        return len(self.linear) + int(self.frags["frag_size"].sum())
+
+
+def named_tokens(tokens: npt.ArrayLike) -> Words:
+    """The tokens that SO_DEVMEM_DONTNEED is asked to free: the first 1024. EINVAL for too many ranges."""
+    wanted = np.asarray(tokens)
+    if wanted.ndim == 2:
+        if wanted.shape[1] != 2 or len(wanted) > MAX_DONTNEED_RANGES:
+            raise NetmemError(
+                errno.EINVAL, f"dontneed takes up to {MAX_DONTNEED_RANGES} (first, count) ranges"
+            )
+        left, pieces = MAX_DONTNEED_TOKENS, []
+        for first, number in wanted.tolist():
+            take = max(0, min(number, left))
+            pieces.append(np.arange(first, first + take))
+            left -= take
+        wanted = np.concatenate(pieces) if pieces else np.zeros(0)
+    elif wanted.ndim == 0:
+        wanted = wanted[None]
+    return wanted[:MAX_DONTNEED_TOKENS].astype(np.int64)
+
+
+def pool_of(stack: Stack, handle: int) -> PagePool:
+    """A pool by the handle that travels with its buffers; the sanitiser notes who asks."""
+    pool = stack.dev.pools[handle]
+    if sanitizer.ON:
+        sanitizer.called(pool.area_a)
+    return pool
+
+
+class Tokens:
+    """A socket's token table; grows as tokens are held."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._arena = Arena("tcp:tokens", rx.TK_SLOTS + 3 * capacity)
+        self.a: Words = self._arena.a
+        self.v = self.a.data  # the same words as plain ints
+        self._lay_out(capacity, 0)
+
+    def _lay_out(self, capacity: int, old: int) -> None:
+        a = self.a
+        stack = rx.TK_SLOTS + 2 * capacity
+        fresh = capacity - old
+        a[rx.TK_CAPACITY], a[rx.TK_STACK] = capacity, stack
+        a[stack : stack + fresh] = np.arange(capacity, old, -1)
+        a[rx.TK_FREE] = fresh
+
+    def reserve(self, n: int) -> None:
+        """Have at least ``n`` free tokens (or as many as there can ever be)."""
+        free, capacity = int(self.a[rx.TK_FREE]), int(self.a[rx.TK_CAPACITY])
+        if free >= n:
+            return
+        spare = self.a[int(self.a[rx.TK_STACK]) :][:free].copy()
+        new = min(2 * max(capacity, n), MAX_TOKENS)
+        before, self._arena = self._arena, Arena("tcp:tokens", rx.TK_SLOTS + 3 * new)
+        used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
+        self.a = self._arena.a
+        self.v = self.a.data
+        self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity] = used
+        self._lay_out(new, capacity)
+        at = int(self.a[rx.TK_STACK]) + new - capacity
+        self.a[at : at + free] = spare
+        self.a[rx.TK_FREE] += free
+        before.close()
+
+    @property
+    def fd(self) -> int:
+        """Descriptor of the arena."""
+        return self._arena.fd
+
+    def held(self) -> int:
+        """Tokens that the application has."""
+        return int(self.a[rx.TK_CAPACITY] - self.a[rx.TK_FREE])
+
+    def all(self) -> npt.NDArray[np.int64]:
+        """The tokens that the application has."""
+        capacity = int(self.a[rx.TK_CAPACITY])
+        slots = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
+        return np.flatnonzero(slots) + 1
+
+    def close(self) -> None:
+        self._arena.close()
+
+    def give_back(self, stack: Stack, c: int, tokens: Words) -> int:
+        """Free tokens; how many there were. ``c``: the connection whose window that may open, or -1."""
+        tcp, freed, n = stack.tcp, 0, len(tokens)
+        while n:
+            handle = self._pool_of(tokens, n)
+            if not handle:
+                break
+            pool = pool_of(stack, handle)
+            freed += rx.tokens_back(tcp.g, tcp.t, c, self.a, tokens, n, pool.p, pool.area_a, handle)
+            if pool.pv[ly.P_RELEASE_N]:
+                pool.flush()
+            n = self.v[rx.TK_DUE + 1]
+        return int(freed)
+
+    def _pool_of(self, tokens: Words, n: int) -> int:
+        """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
+        tok, wanted = self.v, tokens.data
+        capacity = tok[rx.TK_CAPACITY]
+        for i in range(n):
+            at = rx.TK_SLOTS + 2 * (wanted[i] - 1)
+            if 1 <= wanted[i] <= capacity and tok[at]:
+                return tok[at + 1]
+        return 0

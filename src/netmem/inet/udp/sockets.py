@@ -1,0 +1,420 @@
+"""UDP sockets: datagrams by reference, and sends from readable or device memory."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from netmem.base.arena import Arena, Words
+from netmem.base.clock import SEC
+from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.base.formats import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    IP_DF,
+    IP_HLEN,
+    PROTO_UDP,
+    UDP_HLEN,
+    inet_checksum,
+    ip_bytes,
+    ip_number,
+    ip_text,
+    ip_words,
+    is_ip4,
+)
+from netmem.inet.icmp import IcmpError, port_unreachable
+from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
+from netmem.inet.udp import kernels as k
+from netmem.inet.zerocopy import Completions, as_ranges
+from netmem.memory import sanitizer
+from netmem.netdev.batch import B_HDR, B_HLEN, B_SRC, B_SRC_HI, RxBatch
+from netmem.netdev.tx import (
+    SLOT_BYTES,
+    T_HEAD,
+    T_HOST,
+    T_IO,
+    T_TAIL,
+    TX_CSUM,
+    TX_NETMEM,
+    TX_ROWS,
+    TX_UDP,
+    X_FLAGS,
+    X_HLEN,
+    X_P2LEN,
+    X_PAY,
+    X_PAY2,
+    X_PLEN,
+)
+
+if TYPE_CHECKING:
+    from netmem.inet.stack import Stack
+    from netmem.netdev.binding import TxBinding
+
+DATAGRAM = np.dtype(
+    [
+        ("peer_hi", "<i8"), ("peer_lo", "<i8"), ("port", "<i8"), ("size", "<i8"), ("linear", "<i8"),
+        ("frags", "<i8"),
+    ]
+)  # fmt: skip
+"""A received datagram: where from, its size, and how much of it is linear bytes and how many frags."""
+assert DATAGRAM.itemsize == 8 * k.DG_WORDS
+
+RCVBUF = 4 << 20
+LINEAR_ROOM = 1 << 18
+UNREACHABLES_PER_S = 50
+SLOT = 9216  # payload of one datagram to send
+
+
+class UdpMessage(NamedTuple):
+    """One datagram: ``peer`` it came from, ``linear`` bytes first, then ``frags``."""
+
+    peer: tuple[str, int]
+    linear: bytes
+    frags: Frags
+
+    @property
+    def size(self) -> int:
+        """Payload bytes of the datagram."""
+        return len(self.linear) + int(self.frags["frag_size"].sum())
+
+
+class Udp:
+    """The UDP of one stack: its sockets' table, shared with the kernels."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.arena = Arena("udp:sockets", k.SOCKETS * k.U_WORDS)
+        self.u: Words = self.arena.a[: k.SOCKETS * k.U_WORDS].reshape(-1, k.U_WORDS)
+        self.v = self.u.data
+        self.sockets: dict[int, UdpSocket] = {}
+        self._next_port = 49152
+        self._memory: int | None = None
+        self._told_at, self._told = 0, 0
+
+    def open(self, port: int) -> UdpSocket:
+        """A socket on a port; 0 takes a free one. EADDRINUSE, EINVAL, ENOBUFS."""
+        v = self.v
+        if not 0 <= port < 65536:
+            raise NetmemError(errno.EINVAL, f"port {port} is outside 0 to 65535")
+        used = {int(row[k.U_PORT]) for row in self.u}
+        if port in used and port:
+            raise NetmemError(errno.EADDRINUSE, f"UDP port {port} is in use")
+        s = next((s for s in range(k.SOCKETS) if not v[s, k.U_PORT]), -1)
+        if s < 0:
+            raise NetmemError(errno.ENOBUFS, f"all {k.SOCKETS} UDP sockets are in use")
+        while not port:
+            self._next_port = 49152 + (self._next_port + 1 - 49152) % 16384
+            port = 0 if self._next_port in used else self._next_port
+        bucket = v[s, k.U_BUCKET]
+        self.u[s] = 0
+        v[s, k.U_BUCKET] = bucket
+        v[s, k.U_PORT], v[s, k.U_LIMIT] = port, RCVBUF
+        v[s, k.U_NEXT] = v[port % k.SOCKETS, k.U_BUCKET]
+        v[port % k.SOCKETS, k.U_BUCKET] = s + 1
+        self.sockets[s] = UdpSocket(self.stack, self, s)
+        return self.sockets[s]
+
+    def forget(self, s: int) -> None:
+        """A socket was closed: what it has queued goes back."""
+        v, tcp = self.v, self.stack.tcp
+        while k.udp_drop(tcp.g, self.u, tcp.e, s, T.RELEASE_ROOM // 4):
+            tcp.put_released()
+        bucket = v[s, k.U_PORT] % k.SOCKETS
+        if v[bucket, k.U_BUCKET] == s + 1:
+            v[bucket, k.U_BUCKET] = v[s, k.U_NEXT]
+        else:
+            other = v[bucket, k.U_BUCKET] - 1
+            while v[other, k.U_NEXT] != s + 1:
+                other = v[other, k.U_NEXT] - 1
+            v[other, k.U_NEXT] = v[s, k.U_NEXT]
+        own = v[s, k.U_BUCKET]
+        self.u[s] = 0
+        v[s, k.U_BUCKET] = own
+        del self.sockets[s]
+
+    def refused(self, batch: RxBatch, i: int) -> None:
+        """Tell the sender of a datagram that nobody listens, now and then (RFC 1122, 4.1.3.1)."""
+        ip, row = self.stack.ip, batch.rows[i]
+        if ip.now - self._told_at >= SEC:
+            self._told_at, self._told = ip.now, 0
+        self._told += 1
+        if self._told <= UNREACHABLES_PER_S:
+            headers = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
+            source = ip_number(int(row[B_SRC_HI]), int(row[B_SRC]))
+            ip.send_frame(port_unreachable(headers, ip.mac, v6=not is_ip4(source)))
+
+    def icmp_error(self, error: IcmpError) -> None:
+        """A datagram of ours went nowhere: a connected socket learns of it."""
+        for sock in self.sockets.values():
+            if sock.port == error.ports & 0xFFFF and sock.remote == (error.target, error.ports >> 16):
+                sock.error = errno.EMSGSIZE if error.mtu else errno.ECONNREFUSED
+                if error.mtu:
+                    self.stack.ip.note_mtu(error)
+
+    def row(self, source: int, target: int, ports: tuple[int, int], size: int) -> tuple[int, int]:
+        """Headers of a datagram of ``size`` payload bytes in the next transmit row: (row, memory for it).
+
+        ENOBUFS when no row is free; EHOSTUNREACH when the neighbour does not answer (yet); EMSGSIZE.
+        """
+        stack = self.stack
+        tx, ip = stack.dev.tx, stack.ip
+        room = ip.mtu(target) - UDP_HLEN - (IP_HLEN if is_ip4(target) else 40)
+        if size > room:
+            raise NetmemError(errno.EMSGSIZE, f"{size} bytes do not fit one packet: {room} at most")
+        if tx.mv[T_TAIL] - tx.mv[T_HEAD] >= TX_ROWS:
+            stack.tcp.count(T.S_TX_FULL)
+            raise NetmemError(errno.ENOBUFS, "the transmit queue is full")
+        mac = ip.resolve(ip.next_hop(target))
+        if mac is None:
+            stack.dev.driver.xmit()
+            raise NetmemError(errno.EHOSTUNREACH, f"{ip_text(target)} is being asked for its MAC address")
+        if self._memory is None:
+            self._memory = tx.alloc_buffer(TX_ROWS * SLOT)
+            if self._memory is None:
+                raise NetmemError(errno.ENOBUFS, "no transmit memory is left")
+        sport, dport = ports
+        frame = mac.to_bytes(6, "big") + ip.mac.to_bytes(6, "big")
+        if is_ip4(target):
+            head = struct.pack("!BBHHHBBH", 0x45, 0, 28 + size, 0, IP_DF, 64, PROTO_UDP, 0)
+            head += ip_bytes(source) + ip_bytes(target)
+            head = head[:10] + inet_checksum(head).to_bytes(2, "big") + head[12:]
+            frame += ETHERTYPE_IPV4.to_bytes(2, "big") + head
+        else:
+            head = struct.pack("!IHBB", 6 << 28, UDP_HLEN + size, PROTO_UDP, 64)
+            frame += ETHERTYPE_IPV6.to_bytes(2, "big") + head + ip_bytes(source) + ip_bytes(target)
+        frame += struct.pack("!HHHH", sport, dport, UDP_HLEN + size, 0)
+        r = tx.mv[T_TAIL] % TX_ROWS
+        ctypes.memmove(tx.mv[T_HOST] + r * SLOT_BYTES, frame, len(frame))
+        row = tx.rows[r]
+        row[:] = 0
+        row[X_HLEN], row[X_FLAGS] = len(frame), TX_CSUM | TX_UDP
+        return r, self._memory + r * SLOT
+
+    def close(self) -> None:
+        """The stack goes away."""
+        for sock in list(self.sockets.values()):
+            sock.close()
+        self.arena.close()
+
+
+class UdpSocket:
+    """A UDP socket. Calls block up to their ``timeout`` in seconds (None: for ever).
+
+    Errors: TimeoutError; ENODEV when the NIC is gone; EBADF after close; ECONNREFUSED once, on a
+    connected socket whose peer's host has nobody there.
+    """
+
+    def __init__(self, stack: Stack, udp: Udp, s: int) -> None:
+        self._stack, self._udp, self._s = stack, udp, s
+        self.port = udp.v[s, k.U_PORT]
+        self.remote: tuple[int, int] | None = None
+        self.error = 0
+        self.timeout: float | None = None
+        self._tokens: Tokens | None = None
+        self._completions = Completions()
+        self._closed = False
+
+    def connect(self, host: str, port: int) -> None:
+        """connect(): send to, and receive from, this peer only. EINVAL."""
+        from netmem.inet.stack import address_of
+
+        with self._stack.lock:
+            self._check_open()
+            number = address_of(host)
+            self.remote = (number, port)
+            v, s = self._udp.v, self._s
+            v[s, k.U_PEER_HI], v[s, k.U_PEER] = ip_words(number)
+            v[s, k.U_PEER_PORT] = port
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NetmemError(errno.EBADF, "the socket is closed")
+
+    def _check(self) -> None:
+        self._check_open()
+        if self._stack.gone is not None:
+            raise self._stack.gone
+        if self.error:
+            error, self.error = self.error, 0
+            raise NetmemError(error, f"the peer of UDP port {self.port} cannot be reached so")
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def pending(self) -> int:
+        """Datagrams that wait."""
+        return 0 if self._closed else self._udp.v[self._s, k.U_DGRAMS]
+
+    def readable(self) -> bool:
+        """True when a receive call would not wait."""
+        return self._closed or bool(self.pending()) or bool(self.error) or self._stack.gone is not None
+
+    def recv_batch(
+        self, datagrams: int = 64, *, max_frags: int = 256, timeout: float | None = None
+    ) -> tuple[npt.NDArray[np.void], bytes, Frags]:
+        """recvmmsg() with devmem: what has arrived, up to ``datagrams``; waits for the first.
+
+        Returns an array of DATAGRAM, the linear bytes of all, and the frags of all as an array of FRAG,
+        each in the datagrams' order. No Python object is made for a datagram. ETOOSMALL when the next one
+        has more than ``max_frags`` frags.
+        """
+        stack, udp, s = self._stack, self._udp, self._s
+        with stack.lock:
+            self._check()
+            if not self.pending():
+                wait = timeout if timeout is not None else self.timeout
+                stack.wait(self.readable, wait, f"a datagram to port {self.port}")
+                self._check()
+            tcp = stack.tcp
+            if self._tokens is None:
+                self._tokens = Tokens()
+            if self._tokens.v[rx.TK_FREE] < max_frags:
+                self._tokens.reserve(max_frags)
+            udp.v[s, k.U_TOKENS_FD] = self._tokens.fd
+            handle = int(k.udp_head(tcp.e, udp.u, s, 1))
+            binding, pool = 0, next(iter(stack.dev.pools.values()))
+            if handle:
+                pool = pool_of(stack, handle)
+                assert pool.provider is not None
+                binding = pool.provider.binding_id
+            found = np.empty((datagrams, k.DG_WORDS), np.int64)
+            frags = np.empty((max_frags, 3), np.int64)
+            linear = np.empty(LINEAR_ROOM, np.uint8)
+            n = int(k.udp_out(
+                tcp.g, udp.u, tcp.e, s, self._tokens.a, pool.p, pool.area_a, handle, binding, found, frags,
+                linear.ctypes.data, len(linear),
+            ))  # fmt: skip
+            if not n:
+                raise NetmemError(ETOOSMALL, f"the datagram has more than {max_frags} frags")
+            tcp.put_released()
+            rows = found[:n]
+            used, size = int(rows[:, k.DG_FRAGS].sum()), int(rows[:, k.DG_LINEAR].sum())
+            return np.ndarray(n, DATAGRAM, found), linear[:size].tobytes(), np.ndarray(used, FRAG, frags)
+
+    def recvmsg_devmem(self, *, max_frags: int = 64, timeout: float | None = None) -> UdpMessage:
+        """One datagram, its payload by reference where the queue's memory is bound."""
+        rows, linear, frags = self.recv_batch(1, max_frags=max_frags, timeout=timeout)
+        row = rows[0]
+        peer = ip_text(ip_number(int(row["peer_hi"]), int(row["peer_lo"]))), int(row["port"])
+        return UdpMessage(peer, linear, frags)
+
+    def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
+        """Give frags back; how many tokens were freed. As ``TcpSocket.devmem_dontneed``."""
+        batch = named_tokens(tokens)
+        with self._stack.lock:
+            self._check_open()
+            if self._tokens is None:
+                return 0
+            repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
+            freed = self._tokens.give_back(self._stack, -1, batch)
+            if repeated:
+                sanitizer.token_twice(repeated)
+        return freed
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _target(self, address: tuple[str, int] | None) -> tuple[int, int]:
+        from netmem.inet.stack import address_of
+
+        if address is not None:
+            return address_of(address[0]), address[1]
+        if self.remote is None:
+            raise NetmemError(errno.EDESTADDRREQ, "the socket is not connected: say where to send to")
+        return self.remote
+
+    def sendto(self, data: bytes | bytearray | memoryview, address: tuple[str, int] | None = None) -> int:
+        """Send one datagram to ``address``, or to the peer of a connected socket; its size.
+
+        EMSGSIZE for one that does not fit a packet; ENOBUFS when the transmit queue is full;
+        EHOSTUNREACH while the neighbour is being asked for; EDESTADDRREQ; ENETUNREACH.
+        """
+        view = memoryview(data).cast("B")
+        with self._stack.lock:
+            self._check()
+            target, port = self._target(address)
+            stack = self._stack
+            stack.ip.now = stack.tcp.gv[T.G_NOW] = stack.clock.now()
+            tx = stack.dev.tx
+            r, at = self._udp.row(stack.ip.source_for(target), target, (self.port, port), len(view))
+            tx.region.bytes[at : at + len(view)] = np.frombuffer(view, np.uint8)
+            tx.rows[r, X_PAY], tx.rows[r, X_PLEN] = tx.mv[T_IO] + at, len(view)
+            self._go()
+            return len(view)
+
+    def sendmsg_devmem(
+        self, frags: npt.ArrayLike, binding: TxBinding | int, address: tuple[str, int] | None = None
+    ) -> int:
+        """Send one datagram straight from device memory: one or two frags. EINVAL for more.
+
+        Otherwise as ``sendto`` and ``TcpSocket.sendmsg_devmem``; ``zerocopy_completions`` tells when the
+        memory may be written anew.
+        """
+        with self._stack.lock:
+            self._check()
+            target, port = self._target(address)
+            stack = self._stack
+            bound = stack.zerocopy.check(binding)
+            ranges = as_ranges(frags, bound.size)
+            if not 1 <= len(ranges) <= 2:
+                raise NetmemError(errno.EINVAL, f"a datagram is sent from one or two frags, not {len(ranges)}")
+            size = sum(length for _, length in ranges)
+            stack.ip.now = stack.tcp.gv[T.G_NOW] = stack.clock.now()
+            tx = stack.dev.tx
+            r, _ = self._udp.row(stack.ip.source_for(target), target, (self.port, port), size)
+            row = tx.rows[r]
+            row[X_FLAGS] |= TX_NETMEM
+            row[X_PAY], row[X_PLEN] = bound.io + ranges[0][0], ranges[0][1]
+            if len(ranges) == 2:
+                row[X_PAY2], row[X_P2LEN] = bound.io + ranges[1][0], ranges[1][1]
+            stack.zerocopy.datagram(bound, ranges, tx.mv[T_TAIL] + 1, self._completions)
+            self._go()
+            return size
+
+    def _go(self) -> None:
+        dev = self._stack.dev
+        dev.tx.meta[T_TAIL] += 1
+        self._stack.tcp.count(T.S_UDP_OUT)
+        dev.driver.xmit()
+
+    def zerocopy_completions(self) -> list[tuple[int, int]]:
+        """Calls of sendmsg_devmem that are over since last asked, as ranges (first, last)."""
+        with self._stack.lock:
+            self._stack.dev.driver.xmit()
+            self._stack.zerocopy.poll()
+            return self._completions.take()
+
+    # -- end ----------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, int]:
+        """Datagrams received, waiting and dropped for want of room; bytes waiting; tokens held."""
+        v, s = self._udp.v, self._s
+        return {
+            "datagrams": v[s, k.U_IN], "pending": v[s, k.U_DGRAMS], "queued": v[s, k.U_BYTES],
+            "dropped": v[s, k.U_DROPPED], "tokens": self._tokens.held() if self._tokens else 0,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        """Give everything back: what is queued, and all tokens."""
+        with self._stack.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._stack.changed()
+            if self._tokens is not None:
+                tokens = self._tokens.all()
+                if len(tokens):
+                    self._tokens.give_back(self._stack, -1, tokens)
+                self._tokens.close()
+            self._udp.forget(self._s)
+
+    def __enter__(self) -> UdpSocket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

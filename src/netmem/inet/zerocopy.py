@@ -1,0 +1,159 @@
+"""Sends from device memory, from the call until the NIC is done with them (net/core/skbuff.c: ubuf_info).
+
+The kernel numbers a socket's zero-copy sends from 0 and tells by ranges which are over
+(SO_EE_ORIGIN_ZEROCOPY); only then may the memory be written anew.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from netmem.base.arena import Words
+from netmem.base.errors import NetmemError
+from netmem.inet.tcp import output as o
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.machine import Tcp
+from netmem.netdev.binding import TxBinding
+from netmem.netdev.device import NetDevice
+
+
+@dataclass
+class Completions:
+    """A socket's numbers: those given out, and those whose sends are over but not told of yet."""
+
+    given: int = 0
+    pending: int = 0
+    done: list[tuple[int, int]] = field(default_factory=list)
+
+    def over(self, number: int) -> None:
+        """A send is over; neighbours become one range."""
+        self.pending -= 1
+        if self.done and self.done[-1][1] + 1 == number:
+            self.done[-1] = (self.done[-1][0], number)
+        else:
+            self.done.append((number, number))
+
+    def take(self) -> list[tuple[int, int]]:
+        """What was not told of yet, as ranges (first, last)."""
+        told, self.done = self.done, []
+        return told
+
+
+@dataclass
+class _Call:
+    """One sendmsg_devmem() call whose spans are not all over."""
+
+    number: int
+    completions: Completions
+    binding: TxBinding
+    ranges: list[tuple[int, int]]
+    left: int
+
+
+def as_ranges(frags: npt.ArrayLike, size: int) -> list[tuple[int, int]]:
+    """(offset, size) pairs of an array of FRAG, or of shape (n, 2). EFAULT beyond ``size``; EINVAL."""
+    array = np.asarray(frags)
+    if array.dtype.names:
+        array = np.stack([array["frag_offset"], array["frag_size"]], -1).astype(np.int64)
+    if array.ndim == 1 and len(array) == 2:
+        array = array[None]
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise NetmemError(errno.EINVAL, "frags are an array of FRAG, or pairs of offset and size")
+    ranges: list[tuple[int, int]] = []
+    for offset, length in array.astype(np.int64).tolist():
+        if offset < 0 or length < 0 or offset + length > size:
+            text = f"{length} bytes at offset {offset} do not lie in a binding of {size} bytes"
+            raise NetmemError(errno.EFAULT, text)
+        if length:
+            ranges.append((offset, length))
+    return ranges
+
+
+class Zerocopy:
+    """All sends from device memory of a stack."""
+
+    def __init__(self, dev: NetDevice, tcp: Tcp) -> None:
+        self._dev, self._tcp = dev, tcp
+        self._calls: dict[int, _Call] = {}
+        self._next = 1
+        self._out: Words = np.zeros(256, np.int64)
+
+    def check(self, binding: object) -> TxBinding:
+        """The binding that a send names: EINVAL for one that is none, ENODEV for another device's."""
+        if isinstance(binding, int):
+            found = [b for b in self._dev.tx_bindings if b.id == binding]
+            binding = found[0] if found else None
+        if not isinstance(binding, TxBinding) or binding.closed:
+            raise NetmemError(errno.EINVAL, "no transmit binding has this id: bind the memory with bind_tx")
+        if binding.dev is not self._dev:
+            raise NetmemError(errno.ENODEV, f"the memory is bound to {binding.dev.name}, not to {self._dev.name}")
+        return binding
+
+    def send(self, c: int, binding: TxBinding, ranges: list[tuple[int, int]], room: int, to: Completions) -> int:
+        """Queue up to ``room`` bytes of ``ranges`` on a connection; how many. ENOBUFS without an entry."""
+        tcp, call = self._tcp, self._next
+        taken, spans = 0, 0
+        held: list[tuple[int, int]] = []
+        for offset, length in ranges:
+            part = min(length, room - taken)
+            if part <= 0:
+                break
+            added = int(o.add_span(tcp.g, tcp.t, tcp.e, c, binding.io + offset, part, call))
+            if added < 0:
+                break
+            spans += added
+            taken += part
+            binding.hold(offset, part, tcp.now)
+            held.append((offset, part))
+        if not taken:
+            raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
+        self._calls[call] = _Call(to.given, to, binding, held, spans)
+        self._next += 1
+        to.given += 1
+        to.pending += 1
+        return taken
+
+    def datagram(
+        self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions
+    ) -> None:
+        """A datagram from device memory was put into the transmit queue, before row ``mark``."""
+        tcp, call = self._tcp, self._next
+        if not o.note_sent(tcp.g, tcp.e, call, mark):
+            raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
+        for offset, length in ranges:
+            binding.hold(offset, length, tcp.now)
+        self._calls[call] = _Call(to.given, to, binding, ranges, 1)
+        self._next += 1
+        to.given += 1
+        to.pending += 1
+
+    def poll(self) -> bool:
+        """Sends that the NIC is done with are over; True when there were any."""
+        tcp = self._tcp
+        found = False
+        while True:
+            n = int(o.spans_done(tcp.g, tcp.e, self._dev.tx.meta, self._out))
+            for call in self._out[:n].tolist():
+                pending = self._calls[call]
+                pending.left -= 1
+                if not pending.left:
+                    self._over(call)
+                    found = True
+            if n < len(self._out):
+                return found
+
+    def _over(self, number: int) -> None:
+        call = self._calls.pop(number)
+        for offset, length in call.ranges:
+            call.binding.release(offset, length, self._tcp.now)
+        call.completions.over(call.number)
+
+    def close(self) -> None:
+        """The stack goes away: everything is over."""
+        for number in list(self._calls):
+            self._over(number)
+        self._tcp.gv[T.G_ZC_HEAD] = self._tcp.gv[T.G_ZC_TAIL] = 0
