@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
-    from netmem.inet.socket import FRAG, DevmemMessage, TcpListener, TcpSocket
+    from netmem.inet.aio import AsyncConnection, AsyncStack
+    from netmem.inet.socket import TcpListener, TcpSocket
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import TcpConfig
+    from netmem.inet.tokens import FRAG, DevmemMessage
+    from netmem.inet.udp import DATAGRAM, UdpSocket
     from netmem.lab.device import Device, open_device
     from netmem.lab.observe import observe
     from netmem.memory.page_pool import PagePool, PagePoolParams
@@ -28,10 +31,14 @@ _WHERE = {
     "DeviceGoneError": "base.errors",
     "MissingError": "base.errors",
     "NetmemError": "base.errors",
-    "FRAG": "inet.socket",
-    "DevmemMessage": "inet.socket",
+    "FRAG": "inet.tokens",
+    "DevmemMessage": "inet.tokens",
     "TcpListener": "inet.socket",
     "TcpSocket": "inet.socket",
+    "AsyncConnection": "inet.aio",
+    "AsyncStack": "inet.aio",
+    "DATAGRAM": "inet.udp",
+    "UdpSocket": "inet.udp",
     "Stack": "inet.stack",
     "TcpConfig": "inet.tcp.connections",
     "Device": "lab.device",

@@ -147,7 +147,9 @@ else:
     def _vectored(name: str) -> Any:
         def typing(typingctx: Any, fd: Any, iov: Any, count: Any) -> Any:
             def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-                words = [_to_i64(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True)]
+                words = [
+                    _to_i64(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True)
+                ]
                 kind = ir.FunctionType(_I64, [_I32, _I8.as_pointer(), _I32])
                 function = cgutils.get_or_insert_function(builder.module, kind, name)
                 fd, count = builder.trunc(words[0], _I32), builder.trunc(words[2], _I32)
@@ -166,9 +168,7 @@ else:
             to, frm, size = (
                 _to_i64(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True)
             )
-            cgutils.raw_memcpy(
-                builder, _ptr(builder, to, _I8), _ptr(builder, frm, _I8), size, 1
-            )
+            cgutils.raw_memcpy(builder, _ptr(builder, to, _I8), _ptr(builder, frm, _I8), size, 1)
             return context.get_dummy_value()
 
         return types.void(dst, src, n), codegen

@@ -24,6 +24,7 @@ from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.memory.sanitizer import SanitizerError
+from netmem.netdev.capture import Capture
 from netmem.netdev.driver import TcpDataSplit
 
 GUEST_PORT = 5001
@@ -174,6 +175,13 @@ class Receiver:
         else:
             device.ethtool.set_rxfh_indir(self.bound)
 
+    def capture(self, path: str) -> None:
+        """Write what the device receives and sends to a pcapng file from now on."""
+        assert self.device is not None
+        dev = self.device.dev
+        with dev.lock:
+            dev.capture = Capture(dev, open(path, "wb"))
+
     @property
     def pools(self) -> list[PagePool]:
         """Payload pools of the queues that receive."""
@@ -306,7 +314,10 @@ class Receiver:
         for connection in list(getattr(self, "connections", [])):
             self._finish(connection, abort=True)
         pools = list(self.device.dev.pools.values())
+        capture = self.device.dev.capture
         self.device.close()
+        if capture is not None:
+            capture.close()
         self.outstanding = sum(pool.inflight() for pool in pools)
         self.device = None
         if self.provider is not None:

@@ -39,6 +39,8 @@ PROGRESS_S = 0.5
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
 @click.option("--queues", type=click.IntRange(1, 16), default=2, show_default=True,
               help="Receive queues; memory is bound to all but queue 0 (to it, if it is the only one).")
+@click.option("--capture", metavar="FILE",
+              help="Write packets as pcapng: headers in clear, payload by reference.")
 @click.option("--sanitize", is_flag=True,
               help="Trap double puts, use after return, missing syncs and the like; slower.")
 @click.option("--json", "as_json", is_flag=True, help="Events and summary as JSON lines on stdout.")
@@ -62,12 +64,16 @@ def command(
         )
     if sanitize:
         sanitizer.enable()
+    capture = options.pop("capture")
     setup = Setup(tcp_data_split=tcp_data_split == "on", **options)
     _check_output(output)
+    _check_output(capture)
     try:
         receiver = Receiver(setup, address, allow_remote=allow_remote)
     except NetmemError as error:
         raise usage(error) from None
+    if capture:
+        receiver.capture(capture)
     session = _Session(receiver, output, count, as_json, quiet or as_json)
     sys.exit(session.run())
 

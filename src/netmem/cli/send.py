@@ -13,6 +13,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.inet.socket import TcpSocket
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import Device, open_device
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -20,6 +21,7 @@ from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.binding import TxBinding
 
 CHUNK = 1 << 20
+SEND_BUFFER = 4 << 20
 TIMEOUT_S = 60.0
 
 
@@ -51,7 +53,8 @@ def command(
         if memory != "none":
             check_size(memory_size, rx_page_size)
         with open_device(
-            nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways)
+            nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways),
+            config=TcpConfig(sndbuf=SEND_BUFFER),
         ) as device:
             provider = _make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
             try:

@@ -119,7 +119,7 @@ class AsyncStack:
     async def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> AsyncConnection:
         """A connection to ``host``:``port``; errors as ``Stack.connect``."""
         sock = self.stack.connect_nowait(host, port)
-        self.stack.dev.driver.xmit()
+        self.stack.dev.xmit()
         try:
             await self.wait(
                 lambda: sock.state() not in (T.SYN_SENT, T.SYN_RECEIVED), timeout,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ETH_ZLEN, ip, ip_from, ip_text, is_ip4
+from netmem.base.formats import ETH_ZLEN, ND_ADVERT, ND_SOLICIT, ip, ip_from, ip_text, is_ip4
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp import tcb as T
@@ -39,7 +39,7 @@ from netmem.netdev.tx import (
 
 FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
 PMTU_CACHE, PMTU_AGE = 256, 600 * SEC  # RFC 1191, 6.3
-ND_MESSAGES = (nb.ND_SOLICIT, nb.ND_ADVERT)
+ND_MESSAGES = (ND_SOLICIT, ND_ADVERT)
 
 
 class Ip:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.base.formats import ip_text
 from netmem.inet.tcp import output as o
@@ -167,7 +168,7 @@ class TcpSocket:
         self._tcp.gv[T.G_NOW] = self._stack.clock.now()
         self._tcp.count(T.S_WINDOW_UPDATES)
         self._tcp.output(self._c)
-        self._dev.driver.xmit()
+        self._dev.xmit()
 
     def _copy(self, limit: int, *, linear_only: bool) -> bytes:
         size = min(limit, self._tcp.v[self._c, T.RQ_BYTES])
@@ -299,7 +300,7 @@ class TcpSocket:
         """Send what windows allow now, without waiting for the next poll."""
         self._tcp.gv[T.G_NOW] = self._stack.clock.now()
         self._tcp.output(self._c)
-        self._dev.driver.xmit()
+        self._dev.xmit()
 
     def can_send(self) -> bool:
         """True while data may be sent: connected, and not shut down."""
@@ -347,13 +348,39 @@ class TcpSocket:
         while len(view):
             view = view[self.send(view, timeout=timeout) :]
 
+    # -- options ------------------------------------------------------------------------------
+
+    def set_keepalive(self, idle: float | None, *, interval: float = 75.0, count: int = 9) -> None:
+        """SO_KEEPALIVE: probe a peer that was silent for ``idle`` seconds; None: never.
+
+        ``interval`` seconds between probes (TCP_KEEPINTVL), of which ``count`` may go unanswered
+        (TCP_KEEPCNT) before the connection ends with ETIMEDOUT.
+        """
+        with self._stack.lock:
+            self._check_open()
+            self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+            self._tcp.set_keepalive(self._c, int((idle or 0) * SEC), int(interval * SEC), count)
+
+    def set_user_timeout(self, seconds: float | None) -> None:
+        """TCP_USER_TIMEOUT (RFC 5482): how long sent data may stay unacknowledged; None: the default."""
+        with self._stack.lock:
+            self._check_open()
+            self._tcp.v[self._c, T.USER_TIMEOUT] = int((seconds or 0) * SEC)
+
+    def set_nodelay(self, on: bool = True) -> None:
+        """TCP_NODELAY: send short segments at once."""
+        with self._stack.lock:
+            self._check_open()
+            (self._tcp.set_flag if on else self._tcp.clear_flag)(self._c, T.CF_NODELAY)
+            self.push()
+
     # -- state and end ------------------------------------------------------------------------
 
     def wait_connected(self, timeout: float | None) -> None:
         """Until the handshake is over; raises what went wrong."""
         v, c = self._tcp.v, self._c
         with self._stack.lock:
-            self._dev.driver.xmit()
+            self._dev.xmit()
         self._stack.wait(
             lambda: v[c, T.STATE] not in (T.SYN_SENT, T.SYN_RECEIVED),
             timeout,
@@ -367,7 +394,7 @@ class TcpSocket:
             self._check_open()
             self._tcp.gv[T.G_NOW] = self._stack.clock.now()
             self._tcp.shutdown(self._c)
-            self._dev.driver.xmit()
+            self._dev.xmit()
 
     def state(self) -> int:
         """The connection's state, a number of ``tcb`` (RFC 9293, 3.3.2)."""
@@ -414,7 +441,7 @@ class TcpSocket:
                 else:
                     self._tcp.close(self._c)
                 if self._dev.running:
-                    self._dev.driver.xmit()
+                    self._dev.xmit()
 
     def statistics(self) -> dict[str, int]:
         """Bytes in and out, queued, tokens held, windows, round trip in ns."""
@@ -475,7 +502,7 @@ class TcpListener:
                 self._stack.tcp.unlisten(self._listener)
                 self._stack.changed()
                 if self._stack.dev.running:
-                    self._stack.dev.driver.xmit()
+                    self._stack.dev.xmit()
 
     def __enter__(self) -> TcpListener:
         return self

@@ -37,7 +37,8 @@ class Stack:
     """IPv4 and IPv6, ARP and neighbour discovery, ICMP, TCP and UDP on one device.
 
     ``addresses``: interface addresses, ``10.0.2.15/24`` or ``fd00::f/64``, one or a list; ``gateways``: a
-    router for each family that needs one. ``poll(now)`` moves everything on and never blocks. Blocking socket calls poll, sleep on the
+    router for each family that needs one. ``poll(now)`` moves everything on and never blocks. Blocking socket
+    calls poll, sleep on the
     NIC's interrupt, and poll again; ``serve`` starts a thread that does so while nobody else does.
     """
 
@@ -118,7 +119,7 @@ class Stack:
                 self._next_reap = now + SEC
                 dev.reap(now)
             if dev.running:
-                dev.driver.xmit()
+                dev.xmit()
             return got > 0
 
     def _queues_changed(self) -> None:
@@ -409,7 +410,7 @@ class Stack:
                 if self.tcp.v[c, T.STATE] and self._gone is None:
                     self.tcp.abort(c)
             if self.dev.running and self._gone is None:
-                self.dev.driver.xmit()
+                self.dev.xmit()
             self.udp.close()
             self.tcp.put_released()
             self.tcp.close_all()

@@ -90,10 +90,14 @@ class Zerocopy:
         if not isinstance(binding, TxBinding) or binding.closed:
             raise NetmemError(errno.EINVAL, "no transmit binding has this id: bind the memory with bind_tx")
         if binding.dev is not self._dev:
-            raise NetmemError(errno.ENODEV, f"the memory is bound to {binding.dev.name}, not to {self._dev.name}")
+            raise NetmemError(
+                errno.ENODEV, f"the memory is bound to {binding.dev.name}, not to {self._dev.name}"
+            )
         return binding
 
-    def send(self, c: int, binding: TxBinding, ranges: list[tuple[int, int]], room: int, to: Completions) -> int:
+    def send(
+        self, c: int, binding: TxBinding, ranges: list[tuple[int, int]], room: int, to: Completions
+    ) -> int:
         """Queue up to ``room`` bytes of ``ranges`` on a connection; how many. ENOBUFS without an entry."""
         tcp, call = self._tcp, self._next
         taken, spans = 0, 0
@@ -117,9 +121,7 @@ class Zerocopy:
         to.pending += 1
         return taken
 
-    def datagram(
-        self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions
-    ) -> None:
+    def datagram(self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions) -> None:
         """A datagram from device memory was put into the transmit queue, before row ``mark``."""
         tcp, call = self._tcp, self._next
         if not o.note_sent(tcp.g, tcp.e, call, mark):

@@ -172,9 +172,10 @@ def open_device(
     ``wire``: ``user``, or ``tap:NAME``, an interface of this host, made and brought up here (root). On the
     user wire the stack has addresses 10.0.2.15 and fd00::f, and a gateway offers host ports
     (``Device.forward``); on a TAP it has ``addresses``, by default 10.20.0.2/24, and the routers
-    ``gateways``; segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on which page memory must be synced. Errors: EINVAL for
-    arguments that no device can have; ENODEV when the NIC's process does not start, MissingError
-    (ENODEV) without a QEMU that has the NIC.
+    ``gateways``; segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on
+    which page memory must be synced. Errors: EINVAL for arguments that no device can have; EPERM for a TAP
+    without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
+    QEMU that has the NIC.
     """
     if nic not in NICS:
         raise NetmemError(errno.EINVAL, f"unknown NIC {nic!r}; one of {', '.join(NICS)}")
@@ -186,9 +187,10 @@ def open_device(
     if kind not in ("user", "tap") or (kind == "user") == bool(name):
         raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
     if kind == "tap":
-        return _open_on_tap(nic, name, addresses or [TAP_ADDRESS], gateways, queues, mtu, bounce, config, qemu)
+        mine = addresses or [TAP_ADDRESS]
+        return _open_on_tap(nic, name, mine, gateways, queues, mtu, bounce, config, qemu)
     if addresses or gateways:
-        raise NetmemError(errno.EINVAL, "addresses can be chosen on a TAP wire only: the user wire has its own")
+        raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
     bus: ProcessBus | QemuBus
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute

@@ -27,9 +27,9 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
     """Netmems that neither pool nor free list has, by holder, of this user's processes (or of one).
 
     Rows: ``pid``, ``device``, ``memory`` (what kind), ``holder`` (ring slot, received batch, socket queue,
-    out-of-order queue, user token, driver, transmit in flight), ``who`` (the connection, where there is one), ``count``,
-    ``bytes``, and ``oldest`` and ``youngest`` in seconds since the netmem last changed hands (None: since
-    before the device's first poll).
+    out-of-order queue, user token, driver, transmit in flight), ``who`` (the connection, where there is
+    one), ``count``, ``bytes``, and ``oldest`` and ``youngest`` in seconds since the netmem last changed
+    hands (None: since before the device's first poll).
     """
     found: list[dict[str, Any]] = []
     for owner, board in boards(pid):

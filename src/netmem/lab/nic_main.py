@@ -182,7 +182,17 @@ class NicProcess:
 def main() -> None:
     """Entry point of ``python -m netmem.lab.nic_main``; started by ``hw.process.Child`` only."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("bar-fd", "irq-fd", "doorbell-fd", "control-fd", "mac", "mtu", "rx-queues", "sndbuf", "tap-fd"):
+    for name in (
+        "bar-fd",
+        "irq-fd",
+        "doorbell-fd",
+        "control-fd",
+        "mac",
+        "mtu",
+        "rx-queues",
+        "sndbuf",
+        "tap-fd",
+    ):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--gateway", required=True)
     parser.add_argument("--guest", required=True)

@@ -19,6 +19,7 @@ from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.binding import Binding, TxBinding, bind_rx, bind_tx
+from netmem.netdev.capture import Capture
 from netmem.netdev.driver import Driver, QueueConfig, RingParams
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.tx import TxQueue
@@ -64,6 +65,7 @@ class NetDevice:
         self._handles = itertools.count(1)
         self._registered = True
         self.running = False
+        self.capture: Capture | None = None
         self.now = 0
         self.queue_generation = 0  # counts queue starts and stops, for whoever caches
         self.watch = Watch(self)
@@ -311,6 +313,8 @@ class NetDevice:
             if sanitizer.ON:
                 self.watch.batch(queue.index, batch)
                 self.watch.blame(queue.index, "the stack")
+            if self.capture is not None:
+                self.capture.received(batch, now)
             receive(batch, queue.index, available)
             if sanitizer.ON:
                 self.watch.blame(queue.index, f"{type(driver).__name__}.rx_refill()")
@@ -320,6 +324,12 @@ class NetDevice:
         if sanitizer.ON:
             self.watch.check()
         return total
+
+    def xmit(self) -> None:
+        """ndo_start_xmit for what waits in the transmit queue."""
+        if self.capture is not None:
+            self.capture.sent(self.now)
+        self.driver.xmit()
 
     def available(self, queue: int) -> int:
         """Buffers that a queue's pool can still receive into."""

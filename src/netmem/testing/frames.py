@@ -91,6 +91,11 @@ def arp(oper: int = 1, *, spa: str = THEIRS, tpa: str = OURS) -> bytes:
     return ethernet(body, 0x0806)
 
 
+def icmp(body: bytes) -> bytes:
+    """An ICMP message with its checksum filled in."""
+    return body[:2] + struct.pack("!H", inet_checksum(body[:2] + b"\0\0" + body[4:])) + body[4:]
+
+
 def icmp_echo(payload: bytes = b"ping", *, ident: int = 1, seq: int = 1) -> bytes:
     """A whole frame with an ICMP echo request."""
     body = struct.pack("!BBHHH", 8, 0, 0, ident, seq) + payload

@@ -33,7 +33,7 @@ LIMIT_NS = 3600 * SEC  # of virtual time: a connection that is not done by then 
 
 @dataclass(frozen=True, kw_only=True)
 class Path:
-    """The network between the two: see ``FaultyLink``. ``delay`` one way, in ns; ``rate`` in bits a second."""
+    """The network between the two: see ``FaultyLink``. ``delay`` one way, ns; ``rate`` in bits a second."""
 
     loss: float = 0.0
     reorder: float = 0.0
@@ -192,7 +192,9 @@ class Simulation:
                 want = transfer.down if client else transfer.up
                 got = transfer.got[client]
                 if got != want:
-                    same = next((i for i, (x, y) in enumerate(zip(got, want, strict=False)) if x != y), len(got))
+                    same = next(
+                        (i for i, (x, y) in enumerate(zip(got, want, strict=False)) if x != y), len(got)
+                    )
                     return f"connection {n}, {name}: {len(got)} of {len(want)} bytes, right up to {same}"
             if not transfer.closed:
                 return f"connection {n} never ended"
@@ -214,7 +216,9 @@ class Simulation:
         text = f"netmems that never came back, by pool: {missing}" if missing else ""
         if self.provider is not None:
             if self.provider.area.free != self.provider.area.count:
-                text = f"{self.provider.area.count - self.provider.area.free} netmems of the memory are missing"
+                text = (
+                    f"{self.provider.area.count - self.provider.area.free} netmems of the memory are missing"
+                )
             self._view = None
             self.provider.close()
         return text
@@ -272,8 +276,9 @@ def goodput_table() -> str:
     """Goodput by loss rate, as Markdown: what a change of the sender does shows in its diff."""
     lines = [
         "# Goodput by loss rate", "",
-        "Made by `python -m netmem.testing.simulate --table`; a test makes it again and compares. Two stacks, MTU",
-        "1500, one connection of 4 MB (1 MB from 5 % loss on), a queue of 200 frames; Mbit/s of payload, and what",
+        "Made by `python -m netmem.testing.simulate --table`; a test makes it again and compares. Two stacks,",
+        "MTU 1500, one connection of 4 MB (1 MB from 5 % loss on), buffers of 1 MiB, a queue of 200 frames;",
+        "Mbit/s of payload, and what",
         "the sender did.", "",
         "| rate, round trip | loss | goodput | sent again | timeouts | recoveries | loss probes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -168,7 +168,9 @@ def tap_tx(w, state, rows):
             if proto == PROTO_TCP or proto == PROTO_UDP:
                 field = TCP_CSUM if proto == PROTO_TCP else UDP_CSUM
                 body = size - l4 + row[F_PLEN] + row[F_P2LEN]
-                store_be16(header + l4 + field, csum_fold(pseudo_sum(header + ETH_HLEN, proto, body)) ^ 0xFFFF)
+                store_be16(
+                    header + l4 + field, csum_fold(pseudo_sum(header + ETH_HLEN, proto, body)) ^ 0xFFFF
+                )
                 store_u8(vnet + VNET_FLAGS, VNET_NEEDS_CSUM)
                 store_le16(vnet + VNET_CSUM_START, l4)
                 store_le16(vnet + VNET_CSUM_OFFSET, field)

@@ -14,7 +14,7 @@ import numpy as np
 from netmem.base.arena import Bytes, Words
 from netmem.base.errors import MissingError, NetmemError
 from netmem.hw.tap import kernels as k
-from netmem.hw.wire import FrameQueue
+from netmem.hw.wire import FQ_FRAMES, FQ_TAIL, FrameQueue
 
 # include/uapi/linux/if_tun.h
 TUN = "/dev/net/tun"
@@ -37,7 +37,7 @@ def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
         fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         text = f"a TAP interface needs {TUN}: {error.strerror}"
-        raise MissingError(errno.ENODEV, text) from None
+        raise MissingError(text) from None
     try:
         flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if vnet else 0)
         try:
@@ -91,15 +91,16 @@ class TapWire:
     ``scatter``: what a NIC needs to read frames by itself, into their buffers where it can guess them.
     """
 
-    scatter: Words
+    scatter: Words | None
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, scatter: bool = True) -> None:
         self.fd = fd
         self.rx, self.tx = FrameQueue(), FrameQueue()
         self._slots: Bytes = np.zeros(k.SLOTS * k.SLOT_BYTES, np.uint8)
         self._scratch: Bytes = np.zeros(4096, np.uint8)
         self._zeros: Bytes = np.zeros(k.ZEROS, np.uint8)
-        self.w = self.scatter = np.zeros(k.W_WORDS, np.int64)
+        self.w: Words = np.zeros(k.W_WORDS, np.int64)
+        self.scatter = self.w if scatter else None  # without: frames come whole, for a wire around this one
         scratch = self._scratch.ctypes.data
         w = self.w
         w[k.W_FD], w[k.W_SLOTS] = fd, self._slots.ctypes.data
@@ -111,6 +112,12 @@ class TapWire:
         moved = 0
         if len(self.tx):
             moved = k.tap_tx(self.w, self.tx.state, self.tx.rows)
+        while self.scatter is None and len(self.rx) < k.SLOTS:
+            tail = int(self.rx.state[FQ_TAIL])
+            if not k.tap_rx(self.w, self.rx.rows[tail % FQ_FRAMES]):
+                break
+            self.rx.state[FQ_TAIL] = tail + 1
+            moved += 1
         return bool(moved)
 
     def filenos(self) -> list[int]:

@@ -191,6 +191,7 @@ class Connections:
         row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
         row[T.ISS] = self.initial_sequence(laddr, raddr, ports)
         row[T.SND_UNA] = row[T.SND_NXT] = row[T.RECOVER] = row[T.RACK_ROUND] = row[T.ISS]
+        row[T.SND_SML] = row[T.ISS]
         k.hash_insert(self.g, self.t, c)
         self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
         return c

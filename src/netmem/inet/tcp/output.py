@@ -134,6 +134,7 @@ from netmem.inet.tcp.tcb import (
     SB_SIZE,
     SB_TAIL,
     SND_NXT,
+    SND_SML,
     SND_UNA,
     SND_WND,
     SP_HEAD,
@@ -161,6 +162,7 @@ from netmem.inet.tcp.tcb import (
     Y_MARK,
     Y_START,
     seq_diff,
+    seq_lt,
 )
 from netmem.netdev.tx import (
     SLOT_BYTES,
@@ -467,8 +469,10 @@ def tcp_output(g, t, e, c, txm, txr, force):
             if length > mss and length < unsent:
                 length -= length % mss  # whole segments, while there is more
             if fin == 0 and length < mss:
-                # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896).
-                all_of_it = length == unsent and (flight == 0 or t[c, FLAGS] & CF_NODELAY)
+                # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896), which holds
+                # a short segment back only while another short one is not acknowledged.
+                free = t[c, FLAGS] & CF_NODELAY or not seq_lt(t[c, SND_UNA], t[c, SND_SML])
+                all_of_it = length == unsent and (flight == 0 or free)
                 cut = t[c, SP_HEAD] != 0 and length < min(unsent, window)
                 if not all_of_it and not cut and not force and length < t[c, MAX_SND_WND] >> 1:
                     break
@@ -486,6 +490,8 @@ def tcp_output(g, t, e, c, txm, txr, force):
             tq_append(g, t, e, c, t[c, SND_NXT], numbers, XS_FIN if fin else 0)
             t[c, SND_NXT] = (t[c, SND_NXT] + numbers) & MASK32
             t[c, BYTES_OUT] += length
+            if length % mss != 0:
+                t[c, SND_SML] = t[c, SND_NXT]
             if fin:
                 t[c, FLAGS] |= CF_FIN_SENT
             start_timer(g, t, c)

@@ -89,6 +89,7 @@ SRTT = 25  # ns
 RTTVAR = 26
 RTO = 27
 BACKOFF = 28
+SND_SML = 30  # end of the last segment shorter than MSS (Minshall's variant of Nagle)
 USER_RETRIES = 29  # retransmissions since progress
 
 # Congestion control (RFC 5681, 9438) and recovery (RFC 6675, 8985, 2883).

@@ -155,7 +155,15 @@ def udp_rx(g, u, e, rows, i):
     if row[B_LINLEN] > 0:
         at = row[B_HDR] + row[B_LIN]
         tail = queue_piece(
-            g, e, tail, at, row[B_LINLEN], row[B_HNETMEM], row[B_HOFFSET] + row[B_LIN], row[B_HPOOL], EK_LINEAR
+            g,
+            e,
+            tail,
+            at,
+            row[B_LINLEN],
+            row[B_HNETMEM],
+            row[B_HOFFSET] + row[B_LIN],
+            row[B_HPOOL],
+            EK_LINEAR,
         )
         row[B_HNETMEM] = 0
         n += 1

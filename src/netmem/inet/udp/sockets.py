@@ -173,7 +173,7 @@ class Udp:
             raise NetmemError(errno.ENOBUFS, "the transmit queue is full")
         mac = ip.resolve(ip.next_hop(target))
         if mac is None:
-            stack.dev.driver.xmit()
+            stack.dev.xmit()
             raise NetmemError(errno.EHOSTUNREACH, f"{ip_text(target)} is being asked for its MAC address")
         if self._memory is None:
             self._memory = tx.alloc_buffer(TX_ROWS * SLOT)
@@ -362,7 +362,9 @@ class UdpSocket:
             bound = stack.zerocopy.check(binding)
             ranges = as_ranges(frags, bound.size)
             if not 1 <= len(ranges) <= 2:
-                raise NetmemError(errno.EINVAL, f"a datagram is sent from one or two frags, not {len(ranges)}")
+                raise NetmemError(
+                    errno.EINVAL, f"a datagram is sent from one or two frags, not {len(ranges)}"
+                )
             size = sum(length for _, length in ranges)
             stack.ip.now = stack.tcp.gv[T.G_NOW] = stack.clock.now()
             tx = stack.dev.tx
@@ -380,12 +382,12 @@ class UdpSocket:
         dev = self._stack.dev
         dev.tx.meta[T_TAIL] += 1
         self._stack.tcp.count(T.S_UDP_OUT)
-        dev.driver.xmit()
+        dev.xmit()
 
     def zerocopy_completions(self) -> list[tuple[int, int]]:
         """Calls of sendmsg_devmem that are over since last asked, as ranges (first, last)."""
         with self._stack.lock:
-            self._stack.dev.driver.xmit()
+            self._stack.dev.xmit()
             self._stack.zerocopy.poll()
             return self._completions.take()
 
