@@ -22,6 +22,7 @@ TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 NAME_MAX = 15
+IFA_F_NODAD = 2
 
 
 def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
@@ -78,7 +79,11 @@ def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
                     hosts.append(str(known[0]))
                     continue
                 host = next(a for a in interface.network.hosts() if a != interface.ip)
-                netlink.addr("add", index=index, address=str(host), prefixlen=interface.network.prefixlen)
+                # Nobody else is on this link: the address need not wait for duplicate detection.
+                netlink.addr(
+                    "add", index=index, address=str(host), prefixlen=interface.network.prefixlen,
+                    flags=IFA_F_NODAD,
+                )  # fmt: skip
                 hosts.append(str(host))
             return hosts
         except NetlinkError as error:
