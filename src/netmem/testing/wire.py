@@ -152,6 +152,11 @@ class FaultyLink:
             moved = True
         return moved
 
+    def cut(self) -> None:
+        """Nothing arrives any more, in either direction."""
+        self._faults = (1.0, 0.0, 0.0, 0.0)
+        self._under_way.clear()
+
     def due(self) -> int | None:
         """When the next frame arrives, None when none is under way."""
         return self._under_way[0][0] if self._under_way else None

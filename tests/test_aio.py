@@ -1,0 +1,192 @@
+"""asyncio over a stack: async for, servers with many connections, sends, blocking calls beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+
+import pytest
+
+from conftest import payload, scaled
+from netmem.base.errors import NetmemError
+from netmem.inet.aio import AsyncStack
+from netmem.lab.device import open_device
+from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.netdev.driver import TcpDataSplit
+
+pytestmark = pytest.mark.process
+PORT = 5001
+LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def device():
+    with open_device() as opened:
+        opened.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        yield opened
+
+
+def client(port, data, results):
+    """A kernel socket that sends, and reads the answer to its end."""
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := sock.recv(1 << 16):
+            answer += part
+        results.append(answer)
+
+
+def run(coroutine):
+    async def limited():
+        async with asyncio.timeout(LIMIT_S):
+            return await coroutine
+
+    return asyncio.run(limited())
+
+
+def test_async_for_takes_frags(device):
+    data = payload(scaled(5_000_000))
+    memory = DmabufProvider(8 << 20, exporter="memfd")
+    results = []
+
+    async def main(port):
+        got = bytearray()
+
+        async def handler(connection):
+            view = memory.map()
+            async for message in connection:
+                got.extend(message.linear)
+                for frag in message.frags:
+                    start = int(frag["frag_offset"])
+                    got.extend(view[start : start + int(frag["frag_size"])].tobytes())
+                connection.devmem_dontneed(message.frags["frag_token"])
+            await connection.sendall(b"%d" % len(got))
+            connection.shutdown()
+            await connection.drain()
+
+        async with AsyncStack(device.stack) as stack:
+            thread = threading.Thread(target=client, args=(port, data, results))
+            thread.start()
+            await stack.serve(PORT, handler, limit=1)
+            thread.join()
+        return bytes(got)
+
+    with device.bind_rx([1], memory) as binding:
+        rule = device.steer(PORT, 1)
+        port = device.forward("127.0.0.1", 0, PORT)
+        assert run(main(port)) == data
+        assert results == [b"%d" % len(data)]
+        device.ethtool.delete_rule(rule)
+    assert binding.outstanding() == 0
+    memory.close()
+
+
+def test_a_server_with_many_connections(device):
+    count = scaled(200)
+    results = []
+
+    async def handler(connection):
+        data = b""
+        while part := await connection.recv(1 << 16):
+            data += part
+        await connection.sendall(data[::-1])
+
+    async def main(port):
+        async with AsyncStack(device.stack) as stack:
+            threads = [
+                threading.Thread(target=client, args=(port, payload(1000, seed=n), results)) for n in range(count)
+            ]
+            for thread in threads:
+                thread.start()
+            await stack.serve(5002, handler, limit=count)
+            await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+
+    run(main(device.forward("127.0.0.1", 0, 5002)))
+    assert sorted(results) == sorted(payload(1000, seed=n)[::-1] for n in range(count))
+
+
+def test_connecting_and_timeouts(device):
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(LIMIT_S)
+    host, port = device.reach("127.0.0.1", server.getsockname()[1])
+
+    async def main():
+        async with AsyncStack(device.stack) as stack:
+            connection = await stack.connect(host, port)
+            kernel, _ = await asyncio.to_thread(server.accept)
+            with kernel, contextlib.closing(connection):
+                await connection.sendall(b"hello")
+                assert await asyncio.to_thread(kernel.recv, 5) == b"hello"
+                with pytest.raises(TimeoutError, match="data from"):
+                    await connection.recv(1, timeout=0.05)
+                kernel.sendall(b"there")
+                assert await connection.recv(5) == b"there"
+            with pytest.raises(NetmemError):
+                await stack.connect(host, 1)
+
+    run(main())
+    server.close()
+
+
+def test_cancelling_a_server_closes_what_it_has(device):
+    results = []
+
+    async def main(port):
+        started = asyncio.Event()
+
+        async def handler(connection):
+            started.set()
+            await connection.recv(1)
+
+        async with AsyncStack(device.stack) as stack:
+            serving = asyncio.create_task(stack.serve(5003, handler))
+            thread = threading.Thread(target=lambda: results.append(_ends(port)))
+            thread.start()
+            await started.wait()
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            await asyncio.to_thread(thread.join)
+
+    run(main(device.forward("127.0.0.1", 0, 5003)))
+    assert results == [True]
+
+
+def _ends(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as sock:
+        try:
+            return sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def test_blocking_calls_work_from_another_thread_meanwhile(device):
+    listener = device.listen(5004)
+    port = device.forward("127.0.0.1", 0, 5004)
+    results, got = [], []
+
+    def blocking():
+        sock = listener.accept(timeout=LIMIT_S)
+        data = b""
+        while part := sock.recv(1 << 16, timeout=LIMIT_S):
+            data += part
+        got.append(data)
+        sock.close()
+
+    async def main():
+        async with AsyncStack(device.stack):
+            threads = [
+                threading.Thread(target=blocking),
+                threading.Thread(target=client, args=(port, payload(50_000), results)),
+            ]
+            for thread in threads:
+                thread.start()
+            await asyncio.to_thread(lambda: [thread.join() for thread in threads])
+
+    run(main())
+    listener.close()
+    assert got == [payload(50_000)]
+    assert results == [b""]

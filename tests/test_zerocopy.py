@@ -1,0 +1,227 @@
+"""Sending from device memory: bytes, completions, refusals in the kernel's terms, leaks."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from conftest import make_provider, need_nic, payload, scaled, take
+from netmem.base.clock import SEC
+from netmem.base.errors import NetmemError
+from netmem.lab.leaks import leaks
+from netmem.lab.qemu import bar_memory
+from netmem.netdev.driver import NetmemTx
+from netmem.testing.wire import FaultyLink
+
+
+def filled(provider, data, at=0):
+    """Write ``data`` into a provider's memory, as an application would."""
+    with provider.cpu_access(write=True):
+        provider.map(writable=True)[at : at + len(data)] = np.frombuffer(data, np.uint8)
+
+
+def send_all(net, ours, theirs, frags, binding, size):
+    """Send frags as far as there is room, again and again; what the peer got."""
+    left, got = [list(f) for f in frags], bytearray()
+    for _ in range(100_000):
+        if left and ours.writable():
+            taken = ours.sendmsg_devmem(np.array(left[:64]), binding)
+            while taken:
+                part = min(taken, left[0][1])
+                left[0][0] += part
+                left[0][1] -= part
+                taken -= part
+                if not left[0][1]:
+                    left.pop(0)
+        net.run(1)
+        got += take(theirs, None)
+        if len(got) >= size:
+            return bytes(got)
+    raise AssertionError(f"{len(got)} of {size} bytes arrived")
+
+
+@pytest.mark.parametrize(("nic", "memory"), [("softnic", "pages"), ("softnic", "dmabuf"), ("igb", "dmabuf"), ("igb", "bar")])
+@pytest.mark.parametrize("piece", [100, 1448, 4096, 100_000])
+def test_bytes_from_each_memory_arrive(network, nic, memory, piece):
+    net = network(nic=need_nic(nic))
+    data = payload(scaled(300_000))
+    provider = bar_memory(net.ours.bus, 8 << 20) if memory == "bar" else make_provider(memory)
+    filled(provider, data, 12_288)
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    frags = [(12_288 + at, min(piece, len(data) - at)) for at in range(0, len(data), piece)]
+    assert send_all(net, ours, theirs, frags, binding, len(data)) == data
+    net.run(100)
+    done = ours.zerocopy_completions()
+    assert done[0][0] == 0
+    assert all(a[1] + 1 == b[0] for a, b in zip(done, done[1:], strict=False))
+    assert binding.in_flight == 0
+    assert not (binding.area.records()[:, 0]).any()
+    binding.close()
+    provider.close()
+
+
+def test_loss_is_mended_from_device_memory(network):
+    net = network(link=FaultyLink(seed=9, loss=0.05, reorder=0.05, duplicate=0.02))
+    data = payload(scaled(400_000))
+    provider = make_provider("dmabuf")
+    filled(provider, data)
+    ours, theirs, _ = net.connect()
+    binding = net.ours.dev.bind_tx(provider)
+    frags = [(at, min(3000, len(data) - at)) for at in range(0, len(data), 3000)]
+    assert send_all(net, ours, theirs, frags, binding, len(data)) == data
+    net.run(1000)
+    assert binding.in_flight == 0
+    binding.close()
+    provider.close()
+
+
+def test_readable_and_device_memory_in_one_stream(network):
+    net = network()
+    provider = make_provider("dmabuf")
+    filled(provider, b"device " * 1000)
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    want, got = b"", b""
+    for n in range(40):
+        ours.send(b"ordinary %d " % n)
+        ours.sendmsg_devmem([(0, 7 * (n + 1))], binding)
+        want += b"ordinary %d " % n + b"device " * (n + 1)
+        net.run(2)
+    for _ in range(3000):
+        net.run(1)
+        got += take(theirs, None)
+    assert got == want
+    binding.close()
+    provider.close()
+
+
+def test_completion_comes_when_the_peer_has_it_and_not_before(network):
+    net = network()
+    provider = make_provider("dmabuf")
+    filled(provider, payload(10_000))
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    assert ours.sendmsg_devmem([(0, 10_000)], binding) == 10_000
+    assert ours.zerocopy_completions() == []
+    rows = [row for row in leaks(os.getpid()) if row["holder"] == "transmit in flight"]
+    assert [(row["memory"], row["count"]) for row in rows] == [("dmabuf", 3)]
+    binding.close()  # no new sends; the mapping stays for those in flight
+    with pytest.raises(NetmemError) as error:
+        ours.sendmsg_devmem([(0, 1)], binding)
+    assert error.value.errno == errno.EINVAL
+    net.until(lambda: theirs.queued() == 10_000)
+    assert theirs.recv(20_000) == payload(10_000)
+    net.run(100)
+    assert ours.wait_zerocopy(0) == [(0, 0)]
+    assert not [row for row in leaks(os.getpid()) if row["holder"] == "transmit in flight"]
+    assert net.ours.dev.tx_bindings == []
+    provider.close()
+
+
+def test_a_connection_that_breaks_completes_its_sends(network):
+    net = network(link=FaultyLink())
+    provider = make_provider("dmabuf")
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    net.link.cut()
+    for _ in range(5):
+        ours.sendmsg_devmem([(0, 5000)], binding)
+    assert binding.in_flight == 5
+    ours.abort()
+    net.run(5)
+    assert binding.in_flight == 0
+    binding.close()
+    provider.close()
+
+
+def test_refusals_are_the_kernels(network):
+    net = network()
+    provider = make_provider("dmabuf", size=1 << 20)
+    receiving = make_provider("dmabuf", size=8 << 20)
+    net.bind(receiving)
+    ours, theirs, _ = net.connect()
+    binding = net.ours.dev.bind_tx(provider)
+    other = net.peer.dev.bind_tx(provider)
+    for frags, to, code in (
+        ([(0, 1)], 0, errno.EINVAL),
+        ([(0, 1)], 12345, errno.EINVAL),
+        ([(0, 1)], net.binding.id, errno.EINVAL),  # a binding for receiving
+        ([(0, 1)], other, errno.ENODEV),
+        ([(1 << 20, 1)], binding, errno.EFAULT),
+        ([((1 << 20) - 1, 2)], binding, errno.EFAULT),
+        ([(-1, 2)], binding, errno.EFAULT),
+        ([1, 2, 3], binding, errno.EINVAL),
+    ):
+        with pytest.raises(NetmemError) as error:
+            ours.sendmsg_devmem(frags, to)
+        assert error.value.errno == code, (frags, to)
+    assert ours.sendmsg_devmem([(0, 0)], binding.id) == 0
+    ours.shutdown()
+    with pytest.raises(NetmemError) as error:
+        ours.sendmsg_devmem([(0, 1)], binding)
+    assert error.value.errno == errno.EPIPE
+    net.ours.driver.__class__.netmem_tx, before = NetmemTx.NONE, net.ours.driver.__class__.netmem_tx
+    try:
+        with pytest.raises(NetmemError) as error:
+            net.ours.dev.bind_tx(provider)
+    finally:
+        net.ours.driver.__class__.netmem_tx = before
+    assert error.value.errno == errno.EOPNOTSUPP
+    assert "netmem TX" in str(error.value)
+    other.close()
+    binding.close()
+    provider.close()
+
+
+def test_received_frags_are_sent_on_without_a_copy(network):
+    """A proxy: the memory is bound for receiving and for transmit."""
+    net = network()
+    provider = make_provider("dmabuf")
+    net.bind(provider)
+    ours, theirs, _ = net.connect()
+    binding = net.ours.dev.bind_tx(provider)
+    data = payload(scaled(100_000))
+    left, got, held = memoryview(data), bytearray(), []
+    for _ in range(20_000):
+        if len(left) and theirs.writable():
+            left = left[theirs.send(left) :]
+        net.run(1)
+        if ours.queued():
+            message = ours.recvmsg_devmem()
+            frags = message.frags
+            if message.linear:
+                ours.send(message.linear)
+            if len(frags):
+                assert ours.sendmsg_devmem(frags, binding) == message.size - len(message.linear)
+                held.append(frags["frag_token"].copy())
+        for first, last in ours.zerocopy_completions():
+            for _ in range(first, last + 1):
+                ours.devmem_dontneed(held.pop(0))
+        got += take(theirs, None)
+        if len(got) == len(data) and not held:
+            break
+    assert bytes(got) == data
+    binding.close()
+
+
+def test_sending_while_the_link_is_silent_times_out_and_gives_back(network):
+    net = network(link=FaultyLink())
+    provider = make_provider("dmabuf")
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    ours.set_user_timeout(2.0)
+    net.link.cut()
+    ours.sendmsg_devmem([(0, 9000)], binding)
+    net.run(100, SEC // 10)
+    with pytest.raises(NetmemError) as error:
+        ours.recv(1)
+    assert error.value.errno == errno.ETIMEDOUT
+    ours.close()
+    net.run(5)
+    assert binding.in_flight == 0
+    binding.close()
+    provider.close()
