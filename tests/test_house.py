@@ -49,7 +49,7 @@ def test_layouts_do_not_overlap():
         name: value
         for name, value in vars(tcb).items()
         if isinstance(value, int) and name.isupper() and value < tcb.TCB_WORDS and "_" not in name[:2]
-        and not name.startswith(("CF_", "EK_", "CR_", "MAX_Q", "LAST_TIMER", "ENTRY", "MASK"))
+        and not name.startswith(("CF_", "EK_", "CR_", "MAX_Q", "MAX_ADDR", "LAST_TIMER", "XS_", "ENTRY", "MASK"))
     }
     states = {"CLOSED", "LISTEN", "ESTABLISHED", "CLOSING", "TIME_WAIT", "LAST_ACK", "CLOSE_WAIT",
               "SYN_SENT", "SYN_RECEIVED", "FIN_WAIT_1", "FIN_WAIT_2", "TCB_WORDS"}

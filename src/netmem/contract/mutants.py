@@ -43,6 +43,7 @@ from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import QueueConfig, RingParams, TcpDataSplit
 from netmem.netdev.ring import L_NETMEM, S_HDRLEN, S_MASK, S_SLOTS, SLOT_WORDS
 from netmem.netdev.rx import RxRing
+from netmem.netdev.tx import T_HEAD, T_SENT, T_TAIL, TX_NETMEM, TX_ROWS, X_FLAGS, X_PAY
 
 BREAKS: dict[str, str] = {}
 INDEX = 0x7FFFFFFF
@@ -440,6 +441,50 @@ class PutsWhatTheStackHas(SoftnicDriver):
         super().rx_refill(queue, batch)
         for ref in gone[:1]:
             self._rx[queue].pool.put_full_netmem(ref)
+
+
+# -- TX1 ------------------------------------------------------------------------------------------
+
+
+class _Transmits(SoftnicDriver):
+    """What drivers that do too much on transmit have in common."""
+
+    def payload_rows(self) -> list[int]:
+        """I/O addresses of the device memory that waits to be sent."""
+        tx = self.dev.tx
+        rows = [tx.rows[n % TX_ROWS] for n in range(tx.mv[T_SENT], tx.mv[T_TAIL])]
+        return [int(row[X_PAY]) for row in rows if row[X_FLAGS] & TX_NETMEM]
+
+
+@breaks("TX1")
+class UnmapsPayload(_Transmits):
+    """Unmaps what it sent as if it had mapped it (dma_unmap_page() on every fragment)."""
+
+    def xmit(self) -> None:
+        sent = self.payload_rows()
+        super().xmit()
+        for io in sent:
+            self.bus.dma_unmap(io)
+
+
+@breaks("TX1")
+class SyncsPayload(_Transmits):
+    """Syncs payload for the device before it sends it."""
+
+    def xmit(self) -> None:
+        for io in self.payload_rows():
+            self.bus.sync_for_device(io, 1)
+        super().xmit()
+
+
+@breaks("TX1")
+class CompletesEarly(_Transmits):
+    """Calls packets done when they are posted, not when the device has read them."""
+
+    def xmit(self) -> None:
+        super().xmit()
+        tx = self.dev.tx
+        tx.meta[T_HEAD] = tx.meta[T_SENT]
 
 
 # -- TX2 ------------------------------------------------------------------------------------------

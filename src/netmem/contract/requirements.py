@@ -92,6 +92,16 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         ("R2", "R4", "R1", "R3"),
     ),
     Requirement(
+        "TX1",
+        "netmem is transmitted as it is mapped",
+        "A netmem's DMA address goes into the descriptor as it is and never into the DMA mapping calls; the "
+        "packet is called done when the device has read it, and not before.",
+        ("netmem_dma_unmap_addr_set", "netmem_dma_unmap_page_attrs", "skb_frag_dma_map", "net_iov"),
+        "sends from memory that is mapped for the device only; looks at bytes, DMA calls and completions",
+        "netmem_dma_unmap_page_attrs() in the transmit path",
+        ("TX2",),
+    ),
+    Requirement(
         "TX2",
         "netmem transmit is declared",
         "The driver says which kind of netmem it can transmit, none included, so that nothing reaches it "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -19,6 +20,13 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 START_DEADLINE_S = 30.0
 COMPILE_DEADLINE_S = 300.0
 MESSAGE_BYTES = 1 << 16
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many descriptors as it may: a connection takes one or two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Process:

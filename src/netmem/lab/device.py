@@ -10,7 +10,7 @@ from netmem.base.errors import NetmemError
 from netmem.base.formats import PROTO_TCP
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
-from netmem.hw.process import python_argv
+from netmem.hw.process import python_argv, raise_file_limit
 from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
@@ -191,6 +191,7 @@ def open_device(
         return _open_on_tap(nic, name, mine, gateways, queues, mtu, bounce, config, qemu)
     if addresses or gateways:
         raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
+    raise_file_limit()
     bus: ProcessBus | QemuBus
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute

@@ -19,6 +19,7 @@ from netmem.lab.local import LocalHost
 
 ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 CHUNK = 2 << 20
+BACKLOG = 4096
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
 
@@ -125,7 +126,7 @@ class Gateway:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
-            listener.listen(128)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
         except OSError as error:
             listener.close()

@@ -11,7 +11,7 @@ import time
 from netmem.base import jit
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
-from netmem.hw.process import Control, close_all
+from netmem.hw.process import Control, close_all, raise_file_limit
 from netmem.hw.softnic.model import SoftNic
 from netmem.hw.softnic.regs import R_ITR_NS
 from netmem.hw.tap import TapWire
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--guest", required=True)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_file_limit()
     process = NicProcess(args)
     if not jit.is_warm():
         process.control.say(event="compiling")

@@ -14,6 +14,7 @@ from netmem.base.arena import Region, Words, memfd
 
 TX_ROWS = 512
 SLOT_BYTES = 256
+BUFFER_LEAST = 64 << 10
 
 X_WORDS = 8
 X_HLEN = 0
@@ -57,6 +58,14 @@ class TxQueue:
         self.meta[T_SLOTS] = self.meta[T_HOST] = self.region.address
         self._free: list[tuple[int, int]] = []
         self._next = self.slots_size
+
+    def fair_size(self, wanted: int) -> int:
+        """What a send buffer should have of ``wanted`` bytes, so that many more still find room.
+
+        A sixty-fourth of what is left at most, a power of two from 64 KiB.
+        """
+        share = max((self.size - self._next + sum(have for _, have in self._free)) >> 6, BUFFER_LEAST)
+        return wanted if wanted <= share else 1 << share.bit_length() - 1
 
     def alloc_buffer(self, size: int) -> int | None:
         """Offset of ``size`` bytes for a send buffer, None when the memory is used up."""

@@ -20,6 +20,7 @@ from netmem.contract.conformance.r7_recycling import (
     check_r7_pool_destroyed_while_held,
     check_r7_tokens_held,
 )
+from netmem.contract.conformance.tx1_transmit import check_tx1_transmit
 from netmem.contract.conformance.tx2_declared import check_tx2_declared
 from netmem.contract.rig import MakeDriver, Rig, Violation
 
@@ -27,7 +28,7 @@ __all__ = [
     "CHECKS", "Check", "MakeDriver", "Rig", "Violation", "check_r1_page_pool", "check_r2_data_split",
     "check_r2_threshold", "check_r3_netmem", "check_r4_pp_flags", "check_r5_not_split", "check_r5_unreadable",
     "check_r6_sync", "check_r7_fragments", "check_r7_pool_destroyed_while_held", "check_r7_tokens_held",
-    "check_tx2_declared",
+    "check_tx1_transmit", "check_tx2_declared",
 ]  # fmt: skip
 
 BOUND = ("pages", "dmabuf", "bar")
@@ -62,4 +63,5 @@ CHECKS = (
     Check("R7", check_r7_fragments, BOUND),
     Check("R7", check_r7_pool_destroyed_while_held, BOUND),
     Check("TX2", check_tx2_declared, ("none",)),
+    Check("TX1", check_tx1_transmit, ("dmabuf",)),
 )

@@ -104,9 +104,10 @@ class Tcp(Timed):
 
     def send_buffer(self, c: int) -> None:
         """Give a connection its send buffer. ENOBUFS when transmit memory is used up."""
-        v, tx, size = self.v, self.dev.tx, self.config.sndbuf
+        v, tx = self.v, self.dev.tx
         if v[c, T.SB_SIZE]:
             return
+        size = tx.fair_size(self.config.sndbuf)
         offset = tx.alloc_buffer(size)
         if offset is None:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
