@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from conftest import make_provider, scaled
 from netmem.base.clock import MS, SEC
-from netmem.base.formats import ACK, SYN
+from netmem.base.formats import ACK, SYN, ip
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp import tcb as T
@@ -27,7 +27,7 @@ EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000,
 SAMPLES = (
     frames.tcp(b"x" * 40), frames.tcp6(b"x" * 40), frames.udp(b"y" * 40), frames.udp6(b"y" * 40), frames.arp(),
     frames.arp(2), frames.icmp_echo(), frames.tcp(options=b"\1\1\x08\x0a" + bytes(8) + b"\5\x0a" + bytes(8)),
-    nb.nd_solicit(0x026E6D000002, frames.ip(frames.THEIRS6), frames.ip(frames.OURS6)),
+    nb.nd_solicit(0x026E6D000002, ip(frames.THEIRS6), ip(frames.OURS6)),
 )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_tcp_input_survives_anything(seed):
 
 @given(st.binary(max_size=200))
 def test_parsers_of_icmp_and_neighbours_survive_anything(data):
-    cache, ours = nb.NeighbourCache(), frozenset((frames.ip(frames.OURS), frames.ip(frames.OURS6)))
+    cache, ours = nb.NeighbourCache(), frozenset((ip(frames.OURS), ip(frames.OURS6)))
     nb.arp_in(cache, data, 1, ours)
     frame = frames.ethernet(data.ljust(54, b"\0"), 0x86DD)
     nb.nd_in(cache, frame, 1, ours)

@@ -167,7 +167,9 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     four.sock.close()
     four.send(SYN, seq=four.seq + 100_000, ack=0, options=SACK_OK)  # TIME-WAIT ended by a new SYN
     five = ByHand(network, accept=False)
-    five.stack.tcp.shutdown(0)  # SYN-RECEIVED to FIN-WAIT-1
+    five.stack.tcp.shutdown(0)
+    five.send(ACK)  # SYN-RECEIVED to FIN-WAIT-1: the FIN waited for it
+    assert five.state() == T.FIN_WAIT_1
     six = network(alone=True)
     six.wire.inject(frames.arp())
     six.run(1)
@@ -280,6 +282,45 @@ def test_sack_that_lies_does_no_harm(network):
     hand.send(ack=first + 5000)
     assert hand.sock.drained()
     assert hand.stack.tcp.v[hand.c, T.SACKED] == 0
+
+
+def test_a_peer_cannot_make_us_keep_an_entry_for_every_byte(network):
+    hand = ByHand(network)
+    hand.sock.send(payload(14_000))
+    hand.net.run(2)
+    first, free = hand.isn + 1, hand.stack.tcp.gv[T.G_ECOUNT]
+    for at in range(0, 10_000, 40):
+        hand.send(ack=first, options=sacks(*((first + at + n, first + at + n + 1) for n in (1, 11, 21))))
+    assert free - hand.stack.tcp.gv[T.G_ECOUNT] <= 14_000 // 536
+
+
+# -- windows ----------------------------------------------------------------------------------------
+
+
+def test_a_window_closes_for_a_peer_that_sends_a_byte_at_a_time(network):
+    hand = ByHand(network, options=bytes.fromhex("0103030002040218"), rcvbuf=1 << 17)
+    v = hand.stack.tcp.v
+    hand.send(data=payload(1400))
+    hand.seq += 1400
+    while T.seq_lt(hand.seq & T.MASK32, v[0, T.RCV_ADV]) and v[0, T.RCV_ADV] - hand.seq > 200:
+        size = min(1400, v[0, T.RCV_ADV] - hand.seq - 100)
+        hand.send(data=payload(size))
+        hand.seq += size
+    for _ in range(400):
+        hand.send(data=b"x")
+        hand.seq += 1
+    assert hand.sock.queued() <= 1 << 17
+    assert hand.sent()[-1].win == 0
+
+
+def test_a_user_timeout_counts_from_when_something_was_to_be_sent(network):
+    hand = ByHand(network)
+    hand.sock.set_user_timeout(30.0)
+    hand.send(window=0)
+    hand.net.run(60, SEC)
+    hand.sock.send(b"after a long silence, into a closed window")
+    hand.net.run(20, SEC // 10)
+    assert hand.state() == T.ESTABLISHED
 
 
 # -- RFC 7323, 5961, 6528 ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from conftest import make_provider, need_nic, payload, scaled, take
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
+from netmem.inet.tcp import tcb as T
 from netmem.lab.leaks import leaks
 from netmem.lab.qemu import bar_memory
 from netmem.netdev.driver import NetmemTx
@@ -57,7 +59,7 @@ def test_bytes_from_each_memory_arrive(network, nic, memory, piece):
     net.run(100)
     done = ours.zerocopy_completions()
     assert done[0][0] == 0
-    assert all(a[1] + 1 == b[0] for a, b in zip(done, done[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(done))
     assert binding.in_flight == 0
     assert not (binding.area.records()[:, 0]).any()
     binding.close()
@@ -136,6 +138,55 @@ def test_a_connection_that_breaks_completes_its_sends(network):
     assert binding.in_flight == 0
     binding.close()
     provider.close()
+
+
+def test_a_reset_completes_what_will_never_be_acknowledged(network):
+    net = network()
+    provider = make_provider("dmabuf")
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    net.peer.stack.tcp.v[theirs._c, T.RCV_BUF] = 0
+    for _ in range(3):
+        ours.sendmsg_devmem([(0, 60_000)], binding)
+    theirs.abort()
+    net.run(5)
+    assert ours.state() == T.CLOSED  # and the socket is still open
+    net.run(5)
+    assert ours.wait_zerocopy(0) == [(0, 2)]
+    assert binding.in_flight == 0
+    binding.close()
+    provider.close()
+
+
+def test_a_stack_that_closes_leaves_the_memory_to_the_nic_until_it_stops(network):
+    net = network()
+    provider = make_provider("dmabuf")
+    binding = net.ours.dev.bind_tx(provider)
+    ours, _, _ = net.connect()
+    ours.sendmsg_devmem([(0, 60_000)], binding)
+    binding.close()
+    net.ours.stack.close()  # the wire has not taken the rows yet
+    assert binding.in_flight == 1
+    net.ours.bus.step(net.clock.now())
+    assert net.ours.driver.get_ethtool_stats()["dma_fault"] == 0
+    net.ours.dev.close()
+    assert binding.in_flight == 0
+    provider.close()
+
+
+def test_a_send_buffer_is_not_used_again_while_rows_name_it(network):
+    net = network()
+    tx = net.ours.dev.tx
+    ours, _, _ = net.connect()
+    ours.send(b"x" * 1000)
+    assert tx.meta[0] < tx.meta[2]  # a row waits: T_HEAD before T_TAIL
+    at = net.ours.stack.tcp.v[ours._c, T.SB_OFFSET]
+    size = net.ours.stack.tcp.v[ours._c, T.SB_SIZE]
+    ours.abort()
+    assert tx.alloc_buffer(size) != at
+    net.run(5)
+    net.ours.dev.xmit()
+    assert tx.alloc_buffer(size) == at
 
 
 def test_refusals_are_the_kernels(network):

@@ -13,7 +13,7 @@ import click
 
 from netmem import __version__
 from netmem.base.errors import MissingError
-from netmem.cli import measure, measure_igb, measure_lint
+from netmem.cli import measure, measure_igb, measure_lint, measure_tap
 from netmem.cli.options import SIZE
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
@@ -49,6 +49,8 @@ def command(output: str | None, size: int, rounds: int, tree: Path) -> None:
     for mtu in (1500, 9000):
         _progress(f"goodput at MTU {mtu}")
         lines += _goodput(mtu, rounds, size)
+    _progress("goodput over TAP")
+    lines += _tap(rounds, size)
     _progress("packets through igb")
     lines += _packets(rounds)
     _progress("the checker of C drivers")
@@ -136,6 +138,32 @@ def _goodput(mtu: int, rounds: int, size: int) -> list[str]:
         speed, cpu = found[key]
         rows.append(f"| {name} | {speed.text(2)} | {cpu.text(2)} |")
     return [*rows, "", f"Ratio of the medians: {ratio:.2f} (to reach: {limit}).", ""]
+
+
+def _tap(rounds: int, size: int) -> list[str]:
+    rows = ["## Goodput from the kernel's TCP over a TAP interface, MTU 1500, segmentation offload", ""]
+    try:
+        found = measure_tap.goodput(rounds, size)
+    except MissingError as error:
+        return [*rows, f"Not measured: {error.strerror}", ""]
+    ratio = found["netmem"][0].median / found["kernel"][0].median
+    names = {
+        "netmem": "`netmem recv --wire tap` into unreadable memory",
+        "kernel": "kernel socket over loopback, `recv_into` and one copy",
+        "pytcp": "PyTCP on the same TAP (20 MB)",
+    }
+    rows += ["| receiver | Gbit/s | CPU seconds per GB |", "| --- | ---: | ---: |"]
+    for key, name in names.items():
+        if key in found:
+            speed, cpu = found[key]
+            rows.append(f"| {name} | {speed.text(3 if key == 'pytcp' else 2)} | {cpu.text(2)} |")
+    rows += ["", f"Ratio of the medians to the kernel socket: {ratio:.2f} (to reach: 0.6)."]
+    if "pytcp" in found:
+        times = found["netmem"][0].median / found["pytcp"][0].median
+        rows.append(f"Times PyTCP: {times:.0f} (to reach: 100).")
+    else:
+        rows.append("PyTCP: not measured; it wants a Python 3.13 with pmd-pytcp, named by PYTCP_PYTHON.")
+    return [*rows, ""]
 
 
 def _packets(rounds: int) -> list[str]:

@@ -259,6 +259,11 @@ print(json.dumps({"bytes": total, "seconds": end - start}), flush=True)
 """
 
 
+def kernel_receiver() -> list[str]:
+    """The command of a kernel socket with recv_into and one copy."""
+    return [python_argv("x")[0], "-c", _KERNEL_RECEIVER]
+
+
 def _cpu(pid: int) -> float:
     """CPU seconds that a process and its children have used, from /proc."""
     ticks = 0
@@ -269,15 +274,20 @@ def _cpu(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def transfer(argv: list[str], size: int) -> tuple[float, float]:
-    """Start a receiver, send it ``size`` bytes; (Gbit/s, CPU seconds per GB of the receiver)."""
-    receiver = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def transfer(
+    argv: list[str], size: int, *, address: str = "127.0.0.1", inside: tuple[str, ...] = ()
+) -> tuple[float, float]:
+    """Start a receiver, send it ``size`` bytes; (Gbit/s, CPU seconds per GB of the receiver).
+
+    ``inside``: words before both commands, such as those that enter a network namespace.
+    """
+    receiver = subprocess.Popen([*inside, *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert receiver.stdout is not None
         port = str(json.loads(receiver.stdout.readline())["port"])
         before = _cpu(receiver.pid)
-        sender = python_argv("netmem.cli.sender", "127.0.0.1", port, str(size))
-        subprocess.run(sender, timeout=LIMIT_S, check=True)
+        sender = python_argv("netmem.cli.sender", address, port, str(size))
+        subprocess.run([*inside, *sender], timeout=LIMIT_S, check=True)
         summary: dict[str, Any] = json.loads(receiver.stdout.read().splitlines()[-1])
         _, _, usage = os.wait4(receiver.pid, 0)
         receiver.returncode = 0
@@ -297,7 +307,7 @@ def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]
         "netmem.cli.main", "recv", "--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1",
         "--listen", "127.0.0.1:0", "--mtu", str(mtu),
     )
-    kernel = [python_argv("x")[0], "-c", _KERNEL_RECEIVER]
+    kernel = kernel_receiver()
     results: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}
     for _ in range(rounds):
         results["netmem"].append(transfer(ours, size))

@@ -86,6 +86,8 @@ class Ip:
         parsed = ipaddress.ip_address(host)
         if parsed.is_multicast or parsed.is_unspecified:
             raise NetmemError(errno.EINVAL, f"{host} is no address that a host can have")
+        if len(self._prefixes) + 2 > T.MAX_ADDRESSES:
+            raise NetmemError(errno.ENOBUFS, f"a stack has at most {T.MAX_ADDRESSES} addresses")
         self._prefixes[address] = 128 - width + (int(bits) if slash else 24 if width == 32 else 64)
         if width == 128:
             self._prefixes.setdefault(nb.link_local(self.mac), 64)
@@ -126,12 +128,13 @@ class Ip:
 
     def resolve(self, hop: int) -> int | None:
         """MAC of a neighbour; None while it is being asked for."""
+        self.cache.now = self.now
         mac = self.cache.lookup(hop)
-        if mac is None and self.cache.may_ask(hop, self.now):
+        if (mac is None or self.cache.is_stale(hop)) and self.cache.may_ask(hop, self.now):
             try:
                 ours = self.source_for(hop)
             except NetmemError:
-                return None
+                return mac
             if is_ip4(hop):
                 self.count(T.S_ARP_OUT)
                 self.send_frame(nb.arp_request(self.mac, ours, hop))
@@ -167,6 +170,7 @@ class Ip:
 
     def arp_in(self, batch: RxBatch, i: int) -> None:
         """An ARP packet."""
+        self.cache.now = self.now
         seen = nb.arp_in(self.cache, self._frame(batch, i), self.mac, self.ours)
         self.count(T.S_ARP_IN if seen.good else T.S_BAD_ARP)
         self._neighbour(seen)
@@ -197,6 +201,7 @@ class Ip:
         if not body:
             self.count(T.S_ICMP_DROPPED)
         elif body[0] in ND_MESSAGES:
+            self.cache.now = self.now
             seen = nb.nd_in(self.cache, frame[: 54 + len(body)], self.mac, self.ours)
             self.count(T.S_ND_IN if seen.good else T.S_BAD_ND)
             self._neighbour(seen)

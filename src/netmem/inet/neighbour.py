@@ -29,6 +29,7 @@ from netmem.base.formats import (
 
 CACHE_SIZE = 1024
 ASK_AGAIN_NS = 1_000_000_000
+STALE_NS = 30 * ASK_AGAIN_NS
 OPT_SOURCE_LLA, OPT_TARGET_LLA = 1, 2
 NA_SOLICITED, NA_OVERRIDE = 0x40000000, 0x20000000
 ND_HOPS = 255
@@ -55,11 +56,21 @@ class NeighbourCache:
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, int] = OrderedDict()
+        self._heard: dict[int, int] = {}
+        self.now = 0
         self._asked: OrderedDict[int, int] = OrderedDict()
 
     def lookup(self, address: int) -> int | None:
         """A neighbour's MAC, None when it is not known."""
         return self._known.get(address)
+
+    def is_stale(self, address: int) -> bool:
+        """True when a known neighbour was not heard of for half a minute: ask it again (RFC 4861, 7.3)."""
+        return address in self._known and self.now - self._heard.get(address, 0) > STALE_NS
+
+    def was_asked(self, address: int) -> bool:
+        """True while a neighbour is being asked for."""
+        return address in self._asked
 
     def __contains__(self, address: int) -> bool:
         return address in self._known
@@ -70,9 +81,11 @@ class NeighbourCache:
             return None
         news = self._known.get(address) != mac
         self._known[address] = mac
+        self._heard[address] = self.now
         self._known.move_to_end(address)
         if len(self._known) > CACHE_SIZE:
-            self._known.popitem(last=False)
+            gone, _ = self._known.popitem(last=False)
+            self._heard.pop(gone, None)
         self._asked.pop(address, None)
         return Neighbour(address, mac) if news else None
 
@@ -171,7 +184,8 @@ def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -
     if body[0] == ND_ADVERT:
         flags = int.from_bytes(body[4:8], "big")
         # Only what was asked for, or is known already, is taken; an override replaces what is known.
-        fresh = target not in cache or flags & NA_OVERRIDE
+        asked = cache.was_asked(target) or target in cache
+        fresh = asked and (target not in cache or flags & NA_OVERRIDE)
         learnt = cache.learn(target, option) if option and fresh and target not in ours else None
         return Seen(True, learnt)
     if target not in ours:

@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from netmem.netdev.device import BUDGET, NetDevice
 
 BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
 SERVICE_NS = 5 * MS
+FAIR_ROUNDS = 16
 
 
 class Stack:
@@ -81,6 +83,13 @@ class Stack:
         }
         dev.publish()
         self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
+
+    def add_address(self, text: str) -> None:
+        """Give the stack one more address, ``10.0.2.16/24`` or ``fd00::10/64``. EINVAL, ENOBUFS."""
+        with self.lock:
+            self.ip.add(text)
+            self._addresses_changed()
+            self.dev.publish()
 
     def _addresses_changed(self) -> None:
         g = self.tcp.g
@@ -184,7 +193,7 @@ class Stack:
         ``timeout`` in seconds, None: for ever.
         """
         deadline = None if timeout is None else self.clock.now() + int(timeout * SEC)
-        backstop = BACKSTOP_NS
+        backstop, rounds = BACKSTOP_NS, 0
         with self.lock:
             while not ready():
                 if self._closed:
@@ -193,7 +202,11 @@ class Stack:
                 if self.poll(now):
                     self._changed.notify_all()
                     backstop = BACKSTOP_NS
-                    continue
+                    rounds += 1
+                    if rounds % FAIR_ROUNDS == 0:
+                        self._let_others()
+                    if deadline is None or now < deadline or ready():
+                        continue
                 if ready():
                     return
                 self.check_device()
@@ -209,6 +222,14 @@ class Stack:
                     continue
                 self._sleep(min(rest, backstop))
                 backstop = min(2 * backstop, BACKSTOP_MAX_NS)
+
+    def _let_others(self) -> None:
+        """Under constant traffic: let go of the lock, every level, for whoever waits for it."""
+        held = self.lock._release_save()  # type: ignore[attr-defined]
+        try:
+            time.sleep(0)
+        finally:
+            self.lock._acquire_restore(held)  # type: ignore[attr-defined]
 
     def _sleep(self, limit: int) -> bool:
         """As the leader, sleep on the interrupt for at most ``limit`` ns, the lock let go."""
@@ -295,7 +316,9 @@ class Stack:
                 if self._closed:
                     return
                 try:
-                    while not self._stop.is_set() and self.poll():
+                    for _ in range(FAIR_ROUNDS):
+                        if self._stop.is_set() or not self.poll():
+                            break
                         self._changed.notify_all()
                     self.check_device()
                     if self._leader is None and not self._stop.is_set():

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp import output as o
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.machine import Tcp
 from netmem.netdev.binding import TxBinding
 from netmem.netdev.device import NetDevice
@@ -155,7 +154,7 @@ class Zerocopy:
         call.completions.over(call.number)
 
     def close(self) -> None:
-        """The stack goes away: everything is over."""
-        for number in list(self._calls):
-            self._over(number)
-        self._tcp.gv[T.G_ZC_HEAD] = self._tcp.gv[T.G_ZC_TAIL] = 0
+        """The stack goes away: what the NIC may still read is over when the device has stopped."""
+        self.poll()
+        if self._calls:
+            self._dev.after_stop.append(self.poll)

@@ -60,6 +60,7 @@ class NetDevice:
         self.batch = RxBatch()
         self.bindings: list[Binding] = []
         self.tx_bindings: list[TxBinding] = []
+        self.after_stop: list[Callable[[], object]] = []  # what waits for the device to read no more
         self.pools: dict[int, PagePool] = {}
         self.page_pools: weakref.WeakSet[PagePool] = weakref.WeakSet()
         self._handles = itertools.count(1)
@@ -106,6 +107,9 @@ class NetDevice:
             self.running = False
             self.driver.stop()
             self.tx.reset()
+            for call in self.after_stop:
+                call()
+            self.after_stop.clear()
             self.publish()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ of its row; payload is named by I/O address.
 from __future__ import annotations
 
 import os
+from collections import deque
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class TxQueue:
         self.mv = self.meta.data  # the same words as plain ints
         self.meta[T_SLOTS] = self.meta[T_HOST] = self.region.address
         self._free: list[tuple[int, int]] = []
+        self._later: deque[tuple[int, int, int]] = deque()  # with the row before which it is in use
         self._next = self.slots_size
 
     def fair_size(self, wanted: int) -> int:
@@ -64,11 +66,14 @@ class TxQueue:
 
         A sixty-fourth of what is left at most, a power of two from 64 KiB.
         """
-        share = max((self.size - self._next + sum(have for _, have in self._free)) >> 6, BUFFER_LEAST)
+        left = self.size - self._next + sum(have for _, have in self._free)
+        share = max(left + sum(one[1] for one in self._later) >> 6, BUFFER_LEAST)
         return wanted if wanted <= share else 1 << share.bit_length() - 1
 
     def alloc_buffer(self, size: int) -> int | None:
         """Offset of ``size`` bytes for a send buffer, None when the memory is used up."""
+        while self._later and self._later[0][2] <= self.mv[T_HEAD]:
+            self._free.append(self._later.popleft()[:2])
         for i, (offset, have) in enumerate(self._free):
             if have == size:
                 del self._free[i]
@@ -79,8 +84,8 @@ class TxQueue:
         return offset
 
     def free_buffer(self, offset: int, size: int) -> None:
-        """Give a send buffer back."""
-        self._free.append((offset, size))
+        """Give a send buffer back; it is used again when no row that waits can name it."""
+        self._later.append((offset, size, self.mv[T_TAIL]))
 
     def pending(self) -> int:
         """Rows that wait for the driver."""

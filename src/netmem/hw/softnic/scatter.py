@@ -68,8 +68,10 @@ from netmem.hw.wire import (
     F_HDR,
     F_HLEN,
     F_L3,
+    F_L4,
     F_PLEN,
     F_QUEUE,
+    F_SEEN,
     F_SPLIT,
     F_STATUS,
     FQ_FRAMES,
@@ -122,7 +124,7 @@ def collect(w, slot, header, size):
 @kernel
 def expect(d, row):
     """After a frame: what the next one is guessed to be."""
-    if row[F_GSO] > 0:
+    if row[F_SEEN] and row[F_GSO] > 0 and row[F_L4] != 0:
         d[D_LAND_QUEUE], d[D_LAND_HEADER] = row[F_QUEUE] + 1, row[F_SPLIT]
     else:
         d[D_LAND_QUEUE] = 0
@@ -159,7 +161,7 @@ def nic_scatter(d, bar, maps, state, rows, w, now, budget):
         if row[F_PLEN] > 0 and row[F_FLAGS] and row[F_GSO] > 0:
             look(d, bar, row)
             fits = header - row[F_L3] + row[F_GSO] <= bar[R_MTU] and row[F_PLEN] + header <= IP_MAX
-            if row[F_SPLIT] == header and row[F_QUEUE] == d[D_LAND_QUEUE] - 1 and fits:
+            if row[F_L4] != 0 and row[F_SPLIT] == header and row[F_QUEUE] == d[D_LAND_QUEUE] - 1 and fits:
                 nic_landed(d, bar, maps, row)
                 d[D_LANDED] += 1
                 handled += 1

@@ -8,6 +8,8 @@ import fcntl
 import ipaddress
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +60,24 @@ def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
 def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
     """Bring the interface up, with addresses beside ``ours`` unless it has some; the host's addresses.
 
-    ``ours``: the stack's own, ``10.20.0.2/24``; the host gets the first other one of each network.
+    ``ours``: the stack's own, ``10.20.0.2/24``; the host gets the first other one of each network. Errors:
+    EINVAL for what is no address or leaves no room for another; the kernel's own.
     """
+    interfaces = []
+    for text in ours:
+        try:
+            interface = ipaddress.ip_interface(text)
+            host = next(a for a in interface.network.hosts() if a != interface.ip)
+        except (ValueError, StopIteration):
+            why = "an address with its prefix length, such as 10.20.0.2/24, leaving room for the host's own"
+            raise NetmemError(errno.EINVAL, f"{text!r} will not do: {why}") from None
+        interfaces.append((interface, host))
+    # In a thread of its own: the library runs an event loop, and the caller may be in one.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_configure, name, interfaces, mtu).result()
+
+
+def _configure(name: str, interfaces: list[tuple[Any, Any]], mtu: int) -> list[str]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -72,19 +90,15 @@ def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
                 for message in netlink.get_addr(index=index)
             ]
             hosts = []
-            for text in ours:
-                interface = ipaddress.ip_interface(text)
+            for interface, host in interfaces:
                 known = [a for a in have if a.version == interface.version and a in interface.network]
-                if known:
-                    hosts.append(str(known[0]))
-                    continue
-                host = next(a for a in interface.network.hosts() if a != interface.ip)
-                # Nobody else is on this link: the address need not wait for duplicate detection.
-                netlink.addr(
-                    "add", index=index, address=str(host), prefixlen=interface.network.prefixlen,
-                    flags=IFA_F_NODAD,
-                )  # fmt: skip
-                hosts.append(str(host))
+                if not known:
+                    # Nobody else is on this link: the address need not wait for duplicate detection.
+                    netlink.addr(
+                        "add", index=index, address=str(host), prefixlen=interface.network.prefixlen,
+                        flags=IFA_F_NODAD,
+                    )  # fmt: skip
+                hosts.append(str(known[0] if known else host))
             return hosts
         except NetlinkError as error:
             raise NetmemError(error.code, f"TAP interface {name}: {error.args[-1]}") from None

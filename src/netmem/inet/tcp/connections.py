@@ -189,12 +189,15 @@ class Connections:
         row[T.SSTHRESH] = 1 << 30
         buflen = max(1, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_BUFLEN])
         row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
-        row[T.ISS] = self.initial_sequence(laddr, raddr, ports)
-        row[T.SND_UNA] = row[T.SND_NXT] = row[T.RECOVER] = row[T.RACK_ROUND] = row[T.ISS]
-        row[T.SND_SML] = row[T.ISS]
+        self.set_initial_sequence(c, self.initial_sequence(laddr, raddr, ports))
         k.hash_insert(self.g, self.t, c)
         self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
         return c
+
+    def set_initial_sequence(self, c: int, iss: int) -> None:
+        """Start sending at a sequence number."""
+        for word in (T.ISS, T.SND_UNA, T.SND_NXT, T.RECOVER, T.RACK_ROUND, T.SND_SML):
+            self.v[c, word] = iss
 
     def set_addresses(self, c: int, laddr: int, raddr: int, ports: int) -> None:
         """Whom a row speaks to, from which address, and by which hop; writes its header template."""

@@ -54,14 +54,16 @@ from netmem.netdev.batch import (
     RxBatch,
 )
 
-INITIAL_WINDOW = 10  # segments (RFC 6928)
 MSS_LEAST = 48
+REUSE_GAP = 128_000
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC
 
 
 class Tcp(Timed):
     """RFC 9293 over the table: calls, arriving segments, timers."""
+
+    _floor: int | None = None  # of the initial sequence number of a connection that ends a TIME-WAIT
 
     # -- calls --------------------------------------------------------------------------------
 
@@ -118,7 +120,6 @@ class Tcp(Timed):
         """CLOSE of our direction: FIN behind the last byte."""
         state = self.state(c)
         moves = {
-            T.SYN_RECEIVED: T.FIN_WAIT_1,
             T.ESTABLISHED: T.FIN_WAIT_1,
             T.CLOSE_WAIT: T.LAST_ACK,
         }
@@ -126,6 +127,8 @@ class Tcp(Timed):
             self.enter(c, moves[state])
             self.set_flag(c, T.CF_FIN_QUEUED)
             self.output(c)
+        elif state == T.SYN_RECEIVED:
+            self.set_flag(c, T.CF_FIN_QUEUED)  # the FIN waits until our SYN is acknowledged
         elif state == T.SYN_SENT:
             self.closed(c, 0)
 
@@ -165,6 +168,7 @@ class Tcp(Timed):
         self.count(T.S_IN_SLOW)
         if self.gv[T.G_RELEASE] > T.RELEASE_ROOM // 4:
             self.put_released()
+        self._floor = None
         c = self.lookup(laddr, raddr, b[i, B_PORTS])
         if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
             c = -1
@@ -197,6 +201,7 @@ class Tcp(Timed):
         if self.flag(c, T.CF_TS) and b[i, B_TS]:
             newer = newer or T.seq_lt(self.v[c, T.TS_RECENT], b[i, B_TSVAL])
         if newer:
+            self._floor = self.v[c, T.SND_NXT]
             self.enter(c, T.CLOSED)
             self.free_row(c)
             self.count(T.S_TIME_WAIT_REUSED)
@@ -252,6 +257,10 @@ class Tcp(Timed):
         except NetmemError:
             return
         v = self.v
+        if self._floor is not None:  # beyond what the old connection sent (RFC 1122, 4.2.2.13)
+            if T.seq_lt(v[c, T.ISS], self._floor + REUSE_GAP):
+                self.set_initial_sequence(c, (self._floor + REUSE_GAP) & T.MASK32)
+            self._floor = None
         v[c, T.LISTENER] = listener.id
         self._read_syn(c, b, i)
         self.enter(c, T.SYN_RECEIVED)
@@ -297,8 +306,8 @@ class Tcp(Timed):
         else:
             self.clear_flag(c, T.CF_TS)
             v[c, T.RCV_MSS] = v[c, T.ADV_MSS]
-        v[c, T.MSS] = min(mss, self._room(c)) - (12 if b[i, B_TS] else 0)
-        v[c, T.CWND] = INITIAL_WINDOW * v[c, T.MSS]
+        v[c, T.MSS] = max(min(mss, self._room(c)) - (12 if b[i, B_TS] else 0), MSS_LEAST)
+        v[c, T.CWND] = o.INITIAL_WINDOW * v[c, T.MSS]
         self._first_window(c)
 
     def _first_window(self, c: int) -> None:
@@ -444,9 +453,9 @@ class Tcp(Timed):
             self.count(T.S_BAD_ACK)  # RFC 5961, section 5
             self._challenge(c)
             return False
-        if v[c, T.PERSIST_AT]:
-            v[c, T.USER_RETRIES] = 0  # a probe was answered
         wnd = b[i, B_WND] << v[c, T.SND_SCALE]
+        if v[c, T.PERSIST_AT] or not wnd:
+            v[c, T.USER_RETRIES] = 0  # a probe was answered, or what is sent again into a closed window
         advanced = bool(T.seq_lt(una, ack))
         echo = b[i, B_TSECR] if self.flag(c, T.CF_TS) and b[i, B_TS] else -1
         if advanced:
@@ -488,7 +497,7 @@ class Tcp(Timed):
 
     def _established(self, c: int, b: memoryview, i: int) -> None:
         v = self.v
-        self.enter(c, T.ESTABLISHED)
+        self.enter(c, T.FIN_WAIT_1 if self.flag(c, T.CF_FIN_QUEUED) else T.ESTABLISHED)
         v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
         v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND] << v[c, T.SND_SCALE]
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]

@@ -76,6 +76,7 @@ from netmem.inet.tcp.tcb import (
     CR_OUT,
     CR_RESERVE,
     CR_WORDS,
+    CUBIC_EPOCH,
     CWND,
     DELACK_AT,
     DSACK_END,
@@ -184,6 +185,7 @@ from netmem.netdev.tx import (
 )
 
 FAR = 1 << 62
+INITIAL_WINDOW = 10  # segments (RFC 6928)
 IP_MAX = 65535
 
 
@@ -200,7 +202,7 @@ def select_window(g, t, c):
     others = g[credit + CR_OUT] - t[c, OUT]
     grant = max((g[credit + CR_AVAIL] - g[credit + CR_RESERVE] - others) >> 1, 0)
     pool = (grant * t[c, PPN]) >> 4
-    window = min(space, pool)
+    limit = window = min(space, pool)
     wanted = min(t[c, RCV_BUF] >> 1, 4 * t[c, RCV_MSS])
     if pool < wanted and pool < space:
         if t[c, FLAGS] & CF_STARVED == 0:
@@ -215,7 +217,11 @@ def select_window(g, t, c):
     if window > left:
         field = min(window >> scale, 0xFFFF)
     else:
+        # Rounded up, so that the edge does not move back; where there is no room for that, rounded down,
+        # or a peer that sends a byte at a time would find a window for ever.
         field = min((left + (1 << scale) - 1) >> scale, 0xFFFF)
+        if (field << scale) > max(limit, 0):
+            field = min(left >> scale, 0xFFFF)
     if (field << scale) > left:
         t[c, RCV_ADV] = (t[c, RCV_NXT] + (field << scale)) & MASK32
         need = ((field << scale) * 16 + t[c, PPN] - 1) // t[c, PPN]
@@ -418,8 +424,8 @@ def send_lost(g, t, e, c, txm, txr):
     while i != 0 and t[c, LOST] > t[c, RETRANS]:
         if e[i, X_STATE] & (XS_LOST | XS_RETRANS) == XS_LOST:
             room = t[c, CWND] - pipe(t, c)
-            if room <= 0:
-                break
+            if room <= 0 and t[c, RETRANS] > 0:
+                break  # the first goes out whatever is in the network (RFC 6675, 5, step 4.3)
             room = min(max(room // t[c, MSS], 1) * t[c, MSS], longest(t, c))
             if e[i, E_LEN] < room:
                 tq_merge(g, t, e, c, i, room)
@@ -461,7 +467,7 @@ def tcp_output(g, t, e, c, txm, txr, force):
             if length > 0:
                 length = piece(t, e, c, t[c, SB_HEAD] + flight, length)
             fin = 0
-            if t[c, FLAGS] & (CF_FIN_QUEUED | CF_FIN_SENT) == CF_FIN_QUEUED and length == unsent:
+            if t[c, FLAGS] & (CF_FIN_QUEUED | CF_FIN_SENT) == CF_FIN_QUEUED and length == unsent >= 0:
                 if window >= length:
                     fin = FIN
             if length <= 0 and fin == 0:
@@ -485,6 +491,9 @@ def tcp_output(g, t, e, c, txm, txr, force):
             if length > 0:
                 payload(t, e, c, txm, txr, r, t[c, SB_HEAD] + flight, length)
             if flight == 0:
+                if g[G_NOW] - t[c, STUCK_AT] > t[c, RTO]:  # idle: start anew (RFC 5681, 4.1)
+                    t[c, CWND] = min(t[c, CWND], INITIAL_WINDOW * mss)
+                    t[c, CUBIC_EPOCH] = 0
                 t[c, STUCK_AT] = g[G_NOW]
             numbers = length + (1 if fin else 0)
             tq_append(g, t, e, c, t[c, SND_NXT], numbers, XS_FIN if fin else 0)
@@ -503,6 +512,8 @@ def tcp_output(g, t, e, c, txm, txr, force):
         unsent = t[c, SB_TAIL] - t[c, SB_HEAD]
         if t[c, SND_NXT] == t[c, SND_UNA] and unsent > 0 and t[c, PERSIST_AT] == 0:
             # Nothing in flight, something to send: only the peer's window holds it back.
+            if t[c, BACKOFF] == 0:
+                t[c, STUCK_AT] = g[G_NOW]
             t[c, PERSIST_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
             arm(g, t[c, PERSIST_AT])
     if t[c, FLAGS] & CF_ACK_NOW:

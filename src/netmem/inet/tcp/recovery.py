@@ -410,7 +410,9 @@ def advance_una(g, t, e, c, ack, echo, txm):
     t[c, STUCK_AT] = g[G_NOW]
     if t[c, FLAGS] & (CF_RECOVERY | CF_LOSS) == 0 and seq_lt(t[c, RECOVER], ack):
         t[c, RECOVER] = ack  # stays near, so that comparing it goes on meaning something
-    if t[c, FLAGS] & CF_LIMITED and t[c, FLAGS] & CF_RECOVERY == 0:
+    if t[c, FLAGS] & CF_LIMITED == 0:
+        t[c, CUBIC_EPOCH] = 0  # time that the application did not use is no time to grow in (RFC 9438, 5.8)
+    elif t[c, FLAGS] & CF_RECOVERY == 0:
         cubic_grow(g, t, c, acked)
     if i == 0:
         t[c, RTO_AT] = t[c, PTO_AT] = t[c, REO_AT] = 0
@@ -428,13 +430,18 @@ def sack_mark(g, t, e, c, left, right, echo):
         seq = e[i, E_SEQ]
         end = (seq + e[i, E_LEN]) & MASK32
         if e[i, X_STATE] & XS_SACKED == 0 and seq_lt(left, end):
+            # Segments arrive whole: a block that cuts one counts for those within it only, or a peer
+            # could make us keep an entry for every byte.
+            mss = t[c, MSS]
             if seq_lt(seq, left):
-                if not tq_split(g, t, e, c, i, seq_diff(left, seq)):
+                cut = (seq_diff(left, seq) + mss - 1) // mss * mss
+                if cut < e[i, E_LEN] and not tq_split(g, t, e, c, i, cut):
                     return
                 i = e[i, E_NEXT]
                 continue
             if seq_lt(right, end):
-                if not tq_split(g, t, e, c, i, seq_diff(right, seq)):
+                cut = seq_diff(right, seq) // mss * mss
+                if cut == 0 or not tq_split(g, t, e, c, i, cut):
                     return
             tq_forget(t, e, c, i, e[i, E_LEN])
             end = (seq + e[i, E_LEN]) & MASK32

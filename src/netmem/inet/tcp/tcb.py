@@ -36,7 +36,7 @@ TRANSITIONS = {
     (SYN_SENT, SYN_RECEIVED): "SYN received: both open at once",
     (SYN_SENT, CLOSED): "CLOSE, RST, or no answer",
     (SYN_RECEIVED, ESTABLISHED): "ACK of our SYN received",
-    (SYN_RECEIVED, FIN_WAIT_1): "CLOSE: FIN will follow",
+    (SYN_RECEIVED, FIN_WAIT_1): "ACK of our SYN received, after CLOSE: FIN sent",
     (SYN_RECEIVED, CLOSED): "RST, no answer, or the backlog is full",
     (ESTABLISHED, FIN_WAIT_1): "CLOSE: FIN sent",
     (ESTABLISHED, CLOSE_WAIT): "FIN received",

@@ -41,8 +41,9 @@ class Timed(Connections):
             if not self.flag(c, T.CF_MAC):
                 return  # ARP is on its way; the answer sends it
         self._segment(c, v[c, T.ISS], flags)
+        again = v[c, T.BACKOFF] or v[c, T.SND_NXT] != v[c, T.ISS]
         v[c, T.SND_NXT] = (v[c, T.ISS] + 1) & T.MASK32
-        v[c, T.RTT_SYN] = 0 if v[c, T.BACKOFF] else self.now
+        v[c, T.RTT_SYN] = 0 if again else self.now
 
     def output(self, c: int) -> None:
         """Send what there is for one connection; what does not fit goes with the next poll."""
@@ -65,6 +66,9 @@ class Timed(Connections):
         v[c, T.ERROR] = error
         for word in range(T.RTO_AT, T.LAST_TIMER + 1):
             v[c, word] = 0
+        rec.tq_clear(self.g, self.t, self.e, c)
+        if v[c, T.SP_HEAD]:  # never acknowledged, but over as soon as the NIC reads it no more
+            rec.spans_acked(self.g, self.t, self.e, c, self.dev.tx.meta, True)
         if self.flag(c, T.CF_ORPHAN):
             self.free_row(c)
 
@@ -100,6 +104,7 @@ class Timed(Connections):
             self.closed(c, errno.ETIMEDOUT)
             return
         self.count(T.S_RTO)
+        self.template(c)  # the neighbour may have another MAC by now
         v[c, T.BACKOFF] += 1
         v[c, T.RTT_SYN] = 0
         if handshake:

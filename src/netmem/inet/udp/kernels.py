@@ -30,9 +30,11 @@ from netmem.inet.tcp.tcb import (
     G_CREDIT,
     G_ECOUNT,
     G_QUEUE,
+    G_RELEASE,
     G_SLOW,
     G_SLOW_AT,
     G_TOKENS,
+    RELEASE_ROOM,
     S_NOT_OURS,
     S_UDP_FULL,
     S_UDP_IN,
@@ -238,6 +240,8 @@ def udp_out(g, u, e, s, tok, p, a, handle, binding, dgrams, frags, linear, room)
         count = udp_head(e, u, s, 2)
         bytes_ = udp_head(e, u, s, 3)
         if first != 0 and first != handle:
+            break
+        if g[G_RELEASE] + e[head, E_POOL] > RELEASE_ROOM:
             break
         if used + count > frags.shape[0] or tok[TK_FREE] < count or copied + bytes_ > room:
             break
