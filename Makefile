@@ -7,7 +7,7 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: demo test test-uncompiled lint bench check-tree convert-compile clean
+.PHONY: demo test test-uncompiled simulate fuzz lint bench check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,6 +26,15 @@ test: $(STAMP)
 
 test-uncompiled: $(STAMP)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# Ten thousand connections on networks that lose, reorder, duplicate and damage; a seed that fails is printed.
+simulate: $(STAMP)
+	$(BIN)/python -m netmem.testing.simulate --runs 1000
+
+# Frames that are nearly right, for as many minutes.
+MINUTES ?= 10
+fuzz: $(STAMP)
+	$(BIN)/python tests/test_fuzz.py $(MINUTES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests examples

@@ -1,7 +1,7 @@
 """An iperf3 server whose payload never leaves device memory, on asyncio.
 
-    sudo ip netns exec lab python examples/iperf3_server.py tap:nm0 &      # or: python examples/iperf3_server.py
-    sudo ip netns exec lab iperf3 -c 10.20.0.2 -p 5201 [-P 4] [-R]         #     iperf3 -c 127.0.0.1 -p 5201
+    sudo python examples/iperf3_server.py tap:nm0 &           # or: python examples/iperf3_server.py &
+    iperf3 -c 10.20.0.2 [-P 4] [-R]                           #     iperf3 -c 127.0.0.1
 
 Without a wire it serves clients of this host on 127.0.0.1:5201. With -R it sends, straight from the memory.
 """
@@ -109,11 +109,13 @@ async def serve_test(stack: netmem.AsyncStack, listener: netmem.TcpListener, bin
     control.close()
 
 
-async def main(wire: str, tests: int) -> None:
-    """Serve ``tests`` tests, one after the other."""
+async def main(wire: str = "user", tests: str = "1", *addresses: str) -> None:
+    """Serve ``tests`` tests, one after the other; ``addresses`` are the stack's on a TAP wire."""
     with (
         netmem.DmabufProvider(64 << 20) as memory,
-        netmem.open_device(wire=wire, config=netmem.TcpConfig(sndbuf=4 << 20)) as device,
+        netmem.open_device(
+            wire=wire, addresses=list(addresses) or None, config=netmem.TcpConfig(sndbuf=4 << 20)
+        ) as device,
     ):
         device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
         with device.bind_rx([1], memory), device.bind_tx(memory) as binding:
@@ -123,9 +125,9 @@ async def main(wire: str, tests: int) -> None:
                 device.forward("127.0.0.1", PORT, PORT)
             print("ready", flush=True)
             async with netmem.AsyncStack(device.stack) as stack:
-                for _ in range(tests):
+                for _ in range(int(tests)):
                     await serve_test(stack, listener, binding, memory.map())
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "user", int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    asyncio.run(main(*sys.argv[1:]))

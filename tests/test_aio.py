@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from conftest import payload, scaled
 from netmem.base.errors import NetmemError
 from netmem.inet.aio import AsyncStack
+from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import TcpDataSplit
@@ -190,3 +195,67 @@ def test_blocking_calls_work_from_another_thread_meanwhile(device):
     listener.close()
     assert got == [payload(50_000)]
     assert results == [b""]
+
+
+SHORT = scaled(1000) * (10 if os.environ.get("NETMEM_SOAK") else 1)
+CLIENT = """
+import socket, sys
+count, port, short = map(int, sys.argv[1:])
+socks = [socket.create_connection(('127.0.0.1', port), timeout=60) for _ in range(count)]
+for s in socks:
+    s.sendall(b'x' * 20000)
+    s.shutdown(socket.SHUT_WR)
+assert all(s.recv(2) == b'ok' for s in socks)
+[s.close() for s in socks]
+for _ in range(short):
+    with socket.create_connection(('127.0.0.1', port), timeout=60) as s:
+        s.sendall(b'y' * 3000)
+        s.shutdown(socket.SHUT_WR)
+        assert s.recv(2) == b'ok'
+"""
+
+
+def test_a_thousand_connections_at_once_and_many_short_ones_leave_nothing_behind():
+    """With NETMEM_SOAK=1 ten thousand short ones."""
+    count = scaled(1000)
+    memory = DmabufProvider(64 << 20, exporter="memfd")
+    marks, total = [], [0]
+
+    def resident():
+        with open("/proc/self/status") as status:
+            return int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+
+    with open_device(config=TcpConfig(connections=4096)) as device:
+        device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        binding = device.bind_rx([1], memory)
+        device.steer(PORT, 1)
+        port = device.forward("127.0.0.1", 0, PORT)
+
+        async def handler(connection):
+            async for message in connection:
+                total[0] += message.size
+                if len(message.frags):
+                    connection.devmem_dontneed(message.frags["frag_token"])
+            await connection.sendall(b"ok")
+            connection.shutdown()
+            await connection.drain()
+            if total[0] in (count * 20_000 + SHORT // 2 * 3000, count * 20_000 + SHORT * 3000):
+                marks.append((resident(), len(os.listdir("/proc/self/fd"))))
+
+        async def main():
+            async with AsyncStack(device.stack) as stack:
+                await stack.serve(PORT, handler, limit=count + SHORT)
+
+        words = [sys.executable, "-c", CLIENT, str(count), str(port), str(SHORT)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as client:
+            asyncio.run(main())
+            assert client.wait(LIMIT_S) == 0, client.stderr.read()
+        assert total[0] == count * 20_000 + SHORT * 3000
+        tcp = device.stack.tcp
+        assert tcp.gv[T.G_ECOUNT] == tcp.config.entries
+        (before, fds), (after, fds_after) = marks
+        assert fds == fds_after
+        assert after <= before * 1.02
+        binding.close()
+        assert binding.outstanding() == 0
+    memory.close()

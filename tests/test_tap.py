@@ -502,3 +502,53 @@ def test_recv_on_a_tap_with_nc_and_socat(namespace, tmp_path, nic):
     assert Path(tmp_path / "out1").read_bytes() == Path(tmp_path / "out2").read_bytes() == data
     left = subprocess.run(["ip", "-n", namespace, "link", "show", "nm0"], capture_output=True, text=True)
     assert left.returncode != 0, "the interface is still there"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("options", [[], ["-P", "4"], ["-R"], ["-6"]])
+def test_iperf3_in_both_directions(namespace, options):
+    need(shutil.which("iperf3"), "iperf3 is not there")
+    inside = ["ip", "netns", "exec", namespace]
+    example = Path(__file__).parent.parent / "examples" / "iperf3_server.py"
+    wire = ["tap:nm0", "1", "10.20.0.2/24", "fd20::2/64"]
+    server = subprocess.Popen([*inside, sys.executable, str(example), *wire], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "ready\n", server.communicate()[1]
+        host = "fd20::2" if "-6" in options else "10.20.0.2"
+        done = subprocess.run([*inside, "iperf3", "-c", host, "-t", "1", "-J", *options], capture_output=True,
+                              text=True, timeout=LIMIT_S)
+        out, err = server.communicate(timeout=LIMIT_S)
+    finally:
+        server.kill()
+    assert server.returncode == 0, err
+    result = json.loads(done.stdout)
+    assert "error" not in result
+    assert result["end"]["sum_received"]["bytes"] > 0
+    assert "Gbit/s" in out
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("memory", ["none", "pages", "dmabuf"])
+def test_send_to_nc(namespace, tmp_path, memory):
+    need(shutil.which("nc"), "nc is not there")
+    data = payload(scaled(5_000_000))
+    (tmp_path / "in").write_bytes(data)
+    inside = ["ip", "netns", "exec", namespace]
+    with open(tmp_path / "out", "wb") as out:
+        server = subprocess.Popen([*inside, "nc", "-l", "-N", "127.0.0.1", "5002"], stdout=out, stdin=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while "5002" not in subprocess.run([*inside, "ss", "-tln"], capture_output=True, text=True).stdout:
+                assert time.monotonic() < deadline
+            done = subprocess.run(
+                [*inside, *NETMEM, "send", "--memory", memory, "--json", str(tmp_path / "in"), "127.0.0.1:5002"],
+                capture_output=True, text=True, timeout=LIMIT_S)
+            server.wait(LIMIT_S)
+        finally:
+            server.kill()
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["bytes"] == len(data)
+    assert summary.get("in_flight", 0) == 0
+    assert (tmp_path / "out").read_bytes() == data

@@ -281,7 +281,8 @@ def transfer(
 
     ``inside``: words before both commands, such as those that enter a network namespace.
     """
-    receiver = subprocess.Popen([*inside, *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    words = [*inside, *argv]
+    receiver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert receiver.stdout is not None
         port = str(json.loads(receiver.stdout.readline())["port"])

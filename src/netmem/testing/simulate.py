@@ -276,10 +276,9 @@ def goodput_table() -> str:
     """Goodput by loss rate, as Markdown: what a change of the sender does shows in its diff."""
     lines = [
         "# Goodput by loss rate", "",
-        "Made by `python -m netmem.testing.simulate --table`; a test makes it again and compares. Two stacks,",
-        "MTU 1500, one connection of 4 MB (1 MB from 5 % loss on), buffers of 1 MiB, a queue of 200 frames;",
-        "Mbit/s of payload, and what",
-        "the sender did.", "",
+        "Made by `python -m netmem.testing.simulate --table`; a test makes it again and compares. Two",
+        "stacks, MTU 1500, one connection of 4 MB (1 MB from 5 % loss on), buffers of 1 MiB, a queue of 200",
+        "frames; Mbit/s of payload, and what the sender did.", "",
         "| rate, round trip | loss | goodput | sent again | timeouts | recoveries | loss probes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
