@@ -11,6 +11,7 @@ from netmem.base.clock import MS
 from netmem.base.formats import ACK, SYN
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
+from netmem.inet.tcp import segment as seg
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import Connections
 
@@ -28,7 +29,7 @@ class Timed(Connections):
 
     def _segment(self, c: int, seq: int, flags: int) -> int:
         tx = self.dev.tx
-        r: int = o.tcp_header(self.g, self.t, self.e, c, tx.meta, tx.rows, seq, flags, 0)
+        r: int = seg.tcp_header(self.g, self.t, self.e, c, tx.meta, tx.rows, seq, flags, 0)
         return r
 
     def _send_syn(self, c: int) -> None:
