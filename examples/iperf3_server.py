@@ -86,8 +86,9 @@ async def serve_test(stack: netmem.AsyncStack, listener: netmem.TcpListener, bin
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for stream in streams:
-        stream.connection.sock.abort()  # iperf3 closes its streams before it exchanges results
+    if params.get("reverse"):
+        for stream in streams:
+            stream.connection.close()  # a client that receives reads to the end before it says more
     if state != bytes([TEST_END]):
         raise EOFError("the client broke the test off")
     await control.sendall(bytes([EXCHANGE_RESULTS]))
@@ -106,6 +107,8 @@ async def serve_test(stack: netmem.AsyncStack, listener: netmem.TcpListener, bin
         await exactly(control, 1, view)
     total = sum(s.bytes for s in streams)
     print(f"{total} bytes in {seconds:.2f} s, {total * 8 / seconds / 1e9:.2f} Gbit/s", flush=True)
+    for stream in streams:
+        stream.connection.sock.abort()
     control.close()
 
 

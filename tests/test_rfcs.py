@@ -86,12 +86,6 @@ def sack_blocks(segment):
 # -- RFC 9293 ---------------------------------------------------------------------------------------
 
 
-def scenario_active_open(net):
-    sock = net.peer.stack.connect_nowait(frames.OURS, PORT)
-    net.run(10)
-    return sock
-
-
 def drive_everything(network):
     """Connections that go through every state change there is."""
     net = network(link=FaultyLink(), config=TcpConfig(fin_wait_ns=SEC), peer_config=TcpConfig(fin_wait_ns=SEC))

@@ -13,7 +13,6 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from netmem.base.clock import MS, SEC, ManualClock
 from netmem.inet.socket import TcpSocket
@@ -21,7 +20,6 @@ from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.local import LocalHost
 from netmem.lab.selftest import ensure_compiled
-from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
@@ -69,14 +67,13 @@ class _Transfer:
     """One connection: the client sends ``up``, the server ``down``; both close when they have all."""
 
     def __init__(self, client: TcpSocket, up: bytes, down: bytes) -> None:
-        self.client, self.server = client, None
+        self.client = client
+        self.server: TcpSocket | None = None
         self.up, self.down = up, down
         self.left = {True: memoryview(up), False: memoryview(down)}
         self.got: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
         self.shut = {True: False, False: False}
         self.closed = False
-
-    server: TcpSocket | None
 
     def ends(self) -> list[tuple[bool, TcpSocket]]:
         """The sockets there are: (True, client), (False, server)."""
@@ -112,7 +109,6 @@ class Simulation:
         self.listener = self.server.stack.listen(PORT, backlog=connections)
         self._view = self.provider.map() if self.provider is not None else None
         self.transfers: list[_Transfer] = []
-        self._pools: set[PagePool] = set()
 
     def start(self, up: bytes, down: bytes) -> None:
         """Open one more connection from the client."""
@@ -335,12 +331,6 @@ def main() -> int:
     took = time.monotonic() - start
     print(f"{done} connections, {total / 1e6:.0f} MB, {len(failed)} simulations failed, {took:.0f} s")
     return 1 if failed else 0
-
-
-def replay(seed: int) -> dict[str, Any]:
-    """Everything about one rough simulation, for a look at a seed that failed."""
-    outcome = rough(seed)
-    return {"outcome": outcome, "path": rough_path(seed)}
 
 
 if __name__ == "__main__":
