@@ -129,7 +129,10 @@ async def main(wire: str = "user", tests: str = "1", *addresses: str) -> None:
             print("ready", flush=True)
             async with netmem.AsyncStack(device.stack) as stack:
                 for _ in range(int(tests)):
-                    await serve_test(stack, listener, binding, memory.map())
+                    try:
+                        await serve_test(stack, listener, binding, memory.map())
+                    except (OSError, EOFError) as error:
+                        print(f"a test broke off: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def _sources() -> list[Path]:
 @functools.cache
 def cache_dir() -> Path | None:
     """The folder for compiled kernels, or None when no folder can be written."""
-    digest = hashlib.sha256(f"{numba.__version__} {sys.version_info[:2]}".encode())
+    # Numba keeps a file's kernels by its path: two copies of the same code do not share them.
+    here = Path(__file__).resolve().parent
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version_info[:2]} {here}".encode())
     for path in _sources():
         digest.update(path.name.encode())
         digest.update(path.read_bytes())

@@ -66,8 +66,8 @@ def command(
         sanitizer.enable()
     capture = options.pop("capture")
     setup = Setup(tcp_data_split=tcp_data_split == "on", **options)
-    _check_output(output)
-    _check_output(capture)
+    _check_output("-o", output)
+    _check_output("--capture", capture)
     try:
         receiver = Receiver(setup, address, allow_remote=allow_remote)
     except NetmemError as error:
@@ -78,15 +78,15 @@ def command(
     sys.exit(session.run())
 
 
-def _check_output(output: str | None) -> None:
+def _check_output(option: str, output: str | None) -> None:
     """Refuse a file that cannot be written before anything is started."""
     if not output:
         return
     folder = os.path.dirname(output) or "."
     if not os.path.isdir(folder):
-        raise click.UsageError(f"-o {output}: there is no folder {folder}")
+        raise click.UsageError(f"{option} {output}: there is no folder {folder}")
     if os.path.isdir(output):
-        raise click.UsageError(f"-o {output} is a folder")
+        raise click.UsageError(f"{option} {output} is a folder")
 
 
 class _Session:

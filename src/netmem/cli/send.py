@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -69,7 +70,7 @@ def command(
                 if provider is not None:
                     provider.close()
     except NetmemError as error:
-        raise usage(error) from None
+        raise usage(_named(error, wire, address)) from None
     if as_json:
         print(json.dumps(summary), flush=True)
     else:
@@ -79,6 +80,15 @@ def command(
             f"{summary['retrans']} segments sent again",
             file=sys.stderr,
         )
+
+
+def _named(error: NetmemError, wire: str, address: tuple[str, int]) -> NetmemError:
+    """The error as one of the address that the user named: on the user wire the gateway stands for it."""
+    if wire == "user" and error.errno == errno.ECONNRESET:
+        where = f"{address[0]}:{address[1]}"
+        text = f"{where} refused the connection or reset it: does anybody listen there?"
+        return NetmemError(errno.ECONNREFUSED, text)
+    return error
 
 
 def _make_memory(
@@ -110,6 +120,7 @@ def _send(
             total, calls = _from_memory(source, sock, provider, binding, chunk)
         sock.shutdown()
         sock.wait_drained(TIMEOUT_S)
+        sock.check_error()
         seconds = time.monotonic() - start
     return {
         "bytes": total, "seconds": round(seconds, 6), "calls": calls,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from netmem.cli.tables import WIDTH, table
@@ -61,8 +62,8 @@ def render(device: dict[str, Any]) -> RenderableType:
             table(
                 "<peer|port|<state|q|in|out|unread|disorder|window|tokens",
                 [
-                    [s["peer"], s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"], s["queued"],
-                     s["out_of_order"], s["window"], s["tokens"]]
+                    [escape(s["peer"]), s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"],
+                     s["queued"], s["out_of_order"], s["window"], s["tokens"]]
                     for s in device["sockets"]
                 ],
             )
@@ -75,7 +76,10 @@ def render(device: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-QUIET = {"rx_packets", "rx_bytes", "rx_tcp", "rx_arp", "rx_icmp", "gro_merged"}
+QUIET = {
+    "rx_packets", "rx_bytes", "rx_tcp", "rx_udp", "rx_arp", "rx_icmp", "rx_icmp6", "gro_merged",
+    "rx_merged_by_nic",
+}  # fmt: skip
 
 
 def _pool(pool: dict[str, Any]) -> list[object]:

@@ -67,6 +67,8 @@ class Ip:
             self.add(text)
         for text in gateways:
             router = self._parse(text)
+            if not self._on_link(router):
+                raise NetmemError(errno.EINVAL, f"the gateway {text} is in none of the stack's networks")
             self._gateways[is_ip4(router)] = router
 
     @staticmethod

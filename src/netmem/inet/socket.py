@@ -411,6 +411,12 @@ class TcpSocket:
             v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_NXT]
         )
 
+    def check_error(self) -> None:
+        """Raise the socket's error, if there is one (SO_ERROR); it is told once."""
+        with self._stack.lock:
+            self._check_open()
+            self._raise_error()
+
     def wait_drained(self, timeout: float | None = None) -> None:
         """Until the peer has acknowledged all that was sent (SO_LINGER's wait)."""
         self._stack.wait(self.drained, timeout, f"{self.peer[0]}:{self.peer[1]}'s acknowledgement")

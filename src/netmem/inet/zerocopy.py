@@ -56,6 +56,12 @@ class _Call:
 def as_ranges(frags: npt.ArrayLike, size: int) -> list[tuple[int, int]]:
     """(offset, size) pairs of an array of FRAG, or of shape (n, 2). EFAULT beyond ``size``; EINVAL."""
     array = np.asarray(frags)
+    if not array.size:
+        return []
+    if array.dtype == object:  # a number that no memory has
+        raise NetmemError(errno.EFAULT, f"these ranges do not lie in a binding of {size} bytes")
+    if not array.dtype.names and array.dtype.kind not in "iu":
+        raise NetmemError(errno.EINVAL, "offsets and sizes are integers")
     if array.dtype.names:
         array = np.stack([array["frag_offset"], array["frag_size"]], -1).astype(np.int64)
     if array.ndim == 1 and len(array) == 2:

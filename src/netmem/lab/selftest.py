@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
 from netmem.base import jit
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
+from netmem.base.formats import ip
 from netmem.drivers.igb import kernels as igb
+from netmem.hw.tap.kernels import VNET_BYTES
+from netmem.hw.tap.wire import TapWire
+from netmem.inet.neighbour import arp_request
+from netmem.inet.socket import TcpSocket
+from netmem.inet.tcp import output as o
+from netmem.inet.tcp import recovery as rec
+from netmem.inet.tcp import tcb as T
 from netmem.lab.local import LocalHost, pair
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
@@ -23,6 +34,7 @@ def selftest() -> None:
     """Send bytes into dmabuf memory, bound pages and unbound pages. RuntimeError when they differ."""
     _compile_igb()
     clock = ManualClock()
+    _compile_tap()
     for make in (DmabufProvider, PagesProvider, None):
         hosts = pair(clock)
         try:
@@ -40,6 +52,66 @@ def _compile_igb() -> None:
     igb.igb_refill(words, words, words, words, words)
     igb.igb_pending(words)
     igb.igb_xmit(words, words, rows)
+
+
+def _compile_tap() -> None:
+    """A TAP wire whose other end is a socket of ours: an ARP request in, the answer out."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    clock = ManualClock()
+    with ours, theirs:
+        for scatter in (True, False):
+            theirs.setblocking(False)
+            wire = TapWire(os.dup(theirs.fileno()), scatter=scatter)
+            host = LocalHost(wire, "10.0.2.15", clock=clock)
+            try:
+                asked = arp_request(0x026E6D000002, ip("10.0.2.2"), ip("10.0.2.15"))
+                ours.send(bytes(VNET_BYTES) + asked.ljust(60, b"\0"))
+                for _ in range(3):
+                    host.step(clock.advance(MS))
+                answer = ours.recv(2048, socket.MSG_DONTWAIT)
+                if answer[VNET_BYTES + 12 : VNET_BYTES + 14] != b"\x08\x06":
+                    raise RuntimeError("self-test: a TAP wire gave no answer")
+            finally:
+                host.close()
+
+
+def _more_of_tcp(host: LocalHost, sock: TcpSocket, run: Callable[[], None]) -> None:
+    """What only happens on bad networks: each once, on a connection with nothing in flight."""
+    tcp, c, tx = host.stack.tcp, sock._c, host.dev.tx
+    g, t, e = tcp.g, tcp.t, tcp.e
+    option = np.zeros(16, np.uint8)
+    rec.sack_in(g, t, e, c, option.ctypes.data, 2, 0, -1)
+    rec.after_ack(g, t, e, c, int(tcp.v[c, T.SND_UNA]), False, False)
+    rec.rack_detect(g, t, e, c)
+    rec.all_lost(t, e, c)
+    o.loss_probe(g, t, e, c, tx.meta, tx.rows)
+    o.tcp_probe(g, t, e, c, tx.meta, tx.rows)
+    o.window_updates(g, t, e, tx.meta, tx.rows)
+    run()
+    rec.timed_out(g, t, e, c)
+    rec.enter_recovery(g, t, c)
+
+
+def _datagrams(ours: LocalHost, theirs: LocalHost, memory: DmabufProvider, run: Callable[[], None]) -> None:
+    """UDP, and both kinds of send from device memory."""
+    with ours.dev.bind_tx(memory) as binding:
+        listener = theirs.stack.listen(PORT + 1)
+        sock = ours.stack.connect_nowait("10.0.2.2", PORT + 1)
+        run()
+        peer = listener.accept(timeout=0)
+        sock.sendmsg_devmem([(0, 3000)], binding)
+        with theirs.stack.udp_socket(PORT) as receiver, ours.stack.udp_socket() as sender:
+            sender.sendto(b"hello", ("10.0.2.2", PORT))
+            sender.sendmsg_devmem([(0, 100)], binding, ("10.0.2.2", PORT))
+            run()
+            if len(peer.recv(4000)) != 3000 or receiver.recvmsg_devmem(timeout=0).linear != b"hello":
+                raise RuntimeError("self-test: what arrived is not what was sent")
+            run()
+            sock.wait_zerocopy(0)
+        for end in (sock, peer):
+            end.close()
+        listener.close()
+        run()
 
 
 def _transfer(
@@ -83,6 +155,9 @@ def _transfer(
             got += receiver.recv(SIZE)
     if got != data:
         raise RuntimeError("self-test: what arrived is not what was sent")
+    if isinstance(memory, DmabufProvider):
+        _more_of_tcp(theirs, sender, run)
+        _datagrams(ours, theirs, memory, run)
     receiver.sendall(b"done")
     run(60)  # long enough for delayed acknowledgements
     sender.recv(4)

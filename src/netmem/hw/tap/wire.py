@@ -46,7 +46,11 @@ def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
         try:
             fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
         except OSError as error:
-            why = "root (CAP_NET_ADMIN) is needed" if error.errno == errno.EPERM else error.strerror
+            why = {
+                errno.EPERM: "root (CAP_NET_ADMIN) is needed",
+                errno.EBUSY: "another process has it",
+                errno.EINVAL: "there is an interface of this name that is no TAP",
+            }.get(error.errno or 0, error.strerror)
             raise NetmemError(error.errno or errno.EIO, f"TAP interface {name}: {why}") from None
         if vnet:
             fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("i", k.VNET_BYTES))
@@ -63,14 +67,22 @@ def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
     ``ours``: the stack's own, ``10.20.0.2/24``; the host gets the first other one of each network. Errors:
     EINVAL for what is no address or leaves no room for another; the kernel's own.
     """
-    interfaces = []
+    interfaces: list[tuple[Any, Any]] = []
     for text in ours:
         try:
             interface = ipaddress.ip_interface(text)
-            host = next(a for a in interface.network.hosts() if a != interface.ip)
-        except (ValueError, StopIteration):
-            why = "an address with its prefix length, such as 10.20.0.2/24, leaving room for the host's own"
-            raise NetmemError(errno.EINVAL, f"{text!r} will not do: {why}") from None
+        except ValueError as error:
+            raise NetmemError(errno.EINVAL, f"{text!r} is no address such as 10.20.0.2/24: {error}") from None
+        host = next((a for a in interface.network.hosts() if a != interface.ip), None)
+        if host is None:
+            text = f"{text!r} leaves no room in its network for the host: give a prefix length, such as /24"
+            raise NetmemError(errno.EINVAL, text)
+        net, host_part = interface.network, interface.ip
+        special = host_part.is_loopback or host_part.is_multicast or host_part.is_unspecified
+        if special or host_part in (net.network_address, net.broadcast_address):
+            raise NetmemError(errno.EINVAL, f"{text!r} is no address that a host can have on a link")
+        if any(interface.ip == known.ip for known, _ in interfaces):
+            raise NetmemError(errno.EINVAL, f"{text!r} is given twice")
         interfaces.append((interface, host))
     # In a thread of its own: the library runs an event loop, and the caller may be in one.
     with ThreadPoolExecutor(1) as thread:
