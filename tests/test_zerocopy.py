@@ -276,3 +276,23 @@ def test_sending_while_the_link_is_silent_times_out_and_gives_back(network):
     assert binding.in_flight == 0
     binding.close()
     provider.close()
+
+
+def test_send_buffers_shrink_before_they_run_out(network):
+    net = network()
+    tx = net.ours.dev.tx
+    sizes = []
+    for _ in range(2000):
+        size = tx.fair_size(4 << 20)
+        sizes.append((tx.alloc_buffer(size), size))
+    assert all(offset is not None for offset, _ in sizes)
+    assert sizes[0][1] == 4 << 20
+    assert sizes[-1][1] == 64 << 10
+    ranges = sorted(sizes)
+    assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(ranges))
+    for offset, size in sizes:
+        tx.free_buffer(offset, size)
+    net.run(2)
+    net.ours.dev.xmit()
+    assert tx.fair_size(4 << 20) == 4 << 20
+    assert tx.alloc_buffer(1 << 30) is not None  # side by side again

@@ -70,6 +70,21 @@ class Totals:
         return max(self.ended - self.started, 1e-9) if self.started else 0.0
 
 
+def make_memory(
+    device: Device, nic: str, memory: str, size: int, rx_page_size: int, exporter: str
+) -> AreaProvider | None:
+    """Memory of the kind that --memory names; None for none."""
+    if memory == "bar":
+        return device.bar_memory(size, rx_page_size=rx_page_size)
+    if memory == "none":
+        return None
+    if memory == "pages":
+        return PagesProvider(size, rx_page_size=rx_page_size)
+    # QEMU cannot open a DMA-buf: there is no better exporter for igb than a memfd.
+    used = "memfd" if (nic, exporter) == ("igb", "auto") else exporter
+    return DmabufProvider(size, exporter=used, rx_page_size=rx_page_size)
+
+
 class Sink:
     """Where payload goes: nowhere (``write`` None), or through a mapping of the application's own."""
 
@@ -134,7 +149,9 @@ class Receiver:
                 setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu, wire=setup.wire,
                 addresses=list(setup.addresses), gateways=list(setup.gateways),
             )  # fmt: skip
-            self.provider = self._make_memory(self.device)
+            self.provider = make_memory(
+                self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter
+            )
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
             self._configure(self.device)
             self.listener: TcpListener = self.device.listen(self.guest_port, backlog=BACKLOG)
@@ -149,18 +166,6 @@ class Receiver:
             self.close()
             raise
         self.connections: list[Connection] = []
-
-    def _make_memory(self, device: Device) -> AreaProvider | None:
-        s = self.setup
-        if s.memory == "bar":
-            return device.bar_memory(s.memory_size, rx_page_size=s.rx_page_size)
-        if s.memory == "none":
-            return None
-        if s.memory == "pages":
-            return PagesProvider(s.memory_size, rx_page_size=s.rx_page_size)
-        # QEMU cannot open a DMA-buf: there is no better exporter for igb than a memfd.
-        exporter = "memfd" if (s.nic, s.exporter) == ("igb", "auto") else s.exporter
-        return DmabufProvider(s.memory_size, exporter=exporter, rx_page_size=s.rx_page_size)
 
     def _configure(self, device: Device) -> None:
         """Ring settings, binding, and steering of the port to the bound queues."""

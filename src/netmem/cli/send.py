@@ -13,12 +13,11 @@ import click
 
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
+from netmem.cli.receiver import make_memory
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import Device, open_device
 from netmem.memory.provider import AreaProvider, check_size
-from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.binding import TxBinding
 
 CHUNK = 1 << 20
@@ -57,7 +56,7 @@ def command(
             nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways),
             config=TcpConfig(sndbuf=SEND_BUFFER),
         ) as device:
-            provider = _make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
+            provider = make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
             try:
                 binding = device.bind_tx(provider) if provider is not None else None
                 target = device.reach(*address, allow_remote=allow_remote)
@@ -89,19 +88,6 @@ def _named(error: NetmemError, wire: str, address: tuple[str, int]) -> NetmemErr
         text = f"{where} refused the connection or reset it: does anybody listen there?"
         return NetmemError(errno.ECONNREFUSED, text)
     return error
-
-
-def _make_memory(
-    device: Device, nic: str, memory: str, size: int, rx_page_size: int, exporter: str
-) -> AreaProvider | None:
-    if memory == "none":
-        return None
-    if memory == "bar":
-        return device.bar_memory(size, rx_page_size=rx_page_size)
-    if memory == "pages":
-        return PagesProvider(size, rx_page_size=rx_page_size)
-    exporter = "memfd" if (nic, exporter) == ("igb", "auto") else exporter
-    return DmabufProvider(size, exporter=exporter, rx_page_size=rx_page_size)
 
 
 def _send(

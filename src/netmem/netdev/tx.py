@@ -64,24 +64,45 @@ class TxQueue:
     def fair_size(self, wanted: int) -> int:
         """What a send buffer should have of ``wanted`` bytes, so that many more still find room.
 
-        A sixty-fourth of what is left at most, a power of two from 64 KiB.
+        A 256th of what is left at most, a power of two from 64 KiB: some 2,000 buffers at least.
         """
         left = self.size - self._next + sum(have for _, have in self._free)
-        share = max(left + sum(one[1] for one in self._later) >> 6, BUFFER_LEAST)
+        share = max(left + sum(one[1] for one in self._later) >> 8, BUFFER_LEAST)
         return wanted if wanted <= share else 1 << share.bit_length() - 1
 
     def alloc_buffer(self, size: int) -> int | None:
         """Offset of ``size`` bytes for a send buffer, None when the memory is used up."""
         while self._later and self._later[0][2] <= self.mv[T_HEAD]:
             self._free.append(self._later.popleft()[:2])
+        offset = self._take(size)
+        if offset is None:
+            self._merge()
+            offset = self._take(size)
+        return offset
+
+    def _take(self, size: int) -> int | None:
         for i, (offset, have) in enumerate(self._free):
             if have == size:
                 del self._free[i]
                 return offset
-        if self._next + size > self.size:
-            return None
-        offset, self._next = self._next, self._next + size
-        return offset
+        if self._next + size <= self.size:
+            offset, self._next = self._next, self._next + size
+            return offset
+        for i, (offset, have) in enumerate(self._free):
+            if have > size:
+                self._free[i] = (offset + size, have - size)
+                return offset
+        return None
+
+    def _merge(self) -> None:
+        """Make one of free pieces that lie side by side."""
+        merged: list[tuple[int, int]] = []
+        for offset, have in sorted(self._free):
+            if merged and sum(merged[-1]) == offset:
+                merged[-1] = (merged[-1][0], merged[-1][1] + have)
+            else:
+                merged.append((offset, have))
+        self._free = merged
 
     def free_buffer(self, offset: int, size: int) -> None:
         """Give a send buffer back; it is used again when no row that waits can name it."""

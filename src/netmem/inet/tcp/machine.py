@@ -53,6 +53,7 @@ from netmem.netdev.batch import (
     B_WND,
     RxBatch,
 )
+from netmem.netdev.tx import BUFFER_LEAST
 
 MSS_LEAST = 48
 REUSE_GAP = 128_000
@@ -110,7 +111,8 @@ class Tcp(Timed):
         if v[c, T.SB_SIZE]:
             return
         size = tx.fair_size(self.config.sndbuf)
-        offset = tx.alloc_buffer(size)
+        while (offset := tx.alloc_buffer(size)) is None and size > BUFFER_LEAST:
+            size >>= 1
         if offset is None:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
         v[c, T.SB_HOST], v[c, T.SB_OFFSET] = tx.region.address + offset, offset
