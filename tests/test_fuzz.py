@@ -131,7 +131,7 @@ class Fuzzer:
         self.net.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_tcp_input_survives_anything(seed):
     fuzzer = Fuzzer(seed)
     for _ in range(scaled(1000)):

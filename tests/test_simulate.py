@@ -13,7 +13,7 @@ from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.timers import Timed
 from netmem.testing.simulate import Path, goodput_table, rough, simulate
 
-RUNS = scaled(60)
+RUNS = scaled(36)
 
 
 @pytest.mark.parametrize("first", range(0, RUNS, max(RUNS // 6, 1)))
@@ -78,7 +78,7 @@ def test_every_change_of_state_is_in_the_table_of_rfc_9293(monkeypatch):
         enter(self, c, state)
 
     monkeypatch.setattr(Timed, "enter", noting)
-    for seed in range(scaled(25) + 2):
+    for seed in range(scaled(10) + 2):
         assert not rough(seed, connections=3).failed
     assert seen <= set(T.TRANSITIONS), sorted(seen - set(T.TRANSITIONS))
     assert (T.ESTABLISHED, T.FIN_WAIT_1) in seen
