@@ -59,7 +59,7 @@ def test_reordering_alone_is_not_taken_for_loss_again_and_again():
 
 
 def test_duplicates_are_reported_and_understood():
-    outcome = simulate(3, Path(duplicate=0.3, delay=1 * MS), up=scaled(500_000), down=0)
+    outcome = simulate(3, Path(duplicate=0.3, delay=1 * MS), up=max(scaled(500_000), 60_000), down=0)
     assert not outcome.failed
     assert outcome.receiver["dsack_out"] > 0
     assert outcome.sender["dsack_in"] > 0

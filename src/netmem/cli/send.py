@@ -106,6 +106,7 @@ def _send(
             total, calls = _from_memory(source, sock, provider, binding, chunk)
         sock.shutdown()
         sock.wait_drained(TIMEOUT_S)
+        sock.wait_zerocopy(TIMEOUT_S)  # the NIC is done with the memory too
         sock.check_error()
         seconds = time.monotonic() - start
     return {
