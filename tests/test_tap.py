@@ -294,6 +294,8 @@ def test_faults_in_both_directions(linux):
     if scaled(100) == 100:
         assert faults[0].counts["lost"] > 0
         assert faults[0].counts["reordered"] > 0
+        assert faults[0].counts["duplicated"] > 0
+        assert faults[0].counts["damaged"] > 0
         assert net.stack.tcp.counters()["retrans"] > 0
 
 

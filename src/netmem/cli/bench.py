@@ -32,8 +32,7 @@ TARGETS = {
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
               help="Alternating rounds; medians are quoted.")
 @click.option("--tree", default="build/linux", show_default=True, type=click.Path(path_type=Path),
-metavar="FOLDER",
-              help="A Linux tree to check (make check-tree gets one).")
+              metavar="FOLDER", help="A Linux tree to check (make check-tree gets one).")
 def command(output: str | None, size: int, rounds: int, tree: Path) -> None:
     """Measure pool, receive path and goodput, side by side with what else there is.
 
@@ -207,9 +206,8 @@ def _lint(tree: Path) -> list[str]:
     ]
     if found.cocci_seconds is not None:
         names = ", ".join(Path(name).name for name in found.cocci_files)
-        rows.append(f"| the same as a semantic patch (Coccinelle): {len(found.cocci_files)} files ({names}) "
-        f"| "
-                    f"{found.cocci_seconds:.1f} s | |")  # fmt: skip
+        what = f"the same as a semantic patch (Coccinelle): {len(found.cocci_files)} files ({names})"
+        rows.append(f"| {what} | {found.cocci_seconds:.1f} s | |")
     else:
         rows.append("| the same as a semantic patch | Coccinelle is not installed | |")
     return [*rows, ""]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,7 @@ class AsyncStack:
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
-            raise TimeoutError(110, f"{what} did not happen in {timeout:g} s") from None
+            raise TimeoutError(errno.ETIMEDOUT, f"{what} did not happen in {timeout:g} s") from None
 
     async def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> AsyncConnection:
         """A connection to ``host``:``port``; errors as ``Stack.connect``."""

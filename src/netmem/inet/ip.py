@@ -42,6 +42,14 @@ PMTU_CACHE, PMTU_AGE = 256, 600 * SEC  # RFC 1191, 6.3
 ND_MESSAGES = (ND_SOLICIT, ND_ADVERT)
 
 
+def address_of(host: str) -> int:
+    """An address in text as a number. EINVAL for what is none."""
+    try:
+        return ip(host)
+    except ValueError:
+        raise NetmemError(errno.EINVAL, f"{host!r} is not an IP address") from None
+
+
 class Ip:
     """IPv4 and IPv6 of one device.
 
@@ -66,22 +74,15 @@ class Ip:
         for text in addresses:
             self.add(text)
         for text in gateways:
-            router = self._parse(text)
+            router = address_of(text)
             if not self._on_link(router):
                 raise NetmemError(errno.EINVAL, f"the gateway {text} is in none of the stack's networks")
             self._gateways[is_ip4(router)] = router
 
-    @staticmethod
-    def _parse(text: str) -> int:
-        try:
-            return ip(text)
-        except ValueError:
-            raise NetmemError(errno.EINVAL, f"{text!r} is not an IP address") from None
-
     def add(self, text: str) -> None:
         """Give the interface one more address, ``10.0.2.15/24`` or ``fd00::f/64``. EINVAL."""
         host, slash, bits = text.partition("/")
-        address = self._parse(host)
+        address = address_of(host)
         width = 32 if is_ip4(address) else 128
         if slash and not (bits.isdigit() and int(bits) <= width):
             raise NetmemError(errno.EINVAL, f"{text!r}: a prefix length is a number up to {width}")

@@ -13,9 +13,9 @@ from typing import Any
 
 from netmem.base.clock import MS, SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.formats import PROTO_TCP, PROTO_UDP, endpoint, ip, ip_words
+from netmem.base.formats import PROTO_TCP, PROTO_UDP, endpoint, ip_words
 from netmem.inet.icmp import IcmpError
-from netmem.inet.ip import Ip
+from netmem.inet.ip import Ip, address_of
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
@@ -440,11 +440,3 @@ class Stack:
             self.zerocopy.close()
             self._changed.notify_all()
             os.close(self._kick)
-
-
-def address_of(host: str) -> int:
-    """An address in text as a number. EINVAL for what is none."""
-    try:
-        return ip(host)
-    except ValueError:
-        raise NetmemError(errno.EINVAL, f"{host!r} is not an IP address") from None

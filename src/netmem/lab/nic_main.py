@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import signal
@@ -158,14 +159,14 @@ class NicProcess:
                     self.nic.unmap(io)
                 case {"op": "forward", "address": str(host), "port": int(p), "guest_port": int(g)}:
                     if not isinstance(self.end, UserEnd):
-                        raise NetmemError(95, "ports are forwarded on the user wire only")
+                        raise NetmemError(errno.EOPNOTSUPP, "ports are forwarded on the user wire only")
                     result = self.end.gateway.forward(host, p, g)
                 case {"op": "outward", "address": str(host), "port": int(p)}:
                     if not isinstance(self.end, UserEnd):
-                        raise NetmemError(95, "a TAP wire has no gateway")
+                        raise NetmemError(errno.EOPNOTSUPP, "a TAP wire has no gateway")
                     self.end.gateway.outward(host, p)
                 case _:
-                    raise NetmemError(22, f"unknown request {request.get('op')!r}")
+                    raise NetmemError(errno.EINVAL, f"unknown request {request.get('op')!r}")
             self.control.say(result=result)
         except OSError as error:
             message = error.strerror or str(error)

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import random
 import socket
 import struct
 from collections import deque
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Words
-from netmem.hw.softnic import kernels as k
-from netmem.hw.softnic.look import look
-from netmem.hw.softnic.regs import BAR_WORDS
-from netmem.hw.softnic.state import D_WORDS
-from netmem.hw.wire import F_SEEN, F_TOTAL, FQ_FRAMES, FQ_HEAD, FrameQueue
-
-SLOT = 1 << 17
+from netmem.base.arena import Bytes
+from netmem.hw.faults import FRAME_ROOM, Faults, PlainFrames
+from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FrameQueue
 
 
 class PacketWire:
@@ -31,11 +25,9 @@ class PacketWire:
         self.rx, self.tx = FrameQueue(), FrameQueue()
         self.sent: deque[bytes] = deque()
         self._waiting: deque[tuple[bytes, int, int]] = deque()
-        self._slots: Bytes = np.zeros((FQ_FRAMES, SLOT), np.uint8)
+        self._slots: Bytes = np.zeros((FQ_FRAMES, FRAME_ROOM), np.uint8)
         self._next = 0
-        self._d: Words = np.zeros(D_WORDS, np.int64)
-        self._bar: Words = np.zeros(BAR_WORDS, np.int64)
-        self._out: Bytes = np.zeros(SLOT, np.uint8)
+        self._plain = PlainFrames()
 
     def inject(self, frame: bytes, *, flags: int = 0, gso: int = 0) -> None:
         """Put a frame on the wire; it waits its turn when many are there already."""
@@ -52,15 +44,7 @@ class PacketWire:
             moved = True
         while len(self.tx):
             row = self.tx.rows[int(self.tx.state[FQ_HEAD]) % FQ_FRAMES]
-            if not row[F_SEEN]:
-                look(self._d, self._bar, row)
-            done = index = 0
-            while True:
-                length, payload = k.frame_render(row, self._out.ctypes.data, index, done)
-                self.sent.append(self._out[:length].tobytes())
-                done, index = done + int(payload), index + 1
-                if done >= row[F_TOTAL]:
-                    break
+            self.sent += self._plain.of(row)
             self.tx.state[FQ_HEAD] += 1
             moved = True
         return moved
@@ -128,16 +112,14 @@ class FaultyLink:
         queue: int = 1000,
     ) -> None:
         self.ends: tuple[PacketWire | StreamPackets, PacketWire] = (PacketWire(), PacketWire())
-        self._random = random.Random(seed)
-        self._faults = (loss, duplicate, reorder, damage)
+        self._faults = Faults(seed, loss=loss, duplicate=duplicate, reorder=reorder, damage=damage)
         self._delay, self._late, self._rate, self._queue = delay, late, rate, queue
         self._under_way: list[tuple[int, int, int, bytes]] = []  # due, order, end, frame
         self._order = 0
         self._free_at = [0, 0]
         self._waiting: tuple[deque[int], deque[int]] = (deque(), deque())
-        self.counts = {
-            "carried": 0, "lost": 0, "duplicated": 0, "reordered": 0, "damaged": 0, "overrun": 0,
-        }  # fmt: skip
+        self.counts = self._faults.counts
+        self.counts["overrun"] = 0
 
     def move(self, now: int = 0) -> bool:
         """Take what was sent, hand over what is due by ``now``; True when there was any."""
@@ -154,7 +136,7 @@ class FaultyLink:
 
     def cut(self) -> None:
         """Nothing arrives any more, in either direction."""
-        self._faults = (1.0, 0.0, 0.0, 0.0)
+        self._faults.loss = 1.0
         self._under_way.clear()
 
     def due(self) -> int | None:
@@ -162,18 +144,7 @@ class FaultyLink:
         return self._under_way[0][0] if self._under_way else None
 
     def _carry(self, frame: bytes, to: int, now: int) -> None:
-        loss, duplicate, reorder, damage = self._faults
-        chance = self._random.random
-        if chance() < loss:
-            self.counts["lost"] += 1
-            return
-        if chance() < damage:
-            self.counts["damaged"] += 1
-            at = self._random.randrange(14, len(frame))
-            frame = frame[:at] + bytes([frame[at] ^ 1 << self._random.randrange(8)]) + frame[at + 1 :]
-        copies = 2 if chance() < duplicate else 1
-        self.counts["duplicated"] += copies - 1
-        for _ in range(copies):
+        for copy in self._faults.copies(frame):
             at = now + self._delay
             if self._rate:
                 waiting = self._waiting[to]
@@ -183,12 +154,10 @@ class FaultyLink:
                     self.counts["overrun"] += 1
                     continue
                 begin = max(now, self._free_at[to])
-                self._free_at[to] = begin + len(frame) * 8_000_000_000 // self._rate
+                self._free_at[to] = begin + len(copy) * 8_000_000_000 // self._rate
                 waiting.append(begin)
                 at = self._free_at[to] + self._delay
-            if chance() < reorder:
-                self.counts["reordered"] += 1
+            if self._faults.carried():
                 at += self._late
-            self.counts["carried"] += 1
-            heapq.heappush(self._under_way, (at, self._order, to, frame))
+            heapq.heappush(self._under_way, (at, self._order, to, copy))
             self._order += 1

@@ -28,6 +28,7 @@ from netmem.base.formats import (
     is_ip4,
 )
 from netmem.inet.icmp import IcmpError, port_unreachable
+from netmem.inet.ip import address_of
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
@@ -223,8 +224,6 @@ class UdpSocket:
 
     def connect(self, host: str, port: int) -> None:
         """connect(): send to, and receive from, this peer only. EINVAL."""
-        from netmem.inet.stack import address_of
-
         with self._stack.lock:
             self._check_open()
             number = address_of(host)
@@ -320,8 +319,6 @@ class UdpSocket:
     # -- sending ------------------------------------------------------------------------------
 
     def _target(self, address: tuple[str, int] | None) -> tuple[int, int]:
-        from netmem.inet.stack import address_of
-
         if address is not None:
             return address_of(address[0]), address[1]
         if self.remote is None:
