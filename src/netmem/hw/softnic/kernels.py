@@ -41,7 +41,7 @@ from netmem.base.native import (
     store_release,
     store_u8,
 )
-from netmem.hw.softnic.look import look
+from netmem.hw.softnic.look import look, payload_piece
 from netmem.hw.softnic.regs import (
     C_DMA_FAULT,
     C_RX_BYTES,
@@ -156,12 +156,7 @@ def translate(d, maps, io, n, direction):
 def payload_copy(row, offset, n, dst):
     """Copy ``n`` payload bytes from ``offset`` of a frame, from up to three pieces."""
     for piece in range(3):
-        if piece == 0:
-            at, size = row[F_HDR] + row[F_SPLIT], row[F_HLEN] - row[F_SPLIT]
-        elif piece == 1:
-            at, size = row[F_PAY], row[F_PLEN]
-        else:
-            at, size = row[F_PAY2], row[F_P2LEN]
+        at, size = payload_piece(row, piece)
         if offset < size:
             take = min(n, size - offset)
             if take > 0:

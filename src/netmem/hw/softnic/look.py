@@ -33,7 +33,7 @@ from netmem.base.formats import (
     ip6_upper,
     pseudo_sum,
 )
-from netmem.base.jit import kernel
+from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be16, load_be32, load_be64, load_u8
 from netmem.hw.softnic.regs import (
     C_RX_CSUM_BAD,
@@ -136,17 +136,22 @@ def match_rule(bar, ip, l4, proto):
     return -1
 
 
+@inline_kernel
+def payload_piece(row, n):
+    """Where piece ``n`` (0 to 2) of a frame's payload lies, and its bytes."""
+    if n == 0:
+        return row[F_HDR] + row[F_SPLIT], row[F_HLEN] - row[F_SPLIT]
+    if n == 1:
+        return row[F_PAY], row[F_PLEN]
+    return row[F_PAY2], row[F_P2LEN]
+
+
 @kernel
 def payload_sum(row, total):
     """Add a frame's payload to a one's complement sum, whatever the pieces' lengths."""
     odd = 0
     for piece in range(3):
-        if piece == 0:
-            at, size = row[F_HDR] + row[F_SPLIT], row[F_HLEN] - row[F_SPLIT]
-        elif piece == 1:
-            at, size = row[F_PAY], row[F_PLEN]
-        else:
-            at, size = row[F_PAY2], row[F_P2LEN]
+        at, size = payload_piece(row, piece)
         if size > 0 and odd == 1:
             total += load_u8(at)
             at += 1

@@ -34,6 +34,7 @@ from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.entries import entry_free
 from netmem.netdev.device import NetDevice
 
 INITIAL_RTO = 1 * SEC
@@ -267,7 +268,7 @@ class Connections:
             while i:
                 following = int(e[i, T.E_NEXT])
                 refs.setdefault(int(e[i, T.E_POOL]), []).append(int(e[i, T.E_NETMEM]))
-                k.entry_free(self.g, e, i)
+                entry_free(self.g, e, i)
                 i = following
         for word in (T.RQ_HEAD, T.RQ_TAIL, T.RQ_BYTES, T.RQ_BUFS):
             v[c, word] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from netmem.base.formats import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
+from netmem.inet.tcp.entries import entry_free, entry_take
 from netmem.inet.tcp.recovery import advance_una, arm
 from netmem.inet.tcp.sack import dsack_note, sack_note
 from netmem.inet.tcp.tcb import (
@@ -45,8 +46,6 @@ from netmem.inet.tcp.tcb import (
     G_COUNTERS,
     G_CREDIT,
     G_DELACK,
-    G_ECOUNT,
-    G_EFREE,
     G_HASH_AT,
     G_NOW,
     G_QUEUE,
@@ -83,7 +82,6 @@ from netmem.inet.tcp.tcb import (
     RQ_HEAD,
     RQ_TAIL,
     S_DUP_DROPPED,
-    S_ENTRIES_EMPTY,
     S_IN_FAST,
     S_IN_SEGS,
     S_OOO_PRUNED,
@@ -241,23 +239,11 @@ def measure(g, t, c, length, bufs):
 @inline_kernel
 def entry_new(g, e, seq, length, ref, offset, pool, kind):
     """A receive entry, 0 when there is none left."""
-    i = g[G_EFREE]
+    i = entry_take(g, e, seq, length)
     if i == 0:
-        g[G_COUNTERS + S_ENTRIES_EMPTY] += 1
         return 0
-    g[G_EFREE] = e[i, E_NEXT]
-    g[G_ECOUNT] -= 1
-    e[i, E_NEXT], e[i, E_SEQ], e[i, E_LEN] = 0, seq, length
     e[i, E_NETMEM], e[i, E_OFFSET], e[i, E_POOL], e[i, E_KIND] = ref, offset, pool, kind
     return i
-
-
-@inline_kernel
-def entry_free(g, e, i):
-    """Give a receive entry back."""
-    e[i, E_NEXT] = g[G_EFREE]
-    g[G_EFREE] = i
-    g[G_ECOUNT] += 1
 
 
 @inline_kernel

@@ -20,6 +20,7 @@ from netmem.base.jit import (
 from netmem.base.native import (
     memcpy,
 )
+from netmem.inet.tcp.entries import entry_free, entry_take, until_sent
 from netmem.inet.tcp.recovery import (
     MS,
     RTO_MAX,
@@ -27,9 +28,7 @@ from netmem.inet.tcp.recovery import (
     pipe,
     schedule_probe,
     tq_append,
-    tq_free,
     tq_merge,
-    tq_new,
     tq_split,
 )
 from netmem.inet.tcp.segment import (
@@ -381,7 +380,7 @@ def spans_done(g, e, txm, out):
         following = e[i, E_NEXT]
         out[n] = e[i, Y_CALL]
         n += 1
-        tq_free(g, e, i)
+        entry_free(g, e, i)
         i = following
     g[G_ZC_HEAD] = i
     if i == 0:
@@ -392,15 +391,11 @@ def spans_done(g, e, txm, out):
 @kernel
 def note_sent(g, e, call, mark):
     """A datagram from device memory is over when the transmit row before ``mark`` is. False: no entry."""
-    i = tq_new(g, e, 0, 0, 0)
+    i = entry_take(g, e, 0, 0)
     if i == 0:
         return False
-    e[i, Y_CALL], e[i, Y_MARK] = call, mark
-    if g[G_ZC_TAIL] != 0:
-        e[g[G_ZC_TAIL], E_NEXT] = i
-    else:
-        g[G_ZC_HEAD] = i
-    g[G_ZC_TAIL] = i
+    e[i, Y_CALL] = call
+    until_sent(g, e, i, mark)
     return True
 
 
@@ -416,7 +411,7 @@ def add_span(g, t, e, c, io, length, call):
             e[tail, E_LEN] += length
             t[c, SB_TAIL] += length
             return 0
-    i = tq_new(g, e, 0, length, 0)
+    i = entry_take(g, e, 0, length)
     if i == 0:
         return -1
     e[i, Y_START], e[i, Y_IO], e[i, Y_CALL], e[i, Y_MARK] = t[c, SB_TAIL], io, call, 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
-from netmem.inet.tcp.kernels import entry_free
+from netmem.inet.tcp.entries import entry_free
 from netmem.inet.tcp.segment import window_update_due
 from netmem.inet.tcp.tcb import (
     CF_ACK_NOW,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be32
+from netmem.inet.tcp.entries import entry_free, entry_take, until_sent
 from netmem.inet.tcp.tcb import (
     BACKOFF,
     CF_LIMITED,
@@ -28,13 +29,9 @@ from netmem.inet.tcp.tcb import (
     E_SEQ,
     FLAGS,
     G_COUNTERS,
-    G_ECOUNT,
-    G_EFREE,
     G_NOW,
     G_TIMER,
     G_TS_BASE,
-    G_ZC_HEAD,
-    G_ZC_TAIL,
     LOST,
     MASK32,
     MIN_RTT,
@@ -54,7 +51,6 @@ from netmem.inet.tcp.tcb import (
     RTO_AT,
     RTTVAR,
     S_DSACK_IN,
-    S_ENTRIES_EMPTY,
     S_FAST_RETRANS,
     S_LOSS_RACK,
     S_SACK_IN,
@@ -80,7 +76,6 @@ from netmem.inet.tcp.tcb import (
     XS_LOST,
     XS_RETRANS,
     XS_SACKED,
-    Y_MARK,
     Y_START,
     seq_diff,
     seq_le,
@@ -174,24 +169,12 @@ def pipe(t, c):
 
 @inline_kernel
 def tq_new(g, e, seq, length, state):
-    """An entry, 0 when there is none left."""
-    i = g[G_EFREE]
+    """An entry of what is in flight, 0 when there is none left."""
+    i = entry_take(g, e, seq, length)
     if i == 0:
-        g[G_COUNTERS + S_ENTRIES_EMPTY] += 1
         return 0
-    g[G_EFREE] = e[i, E_NEXT]
-    g[G_ECOUNT] -= 1
-    e[i, E_NEXT], e[i, E_SEQ], e[i, E_LEN] = 0, seq, length
     e[i, X_TIME], e[i, X_STATE] = g[G_NOW], state
     return i
-
-
-@inline_kernel
-def tq_free(g, e, i):
-    """Give an entry back."""
-    e[i, E_NEXT] = g[G_EFREE]
-    g[G_EFREE] = i
-    g[G_ECOUNT] += 1
 
 
 @inline_kernel
@@ -235,7 +218,7 @@ def tq_merge(g, t, e, c, i, limit):
         e[i, E_NEXT] = e[j, E_NEXT]
         if t[c, TQ_TAIL] == j:
             t[c, TQ_TAIL] = i
-        tq_free(g, e, j)
+        entry_free(g, e, j)
 
 
 @inline_kernel
@@ -256,7 +239,7 @@ def tq_clear(g, t, e, c):
     i = t[c, TQ_HEAD]
     while i != 0:
         following = e[i, E_NEXT]
-        tq_free(g, e, i)
+        entry_free(g, e, i)
         i = following
     t[c, TQ_HEAD] = t[c, TQ_TAIL] = t[c, SACKED] = t[c, LOST] = t[c, RETRANS] = 0
 
@@ -365,12 +348,7 @@ def spans_acked(g, t, e, c, txm, everything):
         following = e[i, E_NEXT]
         if t[c, SP_NEXT] == i:
             t[c, SP_NEXT] = following
-        e[i, E_NEXT], e[i, Y_MARK] = 0, txm[T_TAIL]
-        if g[G_ZC_TAIL] != 0:
-            e[g[G_ZC_TAIL], E_NEXT] = i
-        else:
-            g[G_ZC_HEAD] = i
-        g[G_ZC_TAIL] = i
+        until_sent(g, e, i, txm[T_TAIL])
         i = following
     t[c, SP_HEAD] = i
     if i == 0:
@@ -395,7 +373,7 @@ def advance_una(g, t, e, c, ack, echo, txm):
             e[i, E_SEQ], e[i, E_LEN] = ack, e[i, E_LEN] - length
             break
         following = e[i, E_NEXT]
-        tq_free(g, e, i)
+        entry_free(g, e, i)
         i = following
     t[c, TQ_HEAD] = i
     if i == 0:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
-from netmem.inet.tcp.kernels import entry_free, entry_new, release_later
+from netmem.inet.tcp.entries import entry_free
+from netmem.inet.tcp.kernels import entry_new, release_later
 from netmem.inet.tcp.receive import TK_FREE, TK_SLOTS, TK_STACK
 from netmem.inet.tcp.tcb import (
     CR_HOST,
