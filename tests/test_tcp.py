@@ -158,7 +158,7 @@ def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
             sent += theirs.send(data[sent : sent + 1])
         net.run(1)
         receive()
-    assert net.ours.stack.tcp.counters()["pool_low"] > 0
+    assert net.ours.stack.tcp.counters()["over_share"] > 0
     while len(got) < len(data):
         if held:
             ours.devmem_dontneed(held[:1024])
@@ -298,11 +298,12 @@ def test_out_of_order_data_of_all_connections_holds_at_most_a_quarter(network):
         ack = net.ours.stack.tcp.v[c, T.SND_NXT]
         net.wire.inject(frames.tcp(sport=port, seq=100, ack=ack))
         for i in range(40):
-            net.wire.inject(frames.tcp(b"x", sport=port, seq=110 + 2 * i, ack=ack))
+            net.wire.inject(frames.tcp(payload(1000), sport=port, seq=110 + 1100 * i, ack=ack))
         net.run(3)
     stack = net.ours.stack
-    held = sum(c["out_of_order"] for c in stack.statistics()["connections"])
-    assert held == stack.tcp.gv[T.G_CREDIT + T.CR_OOO_N] == 64
+    held = int(stack.tcp.t[:8, T.OQ_BUFS].sum())
+    assert held == stack.tcp.gv[T.G_CREDIT + T.CR_OOO_N] <= 64
+    assert all(c["out_of_order"] for c in stack.statistics()["connections"])  # nobody took it all
     assert stack.tcp.counters()["ooo_pruned"] > 0
 
 
@@ -336,8 +337,9 @@ def test_backlog_is_bounded_and_a_syn_flood_costs_no_netmem(network):
         net.wire.inject(frames.tcp(sport=port, flags=0x02, seq=port))
         net.run(1)
     counters = net.ours.stack.tcp.counters()
-    assert counters["passive"] == 500
-    assert counters["syn_dropped"] == 492
+    assert counters["passive"] == 8
+    assert counters["cookies_out"] == 492
+    assert net.ours.stack.tcp.gv[T.G_CREDIT + T.CR_PLEDGED] == 0
     assert len(net.ours.stack.statistics()["connections"]) == 8
     assert [(pool, pool.outstanding()) for pool, _ in pools] == pools
     listener.close()

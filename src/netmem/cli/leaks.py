@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import click
 from rich.console import Console
@@ -22,14 +23,17 @@ def command(pid: int | None, older: float, as_json: bool) -> None:
     """Show who holds netmems of running receivers, or of process PID, and for how long.
 
     The kernel shows how many netmems are out; this shows the holder: a ring slot, a received batch, a
-    socket's queue, out-of-order data, a token of the application's, the driver. Exit status 1 when
-    there is no receiver to look at.
+    socket's queue, out-of-order data, a token of the application's, the driver; and how many free buffers
+    (of rx-buf-len) each connection's window was pledged. Exit status 1 when there is no receiver to look at.
     """
-    if not observe(pid):
+    devices = observe(pid)
+    if not devices:
         print(f"netmem: {f'process {pid} has no netmem device' if pid else 'no netmem receiver runs'}",
               file=sys.stderr)  # fmt: skip
         sys.exit(1)
     rows = [row for row in leaks(pid) if not older or (row["oldest"] or 0.0) >= older]
+    if not older:
+        rows += [pledge for device in devices for pledge in _pledges(device)]
     if as_json:
         print(json.dumps(rows))
         return
@@ -37,6 +41,23 @@ def command(pid: int | None, older: float, as_json: bool) -> None:
     columns = "process|<device|<memory|<holder|<whose|netmems|bytes|oldest s|youngest s"
     names = ("pid", "device", "memory", "holder", "who", "count", "bytes", "oldest", "youngest")
     console.print(table(columns, [[_cell(row[name]) for name in names] for row in rows]))
+
+
+def _pledges(device: dict[str, Any]) -> list[dict[str, Any]]:
+    """Free buffers that connections were pledged: nobody holds them, but they are spoken for."""
+    memory = {
+        queue["id"]: queue["provider"]["memory"] if queue["provider"] else "pages, unbound"
+        for queue in device["queues"]
+    }
+    return [
+        {
+            "pid": device["pid"], "device": device["name"], "memory": memory.get(sock["queue"], ""),
+            "holder": "pledged, free", "who": sock["peer"], "count": sock["pledged"],
+            "bytes": None, "oldest": None, "youngest": None,
+        }
+        for sock in device["sockets"]
+        if sock["pledged"]
+    ]  # fmt: skip
 
 
 def _cell(value: object) -> object:

@@ -60,10 +60,10 @@ def render(device: dict[str, Any]) -> RenderableType:
     if device["sockets"]:
         parts.append(
             table(
-                "<peer|port|<state|q|in|out|unread|disorder|window|tokens",
+                "<peer|port|<state|q|in|out|unread|disorder|window|pledged|held|tokens",
                 [
                     [escape(s["peer"]), s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"],
-                     s["queued"], s["out_of_order"], s["window"], s["tokens"]]
+                     s["queued"], s["out_of_order"], s["window"], s["pledged"], s["buffers"], s["tokens"]]
                     for s in device["sockets"]
                 ],
             )

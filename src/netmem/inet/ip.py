@@ -101,6 +101,14 @@ class Ip:
         """The addresses of the interface, as text."""
         return [ip_text(address) for address in self._prefixes]
 
+    def is_martian(self, address: int) -> bool:
+        """True for a source that nobody beyond the wire can have: our own (LAND), a group, or none at all."""
+        if address in self.ours:
+            return True
+        if is_ip4(address):
+            return not 0 < address & 0xFFFFFFFF < 0xE0000000
+        return not address or address >> 120 == 0xFF
+
     # -- the way to others --------------------------------------------------------------------
 
     def _on_link(self, address: int) -> bool:

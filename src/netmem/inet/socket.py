@@ -67,15 +67,29 @@ class TcpSocket:
         v, c = self._tcp.v, self._c
         if not v[c, T.RQ_BYTES]:
             if not self.at_end():
-                self._stack.wait(
-                    self.readable, timeout if timeout is not None else self.timeout,
-                    f"data from {self.peer[0]}:{self.peer[1]}",
-                )
+                try:
+                    self._stack.wait(
+                        self.readable, timeout if timeout is not None else self.timeout,
+                        f"data from {self.peer[0]}:{self.peer[1]}",
+                    )
+                except TimeoutError as error:
+                    raise TimeoutError(error.errno, f"{error.strerror}{self._why_nothing_comes()}") from None
             self._check_open()
             if not v[c, T.RQ_BYTES]:
                 self._raise_error()
                 return False
         return True
+
+    def _why_nothing_comes(self) -> str:
+        """When it is the application that holds the memory: how much of it, and the window that leaves."""
+        held, total = self._tcp.held_of(self._c)
+        window = self.statistics()["window"]
+        if not held or window >= self._tcp.v[self._c, T.RCV_MSS]:
+            return ""
+        return (
+            f": the application holds {held} of {total} buffers of the pool, and the window is {window} "
+            "bytes; give frags back with devmem_dontneed()"
+        )
 
     def _check_open(self) -> None:
         if self._closed:

@@ -20,6 +20,7 @@ from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp import window as w
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.udp import Udp, UdpSocket
@@ -129,6 +130,8 @@ class Stack:
                 dev.reap(now)
             if dev.running:
                 dev.xmit()
+            if sanitizer.ON:
+                tcp.check_pledges()
             return got > 0
 
     def _queues_changed(self) -> None:
@@ -143,15 +146,27 @@ class Stack:
             total = pool.area.count * int(pool.p[ly.P_PER])
             g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
             g[at + T.CR_OOO] = min(total // 4, 2048)
-            g[at + T.CR_POOL] = next(h for h, known in self.dev.pools.items() if known is pool)
+            g[at + T.CR_TOTAL] = total // max(int(pool.p[ly.P_SHARE]), 1)
+            g[at + T.CR_GRANT] = min(16, total // 4 // self.tcp.config.connections)
+            g[at + T.CR_POOL] = g[at + T.CR_HPOOL] = 0
+            for handle, known in self.dev.pools.items():
+                if known is pool:
+                    g[at + T.CR_POOL] = handle
+                elif known.params.queue_idx == queue.index and known.destroyed_at is None:
+                    if known.provider is None:  # the queue's other live pool is of its header buffers
+                        g[at + T.CR_HPOOL] = handle
+                        g[at + T.CR_HHOST] = int(known.p[ly.P_HOST])
+                        g[at + T.CR_HSHIFT] = int(known.p[ly.P_SHIFT])
             g[at + T.CR_HOST], g[at + T.CR_SHIFT] = int(pool.p[ly.P_HOST]), int(pool.p[ly.P_SHIFT])
             g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 
     def _refresh_credits(self) -> None:
+        gv = self.tcp.gv
         for queue in self.dev.rx_queues[: T.MAX_QUEUES]:
-            at = T.G_CREDIT + T.CR_WORDS * queue.index + T.CR_AVAIL
-            self.tcp.gv[at] = self.dev.available(queue.index)
+            at = T.G_CREDIT + T.CR_WORDS * queue.index
+            gv[at + T.CR_AVAIL] = self.dev.available(queue.index)
+            w.trim(self.tcp.g, self.tcp.t, queue.index)
 
     def _receive(self, batch: RxBatch, queue: int, available: int) -> None:
         """A batch from the device: fast path, slow path, answers."""
@@ -159,7 +174,8 @@ class Stack:
         gv, pool = tcp.gv, dev.rx_queues[queue].pool
         gv[T.G_BATCH] += 1
         gv[T.G_QUEUE] = queue
-        gv[T.G_AVAIL] = gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_AVAIL] = available
+        at = T.G_CREDIT + T.CR_WORDS * queue
+        gv[at + T.CR_AVAIL] = available
         gv[T.G_TOKENS] = pool is not None and pool.provider is not None
         if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows, dev.tx.meta) and udp_batch(
             tcp.g, self.udp.u, tcp.e, batch.rows

@@ -100,5 +100,7 @@ def _socket(pid: int, row: Words) -> dict[str, Any]:
         "queued": int(row[T.RQ_BYTES]),
         "out_of_order": int(row[T.OQ_BYTES]),
         "window": int(row[T.RCV_ADV] - row[T.RCV_NXT]) & T.MASK32,
+        "pledged": int(row[T.PLEDGED]),
+        "buffers": int(row[T.RQ_BUFS] + row[T.OQ_BUFS]),
         "tokens": tokens,
     }

@@ -34,6 +34,7 @@ TRAPS = {
     sh.TRAP_WRITE_AFTER_UNMAP: ("write by the NIC after unmap", "R4"),
     sh.TRAP_NEGATIVE_COUNT: ("negative reference count", "R7"),
     sh.TRAP_TOKEN_TWICE: ("token returned twice", ""),
+    sh.TRAP_PLEDGES: ("more buffers pledged than there are", ""),
 }
 """What is trapped, and which requirement a driver breaks by it ("": the application's fault)."""
 

@@ -54,6 +54,7 @@ TRAP_SYNC_DIRECTION = 5
 TRAP_WRITE_AFTER_UNMAP = 6
 TRAP_NEGATIVE_COUNT = 7
 TRAP_TOKEN_TWICE = 8
+TRAP_PLEDGES = 9
 
 # Events beside the ST_* that a netmem goes to.
 EV_PUT = 16

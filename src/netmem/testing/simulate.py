@@ -158,7 +158,7 @@ class Simulation:
             if sock.queued():
                 transfer.got[client] += self._read(client, sock)
             left = transfer.left[client]
-            if len(left) and sock.can_send() and (sock.room() or not sock.statistics()["bytes_out"]):
+            if len(left) and sock.can_send() and sock.writable():
                 transfer.left[client] = left[sock.send(left) :]
             if not len(transfer.left[client]) and not transfer.shut[client] and sock.can_send():
                 sock.shutdown()

@@ -34,7 +34,11 @@ from netmem.inet.tcp import kernels as k
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp import window as w
+from netmem.inet.tcp.cookies import SynCookies
 from netmem.inet.tcp.entries import entry_free
+from netmem.memory.sanitizer import SanitizerError
+from netmem.memory.shadow import TRAP_PLEDGES
 from netmem.netdev.device import NetDevice
 
 INITIAL_RTO = 1 * SEC
@@ -43,11 +47,15 @@ MSS_DEFAULT = 536
 
 @dataclass
 class Listener:
-    """A port that accepts: connections half open, and those ready to be accepted."""
+    """A port that accepts: connections half open, and those ready to be accepted.
+
+    Beyond ``most_half_open`` a SYN is answered with a cookie.
+    """
 
     id: int
     port: int
     backlog: int
+    most_half_open: int
     half_open: list[int] = field(default_factory=list)
     ready: deque[int] = field(default_factory=deque)
     closed: bool = False
@@ -101,6 +109,8 @@ class Connections:
         g[T.G_TS_BASE] = int.from_bytes(self._secret[:4], "big")
         self._ports = 32768 + int.from_bytes(self._secret[4:6], "big") % 16384
         self._next_listener = 1
+        self.cookies = SynCookies(hashlib.blake2b(self._secret, digest_size=16).digest())
+        self.scale = min(max(0, (config.rcvbuf >> 16).bit_length()), 14)  # Rcv.Wind.Shift that we offer
 
     # -- small things -------------------------------------------------------------------------
 
@@ -168,9 +178,13 @@ class Connections:
 
     # -- rows ---------------------------------------------------------------------------------
 
+    def has_row(self) -> bool:
+        """True when there is a row for one more connection."""
+        return bool(self.free) or self._evict_time_wait()
+
     def new_row(self, laddr: int, raddr: int, ports: int, queue: int) -> int:
         """A fresh row in the hash table. ENOBUFS when the table is full of live connections."""
-        if not self.free and not self._evict_time_wait():
+        if not self.has_row():
             self.count(T.S_TABLE_FULL)
             raise NetmemError(errno.ENOBUFS, f"all {self.config.connections} connections are in use")
         c = self.free.pop()
@@ -185,11 +199,12 @@ class Connections:
         row[T.RACK_MULT], row[T.TLP_END] = 1, -1
         row[T.LAST_IN] = row[T.STUCK_AT] = self.now
         row[T.RCV_BUF] = self.config.rcvbuf
-        scale = max(0, (self.config.rcvbuf >> 16).bit_length())
-        row[T.RCV_SCALE] = min(scale, 14)
+        row[T.RCV_SCALE] = self.scale
         row[T.SSTHRESH] = 1 << 30
         buflen = max(1, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_BUFLEN])
-        row[T.PPN] = max(64, (mss - 12) // -(-(mss - 12) // buflen)) * 16
+        row[T.PER] = max(64, (mss - 12) // -(-(mss - 12) // buflen))
+        row[T.USED_AT] = row[T.DATA_AT] = self.now
+        w.demand_start(self.g, self.t, c)
         self.set_initial_sequence(c, self.initial_sequence(laddr, raddr, ports))
         k.hash_insert(self.g, self.t, c)
         self.gv[T.G_ROWS] = max(self.gv[T.G_ROWS], c + 1)
@@ -214,7 +229,10 @@ class Connections:
         v = self.v
         mac = self.ip.resolve(ip_number(v[c, T.NEXT_HOP_HI], v[c, T.NEXT_HOP]))
         laddr, raddr, ports = self.local(c), self.remote(c), v[c, T.PORTS]
-        frame = (mac or 0).to_bytes(6, "big") + self.ip.mac.to_bytes(6, "big")
+        # A neighbour that the cache forgot keeps its MAC here until it answers with another.
+        before = self.t[c, T.TPL : T.TPL + 1].tobytes()[:6]
+        to = mac.to_bytes(6, "big") if mac is not None else before
+        frame = to + self.ip.mac.to_bytes(6, "big")
         if is_ip4(raddr):
             frame += ETHERTYPE_IPV4.to_bytes(2, "big")
             frame += struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0)
@@ -246,12 +264,17 @@ class Connections:
         if v[c, T.SP_HEAD]:
             rec.spans_acked(self.g, self.t, self.e, c, self.dev.tx.meta, True)
         self._release_send_buffer(c)
-        self.gv[T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE] + T.CR_OUT] -= v[c, T.OUT]
-        if self.flag(c, T.CF_STARVED):
-            self.gv[T.G_STARVED] -= 1
+        w.pledge(self.g, self.t, c, 0)
+        self.fed(c)
         k.hash_remove(self.g, self.t, c)
         self.t[c] = 0
         self.free.append(c)
+
+    def fed(self, c: int) -> None:
+        """The connection wants no bigger window any more."""
+        if self.flag(c, T.CF_STARVED):
+            self.clear_flag(c, T.CF_STARVED)
+            self.gv[T.G_STARVED] -= 1
 
     def _release_send_buffer(self, c: int) -> None:
         v = self.v
@@ -286,6 +309,27 @@ class Connections:
             self.gv[T.G_RELEASE] = 0
             for pool in np.unique(pairs[:, 1]):
                 self.dev.pools[int(pool)].put_full_netmem(pairs[pairs[:, 1] == pool, 0].copy())
+
+    def held_of(self, c: int) -> tuple[int, int]:
+        """Buffers of a connection's pool that applications hold by token, and how many it has."""
+        rows = self.t[: self.gv[T.G_ROWS]]
+        queue = self.v[c, T.QUEUE]
+        held = int(rows[rows[:, T.QUEUE] == queue, T.USER].sum())
+        return held, self.gv[T.G_CREDIT + T.CR_WORDS * queue + T.CR_TOTAL]
+
+    def check_pledges(self) -> None:
+        """For the sanitiser: what is pledged adds up, and is never more than there is. SanitizerError."""
+        rows = self.t[: self.gv[T.G_ROWS]]
+        for queue in range(min(len(self.dev.rx_queues), T.MAX_QUEUES)):
+            at = T.G_CREDIT + T.CR_WORDS * queue
+            pledged, available = self.gv[at + T.CR_PLEDGED], self.gv[at + T.CR_AVAIL]
+            each = rows[rows[:, T.QUEUE] == queue, T.PLEDGED]
+            if each.sum() != pledged or (len(each) and each.min() < 0) or pledged > max(available, 0):
+                raise SanitizerError(
+                    TRAP_PLEDGES,
+                    f"pledges of queue {queue}: {pledged} in all, {each.sum()} by connection, "
+                    f"{available} buffers available",
+                )
 
     def close_all(self) -> None:
         """Forget everything: the stack goes away."""

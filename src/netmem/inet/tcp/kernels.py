@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from netmem.base.formats import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
+from netmem.base.native import memcpy
 from netmem.inet.tcp.entries import entry_free, entry_take
 from netmem.inet.tcp.recovery import advance_una, arm
 from netmem.inet.tcp.sack import dsack_note, sack_note
@@ -20,12 +21,19 @@ from netmem.inet.tcp.tcb import (
     CF_LOSS,
     CF_RECOVERY,
     CF_TS,
+    CR_AVAIL,
     CR_BUFLEN,
+    CR_HHOST,
+    CR_HOST,
+    CR_HPOOL,
+    CR_HSHIFT,
     CR_OOO,
     CR_OOO_N,
-    CR_OUT,
+    CR_POOL,
     CR_RESERVE,
+    CR_SHIFT,
     CR_WORDS,
+    DATA_AT,
     DELACK_AT,
     DUPACKS,
     E_KIND,
@@ -40,7 +48,6 @@ from netmem.inet.tcp.tcb import (
     EK_LINEAR,
     ESTABLISHED,
     FLAGS,
-    G_AVAIL,
     G_BATCH,
     G_BUCKETS,
     G_COUNTERS,
@@ -48,9 +55,11 @@ from netmem.inet.tcp.tcb import (
     G_DELACK,
     G_HASH_AT,
     G_NOW,
+    G_PRUNE_AT,
     G_QUEUE,
     G_RELEASE,
     G_RELEASE_AT,
+    G_ROWS,
     G_SLOW,
     G_SLOW_AT,
     G_TOKENS,
@@ -67,16 +76,15 @@ from netmem.inet.tcp.tcb import (
     OQ_BYTES,
     OQ_HEAD,
     OQ_TAIL,
-    OUT,
     PERSIST_AT,
     PORTS,
-    PPN,
     QUEUE,
     RADDR,
     RADDR_HI,
     RCV_ADV,
     RCV_MSS,
     RCV_NXT,
+    RELEASE_ROOM,
     RQ_BUFS,
     RQ_BYTES,
     RQ_HEAD,
@@ -84,8 +92,10 @@ from netmem.inet.tcp.tcb import (
     S_DUP_DROPPED,
     S_IN_FAST,
     S_IN_SEGS,
+    S_MERGED,
     S_OOO_PRUNED,
     S_OOO_QUEUED,
+    S_OVER_SHARE,
     S_POOL_LOW,
     SACKED,
     SLOW_IN,
@@ -104,6 +114,8 @@ from netmem.inet.tcp.tcb import (
     seq_le,
     seq_lt,
 )
+from netmem.inet.tcp.window import came, may_take, pressure, reclaim, took, trim
+from netmem.memory.records import INDEX_MASK
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
@@ -134,7 +146,13 @@ from netmem.netdev.batch import (
     HEADS,
     KIND_TCP,
     M_HEADS,
+    M_ROWS,
 )
+from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES
+
+OOO_SHARE, OOO_LEAST = 8, 4
+STALE_NS = 1_000_000_000  # a sender has tried again by then, several times
+MERGE_MOST = 512  # bytes: what is longer is not worth a copy
 
 
 @inline_kernel
@@ -217,25 +235,6 @@ def release_later(g, ref, pool):
     g[G_RELEASE] = n + 1
 
 
-@kernel
-def credit_out(g, t, c):
-    """Work out anew how many buffers a connection's advertised window may still fill."""
-    left = seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]) * 16
-    need = (left + t[c, PPN] - 1) // t[c, PPN] if left > 0 else 0
-    at = G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_OUT
-    g[at] += need - t[c, OUT]
-    t[c, OUT] = need
-
-
-@kernel
-def measure(g, t, c, length, bufs):
-    """Follow how much payload a buffer really holds for this connection (PPN)."""
-    buflen = max(g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_BUFLEN], 1)
-    full = t[c, RCV_MSS] // max(1, (t[c, RCV_MSS] + buflen - 1) // buflen)
-    ppn = t[c, PPN] + ((length * 16 // max(bufs, 1) - t[c, PPN]) >> 3)
-    t[c, PPN] = min(max(ppn, 64 * 16), max(full, 64) * 16)
-
-
 @inline_kernel
 def entry_new(g, e, seq, length, ref, offset, pool, kind):
     """A receive entry, 0 when there is none left."""
@@ -261,6 +260,51 @@ def append(t, e, c, i):
 
 
 @inline_kernel
+def buffer_end(g, credit, pool, offset):
+    """Where the buffer of an offset in a netmem ends; 0: memory that cannot be written here."""
+    if pool == g[credit + CR_POOL] and g[credit + CR_HOST] != 0:
+        size = g[credit + CR_BUFLEN]
+    elif pool == g[credit + CR_HPOOL] and g[credit + CR_HHOST] != 0:
+        size = HEADER_BYTES
+    else:
+        return 0
+    stride = (size + DMA_ALIGN - 1) // DMA_ALIGN * DMA_ALIGN
+    return offset // stride * stride + size
+
+
+@inline_kernel
+def host_of(g, credit, ref, offset, pool):
+    """Host address of a place in the queue's payload or header memory, which must be readable."""
+    at = credit + (CR_HOST if pool == g[credit + CR_POOL] else CR_HHOST)
+    shift = g[credit + (CR_SHIFT if pool == g[credit + CR_POOL] else CR_HSHIFT)]
+    return g[at] + (((ref >> 1) & INDEX_MASK) << shift) + offset
+
+
+@kernel
+def merge(g, t, e, c, length, ref, offset, pool, kind):
+    """Copy a short piece behind the last one of the receive queue, if that one's buffer has room.
+
+    So a peer that sends a byte at a time takes a buffer for many of them, where memory is readable.
+    """
+    i = t[c, RQ_TAIL]
+    if i == 0 or length > MERGE_MOST or e[i, E_KIND] != kind:
+        return False
+    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
+    end = e[i, E_OFFSET] + e[i, E_LEN]
+    if end + length > buffer_end(g, at, e[i, E_POOL], e[i, E_OFFSET]) or buffer_end(g, at, pool, offset) == 0:
+        return False
+    memcpy(
+        host_of(g, at, e[i, E_NETMEM], end, e[i, E_POOL]), host_of(g, at, ref, offset, pool), length
+    )
+    e[i, E_LEN] += length
+    t[c, RQ_BYTES] += length
+    t[c, BYTES_IN] += length
+    t[c, RCV_NXT] = (t[c, RCV_NXT] + length) & MASK32
+    g[G_COUNTERS + S_MERGED] += 1
+    return True
+
+
+@inline_kernel
 def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
     """One piece of payload for a connection. True when its buffer was taken."""
     skip = seq_diff(t[c, RCV_NXT], seq)
@@ -276,13 +320,33 @@ def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
         length -= over
         if length <= 0:
             return False
+    if seq == t[c, RCV_NXT] and merge(g, t, e, c, length, ref, offset, pool, kind):
+        return False
+    if not may_take(g, t, c, length):
+        if seq != t[c, RCV_NXT] or t[c, OQ_HEAD] == 0:
+            g[G_COUNTERS + S_OVER_SHARE] += 1
+            return False
+        prune_highest(g, t, e, c)  # what fills the gap is worth more than what waits behind it
     i = entry_new(g, e, seq, length, ref, offset, pool, kind)
     if i == 0:
         return False
     if seq == t[c, RCV_NXT]:
         append(t, e, c, i)
-        return True
-    return insert_out_of_order(g, t, e, c, i)
+    elif not insert_out_of_order(g, t, e, c, i):
+        return False
+    if pool == g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_POOL]:
+        took(g, t, c, 1)
+    return True
+
+
+@inline_kernel
+def ooo_share(g, credit):
+    """Most out-of-order buffers of one connection: some times what all leave of the room but an eighth.
+
+    That eighth is for whoever has next to nothing, so that nobody can fill all of it.
+    """
+    have, held = g[credit + CR_OOO], g[credit + CR_OOO_N]
+    return max(OOO_SHARE * (have - have // 8 - held), OOO_LEAST if held < have else 0)
 
 
 @kernel
@@ -307,13 +371,14 @@ def insert_out_of_order(g, t, e, c, i):
         if over > 0:
             e[i, E_LEN] -= over
     credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    limit = max(g[credit + CR_OOO], 4)
-    if e[i, E_LEN] <= 0 or (after == 0 and g[credit + CR_OOO_N] >= limit):
+    share = ooo_share(g, credit)
+    if e[i, E_LEN] <= 0 or (after == 0 and t[c, OQ_BUFS] >= share):
         if e[i, E_LEN] <= 0:
             g[G_COUNTERS + S_DUP_DROPPED] += 1
             dsack_note(t, c, seq, length)
         else:
             g[G_COUNTERS + S_OOO_PRUNED] += 1
+            prune_stale(g, t, e)
         entry_free(g, e, i)
         return False
     e[i, E_NEXT] = after
@@ -328,7 +393,7 @@ def insert_out_of_order(g, t, e, c, i):
     g[credit + CR_OOO_N] += 1
     g[G_COUNTERS + S_OOO_QUEUED] += 1
     sack_note(t, c, e[i, E_SEQ])
-    if g[credit + CR_OOO_N] > limit:
+    if t[c, OQ_BUFS] > share:
         prune_highest(g, t, e, c)
     return True
 
@@ -350,6 +415,18 @@ def prune_highest(g, t, e, c):
     release_later(g, e[last, E_NETMEM], e[last, E_POOL])
     entry_free(g, e, last)
     g[G_COUNTERS + S_OOO_PRUNED] += 1
+
+
+@kernel
+def prune_stale(g, t, e):
+    """There is no room for out-of-order data: whoever has waited long for what fills a gap gives up most."""
+    if g[G_NOW] < g[G_PRUNE_AT]:
+        return
+    g[G_PRUNE_AT] = g[G_NOW] + STALE_NS // 8
+    for c in range(g[G_ROWS]):
+        if t[c, OQ_BUFS] > OOO_LEAST and g[G_NOW] - t[c, DATA_AT] >= STALE_NS:
+            while t[c, OQ_BUFS] > OOO_LEAST and g[G_RELEASE] < RELEASE_ROOM // 2:
+                prune_highest(g, t, e, c)
 
 
 @kernel
@@ -379,14 +456,14 @@ def drain_out_of_order(g, t, e, c):
 
 @inline_kernel
 def tcp_data(g, t, e, rows, i, c):
-    """Queue the payload of packet ``i`` and all merged into it. Returns buffers taken.
+    """Queue the payload of packet ``i`` and all merged into it, as far as the connection's share goes.
 
     A buffer that is taken is taken from the row too (netmem 0); the rest stays the driver's.
     """
-    if g[G_AVAIL] < g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_RESERVE] >> 1:
+    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
+    if g[at + CR_AVAIL] < g[at + CR_RESERVE] >> 1:
         g[G_COUNTERS + S_POOL_LOW] += 1
-        return 0
-    taken = 0
+        return
     kind = EK_FRAG if g[G_TOKENS] else EK_COPY
     while i >= 0:
         row = rows[i]
@@ -397,7 +474,6 @@ def tcp_data(g, t, e, rows, i, c):
                 row[B_HPOOL], EK_LINEAR if g[G_TOKENS] else EK_COPY,
             ):
                 row[B_HNETMEM] = 0
-                taken += 1
             seq = (seq + row[B_LINLEN]) & MASK32
         part = i
         while part >= 0:
@@ -408,13 +484,27 @@ def tcp_data(g, t, e, rows, i, c):
                     piece[B_POOL], kind,
                 ):
                     piece[B_NETMEM] = 0
-                    taken += 1
                 seq = (seq + piece[B_SIZE]) & MASK32
             part = piece[B_MORE]
         i = row[B_NEXT]
     if t[c, OQ_HEAD] != 0:
         drain_out_of_order(g, t, e, c)
-    return taken
+
+
+@inline_kernel
+def on_loan(g, t, meta, rows):
+    """The batch's payload buffers can still be received into: what the stack leaves is posted again."""
+    at = G_CREDIT + CR_WORDS * g[G_QUEUE]
+    pool = g[at + CR_POOL]
+    n = 0
+    for i in range(meta[M_ROWS]):
+        row = rows[i]
+        if row[B_NETMEM] != 0 or (row[B_HNETMEM] != 0 and row[B_HPOOL] == pool):
+            n += 1
+    g[at + CR_AVAIL] += n
+    trim(g, t, g[G_QUEUE])
+    if pressure(g, at):
+        reclaim(g, t)
 
 
 @kernel
@@ -424,6 +514,7 @@ def tcp_rx(g, t, e, meta, rows, txm):
     g[G_SLOW] = 0
     slow = 0
     batch = g[G_BATCH]
+    on_loan(g, t, meta, rows)
     for n in range(meta[M_HEADS]):
         i = meta[HEADS + n]
         row = rows[i]
@@ -478,19 +569,19 @@ def predict(g, t, e, rows, i, c, txm):
     g[G_COUNTERS + S_IN_FAST] += 1
     if length > 0:
         before = t[c, RCV_NXT]
-        taken = tcp_data(g, t, e, rows, i, c)
-        received(g, t, c, seq_diff(t[c, RCV_NXT], before), taken)
+        tcp_data(g, t, e, rows, i, c)
+        received(g, t, c, seq_diff(t[c, RCV_NXT], before))
     return True
 
 
 @kernel
-def received(g, t, c, length, taken):
-    """Data came in: measure it, account for it, decide when to acknowledge."""
+def received(g, t, c, length):
+    """Data came in: account for it, decide when to acknowledge."""
     if length <= 0:
         t[c, FLAGS] |= CF_ACK_NOW
         return
-    measure(g, t, c, length, taken)
-    credit_out(g, t, c)
+    t[c, DATA_AT] = g[G_NOW]
+    came(g, t, c, length)
     t[c, ACK_PENDING] += length
     if t[c, ACK_PENDING] >= 2 * t[c, RCV_MSS]:
         t[c, FLAGS] |= CF_ACK_NOW

@@ -14,14 +14,8 @@ from netmem.base.errors import NetmemError
 from netmem.base.formats import (
     ACK,
     FIN,
-    OPT_END,
-    OPT_MSS,
-    OPT_NOP,
-    OPT_SACK_OK,
-    OPT_WSCALE,
     RST,
     SYN,
-    TCP_HLEN,
     ip_number,
     ip_words,
 )
@@ -31,16 +25,14 @@ from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import sack
 from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp.connections import MSS_DEFAULT, Listener
-from netmem.inet.tcp.timers import Timed
+from netmem.inet.tcp import window as w
+from netmem.inet.tcp.opening import MSS_LEAST, Opening
 from netmem.netdev.batch import (
     B_ACK,
     B_DST,
     B_DST_HI,
     B_HDR,
-    B_L4,
     B_LEN,
-    B_LIN,
     B_PORTS,
     B_SACK,
     B_SEQ,
@@ -55,38 +47,14 @@ from netmem.netdev.batch import (
 )
 from netmem.netdev.tx import BUFFER_LEAST
 
-MSS_LEAST = 48
-REUSE_GAP = 128_000
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC
 
 
-class Tcp(Timed):
+class Tcp(Opening):
     """RFC 9293 over the table: calls, arriving segments, timers."""
 
-    _floor: int | None = None  # of the initial sequence number of a connection that ends a TIME-WAIT
-
     # -- calls --------------------------------------------------------------------------------
-
-    def listen(self, port: int, backlog: int) -> Listener:
-        """OPEN, passive. EADDRINUSE when the port has a listener."""
-        if port in self.listeners:
-            raise NetmemError(errno.EADDRINUSE, f"port {port} is in use")
-        listener = Listener(self._next_listener, port, max(1, backlog))
-        self._next_listener += 1
-        self.listeners[port] = listener
-        return listener
-
-    def unlisten(self, listener: Listener) -> None:
-        """CLOSE of a listener: connections nobody accepted are reset."""
-        if not listener.closed:
-            listener.closed = True
-            del self.listeners[listener.port]
-            waiting = [*listener.half_open, *listener.ready]
-            listener.half_open.clear()
-            listener.ready.clear()
-            for c in waiting:
-                self.abort(c)
 
     def connect(self, raddr: int, rport: int, queue: int = 0) -> int:
         """OPEN, active: sends SYN; EADDRNOTAVAIL when no port is left, ENETUNREACH without a way."""
@@ -101,7 +69,7 @@ class Tcp(Timed):
         c = self.new_row(laddr, raddr, ports, queue)
         self.enter(c, T.SYN_SENT)
         self.count(T.S_ACTIVE)
-        self._first_window(c)
+        self.first_window(c)
         self._send_syn(c)
         return c
 
@@ -146,17 +114,10 @@ class Tcp(Timed):
             self.abort(c)
             return
         self.release_queues(c)
+        w.pledge_anew(self.g, self.t, c)
         self.shutdown(c)
         if v[c, T.STATE] == T.FIN_WAIT_2:
             self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
-
-    def abort(self, c: int) -> None:
-        """ABORT: RST to the peer, everything given back."""
-        if self.state(c) not in (T.CLOSED, T.SYN_SENT, T.TIME_WAIT) and self.flag(c, T.CF_MAC):
-            self._segment(c, self.v[c, T.SND_NXT], RST | ACK)
-            self.count(T.S_OUT_RST)
-        self.set_flag(c, T.CF_ORPHAN)
-        self.closed(c, errno.ECONNABORTED)
 
     # -- a segment arrives --------------------------------------------------------------------
 
@@ -167,31 +128,35 @@ class Tcp(Timed):
         if laddr not in self.ip.ours:
             self.count(T.S_NOT_OURS)
             return
+        if self.ip.is_martian(raddr):
+            self.count(T.S_MARTIAN)
+            return
         self.count(T.S_IN_SLOW)
         if self.gv[T.G_RELEASE] > T.RELEASE_ROOM // 4:
             self.put_released()
-        self._floor = None
+        self.floor = None
         c = self.lookup(laddr, raddr, b[i, B_PORTS])
         if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
             c = -1
         if c < 0 or self.state(c) == T.CLOSED:
-            self._no_connection(laddr, raddr, b, i)
-            return
+            c = self.no_connection(laddr, raddr, batch, i)
+            if c < 0:
+                return
         if self.v[c, T.QUEUE] != self.gv[T.G_QUEUE]:
             self._move_queue(c)
         if self.state(c) == T.SYN_SENT:
-            self._in_syn_sent(c, b, i)
+            self._in_syn_sent(c, batch, i)
         else:
             self._in_other(c, batch, b, i)
         if self.v[c, T.STATE] >= T.ESTABLISHED:
             self.touch(c)
 
     def _move_queue(self, c: int) -> None:
-        """The flow arrives on another queue now: its share of the pool moves with it."""
+        """The flow arrives on another queue now: what it holds is that one's from now on."""
         v, gv = self.v, self.gv
+        w.pledge(self.g, self.t, c, 0)
         for sign in (-1, 1):
             credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
-            gv[credit + T.CR_OUT] += sign * v[c, T.OUT]
             gv[credit + T.CR_OOO_N] += sign * v[c, T.OQ_BUFS]
             v[c, T.QUEUE] = gv[T.G_QUEUE]
 
@@ -203,133 +168,21 @@ class Tcp(Timed):
         if self.flag(c, T.CF_TS) and b[i, B_TS]:
             newer = newer or T.seq_lt(self.v[c, T.TS_RECENT], b[i, B_TSVAL])
         if newer:
-            self._floor = self.v[c, T.SND_NXT]
+            self.floor = self.v[c, T.SND_NXT]
             self.enter(c, T.CLOSED)
             self.free_row(c)
             self.count(T.S_TIME_WAIT_REUSED)
         return bool(newer)
 
-    def _no_connection(self, laddr: int, raddr: int, b: memoryview, i: int) -> None:
-        flags = b[i, B_TFLAGS]
-        listener = self.listeners.get(b[i, B_PORTS] & 0xFFFF)
-        if flags & RST:
-            return
-        if listener is None or flags & ACK or not flags & SYN:
-            self.count(T.S_NO_SOCKET)
-            self._reset_for(b, i)
-        elif flags & FIN:
-            self.count(T.S_SYN_DROPPED)
-        else:
-            self._passive_open(listener, laddr, raddr, b, i)
-
-    def _reset_for(self, b: memoryview, i: int) -> None:
-        """RST for a segment that belongs to nobody (RFC 9293, 3.10.7.1), from a row made for it."""
-        if not self.free:
-            return
-        c = self.free[-1]
-        row = self.t[c]
-        row[:] = 0
-        laddr, raddr = ip_number(b[i, B_DST_HI], b[i, B_DST]), ip_number(b[i, B_SRC_HI], b[i, B_SRC])
-        self.set_addresses(c, laddr, raddr, b[i, B_PORTS])
-        if not self.flag(c, T.CF_MAC):
-            row[:] = 0
-            return  # it is being asked for; whoever sends the segment again gets the answer
-        row[T.PPN], row[T.MSS] = 1 << 20, MSS_DEFAULT
-        length = b[i, B_LEN] + bool(b[i, B_TFLAGS] & SYN) + bool(b[i, B_TFLAGS] & FIN)
-        if b[i, B_TFLAGS] & ACK:
-            self._segment(c, b[i, B_ACK], RST)
-        else:
-            row[T.RCV_NXT] = (b[i, B_SEQ] + length) & T.MASK32
-            self._segment(c, 0, RST | ACK)
-        row[:] = 0
-        self.count(T.S_OUT_RST)
-
-    def _passive_open(self, listener: Listener, laddr: int, raddr: int, b: memoryview, i: int) -> None:
-        """A SYN for a listener (3.10.7.2). A full backlog drops the oldest half-open connection."""
-        if len(listener.ready) >= listener.backlog:
-            self.count(T.S_BACKLOG_FULL)
-            return
-        if len(listener.half_open) >= listener.backlog:
-            self.count(T.S_SYN_DROPPED)
-            victim = listener.half_open.pop(0)
-            self.set_flag(victim, T.CF_ORPHAN)
-            self.closed(victim, 0)
-        try:
-            c = self.new_row(laddr, raddr, b[i, B_PORTS], self.gv[T.G_QUEUE])
-        except NetmemError:
-            return
-        v = self.v
-        if self._floor is not None:  # beyond what the old connection sent (RFC 1122, 4.2.2.13)
-            if T.seq_lt(v[c, T.ISS], self._floor + REUSE_GAP):
-                self.set_initial_sequence(c, (self._floor + REUSE_GAP) & T.MASK32)
-            self._floor = None
-        v[c, T.LISTENER] = listener.id
-        self._read_syn(c, b, i)
-        self.enter(c, T.SYN_RECEIVED)
-        listener.half_open.append(c)
-        self.count(T.S_PASSIVE)
-        self._send_syn(c)
-
-    def _read_syn(self, c: int, b: memoryview, i: int) -> None:
-        """Take the peer's initial sequence number and options (3.7.1, RFC 7323)."""
-        v = self.v
-        v[c, T.IRS] = b[i, B_SEQ]
-        v[c, T.RCV_NXT] = v[c, T.RCV_ADV] = (b[i, B_SEQ] + 1) & T.MASK32
-        v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
-        v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND]
-        mss, scale, sack_ok = MSS_DEFAULT, -1, False
-        tcp = b[i, B_HDR] + b[i, B_L4] + TCP_HLEN
-        options = ctypes.string_at(tcp, max(0, b[i, B_LIN] - b[i, B_L4] - TCP_HLEN))
-        at = 0
-        while at < len(options) and options[at] != OPT_END:
-            if options[at] == OPT_NOP:
-                at += 1
-                continue
-            size = options[at + 1] if at + 1 < len(options) else 0
-            if size < 2 or at + size > len(options):
-                self.count(T.S_BAD_OPTIONS)
-                break
-            if options[at] == OPT_MSS and size == 4:
-                mss = max(64, int.from_bytes(options[at + 2 : at + 4], "big"))
-            elif options[at] == OPT_WSCALE and size == 3:
-                scale = min(options[at + 2], 14)
-            elif options[at] == OPT_SACK_OK and size == 2:
-                sack_ok = True
-            at += size
-        if not sack_ok:
-            self.clear_flag(c, T.CF_SACK)
-        if scale < 0:
-            self.clear_flag(c, T.CF_WSCALE)
-            v[c, T.RCV_SCALE] = 0
-            v[c, T.RCV_BUF] = min(v[c, T.RCV_BUF], 0xFFFF)
-        v[c, T.SND_SCALE] = max(scale, 0)
-        if b[i, B_TS]:
-            v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
-        else:
-            self.clear_flag(c, T.CF_TS)
-            v[c, T.RCV_MSS] = v[c, T.ADV_MSS]
-        v[c, T.MSS] = max(min(mss, self._room(c)) - (12 if b[i, B_TS] else 0), MSS_LEAST)
-        v[c, T.CWND] = o.INITIAL_WINDOW * v[c, T.MSS]
-        self._first_window(c)
-
-    def _first_window(self, c: int) -> None:
-        """What a SYN or SYN-ACK may advertise, out of what the pool has left."""
-        v, gv = self.v, self.gv
-        credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
-        others = gv[credit + T.CR_OUT] - v[c, T.OUT]
-        grant = gv[credit + T.CR_AVAIL] - gv[credit + T.CR_RESERVE] - others
-        window = min(0xFFFF, v[c, T.RCV_BUF], max(grant // 2, 0) * v[c, T.PPN] // 16)
-        v[c, T.RCV_ADV] = (v[c, T.RCV_NXT] + window) & T.MASK32
-        k.credit_out(self.g, self.t, c)
-
-    def _in_syn_sent(self, c: int, b: memoryview, i: int) -> None:
+    def _in_syn_sent(self, c: int, batch: RxBatch, i: int) -> None:
         """3.10.7.3."""
+        b = batch.rows.data
         v, flags = self.v, b[i, B_TFLAGS]
         if flags & ACK and not (
             T.seq_lt(v[c, T.ISS], b[i, B_ACK]) and T.seq_le(b[i, B_ACK], v[c, T.SND_NXT])
         ):
             if not flags & RST:
-                self._reset_for(b, i)
+                self.reset_for(batch, i)
             return
         if flags & RST:
             if flags & ACK:
@@ -338,7 +191,7 @@ class Tcp(Timed):
             return
         if not flags & SYN:
             return
-        self._read_syn(c, b, i)
+        self.read_syn(c, b, i)
         if flags & ACK:
             v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
             v[c, T.SND_UNA] = b[i, B_ACK]
@@ -370,7 +223,7 @@ class Tcp(Timed):
                     sack.dsack_note(self.t, c, seq, length)
                 self.set_flag(c, T.CF_ACK_NOW)
                 if seq == v[c, T.RCV_NXT] and flags & ACK and not flags & SYN:
-                    self._acknowledgement(c, b, i)  # window closed: its ACK still counts
+                    self._acknowledgement(c, batch, i)  # window closed: its ACK still counts
                 elif v[c, T.STATE] == T.TIME_WAIT:
                     self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
             return
@@ -389,7 +242,7 @@ class Tcp(Timed):
             return
         if self.flag(c, T.CF_TS) and b[i, B_TS] and T.seq_le(seq, v[c, T.LAST_ACK_SENT]):
             v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
-        if not self._acknowledgement(c, b, i):
+        if not self._acknowledgement(c, batch, i):
             return
         if length and v[c, T.STATE] in (T.ESTABLISHED, T.FIN_WAIT_1, T.FIN_WAIT_2):
             if self.flag(c, T.CF_ORPHAN):
@@ -398,9 +251,9 @@ class Tcp(Timed):
                 self.closed(c, errno.ECONNRESET)
                 return
             before, queued = v[c, T.RCV_NXT], v[c, T.OQ_BUFS]
-            taken = int(k.tcp_data(self.g, self.t, self.e, batch.rows, i, c))
+            k.tcp_data(self.g, self.t, self.e, batch.rows, i, c)
             gained = T.seq_diff(v[c, T.RCV_NXT], before)
-            k.received(self.g, self.t, c, gained, taken)
+            k.received(self.g, self.t, c, gained)
             if v[c, T.OQ_BUFS] or queued or gained < length:
                 # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
                 # that the peer sees as many duplicates as segments arrived behind the gap.
@@ -442,12 +295,13 @@ class Tcp(Timed):
             self.count(T.S_CHALLENGE_ACK)
             self.set_flag(c, T.CF_ACK_NOW)
 
-    def _acknowledgement(self, c: int, b: memoryview, i: int) -> bool:
+    def _acknowledgement(self, c: int, batch: RxBatch, i: int) -> bool:
         """The ACK field, and the SACK option with it. False: nothing further of this segment counts."""
-        v, ack = self.v, b[i, B_ACK]
+        v, b = self.v, batch.rows.data
+        ack = b[i, B_ACK]
         if v[c, T.STATE] == T.SYN_RECEIVED:
             if not (T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_NXT])):
-                self._reset_for(b, i)
+                self.reset_for(batch, i)
                 return False
             self._established(c, b, i)
         una = v[c, T.SND_UNA]
@@ -505,6 +359,7 @@ class Tcp(Timed):
         v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
         v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
         self._first_round_trip(c)
+        w.pledge_anew(self.g, self.t, c)
         for listener in self.listeners.values():
             if listener.id == v[c, T.LISTENER]:
                 listener.half_open.remove(c)

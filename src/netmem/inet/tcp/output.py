@@ -36,7 +36,6 @@ from netmem.inet.tcp.segment import (
     payload,
     piece,
     tcp_header,
-    window_update_due,
 )
 from netmem.inet.tcp.tcb import (
     BACKOFF,
@@ -68,6 +67,7 @@ from netmem.inet.tcp.tcb import (
     G_TIMER,
     G_TOUCHED,
     G_TOUCHED_AT,
+    G_TURN,
     G_ZC_HEAD,
     G_ZC_TAIL,
     LAST_ACK,
@@ -115,6 +115,7 @@ from netmem.inet.tcp.tcb import (
     seq_diff,
     seq_lt,
 )
+from netmem.inet.tcp.window import reclaim, window_update_due
 from netmem.netdev.tx import (
     T_HEAD,
 )
@@ -345,13 +346,16 @@ def tcp_flush(g, t, e, txm, txr):
 
 @kernel
 def window_updates(g, t, e, txm, txr):
-    """Tell starved peers that the pool has room again; how many were told."""
-    told = 0
-    for c in range(g[G_ROWS]):
-        if t[c, FLAGS] & CF_STARVED and t[c, STATE] >= ESTABLISHED and window_update_due(g, t, c):
+    """Tell starved peers that the pool has room again, in turn; how many were told."""
+    reclaim(g, t)
+    told, rows, first = 0, g[G_ROWS], g[G_TURN]
+    for n in range(rows):
+        c = (first + n) % rows
+        if t[c, FLAGS] & CF_STARVED and window_update_due(g, t, c):
             if tcp_ack(g, t, e, c, txm, txr) < 0:
                 break
             g[G_COUNTERS + S_WINDOW_UPDATES] += 1
+            g[G_TURN] = c + 1
             told += 1
     return told
 

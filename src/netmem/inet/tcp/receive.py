@@ -10,7 +10,6 @@ from __future__ import annotations
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
 from netmem.inet.tcp.entries import entry_free
-from netmem.inet.tcp.segment import window_update_due
 from netmem.inet.tcp.tcb import (
     CF_ACK_NOW,
     CR_AVAIL,
@@ -32,7 +31,9 @@ from netmem.inet.tcp.tcb import (
     RQ_HEAD,
     RQ_TAIL,
     STATE,
+    USER,
 )
+from netmem.inet.tcp.window import note_starved, trim, was_read, window_update_due
 from netmem.memory.kernels import pp_available, pp_put, set_state
 from netmem.memory.layout import P_HOST, P_SHIFT, REC_REF, ST_USER
 from netmem.memory.records import INDEX_MASK, record
@@ -61,7 +62,7 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
 
     A frag that the limit cuts keeps its rest in the queue, with a reference and token of its own.
     """
-    n = 0
+    n, asked = 0, limit
     shift = p[P_SHIFT]
     while n < out.shape[0] and limit > 0:
         i = t[c, RQ_HEAD]
@@ -74,6 +75,7 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
         at = TK_SLOTS + 2 * (token - 1)
         tok[at], tok[at + 1] = ref, handle
         set_state(p, a, ref, ST_USER)
+        t[c, USER] += 1
         start = (((ref >> 1) & INDEX_MASK) << shift) + offset
         take = min(size, limit)
         out[n, 0] = start
@@ -88,6 +90,7 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
             e[i, E_LEN] -= take
         else:
             pop_entry(g, t, e, c)
+    was_read(g, t, c, asked - limit)
     return n
 
 
@@ -113,6 +116,7 @@ def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
         else:
             pop_entry(g, t, e, c)
             pp_put(p, a, ref, False)
+    was_read(g, t, c, done)
     note_window(g, t, c, tok, p, a, handle)
     return done
 
@@ -130,6 +134,8 @@ def note_window(g, t, c, tok, p, a, handle):
     credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
     if g[credit + CR_POOL] == handle:
         g[credit + CR_AVAIL] = pp_available(p, a)
+        trim(g, t, t[c, QUEUE])
+    note_starved(g, t, c)
     if window_update_due(g, t, c):
         t[c, FLAGS] |= CF_ACK_NOW
         tok[TK_DUE] = 1
@@ -164,6 +170,7 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
         freed += 1
     tok[TK_DUE + 1] = other
     if c >= 0:
+        t[c, USER] -= freed
         note_window(g, t, c, tok, p, a, handle)
     return freed
 

@@ -42,14 +42,9 @@ from netmem.inet.tcp.tcb import (
     ADV_MSS,
     CF_ACK_NOW,
     CF_SACK,
-    CF_STARVED,
     CF_TS,
     CF_V6,
     CF_WSCALE,
-    CR_AVAIL,
-    CR_OUT,
-    CR_RESERVE,
-    CR_WORDS,
     DELACK_AT,
     DSACK_END,
     DSACK_START,
@@ -57,25 +52,17 @@ from netmem.inet.tcp.tcb import (
     E_NEXT,
     FLAGS,
     G_COUNTERS,
-    G_CREDIT,
     G_IP_ID,
     G_NOW,
-    G_STARVED,
     G_TS_BASE,
     LAST_ACK_SENT,
     MASK32,
     MSS,
-    OQ_BYTES,
     OQ_HEAD,
-    OUT,
-    PPN,
-    QUEUE,
     RCV_ADV,
     RCV_BUF,
-    RCV_MSS,
     RCV_NXT,
     RCV_SCALE,
-    RQ_BYTES,
     S_OUT_SEGS,
     S_TX_FULL,
     SB_OFFSET,
@@ -90,6 +77,7 @@ from netmem.inet.tcp.tcb import (
     Y_START,
     seq_diff,
 )
+from netmem.inet.tcp.window import select_window
 from netmem.netdev.tx import (
     SLOT_BYTES,
     T_FULL,
@@ -110,59 +98,6 @@ from netmem.netdev.tx import (
 )
 
 IP_MAX = 65535
-
-
-@kernel
-def select_window(g, t, c):
-    """The window field to send now; notes the right edge and the share of the pool it stands for.
-
-    The edge never moves back (RFC 9293, 3.8.6). It is moved on by whole segments only, and so that
-    half of what the pool has left stays for the others: n connections settle at 1/(n+1) each.
-    """
-    left = max(seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]), 0)
-    space = max(t[c, RCV_BUF] - t[c, RQ_BYTES] - t[c, OQ_BYTES], 0)
-    credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    others = g[credit + CR_OUT] - t[c, OUT]
-    grant = max((g[credit + CR_AVAIL] - g[credit + CR_RESERVE] - others) >> 1, 0)
-    pool = (grant * t[c, PPN]) >> 4
-    limit = window = min(space, pool)
-    wanted = min(t[c, RCV_BUF] >> 1, 4 * t[c, RCV_MSS])
-    if pool < wanted and pool < space:
-        if t[c, FLAGS] & CF_STARVED == 0:
-            t[c, FLAGS] |= CF_STARVED
-            g[G_STARVED] += 1
-    elif t[c, FLAGS] & CF_STARVED:
-        t[c, FLAGS] &= ~CF_STARVED
-        g[G_STARVED] -= 1
-    if window - left < min(t[c, RCV_BUF] >> 1, t[c, RCV_MSS]):
-        window = left
-    scale = t[c, RCV_SCALE]
-    if window > left:
-        field = min(window >> scale, 0xFFFF)
-    else:
-        # Rounded up, so that the edge does not move back; where there is no room for that, rounded down,
-        # or a peer that sends a byte at a time would find a window for ever.
-        field = min((left + (1 << scale) - 1) >> scale, 0xFFFF)
-        if (field << scale) > max(limit, 0):
-            field = min(left >> scale, 0xFFFF)
-    if (field << scale) > left:
-        t[c, RCV_ADV] = (t[c, RCV_NXT] + (field << scale)) & MASK32
-        need = ((field << scale) * 16 + t[c, PPN] - 1) // t[c, PPN]
-        g[credit + CR_OUT] += need - t[c, OUT]
-        t[c, OUT] = need
-    return field
-
-
-@kernel
-def window_update_due(g, t, c):
-    """True when telling the peer of the window now would open it well (RFC 9293, 3.8.6.2.2)."""
-    left = max(seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]), 0)
-    space = t[c, RCV_BUF] - t[c, RQ_BYTES] - t[c, OQ_BYTES]
-    credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    others = g[credit + CR_OUT] - t[c, OUT]
-    grant = max((g[credit + CR_AVAIL] - g[credit + CR_RESERVE] - others) >> 1, 0)
-    window = min(space, (grant * t[c, PPN]) >> 4)
-    return window - left >= max(2 * t[c, RCV_MSS], min(left, t[c, RCV_BUF] >> 1))
 
 
 @kernel

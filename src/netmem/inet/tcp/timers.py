@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 
 from netmem.base.clock import MS
-from netmem.base.formats import ACK, SYN
+from netmem.base.formats import ACK, RST, SYN
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import segment as seg
 from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp import window as w
 from netmem.inet.tcp.connections import Connections
 
 SYN_RETRIES, DATA_RETRIES = 5, 12
@@ -24,6 +25,8 @@ class Timed(Connections):
     def enter(self, c: int, state: int) -> None:
         """Change a connection's state; ``tcb.TRANSITIONS`` has every change there is."""
         self.v[c, T.STATE] = state
+        if self.v[c, T.PLEDGED]:
+            w.pledge_anew(self.g, self.t, c)  # a state that receives nothing more keeps no buffers
 
     # -- sending ------------------------------------------------------------------------------
 
@@ -64,6 +67,7 @@ class Timed(Connections):
             listener.half_open.remove(c)
             self.set_flag(c, T.CF_ORPHAN)
         self.enter(c, T.CLOSED)
+        self.fed(c)
         v[c, T.ERROR] = error
         for word in range(T.RTO_AT, T.LAST_TIMER + 1):
             v[c, word] = 0
@@ -72,6 +76,14 @@ class Timed(Connections):
             rec.spans_acked(self.g, self.t, self.e, c, self.dev.tx.meta, True)
         if self.flag(c, T.CF_ORPHAN):
             self.free_row(c)
+
+    def abort(self, c: int) -> None:
+        """ABORT: RST to the peer, everything given back."""
+        if self.state(c) not in (T.CLOSED, T.SYN_SENT, T.TIME_WAIT) and self.flag(c, T.CF_MAC):
+            self._segment(c, self.v[c, T.SND_NXT], RST | ACK)
+            self.count(T.S_OUT_RST)
+        self.set_flag(c, T.CF_ORPHAN)
+        self.closed(c, errno.ECONNABORTED)
 
     # -- timers -------------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from netmem.inet.tcp.entries import entry_free
 from netmem.inet.tcp.kernels import entry_new, release_later
 from netmem.inet.tcp.receive import TK_FREE, TK_SLOTS, TK_STACK
 from netmem.inet.tcp.tcb import (
+    CR_AVAIL,
     CR_HOST,
+    CR_PLEDGED,
     CR_RESERVE,
     CR_SHIFT,
     CR_WORDS,
@@ -26,7 +28,6 @@ from netmem.inet.tcp.tcb import (
     EK_FRAG,
     EK_LINEAR,
     G_ADDRS,
-    G_AVAIL,
     G_COUNTERS,
     G_CREDIT,
     G_ECOUNT,
@@ -81,6 +82,7 @@ U_PEER_PORT = 10  # of a connected socket, 0: any peer
 U_PEER_HI = 11
 U_PEER = 12
 U_TOKENS_FD = 13
+U_BUFS = 14  # buffers that its queue holds
 U_WORDS = 16
 SOCKETS = 256  # rows, and buckets
 EK_DGRAM = 3  # head entry: E_SEQ source port, E_NETMEM and E_OFFSET its address, E_POOL pieces
@@ -145,7 +147,9 @@ def udp_rx(g, u, e, rows, i):
     while part >= 0:
         pieces += 1
         part = rows[part, B_MORE]
-    low = g[G_AVAIL] < g[credit + CR_RESERVE] >> 1
+    # As TCP's connections: a socket holds at most what is free beside it.
+    free = g[credit + CR_AVAIL] - g[credit + CR_RESERVE] - g[credit + CR_PLEDGED]
+    low = u[s, U_BUFS] + pieces - 1 > free
     full = u[s, U_BYTES] + max(row[B_LEN], DATAGRAM_LEAST) > u[s, U_LIMIT]
     host = g[credit + CR_HOST]
     unreadable = g[G_TOKENS] == 0 and host == 0
@@ -185,6 +189,8 @@ def udp_rx(g, u, e, rows, i):
             n += 1
         part = piece[B_MORE]
     e[head, E_POOL] = n
+    g[credit + CR_AVAIL] -= n
+    u[s, U_BUFS] += n
     if u[s, U_TAIL] != 0:
         e[u[s, U_TAIL], E_NEXT] = head
     else:
@@ -270,6 +276,7 @@ def udp_out(g, u, e, s, tok, p, a, handle, binding, dgrams, frags, linear, room)
             entry_free(g, e, i)
             i = following
         u[s, U_BYTES] -= max(e[head, E_LEN], DATAGRAM_LEAST)
+        u[s, U_BUFS] -= e[head, E_POOL]
         u[s, U_DGRAMS] -= 1
         entry_free(g, e, head)
         u[s, U_HEAD] = i
@@ -295,5 +302,5 @@ def udp_drop(g, u, e, s, limit):
         entry_free(g, e, head)
         u[s, U_HEAD] = i
     if u[s, U_HEAD] == 0:
-        u[s, U_TAIL] = u[s, U_BYTES] = u[s, U_DGRAMS] = 0
+        u[s, U_TAIL] = u[s, U_BYTES] = u[s, U_BUFS] = u[s, U_DGRAMS] = 0
     return dropped
