@@ -24,7 +24,7 @@ from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import TcpDataSplit
 
 LIMIT = 90
-NETMEM = [sys.executable, "-m", "netmem.cli.main"]
+NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
 
 
 def run(*words, **options):
@@ -183,7 +183,7 @@ def test_numbered_files(tmp_path):
     assert [(tmp_path / f"out{n}").read_bytes() for n in (1, 2)] == parts
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly_with_a_summary(number, nic):
     with Receiver("--nic", nic) as receiver:
         receiver.process.send_signal(number)
@@ -252,7 +252,7 @@ def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
         sock = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
         sender = threading.Thread(target=send_until_broken, args=(sock,))
         sender.start()
-        out = tmp_path / "out"
+        out = tmp_path / "out.partial"
         while not out.exists() or out.stat().st_size < scaled(1_000_000):
             select.select([], [], [], 0.005)
         start = time.monotonic()

@@ -30,7 +30,7 @@ compiled_only = pytest.mark.skipif(not COMPILED, reason="too slow uncompiled; th
 
 def check(*words, cwd=None):
     """Run `netmem check`."""
-    command = [sys.executable, "-m", "netmem.cli.main", "check", *words]
+    command = [sys.executable, "-m", "netmem.cli.entry", "check", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=cwd)
 
 
@@ -104,7 +104,7 @@ def test_a_driver_that_hangs_costs_the_limit_only():
 
 @compiled_only
 def test_a_killed_check_takes_its_hanging_worker_with_it():
-    command = [sys.executable, "-m", "netmem.cli.main", "check", "netmem.contract.mutants:HangsInPoll"]
+    command = [sys.executable, "-m", "netmem.cli.entry", "check", "netmem.contract.mutants:HangsInPoll"]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     below: list[str] = []

@@ -12,7 +12,7 @@ from netmem.contract.convert import Refused, convert
 from netmem.contract.lint import tree
 from test_lint import HEAD, MAIN, RX, edited, judged, verdicts
 
-NETMEM = [sys.executable, "-m", "netmem.cli.main"]
+NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
 # The small driver as it might have been before: payload in pages, from the same pools.
 PAGES = [
     (HEAD, "\tunion {\n\t\tnetmem_ref netmem;\n\t\tstruct page *page;\n\t};\n", "\tstruct page *page;\n"),

@@ -102,7 +102,7 @@ def test_the_command_names_holder_and_age(net):
     sock, iss = established(net)
     net.wire.inject(frames.tcp(payload(1000), seq=100, ack=iss))
     net.run(2)
-    words = [sys.executable, "-m", "netmem.cli.main", "leaks", str(os.getpid())]
+    words = [sys.executable, "-m", "netmem.cli.entry", "leaks", str(os.getpid())]
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
@@ -124,6 +124,6 @@ def test_a_test_whose_accounts_do_not_balance_says_who_held_what():
 
 
 def test_nobody_to_look_at():
-    words = [sys.executable, "-m", "netmem.cli.main", "leaks", "1"]
+    words = [sys.executable, "-m", "netmem.cli.entry", "leaks", "1"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "netmem: process 1 has no netmem device\n")

@@ -24,7 +24,7 @@ from netmem.contract.lint.rules import RULES
 
 TINY = Path(__file__).parent / "lint/tiny"
 KEPT = dict.fromkeys([rule.id for rule in RULES], "pass")
-NETMEM = [sys.executable, "-m", "netmem.cli.main"]
+NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
 
 
 def edited(folder, *edits):
@@ -404,7 +404,7 @@ def test_bad_files_are_named_and_the_rest_is_checked(tmp_path):
 
 
 def test_it_needs_neither_numpy_nor_numba():
-    code = f"import sys; sys.argv[1:] = ['check', '--no-cache', {str(TINY)!r}]\nfrom netmem.cli.main import main\n"
+    code = f"import sys; sys.argv[1:] = ['check', '--no-cache', {str(TINY)!r}]\nfrom netmem.cli.entry import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += "print([m for m in ('numpy', 'numba') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -472,7 +472,7 @@ def test_a_wire_header_is_what_virtio_says():
     assert (tap.VNET_GSO_SIZE, tap.VNET_CSUM_START, tap.VNET_CSUM_OFFSET) == (4, 6, 8)
 
 
-NETMEM = [sys.executable, "-m", "netmem.cli.main"]
+NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
 
 
 @pytest.mark.process

@@ -51,12 +51,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: one line for an error, no traceback for a user's mistake."""
+    """Run a verb: one line for an error, no traceback for a user's mistake."""
     try:
         cli.main(prog_name="netmem", standalone_mode=False)
-    except click.exceptions.Abort:
-        print("netmem: interrupted", file=sys.stderr)
-        sys.exit(130)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -79,6 +76,3 @@ def describe(error: OSError) -> str:
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{error.strerror or error}"
 
-
-if __name__ == "__main__":
-    main()

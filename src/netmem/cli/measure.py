@@ -305,7 +305,7 @@ def transfer(
 def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
     """(c): goodput and CPU of `netmem recv` and of a kernel socket with one copy, in turn."""
     ours = python_argv(
-        "netmem.cli.main", "recv", "--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1",
+        "netmem.cli.entry", "recv", "--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1",
         "--listen", "127.0.0.1:0", "--mtu", str(mtu),
     )
     kernel = kernel_receiver()

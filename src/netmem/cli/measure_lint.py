@@ -50,7 +50,7 @@ def _timed(words: list[str], tree: Path, cache: str) -> tuple[float, str, int]:
 
 def lint(tree: Path) -> LintFigures:
     """Check all of drivers/net without and with the cache; then R6 alone, and as a semantic patch."""
-    check = python_argv("netmem.cli.main", "check", "--format", "json")
+    check = python_argv("netmem.cli.entry", "check", "--format", "json")
     sources = list((tree / "drivers/net").rglob("*.c"))
     with tempfile.TemporaryDirectory() as cache:
         cold, text, memory = _timed([*check, "drivers/net"], tree, cache)

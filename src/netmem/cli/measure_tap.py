@@ -33,7 +33,7 @@ def goodput(rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
 
 def _measure(inside: tuple[str, ...], rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
     ours = python_argv(
-        "netmem.cli.main", "recv", "--wire", "tap:nm0", "--address", f"{ADDRESS}/24", "--memory", "dmabuf",
+        "netmem.cli.entry", "recv", "--wire", "tap:nm0", "--address", f"{ADDRESS}/24", "--memory", "dmabuf",
         "--exporter", "memfd", "--json", "--count", "1",
     )  # fmt: skip
     found: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}

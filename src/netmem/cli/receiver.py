@@ -125,7 +125,7 @@ class Connection:
     number: int
     sock: TcpSocket
     sink: Sink
-    close: Callable[[], None]
+    close: Callable[[bool], None]  # True: everything came
     bytes: int = 0
     error: str = ""
     done: bool = False
@@ -218,8 +218,10 @@ class Receiver:
             return False
         return True
 
-    def accept(self, number: int, sink: Sink, close: Callable[[], None] = lambda: None) -> Connection:
-        """Take the next connection; ``close`` is called when it ends."""
+    def accept(
+        self, number: int, sink: Sink, close: Callable[[bool], None] = lambda complete: None
+    ) -> Connection:
+        """Take the next connection; ``close`` is called when it ends, with True when all came."""
         connection = Connection(number, self.listener.accept(timeout=0), sink, close)
         self.connections.append(connection)
         self.totals.connections += 1
@@ -274,7 +276,7 @@ class Receiver:
         connection.done = True
         self.connections.remove(connection)
         try:
-            connection.close()
+            connection.close(not abort)
         except OSError as error:
             connection.error = connection.error or f"{error.filename or ''}: {error.strerror}"
             self.totals.failed += not abort
@@ -331,11 +333,13 @@ class Receiver:
 
 
 class FileSink:
-    """Bytes to a file, by whole writes."""
+    """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        special = os.path.exists(path) and not os.path.isfile(path)
+        self.now = path if special else f"{path}.partial"
+        self.fd = os.open(self.now, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
     def write(self, data: memoryview) -> None:
         """Write all of ``data``; OSError names the file."""
@@ -345,10 +349,12 @@ class FileSink:
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.path) from None
 
-    def close(self) -> None:
-        """Close the file; OSError names it."""
+    def close(self, complete: bool) -> None:
+        """Close the file, and give it its name if it is ``complete``; OSError names it."""
         try:
             os.close(self.fd)
+            if complete and self.now != self.path:
+                os.replace(self.now, self.path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.path) from None
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
+from netmem.cli.signals import ENDING
 from netmem.memory import sanitizer
 
 PROGRESS_S = 0.5
@@ -55,8 +55,9 @@ def command(
     netmem recv --memory dmabuf -o copy.bin --count 1
     nc -N 127.0.0.1 5001 < file          # in another terminal: any TCP client will do
 
-    Ends after --count connections, or at Ctrl-C, with a summary. Exit status 1 when a connection
-    failed or netmem is missing at the end.
+    Ends after --count connections, or at Ctrl-C, with a summary. Exit status 1 when a connection failed or
+    netmem is missing at the end; 130 (SIGTERM: 143, SIGHUP: 129) when a signal cut a transfer short or came
+    before --count was reached. A file is called FILE.partial until everything came.
     """
     if output and "{n}" not in output and count is not None and count > 1:
         raise click.UsageError(
@@ -97,7 +98,9 @@ class _Session:
     ) -> None:
         self.receiver, self.output, self.count = receiver, output, count
         self.as_json, self.quiet = as_json, quiet
-        self.stopped = threading.Event()
+        self.stopped: signal.Signals | None = None
+        self._files: dict[int, FileSink] = {}
+        self.taken = 0
         self._shown = 0.0
         self.failed = 0
         self._shown_bytes = 0
@@ -105,7 +108,9 @@ class _Session:
 
     def run(self) -> int:
         """Until --count connections ended or a signal came; the exit status."""
-        before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            s: signal.signal(s, self._stop) for s in ENDING if signal.getsignal(s) != signal.SIG_IGN
+        }
         try:
             self._announce()
             status = self._loop()
@@ -117,7 +122,7 @@ class _Session:
             for number, handler in before.items():
                 signal.signal(number, handler)
         summary["outstanding"] = self.receiver.outstanding
-        summary["interrupted"] = self.stopped.is_set()
+        summary["interrupted"] = self.stopped is not None
         summary["sanitized"] = sanitizer.ON
         self._report(summary)
         if summary["outstanding"]:
@@ -126,7 +131,7 @@ class _Session:
         return status
 
     def _stop(self, number: int, frame: object) -> None:
-        self.stopped.set()
+        self.stopped = signal.Signals(number)
 
     def _say(self, text: str) -> None:
         if self._live and self._shown:
@@ -148,14 +153,14 @@ class _Session:
         self._say(f"netmem: listening on {r.address}:{r.port}, memory {kind}; Ctrl-C ends")
 
     def _loop(self) -> int:
-        r, taken = self.receiver, 0
-        while not self.stopped.is_set():
-            if self.count is not None and taken >= self.count and not r.connections:
+        r = self.receiver
+        while self.stopped is None:
+            if self.count is not None and self.taken >= self.count and not r.connections:
                 break
             r.wait(PROGRESS_S / 2)
-            while r.listener.pending() and (self.count is None or taken < self.count):
-                taken += 1
-                self._accept(taken)
+            while r.listener.pending() and (self.count is None or self.taken < self.count):
+                self.taken += 1
+                self._accept(self.taken)
             for connection in list(r.connections):
                 if not connection.sock.readable():
                     continue
@@ -166,6 +171,18 @@ class _Session:
             self._progress()
             if r.device is not None and r.device.stack.gone is not None and not r.connections:
                 raise r.device.stack.gone
+        return self._cut_short() if self.stopped is not None else 1 if self.failed else 0
+
+    def _cut_short(self) -> int:
+        """A signal ended it: what is still open is a failure; the exit status."""
+        assert self.stopped is not None
+        r, cut = self.receiver, bool(self.receiver.connections)
+        for connection in list(r.connections):
+            r.refuse(connection, f"cut short by {self.stopped.name} after {connection.bytes} bytes")
+            self.failed += 1
+            self._ended(connection)
+        if cut or (self.count is not None and self.taken < self.count):
+            return 128 + self.stopped
         return 1 if self.failed else 0
 
     def _accept(self, number: int) -> None:
@@ -181,15 +198,19 @@ class _Session:
             self.failed += 1
             self._ended(refused)
             return
+        self._files[number] = file
         r.accept(number, Sink(r.provider, file.write), file.close)
 
     def _ended(self, connection: Connection) -> None:
         peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
+        file = self._files.pop(connection.number, None)
+        partial = file.now if file is not None and connection.error and file.now != file.path else None
         if self.as_json:
             event = {"event": "closed", "connection": connection.number, "bytes": connection.bytes}
-            print(json.dumps({**event, "error": connection.error or None}), flush=True)
+            print(json.dumps({**event, "error": connection.error or None, "partial": partial}), flush=True)
         if connection.error:
-            self._say(f"netmem: connection {connection.number} from {peer}: {connection.error}")
+            kept = f"; {partial} has what came" if partial else ""
+            self._say(f"netmem: connection {connection.number} from {peer}: {connection.error}{kept}")
         elif not self.as_json:
             self._say(f"netmem: connection {connection.number} from {peer}: {connection.bytes} bytes")
 

@@ -14,6 +14,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import make_memory
+from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import Device, open_device
@@ -22,7 +23,6 @@ from netmem.netdev.binding import TxBinding
 
 CHUNK = 1 << 20
 SEND_BUFFER = 4 << 20
-TIMEOUT_S = 60.0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -33,11 +33,13 @@ TIMEOUT_S = 60.0
 @wire_options
 @memory_options
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
+              metavar="SECONDS", help="How long the reader may take nothing before the transfer has failed.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as a JSON line on stdout.")
 def command(
     file: str, address: tuple[str, int], allow_remote: bool, nic: str, qemu: str | None, wire: str,
     addresses: tuple[str, ...], gateways: tuple[str, ...], memory: str, memory_size: int,
-    rx_page_size: int, exporter: str, mtu: int, as_json: bool,
+    rx_page_size: int, exporter: str, mtu: int, timeout: float, as_json: bool,
 ) -> None:
     """Send FILE to a TCP server, straight from memory that the driver never maps.
 
@@ -47,6 +49,10 @@ def command(
 
     The file is written into the memory piece by piece; a piece is written anew when the NIC is done with
     it. With --memory none the bytes are copied into the socket's buffer, as send() does.
+
+    Done means that the reader has everything: the connection is closed in this direction, and the reader has
+    closed the other. Otherwise the exit status is 1 (130 after SIGINT, 143 after SIGTERM), and one line says
+    how many bytes the reader's host has.
     """
     chunk = min(CHUNK, memory_size // 2)
     try:
@@ -60,7 +66,7 @@ def command(
             try:
                 binding = device.bind_tx(provider) if provider is not None else None
                 target = device.reach(*address, allow_remote=allow_remote)
-                summary = _send(device, file, target, provider, binding, chunk)
+                summary = _send(device, file, target, provider, binding, chunk, timeout)
                 summary["memory"] = memory
                 if binding is not None:
                     binding.close()
@@ -83,37 +89,89 @@ def command(
 
 def _named(error: NetmemError, wire: str, address: tuple[str, int]) -> NetmemError:
     """The error as one of the address that the user named: on the user wire the gateway stands for it."""
-    if wire == "user" and error.errno == errno.ECONNRESET:
-        where = f"{address[0]}:{address[1]}"
-        text = f"{where} refused the connection or reset it: does anybody listen there?"
-        return NetmemError(errno.ECONNREFUSED, text)
+    if isinstance(error, _CutShort):
+        error.strerror = f"{address[0]}:{address[1]} {error.strerror}"
+        if wire == "user" and error.errno == errno.ECONNRESET and not error.handed:
+            error.strerror += ": does anybody listen there?"
     return error
+
+
+class _CutShort(NetmemError):
+    """A transfer that did not come to its end; ``handed``: bytes that the reader's host has."""
+
+    def __init__(self, error: OSError, handed: int, size: int) -> None:
+        self.handed = handed
+        why = {
+            errno.ECONNRESET: "reset the connection",
+            errno.ETIMEDOUT: "took nothing more in time",
+            errno.ECONNREFUSED: "refused the connection",
+        }.get(error.errno or 0, str(error.strerror or error))
+        super().__init__(error.errno or errno.EIO, f"{why}; it has {handed} of {size} bytes")
 
 
 def _send(
     device: Device, file: str, target: tuple[str, int], provider: AreaProvider | None,
-    binding: TxBinding | None, chunk: int,
+    binding: TxBinding | None, chunk: int, timeout: float,
 ) -> dict[str, Any]:  # fmt: skip
-    total = calls = 0
-    with open(file, "rb", buffering=0) as source, device.connect(*target, timeout=TIMEOUT_S) as sock:
+    with open(file, "rb", buffering=0) as source, device.connect(*target, timeout=timeout) as sock:
+        size = os.fstat(source.fileno()).st_size
         start = time.monotonic()
-        if provider is None or binding is None:
-            while data := source.read(chunk):
-                sock.sendall(data, timeout=TIMEOUT_S)
-                total += len(data)
-                calls += 1
-        else:
-            total, calls = _from_memory(source, sock, provider, binding, chunk)
-        sock.shutdown()
-        sock.wait_drained(TIMEOUT_S)
-        sock.wait_zerocopy(TIMEOUT_S)  # the NIC is done with the memory too
-        sock.check_error()
+        sock.timeout = timeout
+        try:
+            if provider is None or binding is None:
+                total, calls = _by_copy(source, sock, chunk)
+            else:
+                total, calls = _from_memory(source, sock, provider, binding, chunk)
+            sock.shutdown()
+            _until_read(device, sock, timeout)
+            sock.wait_zerocopy(timeout)  # the NIC is done with the memory too
+        except (OSError, Interrupted) as error:
+            handed = _handed(device, sock)
+            sock.abort()
+            if isinstance(error, Interrupted):
+                error.detail = f"{target[0]}:{target[1]} has {handed} of {size} bytes"
+                raise
+            raise _CutShort(error, handed, size) from None
         seconds = time.monotonic() - start
     return {
         "bytes": total, "seconds": round(seconds, 6), "calls": calls,
         "goodput_gbit": round(total * 8 / seconds / 1e9, 3),
         "retrans": device.stack.tcp.counters()["retrans"],
     }  # fmt: skip
+
+
+def _handed(device: Device, sock: TcpSocket) -> int:
+    """Bytes that the far end has, as far as that can still be told."""
+    try:
+        return device.handed(sock)
+    except OSError:
+        return sock.acknowledged()
+
+
+def _until_read(device: Device, sock: TcpSocket, timeout: float) -> None:
+    """Until the reader has closed its end. TimeoutError when it takes nothing for ``timeout`` seconds."""
+    seen, until = -1, 0.0
+    while True:
+        now, handed = time.monotonic(), _handed(device, sock)
+        if handed != seen:
+            seen, until = handed, now + timeout
+        if now >= until:
+            raise TimeoutError(errno.ETIMEDOUT, f"the reader did not close its end in {timeout:g} s")
+        try:
+            if not sock.recv(CHUNK, timeout=min(until - now, 0.25)):  # what it says is not for us
+                return
+        except TimeoutError:
+            continue
+
+
+def _by_copy(source: Any, sock: TcpSocket, chunk: int) -> tuple[int, int]:
+    """The file through the socket's send buffer."""
+    total = calls = 0
+    while data := source.read(chunk):
+        sock.sendall(data)
+        total += len(data)
+        calls += 1
+    return total, calls
 
 
 def _from_memory(
@@ -126,7 +184,7 @@ def _from_memory(
     done = total = calls = part = 0
     while True:
         while last_call[part] >= done:
-            for _, last in sock.zerocopy_completions() or sock.wait_zerocopy(TIMEOUT_S):
+            for _, last in sock.zerocopy_completions() or sock.wait_zerocopy(sock.timeout):
                 done = last + 1
         at = part * chunk
         with provider.cpu_access(write=True):
@@ -135,7 +193,7 @@ def _from_memory(
             return total, calls
         left, start = size, at
         while left:
-            taken = sock.sendmsg_devmem([(start, left)], binding, timeout=TIMEOUT_S)
+            taken = sock.sendmsg_devmem([(start, left)], binding)
             last_call[part] = calls
             calls += 1
             start, left = start + taken, left - taken

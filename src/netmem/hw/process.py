@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import resource
@@ -12,6 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,6 +118,8 @@ class Child(Process):
 
     def __init__(self, argv: Sequence[str], fds: Sequence[int] = ()) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._one_call = threading.Lock()
+        self._calls = itertools.count(1)
         try:
             super().__init__(
                 [*argv, "--control-fd", str(theirs.fileno())], [theirs.fileno(), *fds]
@@ -138,12 +144,26 @@ class Child(Process):
                 raise _error(message)
 
     def call(self, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = 10.0) -> Any:
-        """Send one request and return the answer's ``result``; refusals raise NetmemError."""
+        """Send one request and return the answer's ``result``; refusals raise NetmemError.
+
+        One call at a time; the answer to one that timed out is nobody's.
+        """
+        what, deadline = str(request.get("op")), time.monotonic() + timeout
+        if not self._one_call.acquire(timeout=timeout):
+            text = f"the device's process is busy: {what!r} waited {timeout:g} s"
+            raise TimeoutError(errno.ETIMEDOUT, text)
         try:
-            socket.send_fds(self.sock, [json.dumps(request).encode()], list(fds))
-        except OSError:
-            raise self._gone() from None
-        answer = self._receive(timeout, str(request.get("op")))
+            number = next(self._calls)
+            try:
+                socket.send_fds(self.sock, [json.dumps({**request, "id": number}).encode()], list(fds))
+            except OSError:
+                raise self._gone() from None
+            while True:
+                answer = self._receive(max(0.0, deadline - time.monotonic()), what)
+                if answer.get("id") == number:
+                    break
+        finally:
+            self._one_call.release()
         if "errno" in answer:
             raise _error(answer)
         return answer.get("result")
@@ -152,7 +172,9 @@ class Child(Process):
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         if not poll.poll(timeout * 1e3):
-            raise TimeoutError(f"the device's process did not answer to {what!r} in {timeout:g} s")
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the device's process (pid {self.pid}) did not answer to {what!r} in time"
+            )
         try:
             data = self.sock.recv(MESSAGE_BYTES)
         except OSError:

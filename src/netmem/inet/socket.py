@@ -418,6 +418,10 @@ class TcpSocket:
         """Payload bytes that can be received without waiting."""
         return self._tcp.v[self._c, T.RQ_BYTES]
 
+    def acknowledged(self) -> int:
+        """Payload bytes that were sent and that the peer has acknowledged."""
+        return self._tcp.v[self._c, T.SB_HEAD]
+
     def drained(self) -> bool:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
         v, c = self._tcp.v, self._c

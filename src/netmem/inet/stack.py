@@ -418,19 +418,25 @@ class Stack:
                 ],
             }
 
-    def linger(self, timeout: float) -> None:
-        """Wait until every closed connection's FIN is acknowledged, at most ``timeout`` seconds."""
+    def linger(self, timeout: float, most: float = 60.0) -> None:
+        """Wait until closed connections have sent all that they had and their FIN is acknowledged.
+
+        At most ``timeout`` seconds without progress, and ``most`` in all.
+        """
         v, rows = self.tcp.v, self.tcp.gv
         closing = (T.FIN_WAIT_1, T.CLOSING, T.LAST_ACK)
 
-        def done() -> bool:
-            return not any(
-                v[c, T.STATE] in closing and v[c, T.FLAGS] & T.CF_ORPHAN for c in range(rows[T.G_ROWS])
-            )
+        def left() -> tuple[int, int]:
+            waiting = [
+                c for c in range(rows[T.G_ROWS])
+                if v[c, T.STATE] in closing and v[c, T.FLAGS] & T.CF_ORPHAN
+            ]
+            return len(waiting), sum(v[c, T.SB_HEAD] for c in waiting)
 
-        if not self._closed:
-            with contextlib.suppress(OSError):  # time is up, or the device is gone
-                self.wait(done, timeout, "the last acknowledgement")
+        end = self.clock.now() + int(most * SEC)
+        with contextlib.suppress(OSError):  # time is up, or the device is gone
+            while not self._closed and (before := left())[0] and self.clock.now() < end:
+                self.wait(lambda last=before: left() != last, timeout, "the last acknowledgement")  # type: ignore[misc]
 
     def close(self) -> None:
         """Reset what is open, give everything back, and stop the service thread."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
+import time
 
 from netmem.base.errors import NetmemError
 from netmem.base.formats import PROTO_TCP
@@ -33,7 +35,7 @@ TAP_ADDRESS = "10.20.0.2/24"
 NETWORK, ADDRESS, GATEWAY = "10.0.2.0/24", "10.0.2.15", "10.0.2.2"
 NICS: dict[str, type[SoftnicDriver] | type[IgbDriver]] = {"softnic": SoftnicDriver, "igb": IgbDriver}
 MAX_QUEUES = 16
-LINGER_S = 1.0
+LINGER_S, LINGER_MOST_S = 5.0, 60.0  # for the last bytes: without progress, and in all
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
 
 
@@ -141,11 +143,46 @@ class Device:
         """A connection from the stack behind the NIC."""
         return self.stack.connect(host, port, timeout=timeout)
 
-    def close(self) -> None:
-        """Close stack, device and NIC; nothing is left behind. Waits a little for the last FINs."""
-        self.stack.linger(LINGER_S)
-        self.stack.close()
-        self.dev.close()
+    def handed(self, sock: TcpSocket) -> int:
+        """Bytes sent on a connection that the far end has acknowledged.
+
+        On the software NIC's user wire that is this host's kernel, beyond the gateway.
+        """
+        if isinstance(self.bus, QemuBus) or self.hosts:
+            return sock.acknowledged()
+        return int(self.bus.child.call({"op": "handed", "port": sock.port}))
+
+    def _linger(self, seconds: float) -> None:
+        """Wait until what closed connections sent has reached whom it is for, as long as it moves."""
+        self.stack.linger(seconds, LINGER_MOST_S)
+        if isinstance(self.bus, QemuBus) or self.hosts:
+            return
+        end = time.monotonic() + LINGER_MOST_S
+        seen, until = -1, 0.0
+        with contextlib.suppress(OSError):  # the NIC is gone
+            while (now := time.monotonic()) < end:
+                left, taken = self.bus.child.call({"op": "held"})
+                if not left:
+                    return
+                if left - taken != seen:
+                    seen, until = left - taken, now + seconds
+                if now >= until:
+                    return
+                time.sleep(0.02)
+
+    def close(self, linger: float = LINGER_S) -> None:
+        """Close stack, device and NIC; nothing is left behind.
+
+        What connections sent before they were closed is handed over first, as long as somebody takes it: at
+        most ``linger`` seconds without progress, a minute in all. Connections that are open are reset.
+        """
+        try:
+            self._linger(linger)
+        finally:
+            try:
+                self.stack.close()
+            finally:
+                self.dev.close()
 
     def __enter__(self) -> Device:
         return self

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import select
 import socket
 import struct
+import termios
+from collections import OrderedDict
 
 from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
@@ -20,7 +23,13 @@ from netmem.lab.local import LocalHost
 ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 CHUNK = 2 << 20
 BACKLOG = 4096
+ENDED = 1024
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    """Bytes in a kernel socket's send queue (SIOCOUTQ)."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 class _Bridge:
@@ -31,6 +40,7 @@ class _Bridge:
         self.readable = self.writable = True  # until the kernel says that it would block
         self.in_done = self.out_done = False
         self.held = memoryview(b"")
+        self.taken = 0  # bytes that the kernel took
 
     def pump(self, buffer: bytearray) -> bool:
         """Move bytes both ways; True when any moved. OSError ends the bridge."""
@@ -81,7 +91,18 @@ class _Bridge:
             self.writable = False
             return False
         self.held = self.held[sent:]
+        self.taken += sent
         return True
+
+    def handed(self) -> int:
+        """Bytes that the far end's host has acknowledged."""
+        return self.taken - _unacknowledged(self.kernel)
+
+    def left(self) -> int:
+        """Bytes that the stack sent before it closed its end, and that are still on their way."""
+        if self.out_done:
+            return _unacknowledged(self.kernel)
+        return len(self.held) + self.ours.queued() + 1 if self.ours.at_end() else 0
 
     def finished(self) -> bool:
         """True when both directions are done."""
@@ -89,6 +110,9 @@ class _Bridge:
 
     def close(self) -> None:
         self.ours.close()
+        with contextlib.suppress(OSError):  # what is left unread would turn the end into a reset
+            while self.kernel.recv(CHUNK):
+                pass
         self.kernel.close()
 
     def reset(self) -> None:
@@ -111,6 +135,7 @@ class Gateway:
         self._resting: list[int] = []
         self._outward: list[tuple[TcpListener, str, int]] = []
         self._buffer = bytearray(256 << 10)
+        self._ended: OrderedDict[int, int] = OrderedDict()  # bytes handed over by bridges that are gone
 
     def watch(self, epoll: select.epoll) -> None:
         """Register what there will be to wait for with ``epoll``; before the first ``forward``."""
@@ -207,13 +232,31 @@ class Gateway:
             except OSError:
                 bridge.reset()
             del self._bridges[fd]
+            self._ended[bridge.ours.peer[1]] = bridge.taken
+            if len(self._ended) > ENDED:
+                self._ended.popitem(last=False)
             while self._resting:
                 self._epoll.register(self._resting.pop(), select.EPOLLIN)
             moved = True
         return moved
 
+    def handed(self, port: int) -> int:
+        """Bytes of the stack's connection from ``port`` that the far end's host has acknowledged."""
+        for bridge in self._bridges.values():
+            if bridge.ours.peer[1] == port:
+                return bridge.handed()
+        return self._ended.get(port, 0)
+
+    def held(self) -> tuple[int, int]:
+        """Bytes on their way on connections that the stack closed, and bytes the kernel took, of all."""
+        bridges = self._bridges.values()
+        return sum(bridge.left() for bridge in bridges), sum(bridge.taken for bridge in bridges)
+
     def close(self) -> None:
-        """Stop listening; connections that the stack had closed end in FIN, the others in RST."""
+        """Stop listening; connections that the stack had closed end in FIN, the others in RST.
+
+        Whoever cares about what is on its way waits for ``held`` first.
+        """
         self.pump()
         for bridge in self._bridges.values():
             if bridge.out_done:

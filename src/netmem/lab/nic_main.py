@@ -151,6 +151,7 @@ class NicProcess:
     def _request(self, request: dict[str, object], fds: list[int]) -> None:
         """Answer one request of the driver's side."""
         result: object = None
+        number = request.get("id")
         try:
             match request:
                 case {"op": "map", "offset": int(at), "length": int(n), "io": int(io), "dir": int(d)}:
@@ -165,12 +166,16 @@ class NicProcess:
                     if not isinstance(self.end, UserEnd):
                         raise NetmemError(errno.EOPNOTSUPP, "a TAP wire has no gateway")
                     self.end.gateway.outward(host, p)
+                case {"op": "handed", "port": int(p)}:
+                    result = self.end.gateway.handed(p) if isinstance(self.end, UserEnd) else None
+                case {"op": "held"}:
+                    result = self.end.gateway.held() if isinstance(self.end, UserEnd) else [0, 0]
                 case _:
                     raise NetmemError(errno.EINVAL, f"unknown request {request.get('op')!r}")
-            self.control.say(result=result)
+            self.control.say(id=number, result=result)
         except OSError as error:
             message = error.strerror or str(error)
-            self.control.say(errno=error.errno or 5, message=message)
+            self.control.say(id=number, errno=error.errno or 5, message=message)
         finally:
             close_all(fds)
 

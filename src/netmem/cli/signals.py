@@ -1,0 +1,41 @@
+"""Signals that end a verb: one exception, one line, and the exit status that shells expect."""
+
+from __future__ import annotations
+
+import signal
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(BaseException):
+    """A signal asked the verb to end. ``detail``: what is unfinished because of it, for the message."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.detail = number, ""
+        super().__init__(number)
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.number).name
+        return f"interrupted by {name}" + (f": {self.detail}" if self.detail else "")
+
+    @property
+    def status(self) -> int:
+        """Exit status: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + self.number
+
+
+def raise_on_signals() -> None:
+    """Have the first such signal raise Interrupted, and the second end the process as by default.
+
+    A signal that the parent had us ignore (nohup) stays ignored.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in ENDING:
+            if signal.getsignal(each) == interrupt:
+                signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
