@@ -74,6 +74,9 @@ class Owner:
     def rxq_memory_provider(self, queue):
         return self.provider
 
+    def rxq_binding_id(self, queue):
+        return 1 if self.provider is not None else 0
+
     def page_pool_list(self, pool):
         self.listed = [*getattr(self, "listed", []), pool.id]
 
@@ -82,14 +85,15 @@ class Owner:
 
 
 def bound_provider(memory="dmabuf", size=64 * 4096, rx_page_size=4096):
-    provider = make_provider(memory, size=size, rx_page_size=rx_page_size)
-    provider.bound_io = 0x7000_0000
-    return provider
+    return make_provider(memory, size=size, rx_page_size=rx_page_size)
 
 
 def make_pool(provider=None, **params):
     defaults = {"flags": ALL, "dev": Device(), "max_len": 4096, "netdev": Owner(provider), "pages": 256 * 4096}
-    return PagePool(PagePoolParams(**{**defaults, **params}))
+    wanted = {**defaults, **params}
+    if provider is not None and provider.unreadable:
+        provider.attach(wanted["dev"])
+    return PagePool(PagePoolParams(**wanted))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import errno as _errno
+from typing import Any
 
 
-class NetmemError(OSError):
+class _ByErrno(type):
+    """Picks the class that is the builtin exception for an errno, too."""
+
+    def __call__(cls, *args: Any, **words: Any) -> Any:
+        kind = _kinds.get(args[0], cls) if cls is NetmemError and args else cls
+        return type.__call__(kind, *args, **words)
+
+
+class NetmemError(OSError, metaclass=_ByErrno):
     """An operation that netmem refuses, with the errno Linux gives for the same reason.
 
-    ``str()`` is one line: what was refused, why, and where possible the cure.
+    ``str()`` is one line: what was refused, why, and where possible the cure. It is the builtin exception
+    for its errno, too: ConnectionResetError, TimeoutError and the like.
     """
 
     def __init__(self, errno: int, message: str) -> None:
@@ -18,6 +28,23 @@ class NetmemError(OSError):
         code = self.errno or 0
         name = "ETOOSMALL" if code == ETOOSMALL else _errno.errorcode.get(code, str(code))
         return f"{self.strerror} [{name}]"
+
+
+def _kind(builtin: type[OSError]) -> type:
+    return _ByErrno(f"Netmem{builtin.__name__}", (NetmemError, builtin), {"__doc__": NetmemError.__doc__})
+
+
+_kinds: dict[object, type] = {
+    _errno.ECONNRESET: _kind(ConnectionResetError),
+    _errno.ECONNREFUSED: _kind(ConnectionRefusedError),
+    _errno.ECONNABORTED: _kind(ConnectionAbortedError),
+    _errno.EPIPE: _kind(BrokenPipeError),
+    _errno.ETIMEDOUT: _kind(TimeoutError),
+    _errno.EACCES: _kind(PermissionError),
+    _errno.EPERM: _kind(PermissionError),
+    _errno.EEXIST: _kind(FileExistsError),
+    _errno.ENOENT: _kind(FileNotFoundError),
+}
 
 
 class DeviceGoneError(NetmemError):

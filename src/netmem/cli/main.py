@@ -59,10 +59,10 @@ def main() -> None:
     except click.ClickException as error:
         print(f"netmem: {error.format_message()}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
     except OSError as error:
+        if type(error) is BrokenPipeError:  # whoever read our output has gone
+            sys.stderr.close()
+            sys.exit(1)
         print(f"netmem: {describe(error)}", file=sys.stderr)
         sys.exit(1)
 

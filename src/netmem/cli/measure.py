@@ -95,6 +95,9 @@ class _Owner:
     def rxq_memory_provider(self, queue: int) -> DmabufProvider:
         return self.provider
 
+    def rxq_binding_id(self, queue: int) -> int:
+        return 1
+
     def is_registered(self) -> bool:
         return True
 
@@ -104,11 +107,12 @@ class _Owner:
 def pool(times: int) -> dict[str, Figure | None]:
     """(a): ns per netmem for allocation and put together."""
     provider = DmabufProvider(8 << 20, exporter="memfd")
-    provider.bound_io = 1 << 32
+    device = _NoDevice()
+    provider.attach(device)
     made = PagePool(
         PagePoolParams(
             flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV | PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-            dev=_NoDevice(), max_len=4096, netdev=_Owner(provider),
+            dev=device, max_len=4096, netdev=_Owner(provider),
         )
     )
     refs = np.zeros(BULK, np.int64)

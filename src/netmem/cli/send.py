@@ -160,6 +160,8 @@ def _until_read(device: Device, sock: TcpSocket, timeout: float) -> None:
         try:
             if not sock.recv(CHUNK, timeout=min(until - now, 0.25)):  # what it says is not for us
                 return
+        except NetmemError:
+            raise
         except TimeoutError:
             continue
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from netmem.base.clock import MS, SEC
+from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tokens import DevmemMessage
@@ -23,6 +26,8 @@ from netmem.inet.udp import UdpMessage, UdpSocket
 if TYPE_CHECKING:
     from netmem.inet.stack import Stack
     from netmem.netdev.binding import TxBinding
+
+log = logging.getLogger("netmem.aio")
 
 BACKSTOP_NS = 50 * MS
 Handler = Callable[["AsyncConnection"], Awaitable[object]]
@@ -40,6 +45,7 @@ class AsyncStack:
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._fds: list[int] = []
+        self._over = False  # the stack was closed: nothing is waited for any more
 
     async def __aenter__(self) -> AsyncStack:
         self._loop = asyncio.get_running_loop()
@@ -47,25 +53,60 @@ class AsyncStack:
         self._fds = [driver.irq_fd(), *driver.filenos()]
         for fd in self._fds:
             self._loop.add_reader(fd, self._work)
+        self.stack.closing.append(self._stack_closes)
         self.stack.lead(True)
         self._work()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self._loop is not None
-        for fd in self._fds:
-            self._loop.remove_reader(fd)
-        if self._timer is not None:
-            self._timer.cancel()
-        self.stack.lead(False)
+        self._let_go()
+        if not self.stack.closed:
+            self.stack.closing.remove(self._stack_closes)
+            self.stack.lead(False)
         for _, future in self._waiters:
             future.cancel()
         self._waiters.clear()
+
+    def _let_go(self) -> None:
+        """Watch the NIC no more."""
+        assert self._loop is not None
+        self._over = True
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        self._fds = []
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _stack_closes(self) -> None:
+        """Called by ``Stack.close``, in whichever thread: before descriptors go, end what waits."""
+        loop = self._loop
+        assert loop is not None
+
+        def end() -> None:
+            if not self._over:
+                self._let_go()
+            self._fail(NetmemError(errno.EBADF, "the stack was closed"))
+
+        with contextlib.suppress(RuntimeError):  # no loop runs here
+            if asyncio.get_running_loop() is loop:
+                end()
+                return
+        done = threading.Event()
+
+        def end_there() -> None:
+            end()
+            done.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end_there)
+            done.wait(1.0)
 
     def _work(self) -> None:
         """Poll until nothing moves, wake whoever got what it waits for, and arm interrupt and timer."""
         assert self._loop is not None
         stack = self.stack
+        if self._over:
+            return
         try:
             stack.irq_taken()
             rounds = 0
@@ -108,6 +149,8 @@ class AsyncStack:
         assert self._loop is not None
         if ready():
             return
+        if self._over:
+            raise NetmemError(errno.EBADF, "the stack was closed")
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append((ready, future))
         self._loop.call_soon(self._work)
@@ -133,12 +176,14 @@ class AsyncStack:
         return AsyncConnection(self, sock)
 
     async def serve(
-        self, port: int, handler: Handler, *, backlog: int = 1024, limit: int | None = None
-    ) -> None:
+        self, port: int, handler: Handler, *, backlog: int = 1024, limit: int | None = None,
+        failed: Callable[[AsyncConnection], object] | None = None,
+    ) -> None:  # fmt: skip
         """Accept connections on ``port`` and run ``handler(connection)`` for each, as a task of its own.
 
-        Ends after ``limit`` connections, or when cancelled; the handlers' errors end in an ExceptionGroup.
-        A connection is closed when its handler returns.
+        Ends after ``limit`` connections and their handlers, or when cancelled. A connection is closed when
+        its handler returns. What a handler raises is kept as its connection's ``error``, logged, and ends
+        nobody else; ``failed(connection)`` is called with it, if given.
         """
         listener = self.stack.listen(port, backlog=backlog)
         taken = 0
@@ -147,19 +192,32 @@ class AsyncStack:
                 while limit is None or taken < limit:
                     connection = await self.accept(listener)
                     taken += 1
-                    tasks.create_task(self._handle(connection, handler))
+                    tasks.create_task(self._handle(connection, handler, failed))
         finally:
             listener.close()
 
     async def accept(self, listener: TcpListener, *, timeout: float | None = None) -> AsyncConnection:
-        """The next connection of a listener."""
+        """The next connection of a listener. EBADF when it was closed, ENODEV when the NIC is gone."""
         what = f"a connection to port {listener.port}"
-        await self.wait(lambda: bool(listener.pending()) or self.stack.gone is not None, timeout, what)
+
+        def ready() -> bool:
+            return bool(listener.pending()) or listener.closed or self.stack.gone is not None
+
+        await self.wait(ready, timeout, what)
         return AsyncConnection(self, listener.accept(timeout=0))
 
-    async def _handle(self, connection: AsyncConnection, handler: Handler) -> None:
+    async def _handle(
+        self, connection: AsyncConnection, handler: Handler,
+        failed: Callable[[AsyncConnection], object] | None,
+    ) -> None:  # fmt: skip
         with contextlib.closing(connection):
-            await handler(connection)
+            try:
+                await handler(connection)
+            except Exception as error:
+                connection.error = error
+                log.warning("the handler of %s:%d raised %r", *connection.peer, error)
+                if failed is not None:
+                    failed(connection)
 
     def udp_socket(self, port: int = 0) -> AsyncUdpSocket:
         """A UDP socket on ``port``."""
@@ -167,10 +225,14 @@ class AsyncStack:
 
 
 class AsyncConnection:
-    """A TCP connection for ``async for`` and await; ``sock`` is the socket below."""
+    """A TCP connection for ``async for`` and await; ``sock`` is the socket below.
+
+    ``error``: what its handler raised (``AsyncStack.serve``).
+    """
 
     def __init__(self, stack: AsyncStack, sock: TcpSocket) -> None:
         self._stack, self.sock = stack, sock
+        self.error: Exception | None = None
 
     @property
     def peer(self) -> tuple[str, int]:

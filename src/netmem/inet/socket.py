@@ -42,6 +42,8 @@ class TcpSocket:
     def __init__(self, stack: Stack, c: int) -> None:
         self._stack, self._c = stack, c
         self._tcp, self._dev = stack.tcp, stack.dev
+        self._generation = stack.tcp.generations[c]
+        self._last: dict[str, int] = {}  # statistics, when the row was left
         v = self._tcp.v
         self.peer = (ip_text(self._tcp.remote(c)), v[c, T.PORTS] >> 16)
         self.port = v[c, T.PORTS] & 0xFFFF
@@ -53,14 +55,17 @@ class TcpSocket:
 
     # -- receiving ----------------------------------------------------------------------------
 
+    def _has_row(self) -> bool:
+        """True while the row of the table is this socket's: after ``close`` another may get it."""
+        return not self._stack.closed and self._tcp.generations[self._c] == self._generation
+
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
-        v, c = self._tcp.v, self._c
-        return v[c, T.STATE] in (T.CLOSED, T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT)
+        return self.state() in (T.CLOSED, T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT)
 
     def readable(self) -> bool:
         """True when a receive call would not wait: data, end of stream, or an error."""
-        return self._closed or bool(self._tcp.v[self._c, T.RQ_BYTES]) or self.at_end()
+        return self._closed or bool(self.queued()) or self.at_end()
 
     def _wait_readable(self, timeout: float | None) -> bool:
         """True when data is there, False at the end of the stream; raises the socket's error."""
@@ -151,23 +156,22 @@ class TcpSocket:
                 tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._stack, handle)
-            assert pool.provider is not None
             n = rx.frags_out(
                 tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
-                pool.provider.binding_id, out, bufsize,
+                pool.binding_id, out, bufsize,
             )
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.
 
-        ``tokens``: one token or an array of them, or an array of shape (n, 2) of (first, count)
-        ranges, at most 128 (EINVAL). As in the kernel 1024 tokens are looked at, unknown ones
-        included; those beyond are left, and unknown or repeated ones are skipped.
+        ``tokens``: one token or an array of them, or an array of shape (n, 2) of (first, count) ranges.
+        Unknown or repeated ones are skipped. All of them are looked at: where the kernel stops after 1024
+        tokens or 128 ranges, and expects to be called again, this call goes on.
         """
-        batch = named_tokens(tokens)
         with self._stack.lock:
             self._check_open()
+            batch = named_tokens(tokens, int(self._tokens.v[rx.TK_CAPACITY]))
             repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._stack, self._c, batch)
             if self._tokens.v[rx.TK_DUE]:
@@ -318,10 +322,9 @@ class TcpSocket:
 
     def can_send(self) -> bool:
         """True while data may be sent: connected, and not shut down."""
-        v, c = self._tcp.v, self._c
-        return v[c, T.STATE] in (T.ESTABLISHED, T.CLOSE_WAIT) and not (
-            v[c, T.FLAGS] & T.CF_FIN_QUEUED
-        )
+        if self._closed or self.state() not in (T.ESTABLISHED, T.CLOSE_WAIT):
+            return False
+        return not self._tcp.v[self._c, T.FLAGS] & T.CF_FIN_QUEUED
 
     def room(self) -> int:
         """Free bytes of the send buffer; 0 before the first send."""
@@ -411,21 +414,21 @@ class TcpSocket:
             self._dev.xmit()
 
     def state(self) -> int:
-        """The connection's state, a number of ``tcb`` (RFC 9293, 3.3.2)."""
-        return self._tcp.v[self._c, T.STATE]
+        """The connection's state, a number of ``tcb`` (RFC 9293, 3.3.2); CLOSED once it is gone."""
+        return self._tcp.v[self._c, T.STATE] if self._has_row() else T.CLOSED
 
     def queued(self) -> int:
         """Payload bytes that can be received without waiting."""
-        return self._tcp.v[self._c, T.RQ_BYTES]
+        return self._tcp.v[self._c, T.RQ_BYTES] if not self._closed and self._has_row() else 0
 
     def acknowledged(self) -> int:
         """Payload bytes that were sent and that the peer has acknowledged."""
-        return self._tcp.v[self._c, T.SB_HEAD]
+        return self.statistics()["acknowledged"]
 
     def drained(self) -> bool:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
         v, c = self._tcp.v, self._c
-        return v[c, T.STATE] == T.CLOSED or (
+        return self.state() == T.CLOSED or (
             v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_NXT]
         )
 
@@ -451,13 +454,14 @@ class TcpSocket:
         with self._stack.lock:
             if self._closed:
                 return
+            self._last = {**self.statistics(), "queued": 0, "tokens": 0}
             self._closed = True
             self._stack.changed()
             tokens = self._tokens.all()
             if len(tokens):
                 self._tokens.give_back(self._stack, self._c, tokens)
             self._tokens.close()
-            if self._stack.tcp.v.nbytes and not self._stack._closed:
+            if self._has_row():
                 self._tcp.v[self._c, T.TOKENS_FD] = 0
                 self._tcp.gv[T.G_NOW] = self._stack.clock.now()
                 if abort:
@@ -468,11 +472,17 @@ class TcpSocket:
                     self._dev.xmit()
 
     def statistics(self) -> dict[str, int]:
-        """Bytes in and out, queued, tokens held, windows, round trip in ns."""
+        """Bytes in, out and acknowledged, queued, tokens held, windows, round trip in ns.
+
+        After ``close`` what it was then.
+        """
+        if self._closed or not self._has_row():
+            return self._last
         v, c = self._tcp.v, self._c
         return {
             "bytes_in": v[c, T.BYTES_IN],
             "bytes_out": v[c, T.BYTES_OUT],
+            "acknowledged": v[c, T.SB_HEAD],
             "queued": v[c, T.RQ_BYTES],
             "tokens": self._tokens.held(),
             "window": (v[c, T.RCV_ADV] - v[c, T.RCV_NXT]) & T.MASK32,
@@ -514,6 +524,11 @@ class TcpListener:
             if self._stack.gone is not None:
                 raise self._stack.gone
             raise NetmemError(errno.EBADF, "the listener is closed")
+
+    @property
+    def closed(self) -> bool:
+        """True once ``close`` was called."""
+        return self._listener.closed
 
     def pending(self) -> int:
         """Connections that wait to be accepted."""

@@ -74,8 +74,9 @@ class Stack:
         self._stop = threading.Event()
         self._last_poll = 0
         self._gone: DeviceGoneError | None = None
-        self._trapped: sanitizer.SanitizerError | None = None  # in the service thread
+        self._trapped: Exception | None = None  # in the service thread
         self._closed = False
+        self.closing: list[Callable[[], None]] = []  # called when the stack closes, for whoever waits on it
         dev.stack_notice = {
             "addresses": self.ip.addresses,
             "globals": self.tcp.arena.fd,
@@ -104,9 +105,11 @@ class Stack:
     def poll(self, now: int | None = None, budget: int = BUDGET) -> bool:
         """Receive, run timers, send. True when anything came in or was left over to do."""
         with self.lock:
-            if self._trapped is not None:
+            if self._trapped is not None and threading.current_thread() is not self._service:
                 trapped, self._trapped = self._trapped, None
                 raise trapped
+            if self._closed:
+                raise NetmemError(errno.EBADF, "the stack was closed")
             tcp, dev = self.tcp, self.dev
             gv = tcp.gv
             # A call may have stamped a later time than the caller took: time never goes back.
@@ -312,6 +315,11 @@ class Stack:
         self._changed.notify_all()
 
     @property
+    def closed(self) -> bool:
+        """True once the stack was closed."""
+        return self._closed
+
+    @property
     def gone(self) -> DeviceGoneError | None:
         """The error that says that the device is gone, or None."""
         return self._gone
@@ -341,14 +349,15 @@ class Stack:
                         self._sleep(BACKSTOP_MAX_NS)
                         if not self._stop.is_set() and self.poll():
                             self._changed.notify_all()
-                except sanitizer.SanitizerError as error:
-                    self._trapped = error  # the next poll of the application raises it
+                except DeviceGoneError:
+                    self.check_device()  # calls report it
+                except Exception as error:  # the next call of the application raises it
+                    self._trapped = error
                     self._changed.notify_all()
-                    return
-                except OSError:
-                    return  # the device is gone or closed; calls report it
             if self._gone is not None:
                 return
+            if self._trapped is not None:
+                self._stop.wait(SERVICE_NS / SEC)
 
     # -- sockets ------------------------------------------------------------------------------
 
@@ -447,6 +456,8 @@ class Stack:
             os.eventfd_write(self._kick, 1)
         if self._service is not None and self._service is not threading.current_thread():
             self._service.join(5.0)
+        for call in list(self.closing):
+            call()
         with self.lock:
             if self._closed:
                 return

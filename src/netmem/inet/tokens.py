@@ -33,8 +33,6 @@ assert FRAG.fields is not None
 assert FRAG.fields["dmabuf_id"][1] == 16
 
 Frags = npt.NDArray[np.void]
-MAX_DONTNEED_TOKENS = 1024
-MAX_DONTNEED_RANGES = 128
 MAX_TOKENS = (1 << 31) - 1
 NO_FRAGS = np.zeros(0, FRAG)
 
@@ -51,23 +49,20 @@ class DevmemMessage(NamedTuple):
         return len(self.linear) + int(self.frags["frag_size"].sum())
 
 
-def named_tokens(tokens: npt.ArrayLike) -> Words:
-    """The tokens that SO_DEVMEM_DONTNEED is asked to free: the first 1024. EINVAL for too many ranges."""
+def named_tokens(tokens: npt.ArrayLike, capacity: int) -> Words:
+    """The tokens that a call is asked to free, of a table of ``capacity``. EINVAL for what names none."""
     wanted = np.asarray(tokens)
+    if wanted.dtype.kind not in "iu" and wanted.size:
+        raise NetmemError(errno.EINVAL, "tokens are integers, or (first, count) ranges of them")
     if wanted.ndim == 2:
-        if wanted.shape[1] != 2 or len(wanted) > MAX_DONTNEED_RANGES:
-            raise NetmemError(
-                errno.EINVAL, f"dontneed takes up to {MAX_DONTNEED_RANGES} (first, count) ranges"
-            )
-        left, pieces = MAX_DONTNEED_TOKENS, []
+        if wanted.shape[1] != 2:
+            raise NetmemError(errno.EINVAL, f"ranges are (first, count), not {wanted.shape[1]} numbers")
+        pieces = []
         for first, number in wanted.tolist():
-            take = max(0, min(number, left))
-            pieces.append(np.arange(first, first + take))
-            left -= take
+            begin, end = max(first, 1), min(first + max(number, 0), capacity + 1)
+            pieces.append(np.arange(begin, max(begin, end)))
         wanted = np.concatenate(pieces) if pieces else np.zeros(0)
-    elif wanted.ndim == 0:
-        wanted = wanted[None]
-    return wanted[:MAX_DONTNEED_TOKENS].astype(np.int64)
+    return np.atleast_1d(wanted).astype(np.int64)
 
 
 def pool_of(stack: Stack, handle: int) -> PagePool:

@@ -239,9 +239,21 @@ def open_device(
         ensure_compiled()
         bus = _start_softnic(mtu, bounce)
         dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
-    stack = Stack(dev, both(ADDRESS), config=config)
+    return _on(bus, dev, both(ADDRESS), None, config)
+
+
+def _on(
+    bus: ProcessBus | QemuBus, dev: NetDevice, addresses: list[str], gateways: list[str] | None,
+    config: TcpConfig | None, hosts: list[str] | None = None,
+) -> Device:  # fmt: skip
+    """A stack on a net device, served; the NIC ends when that fails."""
+    try:
+        stack = Stack(dev, addresses, gateways=gateways, config=config)
+    except BaseException:
+        dev.close()
+        raise
     stack.serve()
-    return Device(bus, dev, stack)
+    return Device(bus, dev, stack, hosts)
 
 
 def _open_on_tap(
@@ -272,13 +284,7 @@ def _open_on_tap(
             dev.ethtool.set_features(rx_gro_hw=True)
     finally:
         os.close(fd)
-    try:
-        stack = Stack(dev, addresses, gateways=gateways, config=config)
-    except BaseException:
-        dev.close()
-        raise
-    stack.serve()
-    return Device(bus, dev, stack, hosts)
+    return _on(bus, dev, addresses, gateways, config, hosts)
 
 
 def _start_softnic(mtu: int, bounce: bool, tap_fd: int = -1) -> ProcessBus:

@@ -87,6 +87,9 @@ class PoolOwner(Protocol):
     def rxq_memory_provider(self, queue: int) -> MemoryProvider | None:
         """rxq[queue].mp_params: the provider that is being or was bound to a queue."""
 
+    def rxq_binding_id(self, queue: int) -> int:
+        """Id of the binding that the queue's provider came with, 0 without."""
+
     def is_registered(self) -> bool:
         """False once the device is gone: only then do stalled pools warn."""
 
@@ -151,8 +154,10 @@ class PagePool:
         ring = min(params.pool_size or DEFAULT_RING, MAX_RING)
         ring = 1 << (ring - 1).bit_length()
         self.provider: MemoryProvider | None = None
+        self.binding_id = 0  # what received frags name (dmabuf_id)
         if flags & PP_FLAG_ALLOW_UNREADABLE_NETMEM and params.netdev is not None:
             self.provider = params.netdev.rxq_memory_provider(params.queue_idx)
+            self.binding_id = params.netdev.rxq_binding_id(params.queue_idx)
         if self.provider is not None:
             if not (flags & PP_FLAG_DMA_MAP and flags & PP_FLAG_DMA_SYNC_DEV):
                 raise self._gave_up(
@@ -227,9 +232,10 @@ class PagePool:
             assert params.dev is not None
             if self.provider is not None and self.provider.unreadable:
                 # The binding mapped the area once; syncing it is its user's duty.
-                if self.provider.bound_io is None:
+                io = self.provider.io_address(params.dev)
+                if io is None:
                     raise self._gave_up(errno.EINVAL, "the provider is not mapped for a device")
-                p[ly.P_DMA] = self.provider.bound_io
+                p[ly.P_DMA] = io
             else:
                 fd = self.provider.fd if self.provider is not None else self._page_fd()
                 self._mapped = params.dev.dma_map(fd, 0, area.size, params.dma_dir)

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netmem.base.arena import PAGE_SIZE, Bytes, Region, Words
-from netmem.base.errors import NetmemError
+from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.memory.area import Area
 from netmem.memory.dma import DmaDevice, DmaDirection
 
@@ -22,8 +23,8 @@ RX_PAGE_MAX = 2 << 20
 class MemoryProvider(Protocol):
     """Owns an area and hands its netmem to page pools.
 
-    ``bound_io`` is the I/O address of the area once a binding mapped it for its device, or None for
-    memory that the pool maps as it maps pages. ``unreadable`` tells whether the CPU side may look.
+    ``unreadable`` tells whether the CPU side may look; then a binding maps the area for its device
+    (``attach``), otherwise each pool does, as it maps pages. ``pools``: how many use it.
     """
 
     name: str
@@ -31,15 +32,16 @@ class MemoryProvider(Protocol):
     fd: int
     size: int
     unreadable: bool
-    binding_id: int
-    bound_io: int | None
     pools: int
 
     def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
-        """Make the area reachable for a device when it is bound; its I/O address."""
+        """Make the area reachable for a device when it is bound; its I/O address. May be done again."""
 
-    def detach(self, dma: DmaDevice) -> None:
-        """Undo ``attach``, when the last pool is gone."""
+    def detach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> None:
+        """Undo one ``attach``; the last one ends the mapping."""
+
+    def io_address(self, dma: DmaDevice | None) -> int | None:
+        """Where a device that the area is attached to writes it; None when it is not attached."""
 
     def init(self, pool: PagePool) -> None:
         """mp_ops.init: accept or refuse a pool (E2BIG when its order is not the area's)."""
@@ -74,6 +76,14 @@ def check_size(size: int, rx_page_size: int) -> None:
         )
 
 
+@dataclass
+class _Mapped:
+    """A mapping for a device, and how many bindings use it."""
+
+    io: int
+    users: int = 0
+
+
 class AreaProvider:
     """The life that providers over one file descriptor share; subclasses bring the memory."""
 
@@ -85,21 +95,44 @@ class AreaProvider:
         self.area = Area(
             self.name, size // rx_page_size, rx_page_size.bit_length() - 1, net_iov=net_iov, address=address
         )
-        self.binding_id = 0
-        self.bound_io: int | None = None
         self.pools = 0
+        self._mapped: dict[tuple[int, int], _Mapped] = {}
         self._closed = False
 
     def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
-        """dma_buf_map_attachment(): map the descriptor for the device."""
-        return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
+        """dma_buf_map_attachment(): map the memory for the device, once for all its bindings.
 
-    def detach(self, dma: DmaDevice) -> None:
-        """dma_buf_unmap_attachment()."""
-        if self.bound_io is not None:
-            io, self.bound_io = self.bound_io, None
-            dma.dma_unmap(io)
-        self._let_go()
+        EBADF after ``close``.
+        """
+        if self._closed:
+            raise NetmemError(errno.EBADF, "the memory was given up: its provider is closed")
+        key = self._key(dma, direction)
+        if key not in self._mapped:
+            self._mapped[key] = _Mapped(self._map_for(dma, direction))
+        self._mapped[key].users += 1
+        return self._mapped[key].io
+
+    def detach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> None:
+        """dma_buf_unmap_attachment(), when the last binding goes."""
+        key = self._key(dma, direction)
+        mapped = self._mapped[key]
+        mapped.users -= 1
+        if not mapped.users:
+            del self._mapped[key]
+            with contextlib.suppress(DeviceGoneError):  # the device took its mappings with it
+                dma.dma_unmap(mapped.io)
+            self._let_go()
+
+    def io_address(self, dma: DmaDevice | None) -> int | None:
+        """Where a device that the memory is attached to writes it."""
+        mapped = self._mapped.get(self._key(dma, DmaDirection.FROM_DEVICE))
+        return mapped.io if mapped is not None else None
+
+    def _key(self, dma: DmaDevice | None, direction: DmaDirection) -> tuple[int, int]:
+        return id(dma), int(direction)
+
+    def _map_for(self, dma: DmaDevice, direction: DmaDirection) -> int:
+        return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
 
     def init(self, pool: PagePool) -> None:
         """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ."""
@@ -126,7 +159,6 @@ class AreaProvider:
             "size": self.size,
             "rx_page_size": self.rx_page_size,
             "unreadable": self.unreadable,
-            "binding": self.binding_id,
         }
 
     def uninstall(self, queue: int) -> None:
@@ -150,7 +182,7 @@ class AreaProvider:
 
     def _let_go(self) -> None:
         """When closed, and no pool and no device uses the memory any more: forget it."""
-        if self._closed and self.pools == 0 and self.bound_io is None:
+        if self._closed and self.pools == 0 and not self._mapped:
             self.area.close()
             self._unused()
 

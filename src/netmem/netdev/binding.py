@@ -7,9 +7,9 @@ import errno
 import itertools
 from typing import TYPE_CHECKING
 
-from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.errors import NetmemError
 from netmem.memory.area import Area
-from netmem.memory.dma import DmaDirection
+from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.kernels import hold_range
 from netmem.memory.provider import MemoryProvider, check_size
 from netmem.netdev.driver import NetmemTx, TcpDataSplit
@@ -25,8 +25,9 @@ def bind_rx(dev: NetDevice, queues: list[int], provider: MemoryProvider) -> Bind
     """netdev_nl_bind_rx_doit(): give ``queues`` of ``dev`` a provider, all or none.
 
     Errors in the kernel's order: EINVAL no queues; ERANGE, EINVAL for the rx page size; ENODEV
-    device gone; EOPNOTSUPP no queue management; EINVAL queue out of range; EBUSY provider already
-    bound; EOPNOTSUPP no DMA; then per queue what ``open_rxq`` refuses.
+    device gone; EOPNOTSUPP no queue management; EINVAL queue out of range; EOPNOTSUPP no DMA; EBADF
+    provider closed; then per queue what ``open_rxq`` refuses. The same memory may be bound again, to other
+    queues, for sending, or to another device: its netmem is shared.
     """
     if not queues:
         raise NetmemError(errno.EINVAL, "bind-rx: attribute queues is missing")
@@ -40,23 +41,16 @@ def bind_rx(dev: NetDevice, queues: list[int], provider: MemoryProvider) -> Bind
             raise NetmemError(
                 errno.EINVAL, f"{dev.name} has no receive queue {index}: it has {len(dev.rx_queues)}"
             )
-    if provider.binding_id:
-        raise NetmemError(errno.EBUSY, f"this memory is already bound (id {provider.binding_id})")
     dma = dev.driver.dma_device()
     if dma is None:
         raise NetmemError(errno.EOPNOTSUPP, f"{dev.name} does not support DMA")
-    provider.binding_id = next(_ids)
     if provider.unreadable:
-        try:
-            provider.bound_io = provider.attach(dma)
-        except BaseException:
-            provider.binding_id = 0
-            raise
-    binding = Binding(dev, provider)
+        provider.attach(dma)
+    binding = Binding(dev, provider, dma)
     dev.bindings.append(binding)
     try:
         for index in dict.fromkeys(queues):  # a queue named twice is accepted, as in the kernel
-            open_rxq(dev, index, provider)
+            open_rxq(dev, index, provider, binding.id)
             binding.queues.append(index)
     except BaseException:
         binding.close()
@@ -64,7 +58,7 @@ def bind_rx(dev: NetDevice, queues: list[int], provider: MemoryProvider) -> Bind
     return binding
 
 
-def open_rxq(dev: NetDevice, index: int, provider: MemoryProvider) -> None:
+def open_rxq(dev: NetDevice, index: int, provider: MemoryProvider, binding: int = 0) -> None:
     """netif_mp_open_rxq(): check, set the provider, restart the queue; undone when that fails.
 
     ERANGE index out of range; EINVAL tcp-data-split not enabled; EINVAL hds-thresh not 0;
@@ -82,17 +76,17 @@ def open_rxq(dev: NetDevice, index: int, provider: MemoryProvider) -> None:
     queue = dev.rx_queues[index]
     if queue.mp_params is not None:
         raise NetmemError(errno.EEXIST, f"receive queue {index} already has a memory provider bound")
-    queue.mp_params = provider
+    queue.mp_params, queue.binding_id = provider, binding
     try:
         dev.restart_queue(queue)
     except BaseException:
-        queue.mp_params = None
+        queue.mp_params, queue.binding_id = None, 0
         raise
 
 
 def close_rxq(dev: NetDevice, queue: RxQueue) -> None:
     """netif_mp_close_rxq(): back to ordinary pages."""
-    queue.mp_params = None
+    queue.mp_params, queue.binding_id = None, 0
     if dev.is_present():
         dev.restart_queue(queue)
 
@@ -104,9 +98,9 @@ class Binding:
     page pool with it is gone, that is when all tokens came back.
     """
 
-    def __init__(self, dev: NetDevice, provider: MemoryProvider) -> None:
-        self._dev, self.provider = dev, provider
-        self.id = provider.binding_id
+    def __init__(self, dev: NetDevice, provider: MemoryProvider, dma: DmaDevice) -> None:
+        self._dev, self.provider, self._dma = dev, provider, dma
+        self.id = next(_ids)
         self.queues: list[int] = []
         self._closed = False
 
@@ -125,13 +119,11 @@ class Binding:
 
     def reap(self) -> None:
         """End the mapping once nobody uses the memory any more."""
-        if not self._closed or self.provider.pools:
+        if not self._closed or any(pool.binding_id == self.id for pool in self._dev.pools.values()):
             return
         self._dev.bindings.remove(self)
-        dma = self._dev.driver.dma_device()
-        self.provider.binding_id = 0
-        if self.provider.bound_io is not None and dma is not None:
-            self.provider.detach(dma)
+        if self.provider.unreadable:
+            self.provider.detach(self._dma)
 
     def outstanding(self) -> int:
         """Netmems of this memory that no pool and no free list has."""
@@ -162,7 +154,7 @@ def bind_tx(dev: NetDevice, provider: MemoryProvider) -> TxBinding:
     dma = dev.driver.dma_device()
     if dma is None:
         raise NetmemError(errno.EOPNOTSUPP, f"{dev.name}: no DMA-capable device found")
-    binding = TxBinding(dev, provider, provider.attach(dma, DmaDirection.TO_DEVICE))
+    binding = TxBinding(dev, provider, dma, provider.attach(dma, DmaDirection.TO_DEVICE))
     dev.tx_bindings.append(binding)
     return binding
 
@@ -174,8 +166,9 @@ class TxBinding:
     references that sends in flight hold. The mapping ends when the last of them is done.
     """
 
-    def __init__(self, dev: NetDevice, provider: MemoryProvider, io: int) -> None:
+    def __init__(self, dev: NetDevice, provider: MemoryProvider, dma: DmaDevice, io: int) -> None:
         self._dev, self.provider, self.io, self.size = dev, provider, io, provider.size
+        self._dma = dma
         self.id = next(_ids)
         self.area = Area(f"{provider.name}-tx", provider.size >> PAGE_SHIFT, PAGE_SHIFT, net_iov=True)
         self.in_flight = 0  # ranges that were sent and may still be read by the device
@@ -214,10 +207,7 @@ class TxBinding:
             return
         self.closed = self._gone = True
         self._dev.tx_bindings.remove(self)
-        dma = self._dev.driver.dma_device()
-        if dma is not None:
-            with contextlib.suppress(DeviceGoneError):
-                dma.dma_unmap(self.io)
+        self.provider.detach(self._dma, DmaDirection.TO_DEVICE)
         self.area.close()
         self._dev.publish()
 

@@ -105,7 +105,7 @@ class Capture:
         at, size = (index << pool.area.shift) + int(row[B_OFFSET]), int(row[B_SIZE])
         if pool.provider is None:
             return "", ctypes.string_at(pool.area.address + at, size)
-        return f"dmabuf {pool.provider.binding_id} offset {at} length {size}", b""
+        return f"dmabuf {pool.binding_id} offset {at} length {size}", b""
 
     def sent(self, now: int) -> None:
         """The rows that were filled since last asked, before the driver takes them."""

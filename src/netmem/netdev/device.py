@@ -36,6 +36,7 @@ class RxQueue:
         self.index = index
         self.mem: Any = None
         self.mp_params: MemoryProvider | None = None
+        self.binding_id = 0
         self.pool: PagePool | None = None  # payload pool, for accounts
 
 
@@ -162,6 +163,10 @@ class NetDevice:
     def rxq_memory_provider(self, queue: int) -> MemoryProvider | None:
         """The provider that a pool for this queue must use."""
         return self.rx_queues[queue].mp_params
+
+    def rxq_binding_id(self, queue: int) -> int:
+        """Id of the binding that the queue's provider came with, 0 without."""
+        return self.rx_queues[queue].binding_id
 
     def _start_queue(self, queue: RxQueue) -> None:
         mem = self.driver.queue_mem_alloc(self.queue_config(queue), queue.index)
@@ -319,11 +324,13 @@ class NetDevice:
                 self.watch.blame(queue.index, "the stack")
             if self.capture is not None:
                 self.capture.received(batch, now)
-            receive(batch, queue.index, available)
-            if sanitizer.ON:
-                self.watch.blame(queue.index, f"{type(driver).__name__}.rx_refill()")
-            driver.rx_refill(queue.index, batch)
-            batch.clear()
+            try:
+                receive(batch, queue.index, available)
+            finally:  # whatever happens up there, what was not taken is posted again, and handed up once
+                if sanitizer.ON:
+                    self.watch.blame(queue.index, f"{type(driver).__name__}.rx_refill()")
+                driver.rx_refill(queue.index, batch)
+                batch.clear()
             total += got
         if sanitizer.ON:
             self.watch.check()
@@ -364,7 +371,10 @@ class NetDevice:
                         "id": queue.index,
                         "pool": queue.pool.id if queue.pool else None,
                         "ring": queue.mem.arena.fd if hasattr(queue.mem, "arena") else -1,
-                        "provider": queue.mp_params.describe() if queue.mp_params else None,
+                        "provider": (
+                            {**queue.mp_params.describe(), "binding": queue.binding_id}
+                            if queue.mp_params else None
+                        ),
                     }
                     for queue in self.rx_queues
                 ],

@@ -150,11 +150,13 @@ class Network:
             self.theirs.close()
         missing = {pool.id: pool.inflight() for pool in self._pools if pool.inflight()}
         text = f"netmems that never came back, by pool: {missing}; before closing: {held or 'nobody'}"
-        assert not missing, text
+        if missing:
+            raise AssertionError(text)
         sanitizer.check([pool.area_a for pool in self._pools if pool.area_a.nbytes])
         if self.provider is not None:
             area = self.provider.area
-            assert area.free == area.count, f"{area.count - area.free} netmems of the provider are missing"
+            if area.free != area.count:
+                raise AssertionError(f"{area.count - area.free} netmems of the provider are missing")
             self.provider.close()
 
     def __enter__(self) -> Network:

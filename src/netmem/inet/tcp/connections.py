@@ -103,6 +103,7 @@ class Connections:
         self.e[1:-1, T.E_NEXT] = np.arange(2, config.entries + 1)
         g[T.G_EFREE], g[T.G_ECOUNT] = 1, config.entries
         self.free = list(range(config.connections - 1, -1, -1))
+        self.generations = [0] * config.connections  # times each row was given back: a handle is both
         self._due: Words = np.zeros(256, np.int64)
         self.listeners: dict[int, Listener] = {}
         self._secret = config.secret or os.urandom(16)
@@ -268,6 +269,7 @@ class Connections:
         self.fed(c)
         k.hash_remove(self.g, self.t, c)
         self.t[c] = 0
+        self.generations[c] += 1
         self.free.append(c)
 
     def fed(self, c: int) -> None:

@@ -280,8 +280,7 @@ class UdpSocket:
             binding, pool = 0, next(iter(stack.dev.pools.values()))
             if handle:
                 pool = pool_of(stack, handle)
-                assert pool.provider is not None
-                binding = pool.provider.binding_id
+                binding = pool.binding_id
             found = np.empty((datagrams, k.DG_WORDS), np.int64)
             frags = np.empty((max_frags, 3), np.int64)
             linear = np.empty(LINEAR_ROOM, np.uint8)
@@ -305,11 +304,11 @@ class UdpSocket:
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """Give frags back; how many tokens were freed. As ``TcpSocket.devmem_dontneed``."""
-        batch = named_tokens(tokens)
         with self._stack.lock:
             self._check_open()
             if self._tokens is None:
                 return 0
+            batch = named_tokens(tokens, int(self._tokens.v[rx.TK_CAPACITY]))
             repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._stack, -1, batch)
             if repeated:

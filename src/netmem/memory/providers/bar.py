@@ -36,9 +36,12 @@ class BarProvider(AreaProvider):
         self.address, self._on_release = address, release
         super().__init__(fd, size, rx_page_size, net_iov=True, address=0)
 
-    def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
+    def _map_for(self, dma: DmaDevice, direction: DmaDirection) -> int:
         """dma_map_resource(): the other device's memory is there already, it only needs an I/O address."""
         return dma.dma_map_resource(self.address, self.size)
+
+    def _key(self, dma: DmaDevice | None, direction: DmaDirection) -> tuple[int, int]:
+        return id(dma), 0  # one address, whichever way the bytes go
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "bus_address": self.address}
