@@ -399,7 +399,7 @@ def test_bad_files_are_named_and_the_rest_is_checked(tmp_path):
     with open(path / "huge.c", "wb") as file:
         file.truncate(9 << 20)
     done = run("--no-cache", path)
-    assert "huge.c: cannot be read, or larger than 8 MiB" in done.stderr
+    assert "huge.c: cannot be read, or larger than 4 MiB" in done.stderr
     assert "R6" in done.stdout
 
 

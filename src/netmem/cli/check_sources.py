@@ -68,7 +68,7 @@ def check_sources(paths: list[Path], options: Options) -> int:
         if live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
     for problem in (*problems, *(p for r in reports for p in r.problems)):
-        print(f"netmem: {problem}", file=sys.stderr)
+        print(f"netmem: {tree.printable(problem)}", file=sys.stderr)
     if not reports:
         print("netmem: nothing was checked", file=sys.stderr)
         return 2
@@ -87,7 +87,7 @@ def describe_tree(paths: list[Path]) -> str:
     today = datetime.date.today().isoformat()
     if root is None:
         return f"{', '.join(map(str, paths))}, {today}"
-    text = (root / "Makefile").read_text(errors="replace")
+    text = (tree.load(str(root / "Makefile")) or b"").decode("utf-8", "replace")
     numbers = [
         re.search(rf"^{name} *= *(\w*)", text, re.MULTILINE) for name in ("VERSION", "PATCHLEVEL", "SUBLEVEL")
     ]
@@ -120,7 +120,7 @@ def _text(reports: list[Report], options: Options, seconds: float) -> None:
             r for r in reports if r.requirements.get("R1") is None or r.requirements["R1"].verdict != FAIL
         ]
         ids = [rule.id for rule in RULES if not options.only or rule.id in options.only]
-        rows: list[list[object]] = [[r.driver, *(_cell(r, id_) for id_ in ids)] for r in shown]
+        rows: list[list[object]] = [[escape(r.driver), *(_cell(r, id_) for id_ in ids)] for r in shown]
         console.print(table("|".join(["<driver", *(f"<{id_}" for id_ in ids)]), rows))
         if len(shown) < len(reports):
             console.print(
@@ -179,7 +179,7 @@ def _change(found: list[changes.Change], options: Options, problems: list[str]) 
     if options.kind != "text":
         raise click.UsageError("a change is shown as text or json")
     for problem in problems:
-        print(f"netmem: {problem}", file=sys.stderr)
+        print(f"netmem: {tree.printable(problem)}", file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for one in found:
         colour = "bold red" if one.worse else "green"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import click
 
 from netmem.contract.convert import Refused, convert
+from netmem.contract.lint.tree import printable
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -38,13 +40,13 @@ def command(path: Path, output: Path | None) -> None:
     if not made.patch:
         print(f"netmem: {made.driver}: payload is netmem already, nothing to convert", file=sys.stderr)
         return
-    todo = "".join(f"{one.file}:{one.line}: {one.reason}\n" for one in made.remaining)
+    todo = "".join(printable(f"{one.file}:{one.line}: {one.reason}") + "\n" for one in made.remaining)
     if output is None:
         sys.stdout.write(made.patch)
         sys.stderr.write(todo)
         return
     output.mkdir(parents=True, exist_ok=True)
-    name = Path(made.driver).name.removesuffix(".c")
+    name = re.sub(r"[^\w.-]|^\.+", "_", Path(made.driver).name.removesuffix(".c")) or "driver"
     patch, left = output / f"0001-{name}-netmem.patch", output / f"{name}-remaining.txt"
     patch.write_text(made.patch, errors="surrogateescape")
     left.write_text(todo)

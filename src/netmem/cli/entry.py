@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from netmem.cli.signals import Interrupted, raise_on_signals
@@ -11,6 +12,8 @@ def main() -> None:
     """Run the command line."""
     try:
         raise_on_signals()
+        # Nothing here multiplies matrices: NumPy's threads would only keep privileges that we drop.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from netmem.cli.main import main as run
 
         run()

@@ -50,6 +50,7 @@ class Setup:
     wire: str = "user"
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
+    drop_privileges: bool = False
 
 
 @dataclass
@@ -148,6 +149,7 @@ class Receiver:
             self.device = open_device(
                 setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu, wire=setup.wire,
                 addresses=list(setup.addresses), gateways=list(setup.gateways),
+                drop_privileges=setup.drop_privileges,
             )  # fmt: skip
             self.provider = make_memory(
                 self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter

@@ -14,7 +14,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
-from netmem.cli.signals import ENDING
+from netmem.cli.signals import endings
 from netmem.memory import sanitizer
 
 PROGRESS_S = 0.5
@@ -66,7 +66,7 @@ def command(
     if sanitize:
         sanitizer.enable()
     capture = options.pop("capture")
-    setup = Setup(tcp_data_split=tcp_data_split == "on", **options)
+    setup = Setup(tcp_data_split=tcp_data_split == "on", drop_privileges=True, **options)
     _check_output("-o", output)
     _check_output("--capture", capture)
     try:
@@ -108,9 +108,7 @@ class _Session:
 
     def run(self) -> int:
         """Until --count connections ended or a signal came; the exit status."""
-        before = {
-            s: signal.signal(s, self._stop) for s in ENDING if signal.getsignal(s) != signal.SIG_IGN
-        }
+        before = {s: signal.signal(s, self._stop) for s in endings()}
         try:
             self._announce()
             status = self._loop()

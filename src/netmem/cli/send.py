@@ -60,7 +60,7 @@ def command(
             check_size(memory_size, rx_page_size)
         with open_device(
             nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways),
-            config=TcpConfig(sndbuf=SEND_BUFFER),
+            config=TcpConfig(sndbuf=SEND_BUFFER), drop_privileges=True,
         ) as device:
             provider = make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
             try:

@@ -7,6 +7,12 @@ import signal
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def endings() -> list[signal.Signals]:
+    """The signals that are to end a verb here."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in ENDING if not (nohup and number == signal.SIGHUP)]
+
+
 class Interrupted(BaseException):
     """A signal asked the verb to end. ``detail``: what is unfinished because of it, for the message."""
 
@@ -27,7 +33,8 @@ class Interrupted(BaseException):
 def raise_on_signals() -> None:
     """Have the first such signal raise Interrupted, and the second end the process as by default.
 
-    A signal that the parent had us ignore (nohup) stays ignored.
+    SIGHUP stays ignored where the parent had us ignore it (nohup); SIGINT does not, which every shell has
+    what it starts in the background ignore.
     """
 
     def interrupt(number: int, frame: object) -> None:
@@ -36,6 +43,5 @@ def raise_on_signals() -> None:
                 signal.signal(each, signal.SIG_DFL)
         raise Interrupted(number)
 
-    for number in ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    for number in endings():
+        signal.signal(number, interrupt)

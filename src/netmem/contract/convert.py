@@ -21,6 +21,7 @@ import tree_sitter
 import tree_sitter_c
 
 from netmem.contract.lint import api, csource, tree
+from netmem.contract.lint.changes import GIT, git_environment
 from netmem.contract.lint.check import understand
 from netmem.contract.lint.csource import Stmt
 from netmem.contract.lint.labels import Frame
@@ -76,7 +77,8 @@ def convert(path: Path) -> Conversion:
         )
     root = tree.root_of(path.absolute())
     case = understand(found[0], root, tree.exports(root, path.absolute()))
-    base = root or Path.cwd()
+    top = tree.top_of(found[0], root)
+    base = top if root is not None or not tree.is_inside(top, Path.cwd()) else Path.cwd()
     payload = [e for e in case.of("alloc") if not e.xdp and case.mine(e)]
     if not payload:
         raise Refused("no payload is allocated from a page pool: there is nothing to convert yet (R1)")
@@ -531,7 +533,10 @@ class _Rewriter:
             self._edit(end, end, "#include <net/netmem.h>\n")
 
     def patch(self) -> str:
-        """What `git apply` takes, from the top of the tree."""
+        """What `git apply` takes, from the top of the tree. Refused for a file outside of it."""
+        for path in self.edits:
+            if not tree.is_inside(path, self.base) or os.path.relpath(path, self.base).startswith(".."):
+                raise Refused(f"{tree.printable(path)} is not below {self.base}")
         with tempfile.TemporaryDirectory(prefix="netmem-convert-") as folder:
             for one in self.world.own:
                 edits = self.edits.get(one.path)
@@ -545,15 +550,18 @@ class _Rewriter:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(content)
             words = [
-                "git",
+                *GIT,
                 "diff",
                 "--no-index",
                 "--no-color",
                 "--no-ext-diff",
+                "--no-textconv",
                 "--src-prefix=",
                 "--dst-prefix=",
             ]
-            done = subprocess.run([*words, "a", "b"], cwd=folder, capture_output=True, timeout=60)
+            done = subprocess.run(
+                [*words, "a", "b"], cwd=folder, env=git_environment(), capture_output=True, timeout=60
+            )
         if done.returncode not in (0, 1):
             raise Refused(f"git diff: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout.decode("utf-8", "surrogateescape")

@@ -48,6 +48,7 @@ class Process:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads that would keep what main() drops
         )
         self.pid = self._popen.pid
 
@@ -206,8 +207,8 @@ def _error(message: dict[str, Any]) -> Exception:
 
 
 def python_argv(module: str, *args: str) -> list[str]:
-    """The argument list that runs one of our modules with this interpreter."""
-    return [sys.executable, "-X", "faulthandler", "-m", module, *args]
+    """The arguments that run one of our modules with this interpreter; nothing of the current folder."""
+    return [sys.executable, "-P", "-X", "faulthandler", "-m", module, *args]
 
 
 class Control:

@@ -10,6 +10,7 @@ import time
 
 from netmem.base.errors import NetmemError
 from netmem.base.formats import PROTO_TCP
+from netmem.base.privileges import CAP_DAC_OVERRIDE, drop_capabilities
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv, raise_file_limit
@@ -202,6 +203,7 @@ def open_device(
     wire: str = "user",
     addresses: list[str] | None = None,
     gateways: list[str] | None = None,
+    drop_privileges: bool = False,
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
@@ -210,7 +212,11 @@ def open_device(
     user wire the stack has addresses 10.0.2.15 and fd00::f, and a gateway offers host ports
     (``Device.forward``); on a TAP it has ``addresses``, by default 10.20.0.2/24, and the routers
     ``gateways``; segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on
-    which page memory must be synced. Errors: EINVAL for arguments that no device can have; EPERM for a TAP
+    which page memory must be synced. ``drop_privileges``: once what needs them is open, this thread, and all
+    that it starts from then on, gives up all capabilities but CAP_DAC_OVERRIDE (files are written whoever
+    they belong to); the NIC's process of a softnic has none in any case.
+
+    Errors: EINVAL for arguments that no device can have; EPERM for a TAP
     without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
     QEMU that has the NIC.
     """
@@ -225,10 +231,12 @@ def open_device(
         raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
     if kind == "tap":
         mine = addresses or [TAP_ADDRESS]
-        return _open_on_tap(nic, name, mine, gateways, queues, mtu, bounce, config, qemu)
+        return _open_on_tap(nic, name, mine, gateways, queues, mtu, bounce, config, qemu, drop_privileges)
     if addresses or gateways:
         raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
     raise_file_limit()
+    if drop_privileges:
+        drop_capabilities([CAP_DAC_OVERRIDE])
     bus: ProcessBus | QemuBus
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute
@@ -266,6 +274,7 @@ def _open_on_tap(
     bounce: bool,
     config: TcpConfig | None,
     qemu: str | None,
+    drop_privileges: bool,
 ) -> Device:
     bus: ProcessBus | QemuBus
     if nic == "igb":
@@ -275,6 +284,8 @@ def _open_on_tap(
     fd = open_tap(name, offload=nic != "igb")
     try:
         hosts = configure_tap(name, addresses, mtu=mtu)
+        if drop_privileges:
+            drop_capabilities([CAP_DAC_OVERRIDE])
         if nic == "igb":
             bus = lab_qemu.start_tap(qemu, fd, 15, bounce=bounce)
             dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu)

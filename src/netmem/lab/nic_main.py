@@ -12,6 +12,7 @@ import time
 from netmem.base import jit
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
+from netmem.base.privileges import drop_capabilities
 from netmem.hw.process import Control, close_all, raise_file_limit
 from netmem.hw.softnic.model import SoftNic
 from netmem.hw.softnic.regs import R_ITR_NS
@@ -205,6 +206,7 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_file_limit()
+    drop_capabilities()  # frames from outside are looked at here: all that is needed are the descriptors
     process = NicProcess(args)
     if not jit.is_warm():
         process.control.say(event="compiling")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from netmem.base import jit
+from netmem.base import folders, jit
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip
@@ -173,11 +173,46 @@ def _transfer(
 
 
 def ensure_compiled() -> None:
-    """Compile everything before it is needed; says so, because it takes a while the first time."""
-    if jit.is_warm():
+    """Compile everything before it is needed; says so, because it takes a while the first time.
+
+    One process compiles, others that need the same wait for it.
+    """
+    if jit.is_warm(thorough=True):
         return
-    print("netmem: compiling (once for each version, up to a minute) ...", file=sys.stderr, flush=True)
+    folder = jit.cache_dir()
+    if folder is None:
+        _tell(f"compiled kernels cannot be kept ({jit.why_no_cache()}): compiling, a minute for each run ...")
+        _compile_all()
+        return
+    with folders.locked(folder / "lock", _Progress("another process compiles; waiting").tick):
+        if jit.is_warm():
+            return
+        again = any(folder.rglob("*.nbi"))
+        _tell(
+            "compiled kernels are incomplete or damaged: compiling what is missing ..." if again
+            else "compiling (once for each version, up to a minute) ..."
+        )  # fmt: skip
+        _compile_all()
+
+
+def _compile_all() -> None:
     try:
         selftest()
     except OSError as error:
         raise NetmemError(error.errno or 5, f"self-test failed: {error.strerror}") from None
+
+
+def _tell(text: str) -> None:
+    print(f"netmem: {text}", file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """Says what is waited for, at first and every ten seconds."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._next = text, 0.0
+
+    def tick(self, waited: float) -> None:
+        if waited >= self._next:
+            self._next = waited + 10.0
+            _tell(f"{self._text} ({waited:.0f} s)")

@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,16 +103,34 @@ def read_baseline(path: str) -> list[Report]:
         ) from None
 
 
+def git_environment() -> dict[str, str]:
+    """For git on a tree that may be hostile: no configuration but the repository's own, nothing fetched."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {
+        **kept, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C",
+    }  # fmt: skip
+
+
+# What a repository's own configuration could have git run. Filters it cannot: only raw objects are read.
+GIT = (
+    "git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-c", "protocol.allow=never",
+    "-c", f"core.attributesFile={os.devnull}", "-c", "core.pager=cat", "-c", "diff.external=",
+    "-c", "safe.directory=*",
+)  # fmt: skip
+
+
 def _git(folder: Path, *words: str, data: bytes | None = None) -> bytes:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S
-        )
+            [*GIT, "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S,
+            env=git_environment(),
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotCompare(f"git {words[0]}: {error}") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["failed"]
-        raise CannotCompare(f"git {words[0]}: {lines[-1]}")
+        raise CannotCompare(f"git {words[0]}: {tree.printable(lines[-1])}")
     return done.stdout
 
 
@@ -143,7 +161,7 @@ class Comparison:
                 _unpack(self.root, self.new, names, after)
             else:
                 _unpack(self.root, self.old, names, after)
-                _git(after, "init", "-q")
+                _git(after, "init", "-q", "--template=")
                 _git(after, "apply", "--whitespace=nowarn", "-", data=self.patch)
             return against(self._judge(before, problems), self._judge(after, problems))
 
@@ -157,6 +175,7 @@ class Comparison:
         (folder / "Makefile").touch()
         tree.load.cache_clear()
         tree._called.cache_clear()
+        tree._real.cache_clear()
         paths = [p for path in self.paths if (p := folder / path.relative_to(self.root)).exists()]
         found: list[str] = []
         reports = check(paths, found) if paths else []  # folders of their own: not to be kept
@@ -164,29 +183,50 @@ class Comparison:
         return reports
 
 
+WANTED = (".c", ".h", "Makefile", "Kbuild")
+
+
 def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
+    """C files and Makefiles below ``names``, of a revision or as they lie in the tree (""), to ``to``."""
     to.mkdir(parents=True)
-    if revision == "":
-        for name in names:  # the tree as it lies there
-            source = root / name
-            if source.is_dir():
-                shutil.copytree(
-                    source,
-                    to / name,
-                    symlinks=True,
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns(".git"),
-                )
-            elif source.is_file():
-                (to / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, to / name)
-        return
-    listed = os.fsdecode(_git(root, "ls-tree", "-z", "--name-only", revision, "--", *names)).split("\0")
-    present = [name for name in listed if name]
-    if not present:
-        return
-    archive = _git(root, "archive", "--format=tar", revision, "--", *present)
-    subprocess.run(["tar", "-x", "-C", str(to)], input=archive, check=True, timeout=TIMEOUT_S)
+    files = _of_revision(root, revision, names) if revision else _of_tree(root, names)
+    for name, text in files:
+        target = to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text)
+
+
+def _of_tree(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        top = root / name
+        if not tree.is_inside(top, root):
+            continue
+        found = [top] if top.is_file() else [f / n for f, ns in tree.folders(top, []) for n in ns]
+        for path in found:
+            if path.name.endswith(WANTED) and tree.is_inside(path, root):
+                text = tree.load(str(path))
+                if text is not None:
+                    yield str(path.relative_to(root)), text
+
+
+def _of_revision(root: Path, revision: str, names: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Raw objects: no filter of the tree's configuration runs, no link is made."""
+    listed = _git(root, "ls-tree", "-r", "-z", "-l", "--full-tree", revision, "--", *names).split(b"\0")
+    wanted: list[tuple[str, str]] = []
+    for line in listed:
+        about, _, name = line.partition(b"\t")
+        words = about.split()
+        if len(words) == 4 and words[0] in (b"100644", b"100755") and int(words[3]) <= tree.MAX_FILE:
+            path = os.fsdecode(name)
+            if path.endswith(WANTED) and ".." not in path.split("/"):
+                wanted.append((path, words[2].decode()))
+    data = _git(root, "cat-file", "--batch", data="".join(f"{id_}\n" for _, id_ in wanted).encode())
+    at = 0
+    for path, _ in wanted:
+        end = data.index(b"\n", at)
+        size = int(data[at:end].split()[2])
+        yield path, data[end + 1 : end + 1 + size]
+        at = end + size + 2
 
 
 def _top(paths: list[Path]) -> Path:

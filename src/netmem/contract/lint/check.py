@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netmem.base import folders
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.flow import Flow
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
@@ -21,6 +25,9 @@ from netmem.contract.lint.rules import RULES
 from netmem.contract.lint.world import World
 
 SUPPRESS = re.compile(r"(?:/\*|//|^\s*\*).*?netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
+MAX_LINE = 500  # a longer line suppresses nothing
+KEPT_REPORTS = 5000
+DRIVER_S = 180  # seconds for one driver: the largest of Linux takes ten
 EXTRA_FILES = 12  # files beyond the text filter that a driver may pull in because payload is passed to them
 
 
@@ -74,10 +81,11 @@ def judge(
         for e in case.events if e.what not in ("kept", "passed", "write")
     ]  # fmt: skip
     for verdict in report.requirements.values():
-        for one in verdict.evidence:
-            one.file = _short(one.file, base)
-    for one in (*report.unused_suppressions, *report.suppressed, *report.looked_at):
-        one.file = _short(one.file, base)
+        verdict.why = tree.printable(verdict.why)
+    places = [one for verdict in report.requirements.values() for one in verdict.evidence]
+    for one in (*places, *report.unused_suppressions, *report.suppressed, *report.looked_at):
+        one.file, one.message = _short(one.file, base), tree.printable(one.message)
+    report.problems = [tree.printable(one) for one in report.problems]
     return report
 
 
@@ -122,9 +130,9 @@ def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
 def _short(path: str, base: Path) -> str:
     try:
         short = os.path.relpath(path, base)
-        return path if short.startswith("..") else short
+        return tree.printable(path if short.startswith("..") else short)
     except ValueError:
-        return path
+        return tree.printable(path)
 
 
 def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
@@ -137,7 +145,7 @@ def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
         if b"netmem:" not in one.text:
             continue
         for number, line in enumerate(one.lines, 1):
-            match = SUPPRESS.search(line)
+            match = SUPPRESS.search(line) if len(line) <= MAX_LINE else None
             for id_ in re.findall(r"R[1-7]", match[1]) if match else ():
                 mark = one.path, number, id_
                 marks[mark] = match[2].strip() if match else ""
@@ -222,10 +230,9 @@ def _version() -> bytes:
     return digest.digest()
 
 
-def cache_folder() -> Path:
-    """Where verdicts are kept."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(home) / "netmem" / "lint"
+def cache_folder() -> Path | None:
+    """Where verdicts are kept; None without a folder that is ours alone."""
+    return folders.own_folder("netmem/lint")[0]
 
 
 def _key(
@@ -263,6 +270,25 @@ def from_json(body: dict[str, Any]) -> Report:
 _shared: dict[str, Any] = {}
 
 
+@contextlib.contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """TimeoutError after so many seconds, where a signal can be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _one(number: int) -> dict[str, Any]:
     driver = _shared["drivers"][number]
     folder: Path | None = _shared["cache"]
@@ -276,10 +302,13 @@ def _one(number: int) -> dict[str, Any]:
         except (OSError, ValueError):
             pass
     try:
-        body = to_json(judge(driver, _shared["root"], _shared["exports"], _shared["everything"]))
-    except Exception as error:  # one driver must not take the others' verdicts with it
+        with _limited(DRIVER_S):
+            body = to_json(judge(driver, _shared["root"], _shared["exports"], _shared["everything"]))
+    except (Exception, RecursionError) as error:  # one driver must not take the others' verdicts with it
         where = traceback.extract_tb(error.__traceback__)[-1]
         why = f"could not be judged: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+        if isinstance(error, TimeoutError):
+            why = f"could not be judged in {DRIVER_S} s"
         base = _shared["root"] or Path.cwd()
         verdicts = {r.id: Verdict(NA, why, confidence="low", needs="a bug report") for r in RULES}
         return to_json(
@@ -292,7 +321,7 @@ def _one(number: int) -> dict[str, Any]:
 
 def _save(place: Path, body: dict[str, Any]) -> None:
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
             json.dump(body, file)
         os.replace(file.name, place)
@@ -339,6 +368,8 @@ def check(
             for body in pool.imap_unordered(_one, order):
                 bodies.append(body)
                 progress(len(bodies), len(order))
+    if cache is not None:
+        folders.prune(cache, "*.json", keep=KEPT_REPORTS, age=0)
     return sorted((from_json(body) for body in bodies), key=lambda r: r.driver)
 
 

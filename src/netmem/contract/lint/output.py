@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from urllib.parse import quote
 from netmem.contract.lint.check import Report, to_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
 from netmem.contract.lint.rules import RULES
+from netmem.contract.lint.tree import load, printable
 from netmem.contract.requirements import BY_ID
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -96,7 +98,7 @@ def as_markdown(made: dict[str, Any]) -> str:
     """A scoreboard: drivers by requirements, those with a page pool first."""
     judged, others = _split(made["drivers"])
     ids = [rule.id for rule in RULES if not made["drivers"] or rule.id in made["drivers"][0]["requirements"]]
-    lines = ["# Scoreboard", "", f"{made['tree']}; `{made['tool']}` {made['version']}.", ""]
+    lines = ["# Scoreboard", "", f"{_markdown(made['tree'])}; `{made['tool']}` {made['version']}.", ""]
     lines += [f"- **{id_}** {BY_ID[id_].title}" for id_ in ids]
     counts = [sum(d["requirements"][id_]["verdict"] == PASS for d in judged) for id_ in ids]
     lines += ["", "| driver | " + " | ".join(ids) + " |", "| --- |" + " --- |" * len(ids)]
@@ -104,7 +106,7 @@ def as_markdown(made: dict[str, Any]) -> str:
         cells = [SIGNS[driver["requirements"][id_]["verdict"]] + ("?" if
         driver["requirements"][id_]["confidence"] == "low" else "")
                  for id_ in ids]  # fmt: skip
-        lines.append(f"| {driver['driver']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_markdown(driver['driver'])} | " + " | ".join(cells) + " |")
     lines.append("| pass, of " + f"{len(judged)} | " + " | ".join(map(str, counts)) + " |")
     lines += ["", "A question mark: low confidence; `netmem check DRIVER` says what it would take to know."]
     if others:
@@ -113,6 +115,13 @@ def as_markdown(made: dict[str, Any]) -> str:
             f"{len(others)} more network drivers make no page pool (R1 fails, the rest is not judged).",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """A name of a tree as text in Markdown, whatever it holds."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~>-])", r"\\\1", html.escape(printable(text), quote=False)).replace(
+        "\\_", "_"
+    ).replace("\\-", "-")
 
 
 def _pools(driver: dict[str, Any]) -> bool:
@@ -133,16 +142,18 @@ def as_html(made: dict[str, Any], root: Path) -> str:
             for place in verdict["evidence"]:
                 place["source"] = _lines(root, place["file"], place["line"], sources)
     page = resources.files("netmem.contract.lint").joinpath("scoreboard.html").read_text()
-    data = json.dumps({**made, "titles": {r.id: BY_ID[r.id].title for r in RULES},
+    text = json.dumps({**made, "titles": {r.id: BY_ID[r.id].title for r in RULES},
                        "conventions": {r.id: r.convention for r in RULES}})  # fmt: skip
-    return page.replace("@TREE@", html.escape(made["tree"])).replace("@DATA@", data.replace("</", "<\\/"))
+    # Nothing in the data can end its script, or be taken for a placeholder.
+    data = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    parts = {"@TREE@": html.escape(printable(made["tree"])), "@DATA@": data}
+    return re.sub("@TREE@|@DATA@", lambda match: parts[match[0]], page)
 
 
 def _lines(root: Path, file: str, line: int, sources: dict[str, list[str]]) -> list[tuple[int, str]]:
     if file not in sources:
-        try:
-            sources[file] = (root / file).read_text(errors="replace").splitlines()
-        except OSError:
-            sources[file] = []
+        path = root / file
+        text = load(str(path))  # one of those that were judged
+        sources[file] = (text or b"").decode("utf-8", "replace").splitlines()
     first = max(1, line - CONTEXT)
     return [(n, sources[file][n - 1]) for n in range(first, min(line + CONTEXT, len(sources[file])) + 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from netmem.contract.lint import api
 _ASSIGN = re.compile(r"^\s*([\w.$()-]+?)\s*[:+?]?=\s*(.*)$")
 _TARGET = re.compile(r"^obj-(?:\$\(\s*[\w$()-]*\s*\)|[my])$")
 _MEMBER = re.compile(r"^([\w-]+?)-(?:y|m|objs|\$\([^)]*\))$")
+_REFERENCE = re.compile(r"\$\(([\w-]+)-(?:y|objs|m)\)")
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
 _EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
 _DRIVER = re.compile(
@@ -21,7 +23,7 @@ _DRIVER = re.compile(
 )
 CORE = ("include/net/page_pool/", "include/net/netmem.h", "include/net/xdp", "include/linux/skbuff.h",
         "include/net/devlink.h", "include/linux/netdevice.h", "include/net/pkt_cls.h")  # fmt: skip
-MAX_FILE = 8 << 20
+MAX_FILE, MAX_FOLDERS = 4 << 20, 200_000
 LIBRARY_DIRS = ("drivers/net",)
 
 
@@ -37,14 +39,52 @@ class Driver:
 
 @functools.lru_cache(None)
 def load(path: str) -> bytes | None:
-    """A file's bytes, None when it cannot be read or is too large to be C by hand."""
+    """A file's bytes, None when it cannot be read, is too large to be C by hand, or is no regular file.
+
+    The tree may be hostile: a FIFO is not waited for, and what has no size (as all of /proc) is empty.
+    """
     try:
-        if os.path.getsize(path) > MAX_FILE:
-            return None
-        with open(path, "rb") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE:
+            return None
+        text = b""
+        while len(text) < about.st_size and (more := os.read(fd, about.st_size - len(text))):
+            text += more
+        return text
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def printable(text: str) -> str:
+    """A name or message of a tree as one harmless line: control characters and the like as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_inside(path: str | Path, top: Path) -> bool:
+    """True when a path leads below ``top``, whatever links and dots it has."""
+    real, base = _real(str(path)), _real(str(top))
+    return real == base or real.startswith(base.rstrip("/") + "/")
+
+
+_real = functools.lru_cache(1 << 16)(os.path.realpath)
+
+
+def top_of(driver: Driver, root: Path | None) -> Path:
+    """The folder beyond which a driver's includes are not followed: the tree, its repository, or itself."""
+    if root is not None:
+        return root
+    for parent in (driver.folder, *driver.folder.parents):
+        if (parent / ".git").exists():
+            return parent
+    return driver.folder
 
 
 def root_of(path: Path) -> Path | None:
@@ -78,21 +118,31 @@ def makefile(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
             if member[1] not in ("obj", "ccflags", "subdir", "lib", "asflags"):
                 members.setdefault(member[1], []).extend(words)
     for name in targets:
-        targets[name] = _objects(name, members, set())
+        targets[name] = _objects(name, members)
     return targets, below
 
 
-def _objects(name: str, members: dict[str, list[str]], seen: set[str]) -> list[str]:
-    if name in seen:
-        return []
-    seen.add(name)
-    found = []
-    for word in members.get(name, ()):
-        if word.endswith(".o"):
-            found += _objects(word[:-2], members, seen) if word[:-2] in members else [word[:-2]]
-        elif match := re.fullmatch(r"\$\(([\w-]+)-(?:y|objs|m)\)", word):
-            found += _objects(match[1], members, seen)
-    return found or ([] if name in members else [name])
+def _objects(name: str, members: dict[str, list[str]]) -> list[str]:
+    """Objects of a target, through composite ones, in their order; a target without members is one itself."""
+    found: list[str] = []
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        one = todo.pop()
+        if one not in members:
+            found.append(one)
+            continue
+        if one in seen:
+            continue
+        seen.add(one)
+        parts = []
+        for word in members[one]:
+            if word.endswith(".o"):
+                parts.append(word[:-2])
+            elif (match := _REFERENCE.fullmatch(word)) and match[1] in members:
+                parts.append(match[1])
+        todo += reversed(parts)
+    return found
 
 
 def find(path: Path, problems: list[str]) -> Iterator[Driver]:
@@ -112,30 +162,23 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
     yield from found
 
 
-def _folders(top: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
-    """Folders at and below ``top`` with the names of their files, each once however links lead."""
-    seen: set[tuple[int, int]] = set()
+def folders(top: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders at and below ``top`` with the names of their files; links to folders are not followed."""
 
     def note(error: OSError) -> None:
         problems.append(f"{error.filename}: {error.strerror}")
 
-    for folder, dirs, names in os.walk(top, followlinks=True, onerror=note):
-        try:
-            stat = os.stat(folder)
-        except OSError:
-            dirs.clear()
-            continue
-        if (stat.st_dev, stat.st_ino) in seen:
-            dirs.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
+    for n, (folder, dirs, names) in enumerate(os.walk(top, onerror=note)):
+        if n >= MAX_FOLDERS:
+            problems.append(f"{top}: more than {MAX_FOLDERS} folders: the rest was not looked at")
+            return
         dirs.sort()
         yield Path(folder), sorted(names)
 
 
 def _files(path: Path, problems: list[str]) -> Iterator[Path]:
     """C files and headers below."""
-    for folder, names in _folders(path, problems):
+    for folder, names in folders(path, problems):
         for name in names:
             if name.endswith((".c", ".h")):
                 yield folder / name
@@ -143,11 +186,11 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
 
 def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
     """A driver for each target of each Makefile that has sources."""
-    for here, names in _folders(top, problems):
+    for here, names in folders(top, problems):
         targets, _ = makefile(here) if "Makefile" in names or "Kbuild" in names else ({}, [])
         made: dict[str, list[Path]] = {}
         for target, objects in targets.items():
-            sources = [p for one in objects if (p := here / f"{one}.c").is_file()]
+            sources = [p for one in objects if (p := here / f"{one}.c").is_file() and is_inside(p, top)]
             if sources:
                 made[target] = sources
         for target, sources in made.items():
@@ -228,7 +271,7 @@ def _resolve(path: Path, quote: bytes, name: str, driver: Driver, root: Path | N
     if root is not None:
         candidates.append(root / "include" / name)
     for one in candidates:
-        if one.is_file():
+        if one.is_file() and is_inside(one, top_of(driver, root)):
             return Path(os.path.normpath(one))
     return None
 

@@ -76,6 +76,7 @@ class Machine:
             qt, qm, bell = (other.fileno() for _, other in pairs)
             argv = [
                 *(qemu.path, "-M", "q35", "-accel", "tcg", "-m", "2M", "-display", "none"),
+                *qemu.sandbox,
                 *("-nodefaults", "-no-user-config", "-bios", f"/proc/self/fd/{firmware}"),
                 # Without ACPI hot-plug the ports' own slots do it, which configuration space can drive.
                 *("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
