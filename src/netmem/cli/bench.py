@@ -7,11 +7,11 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from netmem import __version__
 from netmem.base.errors import MissingError
 from netmem.cli import measure, measure_igb, measure_lint, measure_tap
 from netmem.cli.options import SIZE
@@ -19,6 +19,12 @@ from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
 
 PACKETS = 400_000
+STAGES = ["pool", "receive", "goodput-1500", "goodput-9000", "tap", "igb", "lint"]
+TITLE = """# Benchmarks
+
+Made by `netmem bench` (`make bench`), each section as it was measured. Medians (lowest to highest) of
+alternating rounds.
+"""
 TARGETS = {
     "page pool, inside a kernel, bulks of 64": "at most 3",
     "page pool, inside a kernel, one by one": "at most 3",
@@ -27,41 +33,68 @@ TARGETS = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--output", metavar="FILE", help="Write the table to a Markdown file as well.")
+@click.option("--output", metavar="FILE",
+              help="Write each section to a Markdown file as it is measured; the file's others stay.")
 @click.option("--size", type=SIZE, default="2G", show_default=True, help="Bytes of each goodput transfer.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
               help="Alternating rounds; medians are quoted.")
+@click.option("--packets", type=click.IntRange(1000), default=PACKETS, show_default=True,
+              help="Packets of each round through igb.")
+@click.option("--only", multiple=True, type=click.Choice(STAGES), help="This stage only (may be repeated).")
+@click.option("--short", is_flag=True,
+              help="Every stage for seconds: to see that none is broken. The figures mean little.")
 @click.option("--tree", default="build/linux", show_default=True, type=click.Path(path_type=Path),
               metavar="FOLDER", help="A Linux tree to check (make check-tree gets one).")
-def command(output: str | None, size: int, rounds: int, tree: Path) -> None:
+def command(
+    output: str | None, size: int, rounds: int, packets: int, only: tuple[str, ...], short: bool, tree: Path
+) -> None:
     """Measure pool, receive path and goodput, side by side with what else there is.
 
     Goodput: the same sender program against `netmem recv` into unreadable memory, and against a
-    kernel socket with recv_into and one copy, in turn. Nothing is written to disk.
+    kernel socket with recv_into and one copy, in turn. Nothing is written to disk. Exit status 1 when a
+    stage failed; the others are measured all the same.
     """
+    if short:
+        size, rounds, packets = 64 << 20, 1, 40_000
     ensure_compiled()
-    lines = _header(size, rounds)
-    _progress("pool")
-    lines += _pool(rounds)
-    _progress("receive path")
-    lines += _receive(rounds)
-    for mtu in (1500, 9000):
-        _progress(f"goodput at MTU {mtu}")
-        lines += _goodput(mtu, rounds, size)
-    _progress("goodput over TAP")
-    lines += _tap(rounds, size)
-    _progress("packets through igb")
-    lines += _packets(rounds)
-    _progress("the checker of C drivers")
-    lines += _lint(tree)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if output:
-        path = Path(output)
-        notes = ""
-        if path.exists() and "\n## Notes\n" in path.read_text():
-            notes = "\n## Notes\n" + path.read_text().split("\n## Notes\n", 1)[1]
-        path.write_text(text + notes)
+    stages: dict[str, Callable[[], list[str]]] = {
+        "pool": lambda: _pool(rounds),
+        "receive": lambda: _receive(rounds),
+        "goodput-1500": lambda: _goodput(1500, rounds, size),
+        "goodput-9000": lambda: _goodput(9000, rounds, size),
+        "tap": lambda: _tap(rounds, size),
+        "igb": lambda: _packets(rounds, packets),
+        "lint": lambda: _lint(tree),
+    }
+    path = Path(output) if output else None
+    failed = []
+    for name in only or STAGES:
+        _progress(name)
+        try:
+            section = [*stages[name](), _where(rounds, size), ""]
+        except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+            failed.append(name)
+            print(f"netmem: {name}: {error}", file=sys.stderr)
+            continue
+        print("\n".join(section), flush=True)
+        if path is not None:
+            path.write_text(replaced(path.read_text() if path.exists() else TITLE, section))
+    if failed:
+        print(f"netmem: not measured: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def replaced(text: str, section: list[str]) -> str:
+    """A report with a section in the place of the one with the same heading, or before the notes."""
+    head, *parts = text.split("\n## ")
+    made = "\n".join(section).removeprefix("## ").rstrip() + "\n"
+    name = made.splitlines()[0]
+    names = [part.splitlines()[0] for part in parts]
+    if name in names:
+        parts[names.index(name)] = made
+    else:
+        parts.insert(names.index("Notes") if "Notes" in names else len(parts), made)
+    return "\n## ".join([head.rstrip() + "\n", *(part.rstrip() + "\n" for part in parts)])
 
 
 def _progress(what: str) -> None:
@@ -82,16 +115,13 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def _header(size: int, rounds: int) -> list[str]:
-    return [
-        "# Benchmarks",
-        "",
-        f"netmem {__version__}, commit {_commit()}, {datetime.date.today().isoformat()}; {_cpu_name()}, "
-        f"{os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}.",
-        f"Command: `netmem bench --rounds {rounds} --size {size}` (`make bench`). "
-        f"Median (lowest to highest) of {rounds} rounds.",
-        "",
-    ]
+def _where(rounds: int, size: int) -> str:
+    """Of a section: the commit, the day and the machine that it was measured at."""
+    return (
+        f"Measured at commit {_commit()}, {datetime.date.today().isoformat()}, {rounds} rounds of "
+        f"{size >> 20} MiB where bytes are sent; {_cpu_name()}, {os.cpu_count()} CPUs, "
+        f"Linux {platform.release()}, Python {platform.python_version()}."
+    )
 
 
 def _pool(rounds: int) -> list[str]:
@@ -165,17 +195,17 @@ def _tap(rounds: int, size: int) -> list[str]:
     return [*rows, ""]
 
 
-def _packets(rounds: int) -> list[str]:
+def _packets(rounds: int, packets: int) -> list[str]:
     rows = ["## Packets through igb: 1514-byte frames over the `stream` wire into unreadable memory", ""]
     try:
         version = find_qemu().version
-        found = measure_igb.packet_rate(rounds, PACKETS)
+        found = measure_igb.packet_rate(rounds, packets)
     except MissingError as error:
         return [*rows, f"Not measured: {error.strerror}", ""]
     ratio = found.stack.median / found.ceiling.median
     return [
         *rows,
-        f"QEMU {version[0]}.{version[1]}; {PACKETS:,} packets a round. The ceiling is a loop that only "
+        f"QEMU {version[0]}.{version[1]}; {packets:,} packets a round. The ceiling is a loop that only "
         f"recycles descriptors, and sends as many small frames back: one for {1 / found.acks:.0f} packets.",
         "",
         "| receiver | packets/s |",
