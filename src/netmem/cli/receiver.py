@@ -168,6 +168,9 @@ class Receiver:
             self.close()
             raise
         self.connections: list[Connection] = []
+        self._activity = self.device.stack.activity()
+        self._by_row: dict[int, Connection] = {}
+        self._ready: dict[int, Connection] = {}  # by number: what may have something to receive
 
     def _configure(self, device: Device) -> None:
         """Ring settings, binding, and steering of the port to the bound queues."""
@@ -212,13 +215,26 @@ class Receiver:
         assert self.device is not None
         try:
             self.device.stack.wait(
-                lambda: bool(self.listener.pending()) or any(c.sock.readable() for c in self.connections),
-                timeout,
+                lambda: bool(self.listener.pending() or self._look()), timeout,
                 "traffic",
             )
         except TimeoutError:
             return False
         return True
+
+    def _look(self) -> dict[int, Connection]:
+        """Connections that can be received from, of those at which something happened."""
+        while self._activity:
+            connection = self._by_row.get(self._activity.pop())
+            if connection is not None and connection.sock.readable():
+                self._ready[connection.number] = connection
+        return self._ready
+
+    def ready(self) -> list[Connection]:
+        """Connections to receive from, by number."""
+        found = [c for _, c in sorted(self._look().items()) if not c.done]
+        self._ready.clear()
+        return found
 
     def accept(
         self, number: int, sink: Sink, close: Callable[[bool], None] = lambda complete: None
@@ -226,6 +242,7 @@ class Receiver:
         """Take the next connection; ``close`` is called when it ends, with True when all came."""
         connection = Connection(number, self.listener.accept(timeout=0), sink, close)
         self.connections.append(connection)
+        self._by_row[connection.sock.row] = self._ready[number] = connection
         self.totals.connections += 1
         return connection
 
@@ -250,6 +267,8 @@ class Receiver:
         totals.ended = now
         totals.bytes += size
         connection.bytes += size
+        if connection.sock.readable():  # one call does not take everything
+            self._ready[connection.number] = connection
 
     def _receive(self, connection: Connection) -> int:
         sock, sink = connection.sock, connection.sink
@@ -277,6 +296,8 @@ class Receiver:
     def _finish(self, connection: Connection, *, abort: bool = False) -> None:
         connection.done = True
         self.connections.remove(connection)
+        if self._by_row.get(connection.sock.row) is connection:
+            del self._by_row[connection.sock.row]
         try:
             connection.close(not abort)
         except OSError as error:

@@ -159,7 +159,7 @@ class _Session:
             while r.listener.pending() and (self.count is None or self.taken < self.count):
                 self.taken += 1
                 self._accept(self.taken)
-            for connection in list(r.connections):
+            for connection in r.ready():
                 if not connection.sock.readable():
                     continue
                 r.receive(connection)

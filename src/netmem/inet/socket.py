@@ -55,6 +55,11 @@ class TcpSocket:
 
     # -- receiving ----------------------------------------------------------------------------
 
+    @property
+    def row(self) -> int:
+        """Number of the connection in the stack's table, as in ``Stack.activity``."""
+        return self._c
+
     def _has_row(self) -> bool:
         """True while the row of the table is this socket's: after ``close`` another may get it."""
         return not self._stack.closed and self._tcp.generations[self._c] == self._generation

@@ -186,6 +186,8 @@ class Stack:
             for i in tcp.g[T.G_SLOW_AT : T.G_SLOW_AT + gv[T.G_SLOW]].tolist():
                 self._slow(batch, i)
         if gv[T.G_TOUCHED]:
+            if tcp.touched is not None:
+                tcp.touched.update(tcp.g[T.G_TOUCHED_AT : T.G_TOUCHED_AT + gv[T.G_TOUCHED]].tolist())
             o.tcp_flush(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
         if gv[T.G_RELEASE]:
             tcp.put_released()
@@ -202,6 +204,16 @@ class Stack:
             self.ip.icmp6_in(batch, i)
         elif kind == KIND_UDP:
             self.udp.refused(batch, i)
+
+    def activity(self) -> set[int]:
+        """A set that grows by the row of each connection that something happens to (``TcpSocket.row``).
+
+        For whoever serves many connections: take out what was looked after. One such user a stack.
+        """
+        with self.lock:
+            if self.tcp.touched is None:
+                self.tcp.touched = set()
+            return self.tcp.touched
 
     # -- waiting ------------------------------------------------------------------------------
 

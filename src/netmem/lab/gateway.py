@@ -135,6 +135,9 @@ class Gateway:
         self._resting: list[int] = []
         self._outward: list[tuple[TcpListener, str, int]] = []
         self._buffer = bytearray(256 << 10)
+        self._rows: dict[int, int] = {}  # row of our stack: descriptor of the bridge
+        self._busy: set[int] = set()  # descriptors of bridges that may have something to do
+        self._activity = host.stack.activity()
         self._ended: OrderedDict[int, int] = OrderedDict()  # bytes handed over by bridges that are gone
 
     def watch(self, epoll: select.epoll) -> None:
@@ -181,8 +184,14 @@ class Gateway:
             return
         bridge = _Bridge(kernel, ours)
         bridge.readable = bridge.writable = failed == 0
-        self._bridges[kernel.fileno()] = bridge
-        self._epoll.register(kernel.fileno(), ET)
+        self._add(bridge)
+
+    def _add(self, bridge: _Bridge) -> None:
+        fd = bridge.kernel.fileno()
+        self._bridges[fd] = bridge
+        self._rows[bridge.ours.row] = fd
+        self._busy.add(fd)
+        self._epoll.register(fd, ET)
 
     def events(self, ready: list[tuple[int, int]]) -> None:
         """Take note of what epoll reported."""
@@ -195,6 +204,7 @@ class Gateway:
                     bridge.readable = True
                 if event & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP):
                     bridge.writable = True
+                self._busy.add(fd)
 
     def _accept(self, listener: socket.socket, guest_port: int) -> None:
         try:
@@ -213,25 +223,35 @@ class Gateway:
             kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             kernel.close()
             return
-        self._bridges[kernel.fileno()] = _Bridge(kernel, ours)
-        self._epoll.register(kernel.fileno(), ET)
+        self._add(_Bridge(kernel, ours))
 
     def pump(self) -> bool:
-        """Move bytes over all bridges; True when any moved."""
+        """Move bytes over the bridges at which something happened; True when any moved."""
         moved = False
         for listener, address, port in self._outward:
             while listener.pending():
                 self._connect(listener, address, port)
                 moved = True
-        for fd, bridge in list(self._bridges.items()):
+        while self._activity:
+            fd = self._rows.get(self._activity.pop(), -1)
+            if fd >= 0:
+                self._busy.add(fd)
+        for fd in list(self._busy):
+            bridge = self._bridges[fd]
             try:
-                moved |= bridge.pump(self._buffer)
+                if bridge.pump(self._buffer):
+                    moved = True
+                elif not bridge.finished():
+                    self._busy.discard(fd)  # until an event, or a change of our side
                 if not bridge.finished():
                     continue
                 bridge.close()
             except OSError:
                 bridge.reset()
+            self._busy.discard(fd)
             del self._bridges[fd]
+            if self._rows.get(bridge.ours.row) == fd:
+                del self._rows[bridge.ours.row]
             self._ended[bridge.ours.peer[1]] = bridge.taken
             if len(self._ended) > ENDED:
                 self._ended.popitem(last=False)

@@ -48,8 +48,8 @@ def tcp_segment(
 
 def tcp(payload: bytes = b"", **fields: object) -> bytes:
     """A whole Ethernet frame with a TCP segment; ``fields`` go to ``tcp_segment``."""
-    src = str(fields.get("src", THEIRS))
-    return ethernet(ipv4(tcp_segment(payload, **fields), src=src))  # type: ignore[arg-type]
+    src, dst = str(fields.get("src", THEIRS)), str(fields.get("dst", OURS))
+    return ethernet(ipv4(tcp_segment(payload, **fields), src=src, dst=dst))  # type: ignore[arg-type]
 
 
 def udp(payload: bytes = b"", *, sport: int = 40000, dport: int = 9) -> bytes:

@@ -103,6 +103,8 @@ class Connections:
         self.e[1:-1, T.E_NEXT] = np.arange(2, config.entries + 1)
         g[T.G_EFREE], g[T.G_ECOUNT] = 1, config.entries
         self.free = list(range(config.connections - 1, -1, -1))
+        # Rows that something happened to, for whoever serves many and must not look at all of them.
+        self.touched: set[int] | None = None
         self.generations = [0] * config.connections  # times each row was given back: a handle is both
         self._due: Words = np.zeros(256, np.int64)
         self.listeners: dict[int, Listener] = {}

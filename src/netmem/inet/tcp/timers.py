@@ -25,6 +25,8 @@ class Timed(Connections):
     def enter(self, c: int, state: int) -> None:
         """Change a connection's state; ``tcb.TRANSITIONS`` has every change there is."""
         self.v[c, T.STATE] = state
+        if self.touched is not None:
+            self.touched.add(c)
         if self.v[c, T.PLEDGED]:
             w.pledge_anew(self.g, self.t, c)  # a state that receives nothing more keeps no buffers
 
