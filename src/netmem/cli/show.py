@@ -62,8 +62,7 @@ def render(device: dict[str, Any]) -> RenderableType:
             table(
                 "<peer|port|<state|q|in|out|unread|disorder|window|pledged|held|tokens",
                 [
-                    [escape(s["peer"]), s["port"], s["state"], s["queue"], s["bytes_in"], s["bytes_out"],
-                     s["queued"], s["out_of_order"], s["window"], s["pledged"], s["buffers"], s["tokens"]]
+                    ["" if s[name] is None else escape(str(s[name])) for name in SOCKET]
                     for s in device["sockets"]
                 ],
             )
@@ -76,6 +75,10 @@ def render(device: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+SOCKET = (
+    "peer", "port", "state", "queue", "bytes_in", "bytes_out", "queued", "out_of_order", "window", "pledged",
+    "buffers", "tokens",
+)  # fmt: skip
 QUIET = {
     "rx_packets", "rx_bytes", "rx_tcp", "rx_udp", "rx_arp", "rx_icmp", "rx_icmp6", "gro_merged",
     "rx_merged_by_nic",

@@ -91,6 +91,9 @@ class SpyBus:
         self._bus.sync_for_device(io_address, length)
 
 
+OURS = ("netmem.netdev", "netmem.memory")  # bindings and providers map and unmap, not drivers
+
+
 def _caller() -> str:
     """Module of whoever called the bus."""
     return str(sys._getframe(2).f_globals.get("__name__", "?"))
@@ -150,7 +153,7 @@ class Rig:
 
     def is_transmit(self, call: str, io: int, caller: str) -> bool:
         """Note a driver's own DMA call on memory that is sent from; True for such a call."""
-        mine = self.transmit[0] <= io < self.transmit[1] and not caller.startswith("netmem.netdev")
+        mine = self.transmit[0] <= io < self.transmit[1] and not caller.startswith(OURS)
         if mine:
             self.note("TX1", f"{caller} calls {call}() on netmem that is transmitted ({io:#x})")
         return mine

@@ -145,7 +145,7 @@ class TcpSocket:
             if not self._tcp.v[self._c, T.RQ_BYTES] and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
             tcp, c = self._tcp, self._c
-            linear = b""
+            linear, copied = b"", False
             kind, handle = self._head()
             if kind != T.EK_FRAG:
                 copied = kind == T.EK_COPY  # readable data ends the call: never mixed with frags
@@ -153,7 +153,7 @@ class TcpSocket:
                 bufsize -= len(linear)
                 kind, handle = self._head()
                 if copied or kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
-                    return DevmemMessage(linear, NO_FRAGS)
+                    return DevmemMessage(linear, NO_FRAGS, copied)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             if self._tokens.v[rx.TK_FREE] < max_frags:

@@ -82,6 +82,7 @@ class Stack:
             "globals": self.tcp.arena.fd,
             "table": self.tcp.table.fd,
             "entries": self.tcp.entry_arena.fd,
+            "udp": self.udp.arena.fd,
         }
         dev.publish()
         self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of

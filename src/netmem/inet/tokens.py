@@ -38,10 +38,15 @@ NO_FRAGS = np.zeros(0, FRAG)
 
 
 class DevmemMessage(NamedTuple):
-    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``."""
+    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``.
+
+    ``copied``: the linear bytes came by a queue without bound memory, not with their headers; where memory is
+    bound for the flow, it has left its queue (counter ``left_queue``, and a warning).
+    """
 
     linear: bytes
     frags: Frags
+    copied: bool = False
 
     @property
     def size(self) -> int:

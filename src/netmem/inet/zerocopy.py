@@ -15,6 +15,7 @@ import numpy.typing as npt
 from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp import output as o
+from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.machine import Tcp
 from netmem.netdev.binding import TxBinding
 from netmem.netdev.device import NetDevice
@@ -158,6 +159,7 @@ class Zerocopy:
         for offset, length in call.ranges:
             call.binding.release(offset, length, self._tcp.now)
         call.completions.over(call.number)
+        self._tcp.count(T.S_ZC_DONE)
 
     def close(self) -> None:
         """The stack goes away: what the NIC may still read is over when the device has stopped."""

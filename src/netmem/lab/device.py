@@ -8,6 +8,7 @@ import ipaddress
 import os
 import time
 
+from netmem.base.board import boards
 from netmem.base.errors import NetmemError
 from netmem.base.formats import PROTO_TCP
 from netmem.base.privileges import CAP_DAC_OVERRIDE, drop_capabilities
@@ -41,12 +42,16 @@ SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep bot
 
 
 def steer(dev: NetDevice, port: int, queue: int, proto: int = PROTO_TCP) -> int | None:
-    """Send TCP (or UDP) to local ``port`` to a receive queue; see ``Device.steer``."""
+    """Send TCP (or UDP) to local ``port`` to a receive queue; see ``Device.steer``. EBUSY."""
     try:
         return dev.ethtool.add_rule(SteeringRule(queue=queue, dst_port=port, proto=proto))
     except NetmemError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
+    table = dev.ethtool.indirection
+    if table is not None and table != [queue]:
+        text = f"{dev.driver.name} has no rules for single ports, and its table sends all flows to queue"
+        raise NetmemError(errno.EBUSY, f"{text} {', '.join(map(str, table))} already: steer all ports there")
     dev.ethtool.set_rxfh_indir([queue])
     return None
 
@@ -99,7 +104,8 @@ class Device:
     def steer(self, port: int, queue: int, *, proto: int = PROTO_TCP) -> int | None:
         """Send TCP (``proto`` 17: UDP) to local ``port`` to a receive queue; returns the rule's id.
 
-        A NIC without exact-match rules sends all flows there, by its RSS table: None.
+        A NIC without exact-match rules sends all flows there, by its RSS table: None. EBUSY when that
+        table leads them to another queue already.
         """
         return steer(self.dev, port, queue, proto)
 
@@ -133,7 +139,10 @@ class Device:
         return self.dev.bind_tx(provider)
 
     def udp_socket(self, port: int = 0) -> UdpSocket:
-        """A UDP socket of the stack behind the NIC."""
+        """A UDP socket of the stack behind the NIC. EOPNOTSUPP on the user wire, which carries TCP only."""
+        if not self.hosts:
+            text = "the user wire carries TCP only: for UDP open the device on a TAP (wire='tap:NAME')"
+            raise NetmemError(errno.EOPNOTSUPP, text)
         return self.stack.udp_socket(port)
 
     def listen(self, port: int, *, backlog: int = 128) -> TcpListener:
@@ -235,18 +244,21 @@ def open_device(
     if addresses or gateways:
         raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
     raise_file_limit()
+    label, number = _free_name()
     if drop_privileges:
         drop_capabilities([CAP_DAC_OVERRIDE])
     bus: ProcessBus | QemuBus
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute
         ensure_compiled()
-        bus = lab_qemu.start_user(qemu, network=NETWORK, gateway=GATEWAY, guest=ADDRESS, bounce=bounce)
-        dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu)
+        bus = lab_qemu.start_user(
+            qemu, network=NETWORK, gateway=GATEWAY, number=number, guest=ADDRESS, bounce=bounce
+        )
+        dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu, name=label)
     else:
         ensure_compiled()
-        bus = _start_softnic(mtu, bounce)
-        dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
+        bus = _start_softnic(mtu, bounce, number)
+        dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name=label)
     return _on(bus, dev, both(ADDRESS), None, config)
 
 
@@ -277,6 +289,7 @@ def _open_on_tap(
     drop_privileges: bool,
 ) -> Device:
     bus: ProcessBus | QemuBus
+    label, number = _free_name()
     if nic == "igb":
         find_qemu(qemu)
     ensure_compiled()
@@ -287,21 +300,28 @@ def _open_on_tap(
         if drop_privileges:
             drop_capabilities([CAP_DAC_OVERRIDE])
         if nic == "igb":
-            bus = lab_qemu.start_tap(qemu, fd, 15, bounce=bounce)
-            dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu)
+            bus = lab_qemu.start_tap(qemu, fd, number, bounce=bounce)
+            dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu, name=label)
         else:
-            bus = _start_softnic(mtu, bounce, fd)
-            dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name="nm0")
+            bus = _start_softnic(mtu, bounce, number, fd)
+            dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name=label)
             dev.ethtool.set_features(rx_gro_hw=True)
     finally:
         os.close(fd)
     return _on(bus, dev, addresses, gateways, config, hosts)
 
 
-def _start_softnic(mtu: int, bounce: bool, tap_fd: int = -1) -> ProcessBus:
+def _free_name() -> tuple[str, int]:
+    """A name that no open device of this process has, and the number that its MAC address ends in."""
+    used = {board["name"] for _, board in boards(os.getpid())}
+    n = next(n for n in range(1 << 16) if f"nm{n}" not in used)
+    return f"nm{n}", n << 8 | 15
+
+
+def _start_softnic(mtu: int, bounce: bool, number: int, tap_fd: int = -1) -> ProcessBus:
     argv = python_argv(
         "netmem.lab.nic_main",
-        *("--mac", str(MAC_BASE | 15), "--mtu", str(mtu), "--rx-queues", str(MAX_QUEUES)),
+        *("--mac", str(MAC_BASE | number), "--mtu", str(mtu), "--rx-queues", str(MAX_QUEUES)),
         *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
         *("--tap-fd", str(tap_fd)),
     )

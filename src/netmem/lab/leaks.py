@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from netmem.base.arena import Words
-from netmem.base.board import arena_words, boards
+from netmem.base.board import arena_words, boards, layout
 from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
+from netmem.inet.udp import kernels as uk
 from netmem.memory import layout as ly
 
 HOLDERS = {
@@ -35,6 +36,8 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
     for owner, board in boards(pid):
         if board["name"] == "gateway" and pid is None:
             continue
+        if board.get("layout") != layout():
+            continue  # another version's: ``observe`` says so
         try:
             found += _device(owner, board)
         except (OSError, ValueError, IndexError):
@@ -87,7 +90,25 @@ def _named(pid: int, stack: dict[str, Any]) -> dict[int, tuple[str, str]]:
         if row[T.TOKENS_FD]:  # last: of a frag that was cut, the application's part counts
             for ref in _tokens(pid, int(row[T.TOKENS_FD])):
                 named[ref] = ("user token", who)
+    udp = arena_words(pid, stack["udp"])[: uk.SOCKETS * uk.U_WORDS].reshape(-1, uk.U_WORDS)
+    for row in udp[np.flatnonzero(udp[:, uk.U_PORT])]:
+        who = f"UDP port {int(row[uk.U_PORT])}"
+        for ref in _datagrams(entries, int(row[uk.U_HEAD])):
+            named[ref] = ("socket queue", who)
+        if row[uk.U_TOKENS_FD]:
+            for ref in _tokens(pid, int(row[uk.U_TOKENS_FD])):
+                named[ref] = ("user token", who)
     return named
+
+
+def _datagrams(entries: Words, at: int) -> Iterator[int]:
+    """netmems of a chain of datagrams: each has a head entry, whose words are an address."""
+    for _ in range(len(entries)):
+        if not 0 < at < len(entries):
+            return
+        if entries[at, T.E_KIND] != uk.EK_DGRAM and entries[at, T.E_NETMEM]:
+            yield int(entries[at, T.E_NETMEM])
+        at = int(entries[at, T.E_NEXT])
 
 
 def _chain(entries: Words, at: int) -> Iterator[int]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from typing import Any
 
 import numpy as np
 
 from netmem.base.arena import Words, offsets
-from netmem.base.board import arena_words, boards
+from netmem.base.board import arena_words, boards, layout
 from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
+from netmem.inet.udp import kernels as uk
 from netmem.memory.page_pool import accounts
 from netmem.netdev import ring
 from netmem.netdev.batch import M_COUNTERS, NETDEV_COUNTERS
+
+log = logging.getLogger("netmem.observe")
 
 RING_COUNTERS = {
     name: at for name, at in offsets(vars(ring), "S_").items() if ring.S_PACKETS <= at < ring.S_DRIVER
@@ -32,6 +37,9 @@ def observe(pid: int | None = None) -> list[dict[str, Any]]:
     for owner, board in boards(pid):
         if board["name"] == "gateway" and pid is None:
             continue  # the far end of a software NIC's cable, in the NIC's own process
+        if board.get("layout") != layout():
+            log.warning("process %d runs another version of netmem: it cannot be looked at", owner)
+            continue
         try:
             found.append(_device(owner, board))
         except (OSError, ValueError, IndexError):
@@ -79,17 +87,34 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         table = arena_words(pid, board["stack"]["table"])
         rows = table[: int(words[T.G_ROWS]) * T.TCB_WORDS].reshape(-1, T.TCB_WORDS)
         device["sockets"] = [_socket(pid, row) for row in rows[np.flatnonzero(rows[:, T.STATE])]]
+        udp = arena_words(pid, board["stack"]["udp"])[: uk.SOCKETS * uk.U_WORDS].reshape(-1, uk.U_WORDS)
+        device["sockets"] += [_udp(pid, row) for row in udp[np.flatnonzero(udp[:, uk.U_PORT])]]
     return device
 
 
+def _tokens(pid: int, fd: int) -> int:
+    """Tokens that the application has of a socket."""
+    if fd:
+        with contextlib.suppress(OSError, ValueError, IndexError):  # closed since
+            table = arena_words(pid, fd)
+            return int(table[rx.TK_CAPACITY] - table[rx.TK_FREE])
+    return 0
+
+
+def _udp(pid: int, row: Words) -> dict[str, Any]:
+    peer = ""
+    if row[uk.U_PEER_PORT]:
+        peer = endpoint(ip_number(int(row[uk.U_PEER_HI]), int(row[uk.U_PEER])), int(row[uk.U_PEER_PORT]))
+    return {
+        "peer": peer, "port": int(row[uk.U_PORT]), "state": "UDP", "queue": None,
+        "bytes_in": None, "bytes_out": None, "queued": int(row[uk.U_BYTES]), "out_of_order": 0,
+        "window": None, "pledged": 0, "buffers": int(row[uk.U_BUFS]),
+        "tokens": _tokens(pid, int(row[uk.U_TOKENS_FD])), "datagrams": int(row[uk.U_IN]),
+        "dropped": int(row[uk.U_DROPPED]),
+    }  # fmt: skip
+
+
 def _socket(pid: int, row: Words) -> dict[str, Any]:
-    tokens = 0
-    if row[T.TOKENS_FD]:
-        try:
-            table = arena_words(pid, int(row[T.TOKENS_FD]))
-            tokens = int(table[rx.TK_CAPACITY] - table[rx.TK_FREE])
-        except (OSError, ValueError, IndexError):
-            pass  # closed since
     return {
         "peer": endpoint(ip_number(int(row[T.RADDR_HI]), int(row[T.RADDR])), int(row[T.PORTS]) >> 16),
         "port": int(row[T.PORTS]) & 0xFFFF,
@@ -102,5 +127,5 @@ def _socket(pid: int, row: Words) -> dict[str, Any]:
         "window": int(row[T.RCV_ADV] - row[T.RCV_NXT]) & T.MASK32,
         "pledged": int(row[T.PLEDGED]),
         "buffers": int(row[T.RQ_BUFS] + row[T.OQ_BUFS]),
-        "tokens": tokens,
+        "tokens": _tokens(pid, int(row[T.TOKENS_FD])),
     }

@@ -31,13 +31,14 @@ SETTLE_NS = 50 * MS
 
 
 def qemu_mac(number: int) -> str:
-    """The MAC address of the NIC whose IP address ends in ``number``."""
+    """The MAC address that ends in ``number``."""
     return (MAC_BASE | number).to_bytes(6, "big").hex(":")
 
 
-def start_user(qemu: str | None, *, network: str, gateway: str, guest: str, bounce: bool) -> QemuBus:
+def start_user(
+    qemu: str | None, *, network: str, gateway: str, number: int, guest: str, bounce: bool
+) -> QemuBus:
     """An 82576 whose cable leads to QEMU's user networking. MissingError without a QEMU that has it."""
-    number = int(guest.rsplit(".", 1)[1])
     netdev = f"user,net={network},host={gateway},dhcpstart={guest},restrict=off,ipv6=off"
     return QemuBus(find_qemu(qemu), f"igb,mac={qemu_mac(number)}", netdev, bounce=bounce)
 

@@ -34,6 +34,7 @@ from netmem.memory.layout import (
     P_RING_AT,
     P_RING_HEAD,
     P_RING_MASK,
+    P_RING_SIZE,
     P_RING_TAIL,
     P_SHADOW,
     P_SHARE,
@@ -48,7 +49,6 @@ from netmem.memory.layout import (
     PS_ALLOC_WAIVE,
     PS_RECYCLE_CACHE_FULL,
     PS_RECYCLE_CACHED,
-    PS_RECYCLE_RELEASED_REFCNT,
     PS_RECYCLE_RING,
     PS_RECYCLE_RING_FULL,
     PX_DEAD,
@@ -226,7 +226,6 @@ def pp_recycle(p, a, ref, direct):
     """The last user is gone: to the cache when ``direct``, else to the ring, else released."""
     r = record(ref)
     if p[P_DESTROYED]:
-        p[PS_RECYCLE_RELEASED_REFCNT] += 1
         pp_release(p, a, ref)
         return
     if p[P_SYNC_DEV]:
@@ -243,7 +242,7 @@ def pp_recycle(p, a, ref, direct):
             return
         p[PS_RECYCLE_CACHE_FULL] += 1
     tail = p[P_RING_TAIL]
-    if tail - p[P_RING_HEAD] <= p[P_RING_MASK]:
+    if tail - p[P_RING_HEAD] < p[P_RING_SIZE]:
         p[p[P_RING_AT] + (tail & p[P_RING_MASK])] = ref
         p[P_RING_TAIL] = tail + 1
         p[PS_RECYCLE_RING] += 1

@@ -33,8 +33,6 @@ ST_RING = 2
 ST_DRIVER = 3
 ST_NIC = 4
 ST_BATCH = 5
-ST_OUT_OF_ORDER = 6
-ST_SOCKET = 7
 ST_USER = 8
 ST_TX = 9  # transmit in flight
 
@@ -67,6 +65,7 @@ P_UNREADABLE = 24
 P_DESTROYED = 25  # nothing is recycled any more
 P_POSTED = 26  # buffers that the driver has posted to its NIC
 P_SHARE = 27  # pools that draw on the same area
+P_RING_SIZE = 29  # netmems that the ring holds at most
 P_SHADOW = 28  # word offset of what was synced, one word for each netmem; 0 without sanitiser
 
 # struct page_pool_alloc_stats and page_pool_recycle_stats, in the kernel's order.

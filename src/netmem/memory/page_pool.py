@@ -151,8 +151,8 @@ class PagePool:
         self.params = params
         flags = params.flags
         self._refuse_flags(params)
-        ring = min(params.pool_size or DEFAULT_RING, MAX_RING)
-        ring = 1 << (ring - 1).bit_length()
+        size = min(params.pool_size or DEFAULT_RING, MAX_RING)  # netmems; the ring's memory is a power of two
+        ring = 1 << (size - 1).bit_length()
         self.provider: MemoryProvider | None = None
         self.binding_id = 0  # what received frags name (dmabuf_id)
         if flags & PP_FLAG_ALLOW_UNREADABLE_NETMEM and params.netdev is not None:
@@ -166,14 +166,16 @@ class PagePool:
             self.provider.init(self)
         elif params.order > MAX_PAGE_ORDER:
             raise self._gave_up(errno.EINVAL, f"order {params.order} is above {MAX_PAGE_ORDER}")
+        if params.order < 0:
+            raise self._gave_up(errno.EINVAL, f"order {params.order}")
         self.id = next(_ids)
         self._pages: _PageMemory | None = None
         try:
             if self.provider is None:
                 shift = PAGE_SIZE.bit_length() - 1 + params.order
-                size = params.pages or max(ring * 4, 4096) << shift
-                self._pages = _PageMemory(f"pages:{self.id}", size, shift, params.nid)
-            self._open(ring)
+                memory = params.pages or max(ring * 4, 4096) << shift
+                self._pages = _PageMemory(f"pages:{self.id}", memory, shift, params.nid)
+            self._open(ring, size)
         except BaseException:
             if self.provider is not None:
                 self.provider.destroy(self)
@@ -208,7 +210,7 @@ class PagePool:
         if flags & PP_FLAG_DMA_MAP and params.dev is None:
             raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_MAP without a device")
 
-    def _open(self, ring: int) -> None:
+    def _open(self, ring: int, size: int) -> None:
         params, area = self.params, self.area
         release = ly.P_RING + ring
         shadowed = area.a[ly.A_SHADOW] != 0
@@ -221,6 +223,7 @@ class PagePool:
         self.area_a = area.arena.a
         p[ly.P_ID], p[ly.P_SHIFT], p[ly.P_AREA] = self.id, area.shift, area.a[ly.A_TAG]
         p[ly.P_RING_AT], p[ly.P_RING_MASK], p[ly.P_RELEASE_AT] = ly.P_RING, ring - 1, release
+        p[ly.P_RING_SIZE] = size
         p[ly.P_MAX_LEN], p[ly.P_OFFSET], p[ly.P_NID] = params.max_len, params.offset, params.nid
         p[ly.P_HOST] = area.address
         p[ly.P_PROVIDER] = self.provider is not None
@@ -278,7 +281,8 @@ class PagePool:
         p[ly.P_CACHE + have : ly.P_CACHE + have + len(refs)] = refs
         p[ly.P_CACHE_N] = have + len(refs)
         p[ly.P_HOLD] += len(refs)
-        p[ly.PS_ALLOC_SLOW_HIGH_ORDER if self.params.order else ly.PS_ALLOC_SLOW] += 1
+        if self.provider is None:  # what a provider gives is not counted, as in the kernel
+            p[ly.PS_ALLOC_SLOW_HIGH_ORDER if self.params.order else ly.PS_ALLOC_SLOW] += 1
         # What comes out of the cache next was paid for here, not on the fast path.
         p[ly.PS_ALLOC_FAST] -= 1
         return len(refs)

@@ -152,7 +152,7 @@ def bind_tx(dev: NetDevice, provider: MemoryProvider) -> TxBinding:
     if dev.driver.netmem_tx == NetmemTx.NONE:
         raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} does not support netmem TX")
     dma = dev.driver.dma_device()
-    if dma is None:
+    if dma is None or dev.driver.netmem_tx == NetmemTx.NO_DMA:
         raise NetmemError(errno.EOPNOTSUPP, f"{dev.name}: no DMA-capable device found")
     binding = TxBinding(dev, provider, dma, provider.attach(dma, DmaDirection.TO_DEVICE))
     dev.tx_bindings.append(binding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from netmem.netdev.driver import Driver, QueueConfig, RingParams
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.tx import TxQueue
 from netmem.netdev.watch import Watch
+
+log = logging.getLogger("netmem.netdev")
 
 PAGE_SIZE = 4096
 BUDGET = 256
@@ -118,6 +121,9 @@ class NetDevice:
         with self.lock:
             if not self._registered:
                 return
+            for queue in self.rx_queues:
+                if queue.mp_params is not None:
+                    queue.mp_params.uninstall(queue.index)
             with contextlib.ExitStack() as ends:  # each is done even if one before it failed
                 for end in (
                     self.board.close, self.batch.arena.close, self.tx.close, self.driver.close,
@@ -142,6 +148,11 @@ class NetDevice:
     def is_present(self) -> bool:
         """netif_device_present(): False when the hardware went away."""
         return self._registered and self.driver.is_alive()
+
+    def check_present(self) -> None:
+        """ENODEV when the hardware went away."""
+        if self._registered and not self.driver.is_alive():
+            raise NetmemError(errno.ENODEV, f"{self.name}: the device is not present")
 
     def set_mtu(self, mtu: int) -> None:
         """dev_set_mtu(): EINVAL outside 68 (RFC 791) to the driver's largest."""
@@ -234,6 +245,7 @@ class NetDevice:
                 self.driver.queue_start(old, queue.index)
             except BaseException:
                 queue.mem = None  # neither will do: the queue stays stopped
+                log.warning("%s: RX queue %d may be unhealthy: it starts no more", self.name, queue.index)
                 self.driver.queue_mem_free(old)
                 raise
             raise

@@ -59,6 +59,7 @@ class Ethtool:
         if changes.get("rx_buf_len", 1) <= 0:
             raise NetmemError(errno.ERANGE, "rx-buf-len: integer out of range")
         with dev.lock:
+            dev.check_present()
             for name in changes:
                 if name not in dev.driver.supported_ring_params:
                     raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} cannot set {name}")
@@ -160,6 +161,7 @@ class Ethtool:
         """
         dev = self._dev
         with dev.lock:
+            dev.check_present()
             if not 0 <= rule.queue < len(dev.rx_queues):
                 raise NetmemError(errno.EINVAL, f"rule names queue {rule.queue}, which is not there")
             if len(self.rules) >= MAX_RULES:

@@ -277,17 +277,13 @@ def nic_rx_one(d, bar, maps, row, q, dq, size, last):
         if row[F_L4] != 0 and header <= hdrlen and header + size > hds >> 8:
             into_header = header
             status |= RXS_SPH
-            bar[q + Q_SPLIT_HIT] += 1
         else:
             into_header = min(header + size, hdrlen)
             if header + size > hdrlen:
                 status |= RXS_HBO
-            bar[q + Q_SPLIT_MISS] += 1
     rest = header + size - into_header
     need = max(1, (rest + buflen - 1) // buflen)
     if posted < need:
-        if hds & HDS_ON:  # counted when the packet is really placed
-            bar[q + (Q_SPLIT_HIT if status & RXS_SPH else Q_SPLIT_MISS)] -= 1
         return -1
     slot = ring + (at & mask) * 32
     hdr_host = 0
@@ -320,6 +316,8 @@ def nic_rx_one(d, bar, maps, row, q, dq, size, last):
             if n > fill:
                 payload_copy(row, row[F_DONE] + offset + fill - header, n - fill, host + fill)
             offset += n
+    if hds & HDS_ON:
+        bar[q + (Q_SPLIT_HIT if status & RXS_SPH else Q_SPLIT_MISS)] += 1
     nic_done(d, bar, q, dq, row, need, into_header, status, rest)
     return 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
@@ -16,6 +17,7 @@ from netmem.base.formats import (
     FIN,
     RST,
     SYN,
+    endpoint,
     ip_number,
     ip_words,
 )
@@ -49,6 +51,9 @@ from netmem.netdev.tx import BUFFER_LEAST
 
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC
+
+
+log = logging.getLogger("netmem.tcp")
 
 
 class Tcp(Opening):
@@ -155,6 +160,15 @@ class Tcp(Opening):
         """The flow arrives on another queue now: what it holds is that one's from now on."""
         v, gv = self.v, self.gv
         w.pledge(self.g, self.t, c, 0)
+        queues = self.dev.rx_queues
+        if queues[v[c, T.QUEUE]].mp_params is not None and not gv[T.G_TOKENS]:
+            self.count(T.S_LEFT_QUEUE)
+            log.warning(
+                "%s: the flow from %s to port %d left queue %d, whose memory is bound, for queue %d: its "
+                "payload is copied; steer the port",
+                self.dev.name, endpoint(self.remote(c), v[c, T.PORTS] >> 16),
+                v[c, T.PORTS] & 0xFFFF, v[c, T.QUEUE], gv[T.G_QUEUE],
+            )  # fmt: skip
         for sign in (-1, 1):
             credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
             gv[credit + T.CR_OOO_N] += sign * v[c, T.OQ_BUFS]

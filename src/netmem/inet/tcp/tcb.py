@@ -337,6 +337,7 @@ S_COOKIES_OUT = 56  # SYN cookies sent, come back, and come back wrong (RFC 4987
 S_COOKIES_IN = 57
 S_COOKIES_BAD = 58
 S_MARTIAN = 59  # from an address of ours
+S_LEFT_QUEUE = 60  # flows that came to a queue without the memory that they had been bound to
 TCP_COUNTERS = offsets(globals(), "S_")
 
 G_ADDRS = G_COUNTERS + 96  # how many addresses the stack has, and their words, high and low
