@@ -7,7 +7,8 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: demo test test-uncompiled simulate fuzz lint bench check-tree convert-compile clean
+.PHONY: demo test test-kernels test-uncompiled simulate simulate-short crowd attack attack-smoke fuzz lint bench \
+  bench-short verify check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,12 +25,33 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
+# Kernels as plain Python, against their references: the tests that are about kernels.
+KERNEL_TESTS := $(addprefix tests/test_,page_pool.py gro.py softnic.py nic.py window.py tcp.py udp.py binding.py \
+  sanitizer.py zerocopy.py)
+test-kernels: $(STAMP)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 $(KERNEL_TESTS)
+
 test-uncompiled: $(STAMP)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 # Ten thousand connections on networks that lose, reorder, duplicate and damage; a seed that fails is printed.
+RUNS ?= 1000
 simulate: $(STAMP)
-	$(BIN)/python -m netmem.testing.simulate --runs 1000
+	$(BIN)/python -m netmem.testing.simulate --runs $(RUNS)
+
+simulate-short:
+	$(MAKE) simulate RUNS=100
+
+# One good connection beside a thousand others, simulated.
+crowd: $(STAMP)
+	$(BIN)/python -m netmem.testing.crowd
+
+# Real processes under attack, in a network namespace (root).
+attack: $(STAMP)
+	$(BIN)/python -m netmem.testing.attack --output docs/reliability.md
+
+attack-smoke: $(STAMP)
+	$(BIN)/python -m netmem.testing.attack --smoke
 
 # Frames that are nearly right, for as many minutes.
 MINUTES ?= 10
@@ -43,6 +65,13 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/netmem bench --output docs/benchmarks.md
+
+bench-short: $(STAMP)
+	$(BIN)/netmem bench --short
+
+# Everything that takes longer than CI may; docs/verification.md says when and what came of it.
+verify: $(STAMP)
+	$(BIN)/python tools/verify.py
 
 # The newest kernel tree that Debian has, and every driver in it judged.
 check-tree: $(STAMP)

@@ -24,6 +24,7 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 START_DEADLINE_S = 30.0
 COMPILE_DEADLINE_S = 300.0
 MESSAGE_BYTES = 1 << 16
+PATIENT_S, LOADED_S = 5.0, 120.0  # who waits so long waits longer for a process that is at work
 
 
 def raise_file_limit() -> None:
@@ -70,6 +71,15 @@ class Process:
             lines = self._errors.read().decode(errors="replace").strip().splitlines()
             return f": {lines[-1]}" if lines else ""
         return ""
+
+    def at_work(self) -> int:
+        """Grows while the process runs or waits for a CPU (schedstat of its threads), ns."""
+        total = 0
+        with contextlib.suppress(OSError, ValueError):
+            for task in os.listdir(f"/proc/{self.pid}/task"):
+                with open(f"/proc/{self.pid}/task/{task}/schedstat") as file:
+                    total += sum(map(int, file.read().split()[:2]))
+        return total
 
     def has_ended(self) -> bool:
         """True once the process is gone."""
@@ -172,7 +182,12 @@ class Child(Process):
     def _receive(self, timeout: float, what: str) -> dict[str, Any]:
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        if not poll.poll(timeout * 1e3):
+        before, end = self.at_work(), time.monotonic() + LOADED_S
+        while not poll.poll(timeout * 1e3):
+            now = self.at_work()
+            if timeout >= PATIENT_S and now != before and time.monotonic() < end:
+                before = now  # a loaded machine: it is at work, or waits for a CPU
+                continue
             raise TimeoutError(
                 errno.ETIMEDOUT, f"the device's process (pid {self.pid}) did not answer to {what!r} in time"
             )

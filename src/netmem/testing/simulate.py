@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path as Path_
 
 from netmem.base.clock import MS, SEC, ManualClock
 from netmem.inet.socket import TcpSocket
@@ -26,6 +27,7 @@ from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing.wire import FaultyLink
 
 SERVER, CLIENT, PORT = "10.0.2.15", "10.0.2.2", 5001
+CHUNK = 500  # seeds between two lines of progress
 LIMIT_NS = 3600 * SEC  # of virtual time: a connection that is not done by then hangs
 
 
@@ -313,24 +315,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m netmem.testing.simulate", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="simulations of ten connections each")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
+    parser.add_argument("--resume", metavar="FILE", help="keep the next seed there, and go on from it")
     parser.add_argument("--table", action="store_true", help="print the goodput by loss rate instead")
     args = parser.parse_args()
     ensure_compiled()
     if args.table:
         print(goodput_table(), end="")
         return 0
-    start = time.monotonic()
-    jobs = os.cpu_count() or 1
-    seeds = [list(range(args.seed + i, args.seed + args.runs, jobs)) for i in range(jobs)]
+    start, jobs = time.monotonic(), os.cpu_count() or 1
+    first, end = args.seed, args.seed + args.runs
+    place = Path_(args.resume) if args.resume else None
+    if place is not None and place.exists():
+        first = max(first, int(place.read_text()))
+        print(f"going on at seed {first}", flush=True)
+    done = total = failures = 0
     with ProcessPoolExecutor(jobs) as pool:
-        parts = list(pool.map(_many, seeds))
-    failed = [outcome for part in parts for outcome in part[0]]
-    for outcome in failed:
-        print(f"seed {outcome.seed}: {outcome.failed}; --seed {outcome.seed} --runs 1 replays it")
-    done, total = sum(part[1] for part in parts), sum(part[2] for part in parts)
+        while first < end:
+            stop = min(first + CHUNK, end)
+            parts = list(pool.map(_many, [list(range(first + i, stop, jobs)) for i in range(jobs)]))
+            failed = [outcome for part in parts for outcome in part[0]]
+            for outcome in failed:
+                print(f"seed {outcome.seed}: {outcome.failed}; --seed {outcome.seed} --runs 1 replays it")
+            failures += len(failed)
+            done, total = done + sum(part[1] for part in parts), total + sum(part[2] for part in parts)
+            print(f"seeds {first} to {stop - 1}: {len(failed)} failed", flush=True)
+            first = stop
+            if place is not None:
+                place.write_text(str(first))
     took = time.monotonic() - start
-    print(f"{done} connections, {total / 1e6:.0f} MB, {len(failed)} simulations failed, {took:.0f} s")
-    return 1 if failed else 0
+    print(f"{done} connections, {total / 1e6:.0f} MB, {failures} simulations failed, {took:.0f} s")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

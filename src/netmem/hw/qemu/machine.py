@@ -92,8 +92,8 @@ class Machine:
         self.pidfd = os.pidfd_open(self.process.pid)
         self._ends.callback(os.close, self.pidfd)
         self._ends.callback(Watchdog(self.process.pid).dismiss)
-        self.qtest = QTest(LineSocket(pairs[0][0], self.gone))
-        self.qmp = Qmp(LineSocket(pairs[1][0], self.gone))
+        self.qtest = QTest(LineSocket(pairs[0][0], self.gone, self.process.at_work))
+        self.qmp = Qmp(LineSocket(pairs[1][0], self.gone, self.process.at_work))
 
     def _enumerate(self) -> None:
         """Give the functions that are there from the start their addresses."""
@@ -113,7 +113,8 @@ class Machine:
         if what:
             self.process.kill()
             return DeviceGoneError(
-                f"QEMU (pid {self.process.pid}) did not answer to {what!r} in {TIMEOUT_S:g} s and was killed"
+                f"QEMU (pid {self.process.pid}) did not answer to {what!r}, did nothing for {TIMEOUT_S:g} s "
+                "and was killed"
             )
         return DeviceGoneError(f"QEMU (pid {self.process.pid}) {self.process.how_it_ended()}")
 

@@ -9,23 +9,27 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from netmem.base.errors import DeviceGoneError
 
-TIMEOUT_S = 5.0
+TIMEOUT_S, LIMIT_S = 5.0, 60.0
 MAX_POSTED = 256
 
 
 class LineSocket:
-    """Lines to QEMU and back, never waiting longer than 5 s.
+    """Lines to QEMU and back, never waiting longer than 5 s, or 60 s for a QEMU that is at work.
 
+    ``at_work()`` is a number that grows while QEMU runs, or waits for a CPU of a loaded machine.
     ``gone(what)`` makes the error for a QEMU that ended, or that did not answer to ``what`` in time: it
     is then ended, since answers could not be told apart any more.
     """
 
-    def __init__(self, sock: socket.socket, gone: Callable[[str], DeviceGoneError]) -> None:
-        self._sock, self._gone = sock, gone
+    def __init__(
+        self, sock: socket.socket, gone: Callable[[str], DeviceGoneError], at_work: Callable[[], int]
+    ) -> None:
+        self._sock, self._gone, self._at_work = sock, gone, at_work
         self._sock.setblocking(False)
         self.lock = threading.RLock()
         self._data = b""
@@ -67,10 +71,16 @@ class LineSocket:
         return b"\n" in self._data
 
     def _wait(self, event: int, what: str) -> None:
+        """Until the socket is ready: TIMEOUT_S, or as long as QEMU is at work, at most LIMIT_S."""
         poll = select.poll()
         poll.register(self._sock, event)
-        if not poll.poll(TIMEOUT_S * 1e3):
-            raise self._gone(what)
+        end = time.monotonic() + LIMIT_S
+        before = self._at_work()
+        while not poll.poll(TIMEOUT_S * 1e3):
+            now = self._at_work()
+            if now == before or time.monotonic() > end:
+                raise self._gone(what)
+            before = now
 
     def close(self) -> None:
         """Close our end."""
