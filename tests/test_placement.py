@@ -17,6 +17,7 @@ from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
 from netmem.memory.page_pool import PagePool, PagePoolParams
 from netmem.netdev.driver import NetmemTx, SteeringRule, TcpDataSplit
+from netmem.testing import frames
 from netmem.testing.net import PORT
 
 
@@ -203,3 +204,19 @@ def test_the_pool_never_runs_below_what_is_pledged(network):
     for (ours, _), tokens in zip(pairs, kept, strict=True):
         ours.devmem_dontneed(tokens)
     second.close()
+
+
+def test_extension_headers_are_skipped_and_vlan_tags_counted(network):
+    net = network(alone=True)
+    net.bind(make_provider("dmabuf"))
+    net.ours.stack.listen(PORT)
+    options = bytes([6, 0, 1, 4, 0, 0, 0, 0])  # hop-by-hop: TCP is next, padding
+    segment = frames.tcp6(sport=1000, flags=2, seq=9)[54:]
+    net.wire.inject(frames.ethernet(frames.ipv6(options + segment, proto=0), 0x86DD))
+    net.run(3)
+    assert [c["state"] for c in net.ours.stack.statistics()["connections"]] == ["SYN-RECEIVED"]
+    tagged = frames.ethernet(frames.ipv4(frames.tcp_segment(flags=2, seq=1, sport=2000)), vlan=5)
+    net.wire.inject(tagged)
+    net.run(3)
+    assert net.ours.dev.batch.counters()["rx_unknown_ethertype"] == 1
+    assert len(net.ours.stack.statistics()["connections"]) == 1

@@ -324,6 +324,9 @@ def test_a_cookie_brings_back_what_was_offered(mss, scale, sack, stamp, seq, now
     assert SynCookies(b"l" * 16).mss(cookie, *args, now) == 0
     told = cookies.stamp(offer, now // MS & T.MASK32)
     echoed = cookies.offered(back, told if stamp else None)
+    if back:
+        jar.use(cookie, args[1], args[2])
+        assert jar.mss(cookie, *args, now + late) == 0  # an ACK that comes twice makes one connection
     assert echoed == (Offer(back, scale, sack, True) if stamp else Offer(back, -1, False, False))
     assert (now // MS - told) & T.MASK32 < 1 << 6  # never from the future
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import OrderedDict
 from typing import NamedTuple
 
 from netmem.base.clock import SEC
@@ -18,6 +19,7 @@ PERIODS = 2  # for which a cookie is good
 MSS = (64, 536, 1200, 1360, 1440, 1460, 4312, 8940)
 WINDOW = 10 * 1460  # what a SYN-ACK with a cookie advertises: nothing says later what else it was
 NO_SCALE = 15
+USED = 4096  # cookies that are known to have been used
 STAMP_BITS = 5  # four of the window scale, one of SACK
 
 
@@ -36,6 +38,7 @@ class SynCookies:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self.sent_at = -PERIODS * PERIOD_NS  # an ACK is only looked at while cookies may come back
+        self._used: OrderedDict[tuple[int, int, int], None] = OrderedDict()
 
     def _hash(self, count: int, index: int, laddr: int, raddr: int, ports: int, seq: int) -> int:
         text = laddr.to_bytes(16, "big") + raddr.to_bytes(16, "big")
@@ -50,13 +53,21 @@ class SynCookies:
         return (count & 31) << 27 | index << 24 | self._hash(count, index, laddr, raddr, ports, seq)
 
     def mss(self, cookie: int, laddr: int, raddr: int, ports: int, seq: int, now: int) -> int:
-        """The MSS of a cookie that came back, 0 when it is none of ours, or too old."""
+        """The MSS of a cookie that came back, 0 when it is none of ours, too old, or was used before."""
+        if (cookie, raddr, ports) in self._used:
+            return 0
         count, index = now // PERIOD_NS, cookie >> 24 & 7
         for age in range(PERIODS):
             if (count - age) & 31 == cookie >> 27:
                 if self._hash(count - age, index, laddr, raddr, ports, seq) == cookie & 0xFFFFFF:
                     return MSS[index]
         return 0
+
+    def use(self, cookie: int, raddr: int, ports: int) -> None:
+        """A cookie made a connection: an ACK that the network has kept for later makes no second one."""
+        self._used[cookie, raddr, ports] = None
+        if len(self._used) > USED:
+            self._used.popitem(last=False)
 
     def expected(self, now: int) -> bool:
         """True while a cookie that was sent can come back."""
