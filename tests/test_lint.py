@@ -363,9 +363,9 @@ def test_endless_macros_and_deep_nesting_end(tmp_path):
 # -- the command ------------------------------------------------------------------------------------
 
 
-def run(*words, cwd=None):
+def run(*words, **options):
     done = subprocess.run(
-        [*NETMEM, "check", *map(str, words)], capture_output=True, text=True, timeout=60, cwd=cwd
+        [*NETMEM, "check", *map(str, words)], capture_output=True, text=True, timeout=60, **options
     )
     assert "Traceback" not in done.stderr
     return done

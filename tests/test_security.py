@@ -167,6 +167,103 @@ def test_the_trees_own_git_configuration_runs_nothing(hostile, tmp_path):
     assert not proof.exists()
 
 
+def test_a_repository_around_the_temporary_folder_runs_nothing(hostile, tmp_path):
+    """Anybody can make one in /tmp."""
+    proof, around = tmp_path / "pwned", tmp_path / "tmp"
+    around.mkdir()
+    subprocess.run(["git", "-C", around, "init", "-q"], check=True, timeout=60)
+    (around / ".git/info").mkdir(exist_ok=True)
+    (around / ".git/info/attributes").write_text("*.c filter=evil diff=evil\n*.h filter=evil\n")
+    for key in ("filter.evil.clean", "filter.evil.process", "diff.evil.textconv", "diff.evil.command"):
+        subprocess.run(["git", "-C", around, "config", key, f"touch {proof}; cat"], check=True, timeout=60)
+    source = tmp_path / "old"
+    source.mkdir()
+    (source / "old.c").write_text(DRIVER.format(include="x.h").replace("struct q {", "struct q { struct page *page;"))
+    done = convert(source, env={**os.environ, "TMPDIR": str(around)})
+    assert done.returncode == 0, done.stderr
+    assert "netmem_ref" in done.stdout
+    assert not proof.exists()
+
+
+def test_tree_objects_and_patches_write_nothing_elsewhere(hostile, tmp_path):
+    victim = tmp_path / "victim.c"
+
+    def git(*words, data=None):
+        return subprocess.run(
+            ["git", "-C", hostile, *words], check=True, capture_output=True, timeout=60, input=data
+        ).stdout.strip()
+
+    git("init", "-q")
+    git("config", "user.email", "a@example.com")
+    git("config", "user.name", "a")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    blob = git("hash-object", "-w", "--stdin", data=b"int pwned;\n")
+    raw = b"100644 " + str(victim).encode() + b"\0" + bytes.fromhex(blob.decode())
+    tree = git("hash-object", "-t", "tree", "-w", "--literally", "--stdin", data=raw)
+    commit = git("commit-tree", tree.decode(), "-m", "evil", "-p", "HEAD").decode()
+    done = check("--diff", f"HEAD..{commit}", hostile)
+    assert "Traceback" not in done.stderr
+    assert not victim.exists()
+    patch = tmp_path / "p.patch"
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    patch.write_text("".join(
+        f"diff --git a/{name} b/{name}\nnew file mode 120000\nindex 0000000..1111111\n--- /dev/null\n+++ b/{name}\n"
+        f"@@ -0,0 +1 @@\n+{target}\n\\ No newline at end of file\n"
+        for name, target in (("Makefile2", outside / "touched"), ("drivers", outside))
+    ))  # fmt: skip
+    check("--patch", patch, hostile)
+    assert list(outside.iterdir()) == []
+
+
+def test_links_out_of_the_tree_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    source = next(TINY.glob("*.c")).read_text()
+    (secret / "secret.c").write_text(source)
+    tree = tmp_path / "d"
+    tree.mkdir()
+    (tree / "x.c").symlink_to(secret / "secret.c")
+    (tree / "y.c").write_text("int x;\n")
+    done = check("--no-cache", "--format", "json", tree)
+    assert "page_pool" not in json.dumps(json.loads(done.stdout)["drivers"][0]["requirements"]["R1"]["evidence"])
+
+
+def test_one_bad_name_takes_nobodys_verdict_away(hostile, tmp_path):
+    source = next(hostile.glob("*.c"))
+    source.write_text(f'#include "{"a" * 3000}"\n' + source.read_text())
+    makefile = hostile / "Makefile"
+    makefile.write_text(makefile.read_text() + f"obj-m += {'b' * 300}.o\nobj-m += a\x1b[31mred.o\n")
+    done = check("--format", "json", hostile, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert json.loads(done.stdout)["drivers"][0]["requirements"]["R1"]["verdict"] == "pass", done.stderr
+    assert "\x1b" not in convert(hostile).stderr
+
+
+def test_many_targets_with_many_objects_are_bounded(hostile):
+    many = "big-y := " + " ".join(f"b{n}.o" for n in range(4000)) + "\n"
+    many += "".join(f"obj-m += t{n}.o\nt{n}-y := $(big-y)\n" for n in range(4000))
+    (hostile / "Makefile").write_text((hostile / "Makefile").read_text() + many)
+    start = time.monotonic()
+    assert "R6" in check("--no-cache", hostile).stdout
+    assert time.monotonic() - start < 30
+
+
+def test_a_board_of_somebody_elses_does_not_end_show():
+    made = []
+    for text in (b"\2" + bytes(7) + b"\xff" * 8, b"\2" + bytes(7) + (2).to_bytes(8, "little") + b"[]",
+                 b"\2" + bytes(7) + (3).to_bytes(8, "little") + b"{{{"):  # fmt: skip
+        fd = os.memfd_create("netmem:board:evil")
+        os.write(fd, text)
+        made.append(fd)
+    done = subprocess.run([*NETMEM, "show", str(os.getpid())], capture_output=True, text=True, timeout=LIMIT)
+    for fd in made:
+        os.close(fd)
+    assert done.returncode == 1
+    assert "has no netmem device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # -- the current folder and caches ------------------------------------------------------------------
 
 
@@ -200,6 +297,11 @@ def test_a_cache_that_others_could_write_is_not_used(tmp_path, monkeypatch):
         assert "not ours alone" in why
         part.chmod(before)
     assert folders.own_folder("netmem/kernels-x")[0] == path
+    before = os.umask(0o002)  # as many systems have it: the parts of the path are ours alone all the same
+    try:
+        assert folders.own_folder("deep/er/kernels")[0] is not None
+    finally:
+        os.umask(before)
     if ROOT:  # somebody else's, in the middle of the path
         os.chown(home / "netmem", 12345, 12345)
         assert folders.own_folder("netmem/kernels-x")[0] is None

@@ -21,7 +21,7 @@ from netmem.base.arena import Region, Words, memfd
 
 PREFIX = "/memfd:netmem:board:"
 HEADER = 16  # sequence number, length
-TRIES = 100
+TRIES, MOST = 100, 4 << 20  # bytes of a board
 
 
 # Files that say where what is read through /proc lies.
@@ -83,8 +83,8 @@ def boards(pid: int | None = None) -> Iterator[tuple[int, Any]]:
                     content = _read(link.path)
                     if content is not None:
                         yield one, content
-            except OSError:
-                continue  # closed in the meantime
+            except (OSError, ValueError, RecursionError):
+                continue  # closed in the meantime, or not ours
 
 
 def _read(path: str) -> Any:
@@ -93,10 +93,13 @@ def _read(path: str) -> Any:
         for _ in range(TRIES):
             before = os.pread(fd, HEADER, 0)
             size = int.from_bytes(before[8:], "little")
+            if size > min(MOST, os.fstat(fd).st_size):
+                return None  # somebody else's, with a name like ours
             data = os.pread(fd, size, HEADER)
             if os.pread(fd, HEADER, 0) != before or before[0] & 1:
                 continue
-            return json.loads(data) if size else None
+            content = json.loads(data) if size else None
+            return content if isinstance(content, dict) else None
     finally:
         os.close(fd)
     return None

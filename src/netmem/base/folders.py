@@ -20,11 +20,14 @@ def homes() -> list[Path]:
     found = [os.environ.get("XDG_CACHE_HOME"), os.path.join(os.path.expanduser("~"), ".cache")]
     with contextlib.suppress(KeyError):
         found.append(os.path.join(pwd.getpwuid(os.geteuid()).pw_dir, ".cache"))
-    return [Path(one) for one in dict.fromkeys(found) if one and os.path.isabs(one)]
+    absolute = [one for one in found if one and os.path.isabs(one)]
+    return [Path(one) for one in dict.fromkeys(os.path.realpath(one) for one in absolute)]
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, *, owned: bool = True) -> bool:
     """True when nobody but us and root can put anything at an existing path, or swap it.
+
+    ``owned``: and it belongs to us.
 
     Every component of the real path belongs to us or to root; none can be written by others, unless it is a
     folder of root's in which nobody can take away what is another's (the sticky bit).
@@ -35,19 +38,21 @@ def is_ours(path: Path) -> bool:
         if stat.S_ISLNK(about.st_mode) or about.st_uid not in (me, 0):
             return False
         open_to_others = about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if open_to_others and not (part != real and about.st_uid == 0 and about.st_mode & stat.S_ISVTX):
+        if open_to_others and not (about.st_uid == 0 and about.st_mode & stat.S_ISVTX):
             return False
-    return os.lstat(real).st_uid == me
+        if open_to_others and part == real and owned:
+            return False
+    return not owned or (os.lstat(real).st_uid == me and os.path.realpath(path) == str(path))
 
 
 def own_folder(name: str) -> tuple[Path | None, str]:
     """A folder of ours called ``name`` below a cache's, mode 0700, made if need be; or None, and why."""
     why = "there is no home folder"
     for home in homes():
-        path = home / name
+        # Links are followed once, here: what is checked below is what is used.
+        path = Path(os.path.realpath(home)) / name
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not is_ours(path):
+            if not _make(path):
                 why = f"{path} is not ours alone: another user could put code there"
                 continue
             probe = path / f".probe.{os.getpid()}"
@@ -58,6 +63,21 @@ def own_folder(name: str) -> tuple[Path | None, str]:
             continue
         return path, ""
     return None, why
+
+
+def _make(path: Path) -> bool:
+    """Make what is missing of a path, each part for us alone; False when any part is not ours alone."""
+    missing = []
+    have = path
+    while not os.path.lexists(have):
+        missing.append(have)
+        have = have.parent
+    if not is_ours(have, owned=not missing):
+        return False
+    for part in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700)
+    return is_ours(path)
 
 
 @contextlib.contextmanager

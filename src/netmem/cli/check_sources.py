@@ -63,7 +63,7 @@ def check_sources(paths: list[Path], options: Options) -> int:
         before = changes.read_baseline(options.baseline) if options.baseline else []
         reports = check(paths, problems, cache=cache, progress=progress)
     except changes.CannotCompare as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(tree.printable(str(error))) from None
     finally:
         if live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

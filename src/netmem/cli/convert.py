@@ -35,10 +35,11 @@ def command(path: Path, output: Path | None) -> None:
     try:
         made = convert(path)
     except Refused as why:
-        print(f"netmem: refused: {why}", file=sys.stderr)
+        print(f"netmem: refused: {printable(str(why))}", file=sys.stderr)
         sys.exit(1)
     if not made.patch:
-        print(f"netmem: {made.driver}: payload is netmem already, nothing to convert", file=sys.stderr)
+        name = printable(made.driver)
+        print(f"netmem: {name}: payload is netmem already, nothing to convert", file=sys.stderr)
         return
     todo = "".join(printable(f"{one.file}:{one.line}: {one.reason}") + "\n" for one in made.remaining)
     if output is None:
@@ -48,6 +49,8 @@ def command(path: Path, output: Path | None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.-]|^\.+", "_", Path(made.driver).name.removesuffix(".c")) or "driver"
     patch, left = output / f"0001-{name}-netmem.patch", output / f"{name}-remaining.txt"
-    patch.write_text(made.patch, errors="surrogateescape")
-    left.write_text(todo)
+    for path, text in ((patch, made.patch), (left, todo)):
+        path.unlink(missing_ok=True)  # a link that lies there in its place would be followed
+        with open(path, "x", errors="surrogateescape") as file:
+            file.write(text)
     print(f"{patch}; {len(made.remaining)} things remain: {left}")

@@ -560,7 +560,8 @@ class _Rewriter:
                 "--dst-prefix=",
             ]
             done = subprocess.run(
-                [*words, "a", "b"], cwd=folder, env=git_environment(), capture_output=True, timeout=60
+                [*words, "a", "b"], cwd=folder, capture_output=True, timeout=60,
+                env=git_environment(GIT_DIR=os.devnull, GIT_CEILING_DIRECTORIES=folder),
             )
         if done.returncode not in (0, 1):
             raise Refused(f"git diff: {done.stderr.decode(errors='replace').strip()}")

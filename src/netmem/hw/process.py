@@ -61,7 +61,8 @@ class Process:
                 code = self._popen.wait(2.0)
         how = "closed its control socket"
         if code is not None:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            names = {int(one): one.name for one in signal.Signals}  # a real-time signal has none
+            how = f"was ended by {names.get(-code, -code)}" if code < 0 else f"exited with {code}"
         return how + self.last_words()
 
     def last_words(self) -> str:

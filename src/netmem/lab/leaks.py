@@ -34,13 +34,13 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for owner, board in boards(pid):
-        if board["name"] == "gateway" and pid is None:
+        if board.get("name") == "gateway" and pid is None:
             continue
         if board.get("layout") != layout():
             continue  # another version's: ``observe`` says so
         try:
             found += _device(owner, board)
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
             continue  # it is closing
     return found
 

@@ -35,14 +35,14 @@ def observe(pid: int | None = None) -> list[dict[str, Any]]:
     """
     found = []
     for owner, board in boards(pid):
-        if board["name"] == "gateway" and pid is None:
+        if board.get("name") == "gateway" and pid is None:
             continue  # the far end of a software NIC's cable, in the NIC's own process
         if board.get("layout") != layout():
             log.warning("process %d runs another version of netmem: it cannot be looked at", owner)
             continue
         try:
             found.append(_device(owner, board))
-        except (OSError, ValueError, IndexError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError):
             continue  # it is closing: a descriptor that the board names is another file by now
     return found
 

@@ -340,7 +340,7 @@ def main() -> int:
             done, total = done + sum(part[1] for part in parts), total + sum(part[2] for part in parts)
             print(f"seeds {first} to {stop - 1}: {len(failed)} failed", flush=True)
             first = stop
-            if place is not None:
+            if place is not None and not failures:  # a seed that failed is run again
                 place.write_text(str(first))
     took = time.monotonic() - start
     print(f"{done} connections, {total / 1e6:.0f} MB, {failures} simulations failed, {took:.0f} s")

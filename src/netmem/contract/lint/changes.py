@@ -103,12 +103,13 @@ def read_baseline(path: str) -> list[Report]:
         ) from None
 
 
-def git_environment() -> dict[str, str]:
+def git_environment(**more: str) -> dict[str, str]:
     """For git on a tree that may be hostile: no configuration but the repository's own, nothing fetched."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {
         **kept, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1",
         "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C",
+        "GIT_ALLOW_PROTOCOL": "none", **more,
     }  # fmt: skip
 
 
@@ -116,15 +117,14 @@ def git_environment() -> dict[str, str]:
 GIT = (
     "git", "-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-c", "protocol.allow=never",
     "-c", f"core.attributesFile={os.devnull}", "-c", "core.pager=cat", "-c", "diff.external=",
-    "-c", "safe.directory=*",
 )  # fmt: skip
 
 
 def _git(folder: Path, *words: str, data: bytes | None = None) -> bytes:
     try:
         done = subprocess.run(
-            [*GIT, "-C", str(folder), *words], capture_output=True, input=data, timeout=TIMEOUT_S,
-            env=git_environment(),
+            [*GIT, "-c", f"safe.directory={folder}", "-C", str(folder), *words],
+            capture_output=True, input=data, timeout=TIMEOUT_S, env=git_environment(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotCompare(f"git {words[0]}: {error}") from None
@@ -149,7 +149,7 @@ class Comparison:
         self.paths = [path.resolve() for path in self.paths]
         for path in self.paths:
             if not path.is_relative_to(self.root):
-                raise CannotCompare(f"{path} is not in {self.root}")
+                raise CannotCompare(tree.printable(f"{path} is not in {self.root}"))
 
     def compare(self, problems: list[str]) -> list[Change]:
         """Judge both; what differs."""
@@ -163,6 +163,10 @@ class Comparison:
                 _unpack(self.root, self.old, names, after)
                 _git(after, "init", "-q", "--template=")
                 _git(after, "apply", "--whitespace=nowarn", "-", data=self.patch)
+                for place, dirs, files in os.walk(after):
+                    for name in (*dirs, *files):  # a patch can make links, and they can lead anywhere
+                        if os.path.islink(one := os.path.join(place, name)):
+                            os.unlink(one)
             return against(self._judge(before, problems), self._judge(after, problems))
 
     def _names(self) -> list[str]:
@@ -184,6 +188,7 @@ class Comparison:
 
 
 WANTED = (".c", ".h", "Makefile", "Kbuild")
+MAX_FILES = 100_000
 
 
 def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
@@ -192,8 +197,13 @@ def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
     files = _of_revision(root, revision, names) if revision else _of_tree(root, names)
     for name, text in files:
         target = to / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(text)
+        if not tree.is_inside(target.parent, to):
+            raise CannotCompare(f"{tree.printable(name)} is not below the tree")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(text)
+        except OSError as error:
+            raise CannotCompare(f"{tree.printable(name)}: {error.strerror}") from None
 
 
 def _of_tree(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -216,23 +226,33 @@ def _of_revision(root: Path, revision: str, names: list[str]) -> Iterator[tuple[
     for line in listed:
         about, _, name = line.partition(b"\t")
         words = about.split()
-        if len(words) == 4 and words[0] in (b"100644", b"100755") and int(words[3]) <= tree.MAX_FILE:
+        plain = len(words) == 4 and words[0] in (b"100644", b"100755") and words[3].isdigit()
+        if plain and int(words[3]) <= tree.MAX_FILE:
             path = os.fsdecode(name)
-            if path.endswith(WANTED) and ".." not in path.split("/"):
+            parts = path.split("/")  # a tree object can name anything
+            if path.endswith(WANTED) and not {"", ".", "..", ".git"} & set(parts):
                 wanted.append((path, words[2].decode()))
+        if len(wanted) > MAX_FILES:
+            raise CannotCompare(f"more than {MAX_FILES} C files in {revision}")
     data = _git(root, "cat-file", "--batch", data="".join(f"{id_}\n" for _, id_ in wanted).encode())
     at = 0
     for path, _ in wanted:
-        end = data.index(b"\n", at)
-        size = int(data[at:end].split()[2])
+        end = data.find(b"\n", at)
+        found = data[at:end].split()
+        if end < 0 or len(found) != 3 or not found[2].isdigit():
+            raise CannotCompare(f"an object of {revision} is missing: is the repository whole?")
+        size = int(found[2])
         yield path, data[end + 1 : end + 1 + size]
         at = end + size + 2
 
 
 def _top(paths: list[Path]) -> Path:
+    """The repository that a path is in, found by its .git: its configuration may say anything."""
     folder = paths[0].absolute()
-    out = _git(folder if folder.is_dir() else folder.parent, "rev-parse", "--show-toplevel")
-    return Path(out.decode().strip())
+    for one in (folder, *folder.parents):
+        if (one / ".git").exists():
+            return one
+    raise CannotCompare(f"{tree.printable(str(folder))} is in no git repository")
 
 
 def of_git(paths: list[Path], revisions: str) -> Comparison:

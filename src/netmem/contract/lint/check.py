@@ -13,6 +13,8 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -294,9 +296,12 @@ def _one(number: int) -> dict[str, Any]:
     folder: Path | None = _shared["cache"]
     place = None
     if folder is not None:
-        key = _key(driver, _shared["root"], _shared["exports"], _shared["everything"], _shared["version"])
-        place = folder / f"{key}.json"
         try:
+            with _limited(DRIVER_S):
+                key = _key(
+                    driver, _shared["root"], _shared["exports"], _shared["everything"], _shared["version"]
+                )
+            place = folder / f"{key}.json"
             body: dict[str, Any] = json.loads(place.read_bytes())
             return body
         except (OSError, ValueError):
@@ -364,10 +369,14 @@ def check(
             bodies.append(_one(number))
             progress(len(bodies), len(order))
     else:
-        with multiprocessing.get_context("fork").Pool(jobs) as pool:
-            for body in pool.imap_unordered(_one, order):
-                bodies.append(body)
-                progress(len(bodies), len(order))
+        fork = multiprocessing.get_context("fork")
+        try:
+            with ProcessPoolExecutor(jobs, mp_context=fork) as pool:
+                for done in as_completed([pool.submit(_one, number) for number in order]):
+                    bodies.append(done.result())
+                    progress(len(bodies), len(order))
+        except BrokenProcessPool:
+            problems.append("a process that judged drivers was ended (out of memory?): some are missing")
     if cache is not None:
         folders.prune(cache, "*.json", keep=KEPT_REPORTS, age=0)
     return sorted((from_json(body) for body in bodies), key=lambda r: r.driver)

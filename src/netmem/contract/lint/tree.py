@@ -24,6 +24,7 @@ _DRIVER = re.compile(
 CORE = ("include/net/page_pool/", "include/net/netmem.h", "include/net/xdp", "include/linux/skbuff.h",
         "include/net/devlink.h", "include/linux/netdevice.h", "include/net/pkt_cls.h")  # fmt: skip
 MAX_FILE, MAX_FOLDERS = 4 << 20, 200_000
+MAX_OBJECTS = 100_000  # of all targets of a Makefile
 LIBRARY_DIRS = ("drivers/net",)
 
 
@@ -37,15 +38,17 @@ class Driver:
     problems: list[str] = field(default_factory=list)
 
 
-@functools.lru_cache(None)
+@functools.lru_cache(20_000)
 def load(path: str) -> bytes | None:
     """A file's bytes, None when it cannot be read, is too large to be C by hand, or is no regular file.
 
     The tree may be hostile: a FIFO is not waited for, and what has no size (as all of /proc) is empty.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device can do things already
+            return None
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):
         return None
     try:
         about = os.fstat(fd)
@@ -97,7 +100,8 @@ def root_of(path: Path) -> Path | None:
 
 def makefile(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """(target -> objects, folders below) of a kernel Makefile; ({}, []) without one."""
-    text = next((t for name in ("Kbuild", "Makefile") if (t := load(str(folder / name))) is not None), None)
+    names = [folder / name for name in ("Kbuild", "Makefile") if is_inside(folder / name, folder)]
+    text = next((t for name in names if (t := load(str(name))) is not None), None)
     if text is None:
         return {}, []
     targets: dict[str, list[str]] = {}
@@ -117,8 +121,10 @@ def makefile(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
         elif member := _MEMBER.match(left):
             if member[1] not in ("obj", "ccflags", "subdir", "lib", "asflags"):
                 members.setdefault(member[1], []).extend(words)
+    budget = MAX_OBJECTS
     for name in targets:
-        targets[name] = _objects(name, members)
+        targets[name] = _objects(name, members) if budget > 0 else []
+        budget -= 1 + len(targets[name])
     return targets, below
 
 
@@ -180,7 +186,7 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
     """C files and headers below."""
     for folder, names in folders(path, problems):
         for name in names:
-            if name.endswith((".c", ".h")):
+            if name.endswith((".c", ".h")) and is_inside(folder / name, path):
                 yield folder / name
 
 
@@ -190,7 +196,7 @@ def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
         targets, _ = makefile(here) if "Makefile" in names or "Kbuild" in names else ({}, [])
         made: dict[str, list[Path]] = {}
         for target, objects in targets.items():
-            sources = [p for one in objects if (p := here / f"{one}.c").is_file() and is_inside(p, top)]
+            sources = [p for one in objects if os.path.isfile(p := here / f"{one}.c") and is_inside(p, top)]
             if sources:
                 made[target] = sources
         for target, sources in made.items():
@@ -271,7 +277,7 @@ def _resolve(path: Path, quote: bytes, name: str, driver: Driver, root: Path | N
     if root is not None:
         candidates.append(root / "include" / name)
     for one in candidates:
-        if one.is_file() and is_inside(one, top_of(driver, root)):
+        if os.path.isfile(one) and is_inside(one, top_of(driver, root)):
             return Path(os.path.normpath(one))
     return None
 
@@ -281,6 +287,8 @@ def exports(root: Path | None, top: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     base = [root / one for one in LIBRARY_DIRS] if root is not None else [top if top.is_dir() else top.parent]
     for folder in base:
+        if root is not None and not is_inside(folder, root):
+            continue
         for path in _files(folder, []):
             text = load(str(path))
             if path.suffix == ".c" and text and b"EXPORT_SYMBOL" in text and b"page_pool" in text:
