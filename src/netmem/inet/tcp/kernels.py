@@ -76,7 +76,9 @@ from netmem.inet.tcp.tcb import (
     OQ_BYTES,
     OQ_HEAD,
     OQ_TAIL,
+    PER,
     PERSIST_AT,
+    PLEDGED,
     PORTS,
     QUEUE,
     RADDR,
@@ -287,7 +289,7 @@ def merge(g, t, e, c, length, ref, offset, pool, kind):
     So a peer that sends a byte at a time takes a buffer for many of them, where memory is readable.
     """
     i = t[c, RQ_TAIL]
-    if i == 0 or length > MERGE_MOST or e[i, E_KIND] != kind:
+    if i == 0 or e[i, E_KIND] != kind:
         return False
     at = G_CREDIT + CR_WORDS * t[c, QUEUE]
     end = e[i, E_OFFSET] + e[i, E_LEN]
@@ -320,9 +322,10 @@ def deliver(g, t, e, c, seq, length, ref, offset, pool, kind):
         length -= over
         if length <= 0:
             return False
-    if seq == t[c, RCV_NXT] and merge(g, t, e, c, length, ref, offset, pool, kind):
+    if length <= MERGE_MOST and seq == t[c, RCV_NXT] and merge(g, t, e, c, length, ref, offset, pool, kind):
         return False
-    if not may_take(g, t, c, length):
+    # What is pledged is there for whoever fills his buffers; everybody else is looked at.
+    if (t[c, PLEDGED] <= 0 or 2 * length < t[c, PER]) and not may_take(g, t, c, length):
         if seq != t[c, RCV_NXT] or t[c, OQ_HEAD] == 0:
             g[G_COUNTERS + S_OVER_SHARE] += 1
             return False

@@ -160,7 +160,7 @@ def pledge_anew(g, t, c):
     pledge(g, t, c, wanted(g, t, c))
 
 
-@kernel
+@inline_kernel
 def took(g, t, c, buffers):
     """The queue's pool gave ``buffers`` to a connection: out of its pledge, as far as that goes."""
     at = G_CREDIT + CR_WORDS * t[c, QUEUE]
