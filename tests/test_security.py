@@ -249,16 +249,22 @@ def test_many_targets_with_many_objects_are_bounded(hostile):
     assert time.monotonic() - start < 30
 
 
+BOARDS = r"""
+import os, sys
+for text in (b"\2" + bytes(7) + b"\xff" * 8, b"\2" + bytes(7) + (2).to_bytes(8, "little") + b"[]",
+             b"\2" + bytes(7) + (3).to_bytes(8, "little") + b"{{{"):
+    os.write(os.memfd_create("netmem:board:evil"), text)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_board_of_somebody_elses_does_not_end_show():
-    made = []
-    for text in (b"\2" + bytes(7) + b"\xff" * 8, b"\2" + bytes(7) + (2).to_bytes(8, "little") + b"[]",
-                 b"\2" + bytes(7) + (3).to_bytes(8, "little") + b"{{{"):  # fmt: skip
-        fd = os.memfd_create("netmem:board:evil")
-        os.write(fd, text)
-        made.append(fd)
-    done = subprocess.run([*NETMEM, "show", str(os.getpid())], capture_output=True, text=True, timeout=LIMIT)
-    for fd in made:
-        os.close(fd)
+    with subprocess.Popen(
+        [sys.executable, "-c", BOARDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as evil:
+        assert evil.stdout.readline() == "ready\n"
+        done = subprocess.run([*NETMEM, "show", str(evil.pid)], capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 1
     assert "has no netmem device" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -82,7 +82,8 @@ def run_one(setup: Setup, path: Path, size: int) -> dict[str, Any]:
             if connection is None:
                 connection = receiver.accept(1, sink)
                 continue
-            receiver.receive(connection)
+            for one in receiver.ready():
+                receiver.receive(one)
             if connection.done:
                 error = connection.error
                 break
