@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("NETMEM_SANITIZE", "1")  # before netmem is imported: also in processes we start
 
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,6 +32,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("netmem")
+
+# What is started by nohup inherits an ignored SIGHUP, and so would what the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MEMORY = ("none", "pages", "dmabuf", "bar")
 NICS = ("softnic", "igb")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
 import pytest
 
 from conftest import need_nic, payload, scaled
+from netmem.cli.receiver import FileSink
 from netmem.lab.device import open_device
 from test_cli import LIMIT, NETMEM, Receiver, run
 
@@ -25,12 +30,13 @@ SIZE = scaled(12_000_000)
 class Reader(threading.Thread):
     """A server that reads ``limit`` bytes at ``rate`` bytes a second, then does what ``end`` says."""
 
-    def __init__(self, rate=0.0, *, limit=None, end="close"):
+    def __init__(self, rate=0.0, *, limit=None, end="close", early=False):
         super().__init__(daemon=True)
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.settimeout(LIMIT)
         self.port = self.server.getsockname()[1]
-        self.rate, self.limit, self.end = rate, limit, end
+        self.rate, self.limit, self.end, self.early = rate, limit, end, early
+        self.arrived = 0  # bytes that this host had when it reset the connection
         self.digest, self.size = hashlib.sha256(), 0
         self.started, self.over = threading.Event(), threading.Event()
         self.start()
@@ -38,6 +44,8 @@ class Reader(threading.Thread):
     def run(self):
         with contextlib.suppress(ConnectionResetError), self.server, self.server.accept()[0] as sock:
             sock.settimeout(LIMIT)
+            if self.early:
+                sock.shutdown(socket.SHUT_WR)
             start = time.monotonic()
             while self.limit is None or self.size < self.limit:
                 data = sock.recv(1 << 16)
@@ -49,6 +57,8 @@ class Reader(threading.Thread):
                 if self.rate:
                     self.over.wait(max(0.0, self.size / self.rate - (time.monotonic() - start)))
             if self.end == "reset":
+                time.sleep(0.5)  # until its buffer is full, and that is acknowledged
+                self.arrived = self.size + struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             elif self.end == "hang":
                 self.over.wait(LIMIT)
@@ -90,6 +100,96 @@ def test_a_reader_that_resets_is_a_failure_that_says_how_much_it_has(file):
     found = re.search(r"reset the connection; it has (\d+) of (\d+) bytes", done.stderr)
     assert found, done.stderr
     assert int(found[2]) == SIZE
+    assert 0 < int(found[1]) <= reader.arrived
+
+
+@pytest.mark.parametrize("memory", ["none", "dmabuf"])
+def test_a_reader_that_closes_its_end_early_has_not_read_everything(memory, file):
+    """As servers do that have nothing to say: its FIN means nothing of what it has read."""
+    reader = Reader(SIZE / 1.5, early=True)
+    done = send(file, reader.port, "--memory", memory)
+    reader.done()
+    assert done.returncode == 0, done.stderr
+    assert reader.size == SIZE
+    reader = Reader(limit=1000, end="reset", early=True)
+    done = send(file, reader.port, "--memory", memory)
+    reader.done()
+    assert done.returncode == 1, done.stdout
+    found = re.search(r"reset the connection; it has (\d+) of (\d+) bytes", done.stderr)
+    assert found, done.stderr
+    assert 0 < int(found[1]) <= reader.arrived < SIZE
+
+
+def test_two_connections_cannot_write_one_file(tmp_path):
+    out = tmp_path / "out"
+    one = FileSink(str(out))
+    one.write(memoryview(b"A" * 8))
+    with pytest.raises(OSError, match="another connection is writing it"):
+        FileSink(str(out))
+    one.write(memoryview(b"A" * 8))
+    one.close(True)
+    assert out.read_bytes() == b"A" * 16
+    two = FileSink(str(out))
+    two.write(memoryview(b"B"))
+    two.close(True)
+    assert out.read_bytes() == b"B"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_signal_does_not_wait_for_who_reads_what_is_written(number, reads, tmp_path):
+    """A FIFO that nobody opens, and one whose reader does nothing."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    end = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK) if reads else -1
+    with Receiver("-o", str(fifo), "--count", "1") as receiver:
+        client = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
+        client.sendall(payload(300_000))
+        waits_in(receiver.process.pid, "pipe_write" if reads else "wait_for_partner")
+        receiver.process.send_signal(number)
+        status, events, _ = receiver.end()
+        client.close()
+    if reads:
+        os.close(end)
+    assert status == 128 + number
+    assert events[-1]["outstanding"] == 0
+
+
+def waits_in(pid, where):
+    """Until the process sleeps in a kernel function, as far as the kernel tells; in any system call, else."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        with open(f"/proc/{pid}/wchan") as file:
+            name = file.read()
+        if where in name:
+            return
+        if name in ("", "0") and time.monotonic() > deadline - LIMIT + 3:
+            return
+        time.sleep(0.02)
+
+
+def test_a_gateway_without_descriptors_refuses_and_lives_on():
+    with open_device() as device:
+        used = len(os.listdir(f"/proc/{device.pid}/fd"))
+        device.listen(5001, backlog=1000)
+        out = socket.create_server(("127.0.0.1", 0), backlog=1000)
+        port, outward = device.forward("127.0.0.1", 0, 5001), out.getsockname()[1]
+        for room in range(20, 24):
+            resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (used + room, used + 4096))
+            clients, ours = [], []
+            for _ in range(30):
+                clients.append(socket.create_connection(("127.0.0.1", port), timeout=LIMIT))
+                with contextlib.suppress(OSError):
+                    ours.append(device.connect(*device.reach("127.0.0.1", outward), timeout=0.3))
+            for one in [*clients, *ours]:
+                one.close()
+        resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (used + 4096, used + 4096))
+        listener = device.listen(5002)
+        with socket.create_connection(("127.0.0.1", device.forward("127.0.0.1", 0, 5002)), timeout=LIMIT) as client:
+            client.sendall(b"still there")
+            assert listener.accept(LIMIT).recv(100, timeout=LIMIT) == b"still there"
+        out.close()
 
 
 def test_a_reader_that_stops_reading_is_a_failure_in_time(file):

@@ -22,8 +22,10 @@ from netmem.inet.aio import AsyncStack
 from netmem.inet.stack import Stack
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tokens import Tokens
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
+from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.driver import TcpDataSplit
 from netmem.testing.net import PORT
 
@@ -334,6 +336,55 @@ except AssertionError as error:
 
     done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout.startswith("caught netmems that never came back"), done.stderr
+
+
+def test_tokens_that_outlive_their_device_let_the_memory_go():
+    memory = DmabufProvider(4 << 20, exporter="memfd")
+    device = open_device()
+    device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+    device.bind_rx([1], memory)
+    device.steer(5001, 1)
+    listener, port = device.listen(5001), device.forward("127.0.0.1", 0, 5001)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        sock = listener.accept(10)
+        client.sendall(payload(20_000))
+        message = sock.recvmsg_devmem(timeout=10)
+        device.close()
+    assert len(message.frags)
+    sock.close()
+    assert sock._tcp.v[sock._c, T.USER] >= 0
+    assert not memory._mapped
+    assert memory.area.free == memory.area.count
+    memory.close()
+    assert memory.fd == -1
+
+
+def test_closed_memory_is_refused_for_what_it_is():
+    with open_device() as device:
+        device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        for memory in (PagesProvider(1 << 20), DmabufProvider(1 << 20, exporter="memfd")):
+            memory.close()
+            with pytest.raises(NetmemError, match="provider is closed") as caught:
+                device.bind_rx([1], memory)
+            assert caught.value.errno == errno.EBADF
+        assert device.dev.is_present()
+
+
+def test_nothing_is_lost_when_tokens_cannot_be_had(network, monkeypatch):
+    net = network()
+    sock, theirs, _ = net.connect()
+    theirs.send(b"x" * 5000)
+    net.until(lambda: sock.queued() == 5000)
+
+    def reserve(self, n):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokens, "reserve", reserve)
+        with pytest.raises(OSError, match="Too many"):
+            sock.recvmsg_devmem(max_frags=5000)
+    assert sock.queued() == 5000
+    assert sock.recvmsg_devmem(max_frags=5000).linear == b"x" * 5000
 
 
 def test_an_application_that_holds_a_closed_device_lets_its_memory_go():

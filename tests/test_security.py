@@ -6,18 +6,25 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from conftest import need
 from netmem.base import folders
+from netmem.base.board import Board, arena_words, boards
 from netmem.base.jit import COMPILED
+from netmem.cli import show
+from netmem.contract.lint import check as lint
+from netmem.contract.lint import tree
 from test_cli import NETMEM, Receiver
 from test_lint import TINY
 from test_lint import run as check
@@ -259,6 +266,10 @@ sys.stdin.read()
 """
 
 
+POOL = ("posted", "outstanding", "alloc_fast", "alloc_slow", "alloc_empty", "recycle_cached", "recycle_ring",
+        "recycle_ring_full", "recycle_released_refcnt")  # fmt: skip
+
+
 def test_a_board_of_somebody_elses_does_not_end_show():
     with subprocess.Popen(
         [sys.executable, "-c", BOARDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -268,6 +279,70 @@ def test_a_board_of_somebody_elses_does_not_end_show():
     assert done.returncode == 1
     assert "has no netmem device" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_board_says_nothing_to_the_terminal(monkeypatch, capsys):
+    board = Board("evil")
+    name = "eth0\x1b]0;owned\x07\x1b[2J[/x]\r"
+    ring = {"rx_pending": name, "rx_buf_len": 1, "tcp_data_split": "on", "hds_thresh": 0}
+    pool = {"id": 1, "buffers": 4, "share": 1, "available": 2, **dict.fromkeys(POOL, 0)}
+    queue = {"id": 0, "provider": {"memory": name, "size": 1 << 20, "binding": 1}, "pool": pool}
+    device = {
+        "pid": 1, "name": name, "driver": name, "link": True, "mtu": 1500, "addresses": [name], "mac": name,
+        "ring": ring, "queues": [queue], "retired_pools": [], "sockets": [], "counters": {},
+    }  # fmt: skip
+    board.write(device)
+    told = [content for _, content in boards(os.getpid()) if content.get("driver")]
+    console = Console(width=200, force_terminal=True)
+    for broken in ({}, {"ring": {}}, {"queues": 5}, {"addresses": 3}, {"sockets": [1]}):
+        console.print(show._all([{**told[0], **broken}]))
+    board.close()
+    out = capsys.readouterr().out
+    assert "owned" in out
+    assert "\x1b]" not in out
+    assert "\x1b[2J" not in out
+    assert "\r" not in out
+    assert out.count("says of itself what cannot be shown") == 4
+
+
+def test_an_arena_that_is_cut_short_while_it_is_read_is_an_error_and_no_crash():
+    """Mapping it would end in SIGBUS."""
+    fd = os.memfd_create("netmem:evil")
+    over = threading.Event()
+
+    def flip():
+        while not over.is_set():
+            os.ftruncate(fd, 8 << 20)
+            os.ftruncate(fd, 0)
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    seen = set()
+    try:
+        for _ in range(300):
+            try:
+                seen.add(len(arena_words(os.getpid(), fd)))
+            except ValueError:
+                seen.add(-1)
+    finally:
+        over.set()
+        thread.join()
+        os.ftruncate(fd, 1 << 40)
+        with pytest.raises(ValueError, match="bytes"):
+            arena_words(os.getpid(), fd)
+        os.close(fd)
+    assert seen <= {-1, 0, 1 << 20}
+
+
+def test_the_time_of_a_driver_is_up_also_while_its_files_are_read(monkeypatch, tmp_path):
+    path = tmp_path / "x.c"
+    path.write_text("int x;")
+    tree.load.cache_clear()
+    with monkeypatch.context() as patch, lint._limited(100):
+        patch.setattr(os, "fstat", lambda fd: signal.raise_signal(signal.SIGALRM))
+        with pytest.raises(lint.TimeIsUp):
+            tree.load(str(path))
+    assert tree.load(str(path)) == b"int x;"
 
 
 # -- the current folder and caches ------------------------------------------------------------------

@@ -325,10 +325,23 @@ def test_a_cookie_brings_back_what_was_offered(mss, scale, sack, stamp, seq, now
     told = cookies.stamp(offer, now // MS & T.MASK32)
     echoed = cookies.offered(back, told if stamp else None)
     if back:
-        jar.use(cookie, args[1], args[2])
+        jar.use(cookie, args[1], args[2], now)
+        for other in range(5000):
+            jar.use(other, args[1], args[2] + 1, now)
         assert jar.mss(cookie, *args, now + late) == 0  # an ACK that comes twice makes one connection
     assert echoed == (Offer(back, scale, sack, True) if stamp else Offer(back, -1, False, False))
     assert (now // MS - told) & T.MASK32 < 1 << 6  # never from the future
+
+
+def test_more_cookies_than_can_be_remembered_are_refused_until_they_are_too_old(monkeypatch):
+    monkeypatch.setattr(cookies, "USED", 10)
+    jar = SynCookies(b"k" * 16)
+    args = ip("10.0.2.15"), ip("10.0.2.2"), 40000 << 16 | 5001, 7
+    for other in range(10):
+        jar.use(other, 1, 1, 0)
+    late = cookies.PERIODS * cookies.PERIOD_NS
+    assert jar.mss(jar.make(Offer(1460, -1, False, False), *args, late - 1), *args, late - 1) == 0
+    assert jar.mss(jar.make(Offer(1460, -1, False, False), *args, late), *args, late) == 1460
 
 
 @pytest.mark.parametrize("source", ["10.0.2.15", "224.0.0.1", "0.0.0.0", "255.255.255.255"])

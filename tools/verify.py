@@ -32,6 +32,10 @@ def last_words(text: str) -> str:
 def main() -> int:
     """Run the stages named, or all; the exit status."""
     wanted = sys.argv[1:]
+    for word in wanted:
+        if not any(word in name for name, _ in STAGES):
+            print(f"verify: no stage has {word!r} in its name: {'; '.join(name for name, _ in STAGES)}")
+            return 2
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()

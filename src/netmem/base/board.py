@@ -17,11 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from netmem.base.arena import Region, Words, memfd
+import numpy as np
+
+from netmem.base.arena import Words, memfd
+from netmem.base.text import harmless
 
 PREFIX = "/memfd:netmem:board:"
 HEADER = 16  # sequence number, length
 TRIES, MOST = 100, 4 << 20  # bytes of a board
+MOST_WORDS = 64 << 20  # of an arena
 
 
 # Files that say where what is read through /proc lies.
@@ -82,7 +86,7 @@ def boards(pid: int | None = None) -> Iterator[tuple[int, Any]]:
                 if os.readlink(link.path).startswith(PREFIX):
                     content = _read(link.path)
                     if content is not None:
-                        yield one, content
+                        yield one, harmless(content)
             except (OSError, ValueError, RecursionError):
                 continue  # closed in the meantime, or not ours
 
@@ -106,12 +110,21 @@ def _read(path: str) -> Any:
 
 
 def arena_words(pid: int, fd: int) -> Words:
-    """The words of another process's arena, for reading. OSError when it is gone."""
+    """A copy of the words of another process's arena. OSError when it is gone, ValueError when it is none.
+
+    It is read, not mapped: the other process may cut it short at any moment.
+    """
     path = f"/proc/{pid}/fd/{fd}"
     if not os.readlink(path).startswith("/memfd:netmem:"):
         raise FileNotFoundError(errno.ENOENT, "this is no arena any more", path)
     copy = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return Region(copy, os.fstat(copy).st_size, writable=False).words()
+        size = os.fstat(copy).st_size
+        if size > MOST_WORDS * 8 or size % 8:
+            raise ValueError(f"{path}: an arena of {size} bytes")
+        words = np.empty(size // 8, np.int64)
+        if os.preadv(copy, [words.data], 0) != size:
+            raise ValueError(f"{path}: it was cut short")
+        return words
     finally:
         os.close(copy)

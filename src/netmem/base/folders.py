@@ -55,9 +55,9 @@ def own_folder(name: str) -> tuple[Path | None, str]:
             if not _make(path):
                 why = f"{path} is not ours alone: another user could put code there"
                 continue
-            probe = path / f".probe.{os.getpid()}"
+            probe = path / f".probe.{os.getpid()}.{time.monotonic_ns()}"  # process ids are not unique here
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             why = f"{error.filename or path}: {error.strerror}"
             continue

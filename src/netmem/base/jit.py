@@ -16,6 +16,7 @@ import os
 import pickle
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,7 +168,9 @@ def mark_warm() -> None:
     if COMPILED and folder is not None:
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.nb[ic]"))
         with contextlib.suppress(OSError):
-            (folder / "warm").write_text("\n".join(names))
+            fresh = folder / f"warm.{os.getpid()}.{time.monotonic_ns()}"
+            fresh.write_text("\n".join(names))
+            fresh.replace(folder / "warm")
             folders.prune(folder.parent, "kernels-*", keep=KEPT)
 
 
@@ -190,8 +193,9 @@ def is_warm(*, thorough: bool = False) -> bool:
     if not thorough:
         return True
     damaged = [name for name in names if _read(folder / name) is None]
-    for name in damaged:
-        (folder / name).unlink(missing_ok=True)
-    if damaged:
-        mark.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if damaged:
+            mark.unlink(missing_ok=True)
+        for name in damaged:
+            (folder / name).unlink(missing_ok=True)
     return not damaged and bool(names)

@@ -8,6 +8,7 @@ import time
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from netmem.base.errors import MissingError
 from netmem.cli.tables import WIDTH, table
@@ -68,6 +69,6 @@ def _text(
     console.print(f"\n{driver}: {counts}, {seconds:.1f} s", soft_wrap=True)
 
 
-def _cells(outcome: str, by: str, evidence: str) -> list[str]:
+def _cells(outcome: str, by: str, evidence: str) -> list[object]:
     text = f"{outcome} by {by}" if by else outcome
-    return [f"[{COLOURS[outcome]}]{text}[/]", escape(evidence)]
+    return [Text(text, COLOURS[outcome]), evidence]

@@ -13,8 +13,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from netmem import __version__
+from netmem.base.text import printable
 from netmem.cli.tables import WIDTH, table
 from netmem.contract.lint import changes, output, tree
 from netmem.contract.lint.check import Report, cache_folder, check
@@ -63,12 +65,12 @@ def check_sources(paths: list[Path], options: Options) -> int:
         before = changes.read_baseline(options.baseline) if options.baseline else []
         reports = check(paths, problems, cache=cache, progress=progress)
     except changes.CannotCompare as error:
-        raise click.UsageError(tree.printable(str(error))) from None
+        raise click.UsageError(printable(str(error))) from None
     finally:
         if live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
     for problem in (*problems, *(p for r in reports for p in r.problems)):
-        print(f"netmem: {tree.printable(problem)}", file=sys.stderr)
+        print(f"netmem: {printable(problem)}", file=sys.stderr)
     if not reports:
         print("netmem: nothing was checked", file=sys.stderr)
         return 2
@@ -120,7 +122,9 @@ def _text(reports: list[Report], options: Options, seconds: float) -> None:
             r for r in reports if r.requirements.get("R1") is None or r.requirements["R1"].verdict != FAIL
         ]
         ids = [rule.id for rule in RULES if not options.only or rule.id in options.only]
-        rows: list[list[object]] = [[escape(r.driver), *(_cell(r, id_) for id_ in ids)] for r in shown]
+        rows: list[list[object]] = [
+            [r.driver, *(Text.from_markup(_cell(r, id_)) for id_ in ids)] for r in shown
+        ]
         console.print(table("|".join(["<driver", *(f"<{id_}" for id_ in ids)]), rows))
         if len(shown) < len(reports):
             console.print(
@@ -179,7 +183,7 @@ def _change(found: list[changes.Change], options: Options, problems: list[str]) 
     if options.kind != "text":
         raise click.UsageError("a change is shown as text or json")
     for problem in problems:
-        print(f"netmem: {tree.printable(problem)}", file=sys.stderr)
+        print(f"netmem: {printable(problem)}", file=sys.stderr)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for one in found:
         colour = "bold red" if one.worse else "green"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from netmem.base.text import printable
 from netmem.contract.convert import Refused, convert
-from netmem.contract.lint.tree import printable
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

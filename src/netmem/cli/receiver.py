@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import time
@@ -356,13 +358,36 @@ class Receiver:
 
 
 class FileSink:
-    """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came."""
+    """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came.
+
+    EBUSY when somebody else writes the same file.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         special = os.path.exists(path) and not os.path.isfile(path)
         self.now = path if special else f"{path}.partial"
-        self.fd = os.open(self.now, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        while True:
+            self.fd = os.open(self.now, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if special or self._is_ours():
+                return
+
+    def _is_ours(self) -> bool:
+        """Lock and empty the file; False when it got its name in the meantime."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.exists(self.now) and os.path.samestat(os.fstat(self.fd), os.stat(self.now))
+            if mine:
+                os.ftruncate(self.fd, 0)
+                return True
+        except OSError as error:
+            os.close(self.fd)
+            if isinstance(error, BlockingIOError):
+                why = "another connection is writing it; put {n} into the name, or say --count 1"
+                raise OSError(errno.EBUSY, why, self.path) from None
+            raise
+        os.close(self.fd)
+        return False
 
     def write(self, data: memoryview) -> None:
         """Write all of ``data``; OSError names the file."""

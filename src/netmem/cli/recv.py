@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -14,7 +17,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
-from netmem.cli.signals import endings
+from netmem.cli.signals import Interrupted, endings
 from netmem.memory import sanitizer
 
 PROGRESS_S = 0.5
@@ -99,6 +102,7 @@ class _Session:
         self.receiver, self.output, self.count = receiver, output, count
         self.as_json, self.quiet = as_json, quiet
         self.stopped: signal.Signals | None = None
+        self._at_output = False  # a signal then does not wait for a reader of what we write
         self._files: dict[int, FileSink] = {}
         self.taken = 0
         self._shown = 0.0
@@ -111,7 +115,10 @@ class _Session:
         before = {s: signal.signal(s, self._stop) for s in endings()}
         try:
             self._announce()
-            status = self._loop()
+            try:
+                status = self._loop()
+            except Interrupted:
+                status = self._cut_short(busy=True)
         finally:
             try:
                 summary = self.receiver.summary()
@@ -129,7 +136,27 @@ class _Session:
         return status
 
     def _stop(self, number: int, frame: object) -> None:
+        """The first signal ends it in good order, the second as by default."""
         self.stopped = signal.Signals(number)
+        for each in endings():
+            signal.signal(each, signal.SIG_DFL)
+        if self._at_output:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def _output(self) -> Iterator[None]:
+        """Around whatever may wait for somebody who reads what we write."""
+        if self.stopped is not None:
+            raise Interrupted(self.stopped)
+        self._at_output = True
+        try:
+            yield
+        finally:
+            self._at_output = False
+
+    def _write(self, file: FileSink, data: memoryview) -> None:
+        with self._output():
+            file.write(data)
 
     def _say(self, text: str) -> None:
         if self._live and self._shown:
@@ -171,10 +198,10 @@ class _Session:
                 raise r.device.stack.gone
         return self._cut_short() if self.stopped is not None else 1 if self.failed else 0
 
-    def _cut_short(self) -> int:
-        """A signal ended it: what is still open is a failure; the exit status."""
+    def _cut_short(self, *, busy: bool = False) -> int:
+        """A signal ended it: what is still open is a failure; the exit status. ``busy``: something was."""
         assert self.stopped is not None
-        r, cut = self.receiver, bool(self.receiver.connections)
+        r, cut = self.receiver, busy or bool(self.receiver.connections)
         for connection in list(r.connections):
             r.refuse(connection, f"cut short by {self.stopped.name} after {connection.bytes} bytes")
             self.failed += 1
@@ -189,7 +216,8 @@ class _Session:
             r.accept(number, Sink(r.provider, None))
             return
         try:
-            file = FileSink(self.output.replace("{n}", str(number)))
+            with self._output():
+                file = FileSink(self.output.replace("{n}", str(number)))
         except OSError as error:
             refused = r.accept(number, Sink(r.provider, None))
             r.refuse(refused, f"{error.filename}: {error.strerror}")
@@ -197,7 +225,7 @@ class _Session:
             self._ended(refused)
             return
         self._files[number] = file
-        r.accept(number, Sink(r.provider, file.write), file.close)
+        r.accept(number, Sink(r.provider, functools.partial(self._write, file)), file.close)
 
     def _ended(self, connection: Connection) -> None:
         peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"

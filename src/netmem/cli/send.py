@@ -16,6 +16,7 @@ from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire
 from netmem.cli.receiver import make_memory
 from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
+from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import Device, open_device
 from netmem.memory.provider import AreaProvider, check_size
@@ -123,10 +124,10 @@ def _send(
             else:
                 total, calls = _from_memory(source, sock, provider, binding, chunk)
             sock.shutdown()
-            _until_read(device, sock, timeout)
+            _until_read(device, sock, total, timeout)
             sock.wait_zerocopy(timeout)  # the NIC is done with the memory too
         except (OSError, Interrupted) as error:
-            handed = _handed(device, sock)
+            handed, _ = _handed(device, sock)
             sock.abort()
             if isinstance(error, Interrupted):
                 error.detail = f"{target[0]}:{target[1]} has {handed} of {size} bytes"
@@ -140,26 +141,36 @@ def _send(
     }  # fmt: skip
 
 
-def _handed(device: Device, sock: TcpSocket) -> int:
-    """Bytes that the far end has, as far as that can still be told."""
+def _handed(device: Device, sock: TcpSocket) -> tuple[int, bool]:
+    """Bytes that the far end has, as far as that can still be told, and whether there will be no more."""
     try:
         return device.handed(sock)
     except OSError:
-        return sock.acknowledged()
+        return sock.acknowledged(), sock.state() == T.CLOSED
 
 
-def _until_read(device: Device, sock: TcpSocket, timeout: float) -> None:
-    """Until the reader has closed its end. TimeoutError when it takes nothing for ``timeout`` seconds."""
-    seen, until = -1, 0.0
+def _until_read(device: Device, sock: TcpSocket, total: int, timeout: float) -> None:
+    """Until the reader has closed its end, and its host has all ``total`` bytes.
+
+    TimeoutError when it takes nothing for ``timeout`` seconds; ECONNRESET when it never will.
+    """
+    seen, until, closed = -1, 0.0, False
     while True:
-        now, handed = time.monotonic(), _handed(device, sock)
+        now, (handed, over) = time.monotonic(), _handed(device, sock)
+        if closed and handed >= total:
+            return
+        if closed and over:
+            raise NetmemError(errno.ECONNRESET, "the reader reset the connection")
         if handed != seen:
             seen, until = handed, now + timeout
         if now >= until:
             raise TimeoutError(errno.ETIMEDOUT, f"the reader did not close its end in {timeout:g} s")
+        if closed:  # early: it may still read
+            sock.check_error()
+            time.sleep(min(until - now, 0.02))
+            continue
         try:
-            if not sock.recv(CHUNK, timeout=min(until - now, 0.25)):  # what it says is not for us
-                return
+            closed = not sock.recv(CHUNK, timeout=min(until - now, 0.25))  # what it says is not for us
         except NetmemError:
             raise
         except TimeoutError:

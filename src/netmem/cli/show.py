@@ -11,7 +11,6 @@ from typing import Any
 import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from netmem.cli.tables import WIDTH, table
@@ -62,7 +61,7 @@ def render(device: dict[str, Any]) -> RenderableType:
             table(
                 "<peer|port|<state|q|in|out|unread|disorder|window|pledged|held|tokens",
                 [
-                    ["" if s[name] is None else escape(str(s[name])) for name in SOCKET]
+                    ["" if s[name] is None else s[name] for name in SOCKET]
                     for s in device["sockets"]
                 ],
             )
@@ -132,4 +131,10 @@ def _show(devices: list[dict[str, Any]], pid: int | None, as_json: bool, interva
 
 
 def _all(devices: list[dict[str, Any]]) -> RenderableType:
-    return Group(*(part for device in devices for part in (render(device), Text(""))))
+    parts: list[RenderableType] = []
+    for device in devices:
+        try:
+            parts += [render(device), Text("")]
+        except (LookupError, TypeError, ValueError, AttributeError):
+            parts.append(Text(f"process {device['pid']} says of itself what cannot be shown"))
+    return Group(*parts)

@@ -20,6 +20,7 @@ from typing import Any
 import tree_sitter
 import tree_sitter_c
 
+from netmem.base.text import printable
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.changes import GIT, git_environment
 from netmem.contract.lint.check import understand
@@ -536,7 +537,7 @@ class _Rewriter:
         """What `git apply` takes, from the top of the tree. Refused for a file outside of it."""
         for path in self.edits:
             if not tree.is_inside(path, self.base) or os.path.relpath(path, self.base).startswith(".."):
-                raise Refused(f"{tree.printable(path)} is not below {self.base}")
+                raise Refused(f"{printable(path)} is not below {self.base}")
         with tempfile.TemporaryDirectory(prefix="netmem-convert-") as folder:
             for one in self.world.own:
                 edits = self.edits.get(one.path)

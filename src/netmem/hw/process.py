@@ -24,6 +24,7 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 START_DEADLINE_S = 30.0
 COMPILE_DEADLINE_S = 300.0
 MESSAGE_BYTES = 1 << 16
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 PATIENT_S, LOADED_S = 5.0, 120.0  # who waits so long waits longer for a process that is at work
 
 
@@ -89,7 +90,8 @@ class Process:
     def kill(self) -> None:
         """End the process at once, and wait until it is gone."""
         self._popen.kill()
-        self._popen.wait(3.0)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, or no CPU for it: it will go
+            self._popen.wait(3.0)
 
     def end(self, grace: float) -> None:
         """Wait ``grace`` seconds for the process to end, then kill it."""
@@ -97,7 +99,8 @@ class Process:
             self._popen.wait(grace)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._errors.close()
+        finally:
+            self._errors.close()
 
 
 class Watchdog:
@@ -118,7 +121,12 @@ class Watchdog:
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.write(b"\n")
             self._popen.stdin.close()
-        self._popen.wait(3.0)
+        try:
+            self._popen.wait(3.0)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(3.0)
 
 
 class Child(Process):
@@ -168,8 +176,11 @@ class Child(Process):
             number = next(self._calls)
             try:
                 socket.send_fds(self.sock, [json.dumps({**request, "id": number}).encode()], list(fds))
-            except OSError:
-                raise self._gone() from None
+            except OSError as error:
+                if error.errno in GONE or self.sock.fileno() < 0:
+                    raise self._gone() from None
+                text = f"{what!r} cannot be asked of the device's process: {error.strerror}"
+                raise NetmemError(error.errno or errno.EIO, text) from None
             while True:
                 answer = self._receive(max(0.0, deadline - time.monotonic()), what)
                 if answer.get("id") == number:

@@ -47,7 +47,13 @@ class TcpSocket:
         v = self._tcp.v
         self.peer = (ip_text(self._tcp.remote(c)), v[c, T.PORTS] >> 16)
         self.port = v[c, T.PORTS] & 0xFFFF
-        self._tokens = Tokens()
+        try:
+            self._tokens = Tokens()
+        except OSError as error:
+            self._closed = True
+            self._tcp.abort(c)
+            text = f"no memory for a socket's tokens: {error.strerror}"
+            raise NetmemError(error.errno or errno.ENOMEM, text) from None
         v[c, T.TOKENS_FD] = self._tokens.fd
         self._closed = False
         self._completions = Completions()
@@ -145,6 +151,9 @@ class TcpSocket:
             if not self._tcp.v[self._c, T.RQ_BYTES] and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
             tcp, c = self._tcp, self._c
+            if self._tokens.v[rx.TK_FREE] < max_frags:  # before anything is taken: it may fail
+                self._tokens.reserve(max_frags)
+                tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             linear, copied = b"", False
             kind, handle = self._head()
             if kind != T.EK_FRAG:
@@ -156,9 +165,6 @@ class TcpSocket:
                     return DevmemMessage(linear, NO_FRAGS, copied)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
-            if self._tokens.v[rx.TK_FREE] < max_frags:
-                self._tokens.reserve(max_frags)
-                tcp.v[c, T.TOKENS_FD] = self._tokens.fd
             out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._stack, handle)
             n = rx.frags_out(
@@ -178,7 +184,7 @@ class TcpSocket:
             self._check_open()
             batch = named_tokens(tokens, int(self._tokens.v[rx.TK_CAPACITY]))
             repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._stack, self._c, batch)
+            freed = self._tokens.give_back(self._stack, self._c if self._has_row() else -1, batch)
             if self._tokens.v[rx.TK_DUE]:
                 self._window_update()
             if sanitizer.ON:
@@ -464,7 +470,7 @@ class TcpSocket:
             self._stack.changed()
             tokens = self._tokens.all()
             if len(tokens):
-                self._tokens.give_back(self._stack, self._c, tokens)
+                self._tokens.give_back(self._stack, self._c if self._has_row() else -1, tokens)
             self._tokens.close()
             if self._has_row():
                 self._tcp.v[self._c, T.TOKENS_FD] = 0

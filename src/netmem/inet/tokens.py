@@ -143,6 +143,8 @@ class Tokens:
             if pool.pv[ly.P_RELEASE_N]:
                 pool.flush()
             n = self.v[rx.TK_DUE + 1]
+        if freed and not stack.dev.running:
+            stack.dev.reap(stack.clock.now())  # nobody polls any more: the memory's last user was this
         return int(freed)
 
     def _pool_of(self, tokens: Words, n: int) -> int:

@@ -21,6 +21,7 @@ from netmem.hw.softnic.bus import ProcessBus
 from netmem.hw.tap.wire import configure_tap, open_tap
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
+from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
@@ -153,14 +154,15 @@ class Device:
         """A connection from the stack behind the NIC."""
         return self.stack.connect(host, port, timeout=timeout)
 
-    def handed(self, sock: TcpSocket) -> int:
-        """Bytes sent on a connection that the far end has acknowledged.
+    def handed(self, sock: TcpSocket) -> tuple[int, bool]:
+        """Bytes sent on a connection that the far end has acknowledged, and whether there will be no more.
 
         On the software NIC's user wire that is this host's kernel, beyond the gateway.
         """
         if isinstance(self.bus, QemuBus) or self.hosts:
-            return sock.acknowledged()
-        return int(self.bus.child.call({"op": "handed", "port": sock.port}))
+            return sock.acknowledged(), sock.state() == T.CLOSED
+        handed, over = self.bus.child.call({"op": "handed", "port": sock.port})
+        return int(handed), bool(over)
 
     def _linger(self, seconds: float) -> None:
         """Wait until what closed connections sent has reached whom it is for, as long as it moves."""

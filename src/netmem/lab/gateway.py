@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import select
 import socket
 import struct
-import termios
+import sys
 from collections import OrderedDict
 
 from netmem.base.errors import NetmemError
@@ -27,16 +26,16 @@ ENDED = 1024
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
 
 
-def _unacknowledged(sock: socket.socket) -> int:
-    """Bytes in a kernel socket's send queue (SIOCOUTQ)."""
-    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
+# struct tcp_info (linux/tcp.h): tcpi_state, and tcpi_bytes_acked, which counts SYN and FIN of ours, too.
+TCP_CLOSE = 7
+BYTES_ACKED = 120
 
 
 class _Bridge:
-    """One connection: kernel socket on one side, ours on the other."""
+    """One connection: kernel socket on one side, ours on the other. ``active``: the kernel's connects."""
 
-    def __init__(self, kernel: socket.socket, ours: TcpSocket) -> None:
-        self.kernel, self.ours = kernel, ours
+    def __init__(self, kernel: socket.socket, ours: TcpSocket, *, active: bool) -> None:
+        self.kernel, self.ours, self._active = kernel, ours, active
         self.readable = self.writable = True  # until the kernel says that it would block
         self.in_done = self.out_done = False
         self.held = memoryview(b"")
@@ -52,6 +51,8 @@ class _Bridge:
             moved = self._inward()
         if not self.out_done and self.writable:
             moved |= self._outward(buffer)
+        elif not self.out_done and state == T.CLOSED:
+            self.ours.check_error()  # a reset does not wait until the host reads
         return moved
 
     def _inward(self) -> bool:
@@ -94,19 +95,30 @@ class _Bridge:
         self.taken += sent
         return True
 
+    def _told(self) -> tuple[int, int]:
+        """State of the kernel's connection, and bytes that the far end's host has acknowledged."""
+        info = self.kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED + 8)
+        acknowledged = int.from_bytes(info[BYTES_ACKED : BYTES_ACKED + 8], sys.byteorder) - self._active
+        return info[0], max(0, min(self.taken, acknowledged))
+
     def handed(self) -> int:
-        """Bytes that the far end's host has acknowledged."""
-        return self.taken - _unacknowledged(self.kernel)
+        """Bytes that the far end's host has acknowledged, also after it has reset the connection."""
+        return self._told()[1]
 
     def left(self) -> int:
         """Bytes that the stack sent before it closed its end, and that are still on their way."""
         if self.out_done:
-            return _unacknowledged(self.kernel)
+            return self.taken - self.handed()
         return len(self.held) + self.ours.queued() + 1 if self.ours.at_end() else 0
 
     def finished(self) -> bool:
-        """True when both directions are done."""
-        return self.in_done and self.out_done
+        """True when both directions are done, and the host has everything. ECONNRESET when it never will."""
+        if not (self.in_done and self.out_done):
+            return False
+        state, handed = self._told()
+        if handed < self.taken and state == TCP_CLOSE:
+            raise ConnectionResetError(errno.ECONNRESET, "the host reset the connection")
+        return handed == self.taken
 
     def close(self) -> None:
         self.ours.close()
@@ -173,8 +185,15 @@ class Gateway:
         self._outward.append((self.host.stack.listen(port), address, port))
 
     def _connect(self, listener: TcpListener, address: str, port: int) -> None:
-        ours = listener.accept(timeout=0)
-        kernel = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            ours = listener.accept(timeout=0)
+        except OSError:
+            return  # out of descriptors: reset
+        try:
+            kernel = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        except OSError:
+            ours.abort()
+            return
         kernel.setblocking(False)
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         failed = kernel.connect_ex((address, port))
@@ -182,7 +201,7 @@ class Gateway:
             ours.abort()
             kernel.close()
             return
-        bridge = _Bridge(kernel, ours)
+        bridge = _Bridge(kernel, ours, active=True)
         bridge.readable = bridge.writable = failed == 0
         self._add(bridge)
 
@@ -219,11 +238,11 @@ class Gateway:
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             ours = self.host.stack.connect_nowait(self.guest, guest_port)
-        except NetmemError:
+        except OSError:  # no row, or no descriptor, is left
             kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             kernel.close()
             return
-        self._add(_Bridge(kernel, ours))
+        self._add(_Bridge(kernel, ours, active=False))
 
     def pump(self) -> bool:
         """Move bytes over the bridges at which something happened; True when any moved."""
@@ -239,20 +258,22 @@ class Gateway:
         for fd in list(self._busy):
             bridge = self._bridges[fd]
             try:
-                if bridge.pump(self._buffer):
-                    moved = True
-                elif not bridge.finished():
-                    self._busy.discard(fd)  # until an event, or a change of our side
+                went = bridge.pump(self._buffer)
+                moved |= went
                 if not bridge.finished():
+                    if not went:
+                        self._busy.discard(fd)  # until an event, or a change of our side
                     continue
+                handed = bridge.taken
                 bridge.close()
             except OSError:
+                handed = bridge.handed()
                 bridge.reset()
             self._busy.discard(fd)
             del self._bridges[fd]
             if self._rows.get(bridge.ours.row) == fd:
                 del self._rows[bridge.ours.row]
-            self._ended[bridge.ours.peer[1]] = bridge.taken
+            self._ended[bridge.ours.peer[1]] = handed
             if len(self._ended) > ENDED:
                 self._ended.popitem(last=False)
             while self._resting:
@@ -260,12 +281,19 @@ class Gateway:
             moved = True
         return moved
 
-    def handed(self, port: int) -> int:
-        """Bytes of the stack's connection from ``port`` that the far end's host has acknowledged."""
+    def pending(self) -> bool:
+        """True when something happened to connections of ours that ``pump`` has not looked at."""
+        return bool(self._activity)
+
+    def handed(self, port: int) -> tuple[int, bool]:
+        """Bytes of the stack's connection from ``port`` that the far end's host has acknowledged.
+
+        And whether there will be no more: the connection is over.
+        """
         for bridge in self._bridges.values():
             if bridge.ours.peer[1] == port:
-                return bridge.handed()
-        return self._ended.get(port, 0)
+                return bridge.handed(), False
+        return self._ended.get(port, 0), True
 
     def held(self) -> tuple[int, int]:
         """Bytes on their way on connections that the stack closed, and bytes the kernel took, of all."""

@@ -46,7 +46,7 @@ class UserEnd:
     def after(self, now: int) -> bool:
         """From the cable into the gateway's stack."""
         moved = self.host.bus.step(now)
-        return self.host.stack.poll(now) or moved
+        return self.host.stack.poll(now) or moved or self.gateway.pending()
 
     def timer(self) -> int:
         """When there is something to do next, whatever arrives."""

@@ -48,7 +48,7 @@ def observe(pid: int | None = None) -> list[dict[str, Any]]:
 
 
 def _words(pid: int, fd: int) -> Words:
-    return arena_words(pid, fd).copy()
+    return arena_words(pid, fd)
 
 
 def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from netmem.memory.page_pool import PagePool
 
 RX_PAGE_MAX = 2 << 20
+CLOSED = "the memory was given up: its provider is closed"
 
 
 class MemoryProvider(Protocol):
@@ -81,6 +82,7 @@ class _Mapped:
     """A mapping for a device, and how many bindings use it."""
 
     io: int
+    dma: DmaDevice  # kept, so that no other gets its id
     users: int = 0
 
 
@@ -105,10 +107,10 @@ class AreaProvider:
         EBADF after ``close``.
         """
         if self._closed:
-            raise NetmemError(errno.EBADF, "the memory was given up: its provider is closed")
+            raise NetmemError(errno.EBADF, CLOSED)
         key = self._key(dma, direction)
         if key not in self._mapped:
-            self._mapped[key] = _Mapped(self._map_for(dma, direction))
+            self._mapped[key] = _Mapped(self._map_for(dma, direction), dma)
         self._mapped[key].users += 1
         return self._mapped[key].io
 
@@ -135,7 +137,9 @@ class AreaProvider:
         return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
 
     def init(self, pool: PagePool) -> None:
-        """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ."""
+        """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ; EBADF after ``close``."""
+        if self._closed:
+            raise NetmemError(errno.EBADF, CLOSED)
         if pool.params.order != self.area.shift - (PAGE_SIZE.bit_length() - 1):
             raise NetmemError(
                 errno.E2BIG,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from netmem.base.text import printable
 from netmem.contract.lint import tree
 from netmem.contract.lint.check import Report, check, from_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Evidence
@@ -130,7 +131,7 @@ def _git(folder: Path, *words: str, data: bytes | None = None) -> bytes:
         raise CannotCompare(f"git {words[0]}: {error}") from None
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["failed"]
-        raise CannotCompare(f"git {words[0]}: {tree.printable(lines[-1])}")
+        raise CannotCompare(f"git {words[0]}: {printable(lines[-1])}")
     return done.stdout
 
 
@@ -149,7 +150,7 @@ class Comparison:
         self.paths = [path.resolve() for path in self.paths]
         for path in self.paths:
             if not path.is_relative_to(self.root):
-                raise CannotCompare(tree.printable(f"{path} is not in {self.root}"))
+                raise CannotCompare(printable(f"{path} is not in {self.root}"))
 
     def compare(self, problems: list[str]) -> list[Change]:
         """Judge both; what differs."""
@@ -198,12 +199,12 @@ def _unpack(root: Path, revision: str, names: list[str], to: Path) -> None:
     for name, text in files:
         target = to / name
         if not tree.is_inside(target.parent, to):
-            raise CannotCompare(f"{tree.printable(name)} is not below the tree")
+            raise CannotCompare(f"{printable(name)} is not below the tree")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(text)
         except OSError as error:
-            raise CannotCompare(f"{tree.printable(name)}: {error.strerror}") from None
+            raise CannotCompare(f"{printable(name)}: {error.strerror}") from None
 
 
 def _of_tree(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -252,7 +253,7 @@ def _top(paths: list[Path]) -> Path:
     for one in (folder, *folder.parents):
         if (one / ".git").exists():
             return one
-    raise CannotCompare(f"{tree.printable(str(folder))} is in no git repository")
+    raise CannotCompare(f"{printable(str(folder))} is in no git repository")
 
 
 def of_git(paths: list[Path], revisions: str) -> Comparison:

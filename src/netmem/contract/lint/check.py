@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from netmem.base import folders
+from netmem.base.text import printable
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.flow import Flow
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
@@ -83,11 +84,11 @@ def judge(
         for e in case.events if e.what not in ("kept", "passed", "write")
     ]  # fmt: skip
     for verdict in report.requirements.values():
-        verdict.why = tree.printable(verdict.why)
+        verdict.why = printable(verdict.why)
     places = [one for verdict in report.requirements.values() for one in verdict.evidence]
     for one in (*places, *report.unused_suppressions, *report.suppressed, *report.looked_at):
-        one.file, one.message = _short(one.file, base), tree.printable(one.message)
-    report.problems = [tree.printable(one) for one in report.problems]
+        one.file, one.message = _short(one.file, base), printable(one.message)
+    report.problems = [printable(one) for one in report.problems]
     return report
 
 
@@ -132,9 +133,9 @@ def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
 def _short(path: str, base: Path) -> str:
     try:
         short = os.path.relpath(path, base)
-        return tree.printable(path if short.startswith("..") else short)
+        return printable(path if short.startswith("..") else short)
     except ValueError:
-        return tree.printable(path)
+        return printable(path)
 
 
 def _suppress(report: Report, files: Iterable[csource.CFile]) -> None:
@@ -272,18 +273,22 @@ def from_json(body: dict[str, Any]) -> Report:
 _shared: dict[str, Any] = {}
 
 
+class TimeIsUp(Exception):
+    """A driver took too long. No OSError: reading a file must not swallow it."""
+
+
 @contextlib.contextmanager
 def _limited(seconds: int) -> Iterator[None]:
-    """TimeoutError after so many seconds, where a signal can be had."""
+    """TimeIsUp after so many seconds, where a signal can be had."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ring(number: int, frame: object) -> None:
-        raise TimeoutError
+        raise TimeIsUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)  # again: should somebody have caught the first
     try:
         yield
     finally:
@@ -304,7 +309,7 @@ def _one(number: int) -> dict[str, Any]:
             place = folder / f"{key}.json"
             body: dict[str, Any] = json.loads(place.read_bytes())
             return body
-        except (OSError, ValueError):
+        except (OSError, ValueError, TimeIsUp):
             pass
     try:
         with _limited(DRIVER_S):
@@ -312,7 +317,7 @@ def _one(number: int) -> dict[str, Any]:
     except (Exception, RecursionError) as error:  # one driver must not take the others' verdicts with it
         where = traceback.extract_tb(error.__traceback__)[-1]
         why = f"could not be judged: {type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeIsUp):
             why = f"could not be judged in {DRIVER_S} s"
         base = _shared["root"] or Path.cwd()
         verdicts = {r.id: Verdict(NA, why, confidence="low", needs="a bug report") for r in RULES}

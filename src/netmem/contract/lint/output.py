@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from netmem.base.text import printable
 from netmem.contract.lint.check import Report, to_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
 from netmem.contract.lint.rules import RULES
-from netmem.contract.lint.tree import load, printable
+from netmem.contract.lint.tree import load
 from netmem.contract.requirements import BY_ID
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -64,13 +64,6 @@ def load(path: str) -> bytes | None:
         os.close(fd)
 
 
-def printable(text: str) -> str:
-    """A name or message of a tree as one harmless line: control characters and the like as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def is_inside(path: str | Path, top: Path) -> bool:
     """True when a path leads below ``top``, whatever links and dots it has."""
     real, base = _real(str(path)), _real(str(top))

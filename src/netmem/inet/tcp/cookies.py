@@ -19,7 +19,7 @@ PERIODS = 2  # for which a cookie is good
 MSS = (64, 536, 1200, 1360, 1440, 1460, 4312, 8940)
 WINDOW = 10 * 1460  # what a SYN-ACK with a cookie advertises: nothing says later what else it was
 NO_SCALE = 15
-USED = 4096  # cookies that are known to have been used
+USED = 1 << 17  # cookies that are known to have been used, at most: then no more are taken
 STAMP_BITS = 5  # four of the window scale, one of SACK
 
 
@@ -38,7 +38,7 @@ class SynCookies:
     def __init__(self, key: bytes) -> None:
         self._key = key
         self.sent_at = -PERIODS * PERIOD_NS  # an ACK is only looked at while cookies may come back
-        self._used: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+        self._used: OrderedDict[tuple[int, int, int], int] = OrderedDict()  # and when
 
     def _hash(self, count: int, index: int, laddr: int, raddr: int, ports: int, seq: int) -> int:
         text = laddr.to_bytes(16, "big") + raddr.to_bytes(16, "big")
@@ -54,7 +54,9 @@ class SynCookies:
 
     def mss(self, cookie: int, laddr: int, raddr: int, ports: int, seq: int, now: int) -> int:
         """The MSS of a cookie that came back, 0 when it is none of ours, too old, or was used before."""
-        if (cookie, raddr, ports) in self._used:
+        while self._used and now - next(iter(self._used.values())) >= PERIODS * PERIOD_NS:
+            self._used.popitem(last=False)
+        if (cookie, raddr, ports) in self._used or len(self._used) >= USED:
             return 0
         count, index = now // PERIOD_NS, cookie >> 24 & 7
         for age in range(PERIODS):
@@ -63,11 +65,9 @@ class SynCookies:
                     return MSS[index]
         return 0
 
-    def use(self, cookie: int, raddr: int, ports: int) -> None:
+    def use(self, cookie: int, raddr: int, ports: int, now: int) -> None:
         """A cookie made a connection: an ACK that the network has kept for later makes no second one."""
-        self._used[cookie, raddr, ports] = None
-        if len(self._used) > USED:
-            self._used.popitem(last=False)
+        self._used[cookie, raddr, ports] = now
 
     def expected(self, now: int) -> bool:
         """True while a cookie that was sent can come back."""

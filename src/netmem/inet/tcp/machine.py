@@ -374,6 +374,7 @@ class Tcp(Opening):
         v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
         self._first_round_trip(c)
         w.pledge_anew(self.g, self.t, c)
+        w.note_starved(self.g, self.t, c)  # the SYN-ACK may have said that there is no window
         for listener in self.listeners.values():
             if listener.id == v[c, T.LISTENER]:
                 listener.half_open.remove(c)

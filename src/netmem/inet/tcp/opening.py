@@ -161,7 +161,7 @@ class Opening(Timed):
         except NetmemError:
             return -1
         v = self.v
-        self.cookies.use((b[i, B_ACK] - 1) & T.MASK32, raddr, b[i, B_PORTS])
+        self.cookies.use((b[i, B_ACK] - 1) & T.MASK32, raddr, b[i, B_PORTS], self.gv[T.G_NOW])
         self.set_initial_sequence(c, (b[i, B_ACK] - 1) & T.MASK32)
         v[c, T.SND_NXT], v[c, T.SND_WL2] = b[i, B_ACK], b[i, B_ACK]
         offer = cookies.offered(mss, b[i, B_TSECR] if b[i, B_TS] else None)
