@@ -309,6 +309,7 @@ sys.stdin.readline()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
 s.close()
 t = connect(sys.argv[1], 5001)
+t.sendall(b'x')  # connect() itself fails when the reset comes before this process gets to run
 try:
     t.recv(1)
 except ConnectionResetError:
@@ -323,6 +324,7 @@ except ConnectionResetError:
         sock.recv(1)
     assert error.value.errno == errno.ECONNRESET
     other = net.accept(listener)
+    assert net.receive(other, 1) == b"x"
     other.abort()
     assert net.said(process) == [["reset"]]
 
