@@ -22,6 +22,7 @@ import pytest
 from conftest import need_nic, payload, scaled
 from netmem.cli.receiver import FileSink
 from netmem.lab.device import open_device
+from netmem.lab.gateway import RESERVE
 from test_cli import LIMIT, NETMEM, Receiver, run
 
 SIZE = scaled(12_000_000)
@@ -175,13 +176,16 @@ def test_a_gateway_without_descriptors_refuses_and_lives_on():
         device.listen(5001, backlog=1000)
         out = socket.create_server(("127.0.0.1", 0), backlog=1000)
         port, outward = device.forward("127.0.0.1", 0, 5001), out.getsockname()[1]
-        for room in range(20, 24):
+        gateway = device.reach("127.0.0.1", outward)
+        assert device.reach("127.0.0.1", outward) == gateway
+        for room in range(RESERVE + 2, RESERVE + 6):
             resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (used + room, used + 4096))
             clients, ours = [], []
             for _ in range(30):
-                clients.append(socket.create_connection(("127.0.0.1", port), timeout=LIMIT))
-                with contextlib.suppress(OSError):
-                    ours.append(device.connect(*device.reach("127.0.0.1", outward), timeout=0.3))
+                with contextlib.suppress(ConnectionResetError):  # before connect() had returned
+                    clients.append(socket.create_connection(("127.0.0.1", port), timeout=LIMIT))
+                with contextlib.suppress(ConnectionResetError, TimeoutError):
+                    ours.append(device.connect(*gateway, timeout=0.3))
             for one in [*clients, *ours]:
                 one.close()
         resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (used + 4096, used + 4096))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import select
 import socket
 import struct
@@ -23,7 +24,16 @@ ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 CHUNK = 2 << 20
 BACKLOG = 4096
 ENDED = 1024
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST
+RESET, NO_RESET = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # SO_LINGER: close with RST, or FIN
+RESERVE = 64  # descriptors that no connection gets: kernels are loaded from files when they are first used
+
+
+def _keep_reserve(sock: socket.socket) -> socket.socket:
+    """The socket, or EMFILE (and the socket closed) when it is one of the last descriptors."""
+    if sock.fileno() >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVE:
+        sock.close()
+        raise NetmemError(errno.EMFILE, "out of descriptors")
+    return sock
 
 
 # struct tcp_info (linux/tcp.h): tcpi_state, and tcpi_bytes_acked, which counts SYN and FIN of ours, too.
@@ -180,8 +190,10 @@ class Gateway:
     def outward(self, address: str, port: int) -> None:
         """Have connections of the stack behind the NIC to the gateway's ``port`` lead to a host address.
 
-        EADDRINUSE when the port leads somewhere already.
+        EADDRINUSE when the port leads somewhere else already.
         """
+        if any((there, number) == (address, port) for _, there, number in self._outward):
+            return
         self._outward.append((self.host.stack.listen(port), address, port))
 
     def _connect(self, listener: TcpListener, address: str, port: int) -> None:
@@ -190,7 +202,9 @@ class Gateway:
         except OSError:
             return  # out of descriptors: reset
         try:
-            kernel = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            kernel = _keep_reserve(
+                socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+            )
         except OSError:
             ours.abort()
             return
@@ -234,14 +248,16 @@ class Gateway:
                 self._epoll.unregister(listener.fileno())
                 self._resting.append(listener.fileno())
             return
-        kernel.setblocking(False)
-        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         try:
+            _keep_reserve(kernel)
             ours = self.host.stack.connect_nowait(self.guest, guest_port)
         except OSError:  # no row, or no descriptor, is left
-            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             kernel.close()
             return
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_RESET)
+        kernel.setblocking(False)
+        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._add(_Bridge(kernel, ours, active=False))
 
     def pump(self) -> bool:
