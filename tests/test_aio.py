@@ -44,6 +44,11 @@ def client(port, data, results):
         results.append(answer)
 
 
+def once_it_listens(start):
+    """Call ``start`` when the coroutine that is at work waits for the first time: ``serve`` listens by then."""
+    asyncio.get_running_loop().call_soon(start)
+
+
 def run(coroutine):
     async def limited():
         async with asyncio.timeout(LIMIT_S):
@@ -74,7 +79,7 @@ def test_async_for_takes_frags(device):
 
         async with AsyncStack(device.stack) as stack:
             thread = threading.Thread(target=client, args=(port, data, results))
-            thread.start()
+            once_it_listens(thread.start)
             await stack.serve(PORT, handler, limit=1)
             thread.join()
         return bytes(got)
@@ -104,8 +109,7 @@ def test_a_server_with_many_connections(device):
             threads = [
                 threading.Thread(target=client, args=(port, payload(1000, seed=n), results)) for n in range(count)
             ]
-            for thread in threads:
-                thread.start()
+            once_it_listens(lambda: [thread.start() for thread in threads])
             await stack.serve(5002, handler, limit=count)
             await asyncio.to_thread(lambda: [thread.join() for thread in threads])
 
@@ -148,6 +152,7 @@ def test_cancelling_a_server_closes_what_it_has(device):
 
         async with AsyncStack(device.stack) as stack:
             serving = asyncio.create_task(stack.serve(5003, handler))
+            await asyncio.sleep(0)  # it listens
             thread = threading.Thread(target=lambda: results.append(_ends(port)))
             thread.start()
             await started.wait()
@@ -243,14 +248,22 @@ def test_a_thousand_connections_at_once_and_many_short_ones_leave_nothing_behind
             if ended[0] in (count + SHORT // 2, count + SHORT):
                 marks.append((resident(), len(os.listdir("/proc/self/fd"))))
 
+        words = [sys.executable, "-c", CLIENT, str(count), str(port), str(SHORT)]
+        clients = []
+
         async def main():
             async with AsyncStack(device.stack) as stack:
+                once_it_listens(
+                    lambda: clients.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+                )
                 await stack.serve(PORT, handler, limit=count + SHORT)
 
-        words = [sys.executable, "-c", CLIENT, str(count), str(port), str(SHORT)]
-        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as client:
+        try:
             asyncio.run(main())
-            assert client.wait(LIMIT_S) == 0, client.stderr.read()
+        finally:
+            for client in clients:
+                with client:
+                    assert client.wait(LIMIT_S) == 0, client.stderr.read()
         assert total[0] == count * 20_000 + SHORT * 3000
         tcp = device.stack.tcp
         assert tcp.gv[T.G_ECOUNT] == tcp.config.entries

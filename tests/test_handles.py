@@ -165,6 +165,7 @@ def test_one_handler_that_raises_ends_nobody_else(device):
         async with AsyncStack(device.stack) as stack:
             loop = asyncio.get_running_loop()
             serving = asyncio.create_task(stack.serve(7, handler, limit=3, failed=failed.append))
+            await asyncio.sleep(0)  # it listens
             await loop.run_in_executor(None, talk, b"bad")
             assert await loop.run_in_executor(None, talk, b"good") == b"good"
             assert await loop.run_in_executor(None, talk, b"fine") == b"fine"
