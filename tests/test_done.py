@@ -320,7 +320,8 @@ def test_ctrl_c_in_the_first_moment_is_no_traceback(after):
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)
-    assert "Traceback" not in err or "site" in err.splitlines()[-2], err
+    # Before Python has come to our first line, it says what it wants.
+    assert "Traceback" not in err or "src/netmem" not in err, err
     assert process.returncode != 0 or "bytes in" in err
 
 
