@@ -5,10 +5,12 @@ The names below are handed on lazily, so that ``import netmem`` costs nothing th
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+# What type checkers know by this name; the module typing would be a tenth of what `netmem` needs to start.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
     from netmem.inet.aio import AsyncConnection, AsyncStack
     from netmem.inet.socket import TcpListener, TcpSocket
@@ -60,6 +62,8 @@ __all__ = [*_WHERE, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'netmem' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"netmem.{_WHERE[name]}"), name)
     globals()[name] = value
     return value

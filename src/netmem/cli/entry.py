@@ -1,17 +1,19 @@
 """Entry point of the `netmem` command: signals first, so that one in the first moment is one line, too."""
 
-from __future__ import annotations
-
 import os
 import sys
-
-from netmem.cli.signals import Interrupted, raise_on_signals
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        raise_on_signals()
+        from netmem.cli.signals import Interrupted, exit_on_signals
+
+        exit_on_signals()
+    except KeyboardInterrupt:  # while Python imports its own modules for that
+        print("netmem: interrupted by SIGINT", file=sys.stderr)
+        sys.exit(130)
+    try:
         # Nothing here multiplies matrices: NumPy's threads would only keep privileges that we drop.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from netmem.cli.main import main as run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,6 +29,17 @@ class Interrupted(BaseException):
     def status(self) -> int:
         """Exit status: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.number
+
+
+def exit_on_signals() -> None:
+    """Have such a signal end the process at once, with one line: while modules are imported."""
+
+    def leave(number: int, frame: object) -> None:
+        os.write(2, f"netmem: {Interrupted(number)}\n".encode())
+        os._exit(128 + number)
+
+    for number in endings():
+        signal.signal(number, leave)
 
 
 def raise_on_signals() -> None:
