@@ -1,0 +1,350 @@
+"""A gve: registers, doorbells and interrupts, and what it does when it is stepped (gve_register.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from netmem.base.arena import Bytes, Words
+from netmem.base.clock import MS, SEC
+from netmem.base.formats import ETH_HLEN
+from netmem.hw.faults import FRAME_ROOM, PlainFrames
+from netmem.hw.gve import descriptors as desc
+from netmem.hw.gve import layout as ly
+from netmem.hw.gve.admin import AdminQueue
+from netmem.hw.gve.faults import GveFaults
+from netmem.hw.gve.rx import RxQueue
+from netmem.hw.gve.steering import Steering
+from netmem.hw.gve.tx import TxQueue
+from netmem.hw.vfio_user.dma import DmaFault, DmaTable
+from netmem.hw.wire import F_GSO, F_HLEN, F_P2LEN, F_PLEN, FQ_FRAMES, FQ_HEAD, Wire
+
+GOOGLE, GVE_DEVICE = 0x1AE0, 0x0042
+CLASS_ETHERNET = 0x020000
+REVISION = 1  # the admin queue's base and length have registers of their own
+REGISTERS_BAR, DOORBELLS_BAR = 0, 2
+BAR0_BYTES, BAR2_BYTES = 4096, 16384
+MAX_QUEUES = 16
+TX_DOORBELLS, RX_DOORBELLS = 1024, 2048  # of the first queue; blocks' are 0 and up
+HOLD_NS = 50 * MS  # how long a frame waits for buffers, before it is dropped
+STATS_NS = SEC
+FAULTS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class GveConfig:
+    """What a port is: sizes in bytes and entries, ``link_speed`` in bit/s."""
+
+    mac: bytes = b"\x42\x01\x0a\x00\x00\x02"
+    queues: int = 4
+    mtu: int = 1500
+    max_mtu: int = 9000
+    ring: int = 1024
+    min_ring: int = 32
+    max_ring: int = 4096
+    packet_buffer: int = 4096
+    header_buffer: int = 256
+    max_rules: int = 128
+    link_speed: int = 100_000_000_000
+    faults: GveFaults = field(default_factory=GveFaults)
+
+
+class NotifyBlock:
+    """An interrupt of the driver's: fires when it is enabled and something happened, then masks itself."""
+
+    def __init__(self, signal: Callable[[], None]) -> None:
+        self._signal = signal
+        self.armed = self.pending = False
+
+    def event(self) -> None:
+        """Something happened; ``fire`` tells it when this step is over."""
+        self.pending = True
+
+    def fire(self) -> None:
+        """Interrupt, if there is a reason and the driver wants to know."""
+        if self.armed and self.pending:
+            self.armed = self.pending = False
+            self._signal()
+
+    def doorbell(self, value: int) -> None:
+        """What the driver writes (GVE_ITR_* of gve_dqo.h)."""
+        if value & desc.IrqDoorbell.CLEAR_PBA:
+            self.pending = False
+        self.armed = bool(value & desc.IrqDoorbell.ENABLE)
+        self.fire()
+
+
+class Gve:
+    """The device model (``hw.vfio_user.DeviceModel``), on a wire. ``step`` moves its packets.
+
+    ``counters``: what happened; ``faults``: what is to go wrong; ``dma_faults``: accesses of the driver's
+    making that were stopped, in words.
+    """
+
+    vendor, device, revision, class_code = GOOGLE, GVE_DEVICE, REVISION, CLASS_ETHERNET
+
+    def __init__(self, wire: Wire, config: GveConfig | None = None) -> None:
+        self.wire, self.config = wire, config or GveConfig()
+        self.faults = self.config.faults
+        self.bars = {REGISTERS_BAR: BAR0_BYTES, DOORBELLS_BAR: BAR2_BYTES}
+        self.vectors = 2 * self.config.queues + 1
+        self.dma = DmaTable()
+        self._signal: Callable[[int], None] = lambda vector: None
+        self.counters: Counter[str] = Counter()
+        self.blocks: list[NotifyBlock] = []
+        self.dma_faults: deque[str] = deque(maxlen=FAULTS_KEPT)
+        self.link = True
+        self._slots: Bytes = np.zeros(FQ_FRAMES * FRAME_ROOM, np.uint8)
+        self._base: int = self._slots.ctypes.data
+        self._plain = PlainFrames()
+        self._segment: Bytes = np.zeros(FRAME_ROOM, np.uint8)
+        self.reset()
+
+    def attach(self, dma: DmaTable, signal: Callable[[int], None]) -> None:
+        """The guest's memory, and its interrupts."""
+        self.dma, self._signal = dma, signal
+
+    def reset(self) -> None:
+        """As after power on: no queues, nothing of the guest's memory in use."""
+        self.registers = ly.Registers(
+            max_tx_queues=self.config.queues, max_rx_queues=self.config.queues,
+            device_status=ly.DeviceStatus.DEVICE_IS_RESET | self._link_bit(),
+        )  # fmt: skip
+        self.admin = AdminQueue(self)
+        self.steering = Steering(self.config.queues)
+        self.driver_info: ly.DriverInfo | None = None
+        self.driver_version = ""
+        self._version = bytearray()
+        self.mtu = self.config.mtu
+        self.stats_report: tuple[int, int] | None = None
+        self._stats_at = 0
+        self.deconfigure()
+
+    def _link_bit(self) -> int:
+        return int(ly.DeviceStatus.LINK_STATUS) if self.link else 0
+
+    def configure(self, count: int, base: int) -> None:
+        """Set up ``count`` notify blocks from vector ``base`` on; the one behind them is for management."""
+        self.blocks = [NotifyBlock(partial(self._interrupt, base + i)) for i in range(count)]
+        self._management = base + count
+
+    def deconfigure(self) -> None:
+        """Queues and notify blocks are gone."""
+        self.blocks = []
+        self._management = -1
+        self.tx_queues: dict[int, TxQueue] = {}
+        self.rx_queues: dict[int, RxQueue] = {}
+        self._held_at = 0  # since when a frame waits for buffers
+
+    def _interrupt(self, vector: int) -> None:
+        self.counters["interrupts"] += 1
+        self._signal(vector)
+
+    def dma_fault(self, fault: DmaFault, where: str) -> None:
+        """An access of the driver's making went wrong: it is told, and nothing was touched."""
+        self.counters["dma_faults"] += 1
+        self.dma_faults.append(f"{where}: {fault.strerror}")
+
+    def slot(self, number: int) -> int:
+        """Memory of FRAME_ROOM bytes for the frame of that number on the wire."""
+        return self._base + number % FQ_FRAMES * FRAME_ROOM
+
+    # -- registers and doorbells --------------------------------------------------------------
+
+    def read(self, bar: int, offset: int, size: int) -> bytes:
+        """Read a register; doorbells read as zero."""
+        if bar != REGISTERS_BAR:
+            return bytes(size)
+        return bytes(self.registers)[offset : offset + size].ljust(size, b"\0")
+
+    def write(self, bar: int, offset: int, data: bytes) -> None:
+        """Write a register (big-endian) or ring a doorbell (little-endian)."""
+        if bar == DOORBELLS_BAR:
+            self._doorbell(offset, data)
+            return
+        r, value = self.registers, int.from_bytes(data, "big")
+        name = _REGISTERS.get((offset, len(data)))
+        if name == "driver_status":
+            self._driver_status(value)
+        elif name == "adminq_doorbell":
+            r.adminq_doorbell = value
+            base = r.adminq_base_address_hi << 32 | r.adminq_base_address_lo
+            r.adminq_event_counter = self.admin.run(base, r.adminq_length, r.adminq_event_counter, value)
+        elif name == "driver_version":
+            self._driver_version(value)
+        elif name in ("adminq_base_address_hi", "adminq_base_address_lo", "adminq_length", "adminq_pfn"):
+            setattr(r, name, value)
+        else:
+            self.counters["bad_register_write"] += 1
+
+    def _driver_status(self, value: int) -> None:
+        if value & ly.DriverStatus.RESET:
+            self.counters["resets"] += 1
+            self.reset()
+        elif value & ly.DriverStatus.RUN:
+            self.registers.device_status &= ~int(ly.DeviceStatus.DEVICE_IS_RESET | ly.DeviceStatus.RESET)
+            self.registers.adminq_event_counter = 0
+        self.registers.driver_status = value
+
+    def _driver_version(self, value: int) -> None:
+        if value == ord("\n"):
+            self.driver_version = self._version.decode(errors="replace")
+            self._version.clear()
+        elif len(self._version) < 256:
+            self._version.append(value)
+
+    def tx_doorbell(self, queue: int) -> int:
+        """Index of a transmit queue's doorbell, in words of BAR 2."""
+        return TX_DOORBELLS + queue
+
+    def rx_doorbell(self, queue: int) -> int:
+        """Index of a receive queue's doorbell, in words of BAR 2."""
+        return RX_DOORBELLS + queue
+
+    def _doorbell(self, offset: int, data: bytes) -> None:
+        index, value = offset // 4, int.from_bytes(data, "little")
+        self.counters["doorbells"] += 1
+        target: NotifyBlock | TxQueue | RxQueue | None
+        if index >= RX_DOORBELLS:
+            target = self.rx_queues.get(index - RX_DOORBELLS)
+        elif index >= TX_DOORBELLS:
+            target = self.tx_queues.get(index - TX_DOORBELLS)
+        else:
+            target = self.blocks[index] if index < len(self.blocks) else None
+        if target is not None and offset % 4 == 0 and len(data) == 4:
+            target.doorbell(value)
+        else:
+            self.counters["bad_doorbell"] += 1
+
+    # -- what happens by itself ---------------------------------------------------------------
+
+    def step(self, now: int) -> bool:
+        """Send what the driver has queued, receive what the wire has; True when anything moved."""
+        moved = False
+        for tx in list(self.tx_queues.values()):
+            moved |= tx.step(now)
+        moved |= self.wire.exchange(now)
+        moved |= self._receive(now)
+        if self.stats_report is not None and now - self._stats_at >= STATS_NS:
+            self._stats_at = now
+            self._write_stats(*self.stats_report)
+        for block in self.blocks:
+            block.fire()
+        return moved
+
+    def timer(self, now: int) -> int:
+        """When ``step`` has something to do, whatever comes, in ns."""
+        due = [tx.late[0][0] for tx in self.tx_queues.values() if tx.late]
+        if self._held_at:
+            due.append(now + MS)
+        return min(due, default=now + SEC)
+
+    def _receive(self, now: int) -> bool:
+        queue, moved = self.wire.rx, False
+        while len(queue):
+            row = queue.rows[int(queue.state[FQ_HEAD]) % FQ_FRAMES]
+            if row[F_HLEN] >= ETH_HLEN and not self._take(row, now):
+                break
+            queue.state[FQ_HEAD] += 1
+            moved = True
+            self._held_at = 0
+        return moved
+
+    def _take(self, row: Words, now: int) -> bool:
+        """Deliver or drop a frame; False while it waits for buffers."""
+        seen = self.steering.see(row)
+        rx = self.rx_queues.get(seen.queue) or self.rx_queues.get(0)
+        if rx is None or not self.link:
+            self.counters["rx_no_queue"] += 1
+            return True
+        size = int(row[F_HLEN] + row[F_PLEN] + row[F_P2LEN])
+        gso = int(row[F_GSO])
+        if (gso or size) > self.mtu + 22 and not (gso and gso + seen.header <= self.mtu + 22):
+            rx.over_mru += 1
+            return True
+        segmented = gso and not rx.rsc
+        needed = rx.needs(row) * (2 if segmented else 1)
+        if self.faults.starved_now() or needed >= rx.buffers_size:
+            rx.no_buffers += 1
+            rx.dropped += 1
+            return True
+        if rx.posted() < needed:
+            self._held_at = self._held_at or now
+            rx.block.fire()
+            if now - self._held_at < HOLD_NS:
+                return False
+            rx.no_buffers += 1
+            rx.dropped += 1
+            return True
+        if not segmented:
+            rx.deliver(row, seen)
+            return True
+        for frame in self._plain.of(row):
+            part = np.zeros_like(row)
+            self._segment[: len(frame)] = np.frombuffer(frame, np.uint8)
+            part[:2] = self._segment.ctypes.data, len(frame)
+            if rx.posted() < rx.needs(part):
+                rx.no_buffers += 1
+                continue
+            rx.deliver(part, self.steering.see(part))
+        return True
+
+    def _write_stats(self, address: int, length: int) -> None:
+        """The NIC's part of the report, at its end (struct gve_stats_report)."""
+        entries = b""
+        for id_, rx in sorted(self.rx_queues.items()):
+            for name, value in (
+                (ly.StatName.RX_QUEUE_DROP_CNT, rx.dropped),
+                (ly.StatName.RX_NO_BUFFERS_POSTED, rx.no_buffers),
+                (ly.StatName.RX_DROPS_PACKET_OVER_MRU, rx.over_mru),
+                (ly.StatName.RX_DROPS_INVALID_CHECKSUM, rx.bad_checksum),
+            ):  # fmt: skip
+                entries += bytes(ly.Stat(name, id_, value))
+        room = length - ly.REPORT_HEAD
+        if not entries or len(entries) > room:
+            return
+        try:
+            self.dma.write(address + length - len(entries), entries)
+        except DmaFault as fault:
+            self.dma_fault(fault, "statistics report")
+
+    # -- management ---------------------------------------------------------------------------
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or out, and tell the driver."""
+        self.link = up
+        status = self.registers.device_status & ~int(ly.DeviceStatus.LINK_STATUS)
+        self.registers.device_status = status | self._link_bit()
+        self._manage()
+
+    def request_reset(self) -> None:
+        """Have the device ask for a reset, as after an error of its own."""
+        self.registers.device_status |= int(ly.DeviceStatus.RESET)
+        self._manage()
+
+    def _manage(self) -> None:
+        if self._management >= 0:
+            self._interrupt(self._management)
+
+    def statistics(self) -> dict[str, int]:
+        """Everything counted, the queues' numbers added up."""
+        found = dict(self.counters)
+        for rx in self.rx_queues.values():
+            for name in ("no_buffers", "over_mru", "bad_checksum", "dropped"):
+                found[f"rx_{name}"] = found.get(f"rx_{name}", 0) + getattr(rx, name)
+        found.update({f"fault_{name}": n for name, n in self.faults.counts.items()})
+        return found
+
+
+# (offset, bytes): name, of what the driver may write.
+_REGISTERS = {
+    (getattr(ly.Registers, name).offset, ctypes.sizeof(kind)): name
+    for name, kind in ly.Registers._fields_
+    if name not in ("device_status", "max_tx_queues", "max_rx_queues", "adminq_event_counter", "reserved")
+}
+assert _REGISTERS[0x04, 4] == "driver_status"

@@ -1,0 +1,161 @@
+"""A gve's receive queue: frames of the wire into the guest's buffers (gve_desc_dqo.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from ctypes import c_uint64
+from typing import TYPE_CHECKING
+
+from netmem.base.arena import Words
+from netmem.hw.gve import descriptors as desc
+from netmem.hw.gve import layout as ly
+from netmem.hw.gve.steering import Seen
+from netmem.hw.vfio_user.dma import DmaFault
+from netmem.hw.wire import F_GSO, F_HDR, F_HLEN, F_P2LEN, F_PAY, F_PAY2, F_PLEN
+
+if TYPE_CHECKING:
+    from netmem.hw.gve.device import Gve
+
+BUFFER_BYTES, COMPLETION_BYTES = 32, 32
+BATCH = 64  # buffer descriptors read at once
+MAX_HEADER = 1023  # what header_len can say
+
+
+class RxQueue:
+    """One queue: the driver posts buffers behind ``tail``, we use them from ``head`` on."""
+
+    def __init__(self, device: Gve, command: ly.CreateRxQueue) -> None:
+        self.device, self.id = device, int(command.queue_id)
+        self.buffers, self.buffers_size = int(command.rx_data_ring_addr), int(command.rx_buff_ring_size)
+        self.completions, self.completion_size = int(command.rx_desc_ring_addr), int(command.rx_ring_size)
+        self.buffer_bytes = int(command.packet_buffer_size)
+        self.header_bytes = int(command.header_buffer_size)
+        self.rsc = bool(command.enable_rsc)
+        self.block = device.blocks[command.ntfy_id]
+        self.head = self.tail = 0
+        self._done = 0
+        self._posted: deque[desc.RxBuffer] = deque()  # read, from ``head`` on
+        self._completion = desc.RxCompletion(rxdid=1, descriptor_done=1)
+        self._words = (c_uint64 * 4).from_buffer(self._completion)
+        self._rest = ctypes.addressof(self._completion) + 8
+        self.no_buffers = self.over_mru = self.bad_checksum = self.dropped = 0  # of the statistics report
+
+    def doorbell(self, value: int) -> None:
+        """The driver's new tail."""
+        if value < self.buffers_size:
+            self.tail = value
+        else:
+            self.device.counters["rx_bad_doorbell"] += 1
+
+    def posted(self) -> int:
+        """Buffers that can be filled."""
+        return (self.tail - self.head) % self.buffers_size
+
+    def needs(self, row: Words) -> int:
+        """Buffers that a frame takes at most; more than the ring has for one that fits nowhere."""
+        size = int(row[F_HLEN] + row[F_PLEN] + row[F_P2LEN])
+        return max(1, -(-size // self.buffer_bytes))
+
+    def _splits(self, seen: Seen) -> bool:
+        return seen.tcp and 0 < seen.header <= min(self.header_bytes, MAX_HEADER)
+
+    def deliver(self, row: Words, seen: Seen) -> None:
+        """Put a frame into as many buffers as ``needs`` says, which must be posted."""
+        device, faults = self.device, self.device.faults
+        split, overflow = self._splits(seen), False
+        if seen.tcp and self.header_bytes:
+            if faults.unsplit_now():
+                split = False
+            elif faults.overflow_now():
+                overflow = True
+                split = False
+        pieces = _pieces(row, seen.header if split else 0)
+        c = self._completion
+        c.packet_type, c.hash = seen.packet_type, seen.hash
+        c.l3_l4_processed, c.csum_ip_err, c.csum_l4_err = seen.checked, seen.l3_bad, seen.l4_bad
+        gso = int(row[F_GSO])
+        c.rsc, c.rsc_seg_len = int(gso > 0), gso
+        c.split_header, c.header_len = int(split or overflow), seen.header if split or overflow else 0
+        c.header_buffer_overflow = int(overflow)
+        c.rx_error = 0
+        self.bad_checksum += seen.l4_bad
+        first = True
+        while first or pieces:
+            buffer = self._take()
+            if buffer is None:
+                return
+            try:
+                if first and split:
+                    device.dma.copy_in(buffer.header_buf_addr, int(row[F_HDR]), seen.header)
+                c.packet_len = self._fill(buffer.buf_addr, pieces)
+            except DmaFault as fault:
+                device.dma_fault(fault, f"receive queue {self.id}, buffer {buffer.buf_id}")
+                c.packet_len, c.rx_error = 0, 1
+                pieces.clear()
+            c.end_of_packet, c.buf_id = int(not pieces), buffer.buf_id
+            self._complete()
+            if first:
+                c.split_header = c.header_len = c.header_buffer_overflow = 0
+                first = False
+        device.counters["rx_packets"] += 1
+
+    def _fill(self, iova: int, pieces: list[tuple[int, int]]) -> int:
+        """Fill a buffer with what is left of a frame; bytes."""
+        room = self.buffer_bytes
+        while pieces and room:
+            at, size = pieces.pop(0)
+            take = min(size, room)
+            self.device.dma.copy_in(iova, at, take)
+            iova, room = iova + take, room - take
+            if take < size:
+                pieces.insert(0, (at + take, size - take))
+        return self.buffer_bytes - room
+
+    def _take(self) -> desc.RxBuffer | None:
+        """The next posted buffer."""
+        if not self._posted:
+            at = self.head
+            count = min(self.posted(), self.buffers_size - at, BATCH)
+            if not count:
+                return None
+            try:
+                data = self.device.dma.read(self.buffers + BUFFER_BYTES * at, BUFFER_BYTES * count)
+            except DmaFault as fault:
+                self.device.dma_fault(fault, f"receive queue {self.id}, buffer descriptor {at}")
+                self.head = self.tail
+                return None
+            for i in range(count):
+                self._posted.append(desc.RxBuffer.from_buffer_copy(data, BUFFER_BYTES * i))
+        self.head = (self.head + 1) % self.buffers_size
+        return self._posted.popleft()
+
+    def _complete(self) -> None:
+        """Write a completion, the word with its generation bit last."""
+        lap, at = divmod(self._done, self.completion_size)
+        self._completion.generation = (lap & 1) ^ 1
+        try:
+            address = self.device.dma.address(
+                self.completions + COMPLETION_BYTES * at, COMPLETION_BYTES, write=True
+            )
+        except DmaFault as fault:
+            self.device.dma_fault(fault, f"receive queue {self.id}, completion {at}")
+            return
+        ctypes.memmove(address + 8, self._rest, COMPLETION_BYTES - 8)
+        c_uint64.from_address(address).value = self._words[0]
+        self._done += 1
+        self.block.event()
+
+
+def _pieces(row: Words, skip: int) -> list[tuple[int, int]]:
+    """Where a frame lies behind its first ``skip`` bytes, which are in its first piece: (address, bytes)."""
+    found = [
+        (int(row[F_HDR]) + skip, int(row[F_HLEN]) - skip),
+        (int(row[F_PAY]), int(row[F_PLEN])),
+        (int(row[F_PAY2]), int(row[F_P2LEN])),
+    ]
+    return [(at, size) for at, size in found if size > 0]
+
+
+assert ctypes.sizeof(desc.RxBuffer) == BUFFER_BYTES
+assert ctypes.sizeof(desc.RxCompletion) == COMPLETION_BYTES
