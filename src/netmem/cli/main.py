@@ -15,6 +15,7 @@ VERBS = {
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
     "send": "Send a file straight from memory that the driver never maps.",
+    "guest": "Boot Linux with a gve whose device we are: the kernel's own devmem TCP and zcrx.",
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }
 
@@ -52,6 +53,12 @@ def cli() -> None:
 
 def main() -> None:
     """Run a verb: one line for an error, no traceback for a user's mistake."""
+    from netmem.cli.signals import raise_on_signals
+
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if verb in VERBS:
+        importlib.import_module(f"netmem.cli.{verb}")
+    raise_on_signals()  # an exception in the middle of an import would be lost, or leave half a module
     try:
         cli.main(prog_name="netmem", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -37,11 +37,11 @@ def summary(row: Words) -> str:
     return text
 
 
-class TraceWire:
-    """Says what passes: ``say(direction, text)`` with "in" or "out" for each frame."""
+class WatchedWire:
+    """Shows what passes: ``see(direction, row)`` with "in" or "out" for each frame."""
 
-    def __init__(self, wire: Wire, say: Callable[[str, str], None]) -> None:
-        self._wire, self._say = wire, say
+    def __init__(self, wire: Wire, see: Callable[[str, Words], None]) -> None:
+        self._wire, self._see = wire, see
         self.rx, self.tx = wire.rx, wire.tx
         self._seen = [0, 0]
 
@@ -54,7 +54,7 @@ class TraceWire:
     def _look(self, n: int, direction: str, queue: FrameQueue) -> None:
         tail = int(queue.state[FQ_TAIL])
         for at in range(max(self._seen[n], int(queue.state[FQ_HEAD])), tail):
-            self._say(direction, summary(queue.rows[at % FQ_FRAMES]))
+            self._see(direction, queue.rows[at % FQ_FRAMES])
         self._seen[n] = tail
 
     def filenos(self) -> list[int]:
@@ -63,6 +63,13 @@ class TraceWire:
     def close(self) -> None:
         """Unplug the wire within."""
         self._wire.close()
+
+
+class TraceWire(WatchedWire):
+    """Says what passes: ``say(direction, text)`` with "in" or "out" for each frame."""
+
+    def __init__(self, wire: Wire, say: Callable[[str, str], None]) -> None:
+        super().__init__(wire, lambda direction, row: say(direction, summary(row)))
 
 
 class _Way:
@@ -111,6 +118,10 @@ class FaultyWire:
         moved = self._take(outward, now) | outward.hand_over(now)
         moved |= self._wire.exchange(now)
         return self._take(inward, now) | inward.hand_over(now) | moved
+
+    def timer(self) -> int:
+        """When a frame that was held back is due (ns); far away without one."""
+        return min((way.waiting[0][0] for way in self._ways if way.waiting), default=1 << 62)
 
     def _take(self, way: _Way, now: int) -> bool:
         queue, moved = way.source, False

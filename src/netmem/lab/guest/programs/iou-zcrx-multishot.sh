@@ -1,0 +1,3 @@
+# io_uring zero-copy receive, one request for everything; the server validates the payload itself.
+OPTIONS=()
+SEND=(-l 12840)
