@@ -24,6 +24,14 @@ def test_no_byte_and_no_netmem_is_lost_on_rough_paths(first):
         assert not outcome.failed, f"seed {seed}: {outcome.failed}"
 
 
+@pytest.mark.skipif(not COMPILED, reason="minutes of virtual time; the compiled run has them")
+@pytest.mark.parametrize("seed", [471, 1342, 3556, 7955])
+def test_seeds_that_found_something(seed):
+    """A doubled SYN answered by a cookie and by a connection; a SYN that waited for its neighbour; a late FIN."""
+    outcome = rough(seed)
+    assert not outcome.failed, outcome.failed
+
+
 def test_a_seed_replays_exactly():
     path = Path(loss=0.05, reorder=0.1, duplicate=0.05, delay=2 * MS)
     first, second = (simulate(42, path, up=scaled(200_000), connections=2) for _ in range(2))

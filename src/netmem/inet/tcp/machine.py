@@ -143,6 +143,10 @@ class Tcp(Opening):
         c = self.lookup(laddr, raddr, b[i, B_PORTS])
         if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
             c = -1
+        if c >= 0 and self.state(c) == T.SYN_RECEIVED:
+            c = self.cookie_instead(c, laddr, raddr, b, i)
+            if c < 0:
+                return
         if c < 0 or self.state(c) == T.CLOSED:
             c = self.no_connection(laddr, raddr, batch, i)
             if c < 0:
@@ -423,6 +427,7 @@ class Tcp(Opening):
                 waited = not self.flag(c, T.CF_MAC)
                 self.template(c)
                 if waited and v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
+                    v[c, T.USER_RETRIES] = v[c, T.RTO_AT] = 0  # its time begins now
                     self._send_syn(c)
 
     def icmp_error(self, error: IcmpError) -> None:

@@ -87,9 +87,10 @@ class Opening(Timed):
         if flags & RST:
             return -1
         if listener is not None and flags & (SYN | ACK) == ACK and self.cookies.expected(self.now):
-            mss = self._cookie_mss(laddr, raddr, b, i)
+            irs = (b[i, B_SEQ] - 1) & T.MASK32
+            mss = self._cookie_mss(laddr, raddr, b, i, irs)
             # What is no cookie may be the second segment of a peer whose first was lost: no reset.
-            return self._cookie_back(listener, laddr, raddr, b, i, mss) if mss else -1
+            return self._cookie_back(listener, laddr, raddr, b, i, mss, irs) if mss else -1
         if listener is None or flags & ACK or not flags & SYN:
             self.count(T.S_NO_SOCKET)
             self.reset_for(batch, i)
@@ -141,16 +142,36 @@ class Opening(Timed):
         if sent:
             self.count(T.S_COOKIES_OUT)
 
-    def _cookie_mss(self, laddr: int, raddr: int, b: memoryview, i: int) -> int:
-        """The MSS of the cookie that an ACK brings back, 0 when it is none."""
-        seq, cookie = (b[i, B_SEQ] - 1) & T.MASK32, (b[i, B_ACK] - 1) & T.MASK32
-        mss = self.cookies.mss(cookie, laddr, raddr, b[i, B_PORTS], seq, self.now)
+    def _cookie_mss(self, laddr: int, raddr: int, b: memoryview, i: int, irs: int) -> int:
+        """The MSS of the cookie that an ACK brings back to a SYN with number ``irs``, 0 when it is none."""
+        cookie = (b[i, B_ACK] - 1) & T.MASK32
+        mss = self.cookies.mss(cookie, laddr, raddr, b[i, B_PORTS], irs, self.now)
         if not mss:
             self.count(T.S_COOKIES_BAD)
         return mss
 
+    def cookie_instead(self, c: int, laddr: int, raddr: int, b: memoryview, i: int) -> int:
+        """The row to go on with, or -1, for a segment to a half-open connection.
+
+        Another than ``c`` when its ACK brings back a cookie: the network had doubled the SYN, one copy was
+        answered with a cookie, the other, when the backlog had room again, with a connection of other
+        numbers. The peer goes on with what it had first.
+        """
+        ack, v = b[i, B_ACK], self.v
+        if b[i, B_TFLAGS] & (SYN | ACK | RST) != ACK or not self.cookies.expected(self.now):
+            return c
+        if T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_NXT]):
+            return c
+        listener = next((one for one in self.listeners.values() if c in one.half_open), None)
+        irs = v[c, T.IRS]
+        mss = self._cookie_mss(laddr, raddr, b, i, irs) if listener is not None else 0
+        if listener is None or not mss:
+            return c
+        self.closed(c, 0)
+        return self._cookie_back(listener, laddr, raddr, b, i, mss, irs)
+
     def _cookie_back(
-        self, listener: Listener, laddr: int, raddr: int, b: memoryview, i: int, mss: int
+        self, listener: Listener, laddr: int, raddr: int, b: memoryview, i: int, mss: int, irs: int
     ) -> int:
         """An ACK of a cookie makes the connection that its SYN asked for, half open; its row, or -1."""
         if len(listener.ready) >= listener.backlog:
@@ -165,7 +186,7 @@ class Opening(Timed):
         self.set_initial_sequence(c, (b[i, B_ACK] - 1) & T.MASK32)
         v[c, T.SND_NXT], v[c, T.SND_WL2] = b[i, B_ACK], b[i, B_ACK]
         offer = cookies.offered(mss, b[i, B_TSECR] if b[i, B_TS] else None)
-        self._take_offer(c, offer, b, i, (b[i, B_SEQ] - 1) & T.MASK32)
+        self._take_offer(c, offer, b, i, irs)
         v[c, T.RCV_ADV] = (v[c, T.RCV_NXT] + min(cookies.WINDOW, v[c, T.RCV_BUF])) & T.MASK32
         self._half_open(listener, c)
         self.count(T.S_COOKIES_IN)

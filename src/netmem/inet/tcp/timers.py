@@ -116,11 +116,13 @@ class Timed(Connections):
         v[c, T.USER_RETRIES] += 1
         if v[c, T.USER_RETRIES] > (SYN_RETRIES if handshake else DATA_RETRIES) or self._stuck(c):
             self.count(T.S_TIMEOUTS)
-            self.closed(c, errno.ETIMEDOUT)
+            asked = handshake and not self.flag(c, T.CF_MAC)
+            self.closed(c, errno.EHOSTUNREACH if asked else errno.ETIMEDOUT)
             return
         self.count(T.S_RTO)
         self.template(c)  # the neighbour may have another MAC by now
-        v[c, T.BACKOFF] += 1
+        # A SYN that waits for its neighbour was not sent: the neighbour is asked again, at the same pace.
+        v[c, T.BACKOFF] += not handshake or self.flag(c, T.CF_MAC)
         v[c, T.RTT_SYN] = 0
         if handshake:
             self._send_syn(c)
