@@ -8,7 +8,7 @@ DEMO_SIZE ?= 256M
 TREE ?= build/linux
 
 .PHONY: demo test test-kernels test-uncompiled simulate simulate-short crowd attack attack-smoke fuzz lint bench \
-  bench-short verify check-tree convert-compile clean
+  guest-fetch guest guest-verify bench-short verify check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -68,6 +68,19 @@ bench: $(STAMP)
 
 bench-short: $(STAMP)
 	$(BIN)/netmem bench --short
+
+# One boot of the real kernel: devmem both ways, zcrx, a bad wire. What it needs is fetched before.
+guest-fetch: $(STAMP)
+	$(BIN)/netmem guest fetch --tests
+
+guest: $(STAMP)
+	$(BIN)/python -m pytest -q tests/guest/test_smoke.py
+
+# Kernels, faults, drivers with mistakes, wires; results go to docs/guest-results.md.
+guest-verify: $(STAMP)
+	$(BIN)/python -m pytest -q tests/guest
+	$(BIN)/netmem guest test devmem zcrx faults --format markdown > build/guest-results.md
+	tools/guest-results build/guest-results.md docs/guest-results.md
 
 # Everything that takes longer than CI may; docs/verification.md says when and what came of it.
 verify: $(STAMP)

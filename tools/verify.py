@@ -20,6 +20,7 @@ STAGES = [
     ("attacks on real processes", ["make", "attack"]),
     ("fuzzing, ten minutes", ["make", "fuzz"]),
     ("every driver of a Linux tree", ["make", "check-tree"]),
+    ("guests", ["make", "guest-verify"]),
 ]
 
 

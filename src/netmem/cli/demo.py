@@ -23,6 +23,7 @@ from netmem.drivers.igb import driver as igb
 from netmem.drivers.softnic import driver as softnic
 from netmem.hw.process import python_argv
 from netmem.hw.qemu.find import Qemu, find_qemu
+from netmem.lab.guest.demo import is_fetched, receive
 from netmem.memory.providers.dmabuf import EXPORTERS, export
 
 LIMIT_S = 120.0
@@ -115,13 +116,16 @@ def _find(path: str | None) -> tuple[Qemu | None, str]:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Bytes of the file to send.")
 @click.option("--qemu", metavar="PATH", help="The QEMU to use for igb; by default the one on PATH.")
-def command(size: int, qemu: str | None) -> None:
+@click.option("--guest/--no-guest", "with_guest", default=True, show_default=True,
+              help="A row of the kernel's own devmem TCP, if what it needs was fetched.")  # fmt: skip
+def command(size: int, qemu: str | None, with_guest: bool) -> None:
     """Receive one file into each kind of memory that this machine has, with each NIC, and compare.
 
     A separate process sends the file over an ordinary kernel TCP socket. The application works out
     the SHA-256 through the memory's own file descriptor. Exit status 1 when anything does not match.
     """
     found, missing = _find(qemu)
+    gve = with_guest and is_fetched()
     console = Console(width=None if sys.stdout.isatty() else 165)
     table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
     for name, justify in (
@@ -154,10 +158,27 @@ def command(size: int, qemu: str | None) -> None:
                 str(s["recycled"]), str(s["outstanding"]),
                 f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
             )
+        if gve:
+            with console.status("gve: the kernel receives in a guest"):
+                s = receive(path, lambda text: None)
+            right = s["sha256"] == wanted
+            if s["error"] or not right or s["outstanding"]:
+                why = s["error"] or ("wrong SHA-256" if not right else "a page pool stays")
+                failures.append(f"gve: {why}")
+            series = ".".join(s["release"].split(".")[:2])
+            table.add_row(
+                f"gve (Linux {series})", "dmabuf (udmabuf)", "no", str(s["bytes"]),
+                f"{s['goodput_gbit']:.2f}", str(s["hds_hit"]), "", "", "", "", str(s["outstanding"]),
+                f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
+            )  # fmt: skip
     console.print(table)
     for module in (softnic, igb) if found else (softnic,):
         digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
         console.print(f"The driver is the same in each of its rows: {module.__name__}, SHA-256 {digest}.")
+    if gve:
+        console.print("gve's row is the kernel's own driver and devmem TCP, in a guest (`netmem guest`).")
+    elif with_guest:
+        console.print("No row for gve: `netmem guest fetch --tests` fetches the kernel and what it needs.")
     if missing:
         console.print(f"No rows for igb: {missing}", soft_wrap=True)
     for failure in failures:

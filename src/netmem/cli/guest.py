@@ -328,9 +328,9 @@ def _interact(guest: Guest) -> int:
 
 @command.command("test")
 @machine_options
-@click.option("--format", "form", type=click.Choice(["text", "json", "junit", "ktap"]), default="text",
-              show_default=True)  # fmt: skip
-@click.argument("what", nargs=-1, metavar="[devmem|zcrx|all|SELFTEST.py]...")
+@click.option("--format", "form", type=click.Choice(["text", "json", "junit", "ktap", "markdown"]),
+              default="text", show_default=True)  # fmt: skip
+@click.argument("what", nargs=-1, metavar="[devmem|zcrx|faults|all|SELFTEST.py]...")
 def test(what: tuple[str, ...], form: str, **o: Any) -> None:
     """Run the kernel's own selftests, of the same version's source; devmem and zcrx if nothing is said.
 
@@ -340,9 +340,9 @@ def test(what: tuple[str, ...], form: str, **o: Any) -> None:
     with ExitStack() as ends:
         prepared = _prepare(o, tests=True)
         config = _config(o, ends)
-        unknown = [one for one in names if one not in tests.PROGRAMS and not prepared.has_selftest(one)]
-        if unknown:
-            raise click.UsageError(f"Linux {prepared.version} has no selftest {unknown[0]}")
+        for name in names:
+            if name not in (*tests.PROGRAMS, tests.FAULTS) and not prepared.has_selftest(name):
+                raise click.UsageError(f"Linux {prepared.version} has no selftest {name}")
 
         def start() -> Guest:
             guest = prepared.start(config, o["modules"])
@@ -367,6 +367,8 @@ def test(what: tuple[str, ...], form: str, **o: Any) -> None:
         print(tests.as_junit(runner.results, about))
     elif form == "ktap":
         print(tests.as_ktap(runner.results))
+    elif form == "markdown":
+        print(tests.as_markdown(runner.results, about))
     else:
         _print_results(runner, about)
     sys.exit(1 if failed else 0)
@@ -381,17 +383,10 @@ def _print_results(runner: tests.Runner, about: dict[str, str]) -> None:
         rows.append([one.suite.rpartition("/")[2], one.test, outcome, f"{one.seconds:.1f}", one.note[:60]])
     console = Console(width=WIDTH, highlight=False)
     console.print(table("<selftest|<test|<result|seconds|<note", rows))
-    complaints = [text for one in runner.results for text in one.complaints]
-    for text in complaints:
-        print(f"the kernel says: {text}")
-    count = {
-        word: sum(one.outcome == word for one in runner.results) for word in ("pass", "fail", "skip", "limit")
-    }
-    print(
-        f"Linux {about['kernel']}, gve on QEMU {about['qemu']} ({about['accel']}): "
-        + ", ".join(f"{number} {word}" for word, number in count.items())
-        + f", {len(complaints)} complaints of the kernel"
-    )
+    for one in runner.results:
+        for text in one.complaints:
+            print(f"the kernel says: {text}")
+    print(tests.summary(runner.results, about))
 
 
 @command.command("fetch")

@@ -97,8 +97,8 @@ class _Way:
 class FaultyWire:
     """Loses, duplicates, damages and delays frames of the wire within, by a seed (``Faults``).
 
-    Probabilities are for each frame as it goes over an Ethernet. ``late``: ns that a reordered frame takes
-    longer.
+    Probabilities (``chances``, which may change) are for each frame as it goes over an Ethernet. ``late``: ns
+    that a reordered frame takes longer.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class FaultyWire:
         damage: float = 0, late: int = 2_000_000,
     ) -> None:  # fmt: skip
         self._wire, self._late = wire, late
-        self._faults = Faults(seed, loss=loss, duplicate=duplicate, reorder=reorder, damage=damage)
-        self.counts = self._faults.counts
+        self.chances = Faults(seed, loss=loss, duplicate=duplicate, reorder=reorder, damage=damage)
+        self.counts = self.chances.counts
         self.rx, self.tx = FrameQueue(), FrameQueue()
         self._ways = (_Way(wire.rx, self.rx), _Way(self.tx, wire.tx))
         self._order = 0
@@ -128,8 +128,8 @@ class FaultyWire:
         while len(queue):
             row = queue.rows[int(queue.state[FQ_HEAD]) % FQ_FRAMES]
             for frame in self._plain.of(row):
-                for copy in self._faults.copies(frame):
-                    due = now + (self._late if self._faults.carried() else 0)
+                for copy in self.chances.copies(frame):
+                    due = now + (self._late if self.chances.carried() else 0)
                     heapq.heappush(way.waiting, (due, self._order, copy))
                     self._order += 1
             queue.state[FQ_HEAD] += 1

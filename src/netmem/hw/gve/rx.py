@@ -99,6 +99,7 @@ class RxQueue:
                 c.split_header = c.header_len = c.header_buffer_overflow = 0
                 first = False
         device.counters["rx_packets"] += 1
+        device.counters["rx_split"] += split
 
     def _fill(self, iova: int, pieces: list[tuple[int, int]]) -> int:
         """Fill a buffer with what is left of a frame; bytes."""

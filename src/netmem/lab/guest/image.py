@@ -270,7 +270,7 @@ def _finish(tree: Path) -> None:
         path = tree / name
         path.unlink(missing_ok=True)
         path.write_text(text)
-    for script in ("setup", "agent", "pools"):
+    for script in ("setup", "nics", "agent", "pools"):
         place = tree / "netmem" / script
         shutil.copyfile(GUEST_FILES / script, place)
         place.chmod(0o755)

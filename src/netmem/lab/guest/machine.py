@@ -216,7 +216,7 @@ class Guest:
         c = self.config
         size = os.get_terminal_size(0) if c.shell and os.isatty(0) else os.terminal_size((80, 24))
         settings = {
-            "PRINTK": 7 if c.verbose else 4, "PORTS": ports, "MTU": c.mtu, "LOCAL4": c.local4,
+            "PRINTK": 7 if c.verbose else 5, "PORTS": ports, "MTU": c.mtu, "LOCAL4": c.local4,
             "REMOTE4": c.remote4, "LOCAL6": LOCAL6, "REMOTE6": REMOTE6, "FOLDER": c.folder,
             "GATEWAY4": "" if c.wire == "pair" else c.remote4, "SHELL": int(c.shell), "OUT": int(c.out),
             "ROWS": size.lines, "COLUMNS": size.columns,
@@ -447,20 +447,20 @@ class Guest:
         return []
 
     def fault(self, name: str, value: float, port: int = 0) -> None:
-        """Change one of GveFaults' chances while the guest runs. EINVAL."""
-        self.model.call({"op": "fault", "name": name, "value": value, "port": port})
+        """Change one of GveFaults' chances, or of the wire's (``hw.faults.Faults``). EINVAL."""
+        self.model.call({"op": "fault", "name": name, "value": value, "nic": port})
 
     def fail(self, command: str, status: str = "ERROR_ABORTED", port: int = 0) -> None:
         """Have the driver's next admin command of a kind fail. EINVAL."""
-        self.model.call({"op": "fail", "command": command, "status": status, "port": port})
+        self.model.call({"op": "fail", "command": command, "status": status, "nic": port})
 
     def link(self, up: bool, port: int = 0) -> None:
         """Plug a port's cable in or out."""
-        self.model.call({"op": "link", "up": up, "port": port})
+        self.model.call({"op": "link", "up": up, "nic": port})
 
     def reset(self, port: int = 0) -> None:
         """Have a port ask its driver for a reset."""
-        self.model.call({"op": "reset", "port": port})
+        self.model.call({"op": "reset", "nic": port})
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
         """Have this host's port (0: any) lead to the guest's, on the user wire. EADDRINUSE and the like."""
@@ -476,9 +476,13 @@ class Guest:
         try:
             with tarfile.open(fileobj=io.BytesIO(self.out), mode="r|") as tar:
                 for member in tar:
-                    if member.isfile() or member.isdir() or member.issym():
+                    if not (member.isfile() or member.isdir() or member.issym()):
+                        continue
+                    try:
                         tar.extract(member, folder, filter="data")
                         count += member.isfile()
+                    except tarfile.FilterError as error:  # a guest may be hostile
+                        self._say(f"left in the guest: {error}")
         except (tarfile.TarError, ValueError) as error:
             raise NetmemError(
                 errno.EINVAL, f"what the guest left in /out cannot be unpacked: {error}"

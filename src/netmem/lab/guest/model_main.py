@@ -41,6 +41,7 @@ class Models:
     def __init__(self, control: Control, config: dict[str, Any]) -> None:
         self.control = control
         wires, self.end, self.faulty = self._wires(config)
+        self.seed = config["seed"]
         self.ports: list[Gve] = []
         self.listeners: dict[int, tuple[socket.socket, Gve]] = {}
         self.servers: dict[int, Server] = {}
@@ -148,10 +149,10 @@ class Models:
         number = request.get("id")
         result: object = None
         try:
-            port = self.ports[int(request.get("port", 0))]
+            port = self.ports[int(request.get("nic", 0))]
             match request:
                 case {"op": "fault", "name": str(name), "value": value}:
-                    port.faults.set(name, float(value))
+                    self._fault(port, name, float(value))
                 case {"op": "fail", "command": str(command), "status": str(status)}:
                     port.faults.fail(command, status)
                 case {"op": "link", "up": bool(up)}:
@@ -174,6 +175,17 @@ class Models:
         except (OSError, IndexError, ValueError) as error:
             message = getattr(error, "strerror", None) or str(error)
             self.control.say(id=number, errno=getattr(error, "errno", None) or errno.EINVAL, message=message)
+
+    def _fault(self, port: Gve, name: str, value: float) -> None:
+        if name not in WIRE_FAULTS:
+            port.faults.set(name, value)
+            return
+        if not 0 <= value <= 1:
+            raise NetmemError(errno.EINVAL, f"{name}={value} is no chance between 0 and 1")
+        if self.faulty is None:
+            port = self.ports[0]
+            port.wire = self.faulty = FaultyWire(port.wire, self.seed)
+        setattr(self.faulty.chances, name, value)
 
     def statistics(self) -> list[dict[str, Any]]:
         """What each port counted, and the accesses that were stopped."""

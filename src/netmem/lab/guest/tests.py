@@ -15,6 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from netmem.base.text import printable
+from netmem.lab.guest import faults
 from netmem.lab.guest.machine import Guest, GuestError
 from netmem.lab.guest.sources import SELFTESTS
 
@@ -47,6 +48,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "drivers/net/hw/userns_devmem.py",
     ),
 }  # fmt: skip
+FAULTS = "faults"
 GROUPS["all"] = GROUPS["devmem"] + GROUPS["zcrx"] + GROUPS["more"]
 
 SEPARATE = "gve counts its channels apart (rx, tx); the script asks for combined ones"
@@ -86,7 +88,7 @@ def suites(wanted: str) -> tuple[str, ...]:
     """What a word on the command line stands for: a group, or scripts by path or name."""
     if wanted in GROUPS:
         return GROUPS[wanted]
-    if wanted in PROGRAMS:
+    if wanted in PROGRAMS or wanted == FAULTS:
         return (wanted,)
     known = [one for one in GROUPS["all"] if one == wanted or one.endswith(f"/{wanted}")]
     return tuple(known) or (wanted,)
@@ -170,6 +172,9 @@ class Runner:
 
     def _suite(self, name: str) -> None:
         guest = self._ready()
+        if name == FAULTS:
+            self._faults(guest)
+            return
         if name in PROGRAMS:
             for test, parts in PROGRAMS[name].items():
                 before, begin = len(guest.complaints), time.monotonic()
@@ -197,6 +202,28 @@ class Runner:
                 Result(name, short, LIMIT if why else outcome, seconds / len(found), why or note, complaints)
             )
             complaints = []
+
+    def _faults(self, guest: Guest) -> None:
+        for test, scenario in faults.SCENARIOS.items():
+            if test in faults.DEADLY:
+                self._drain()  # what there is to be seen is seen before
+            before, begin = len(guest.complaints), time.monotonic()
+            try:
+                outcome, note = PASS, scenario(faults.Steps(guest))
+            except faults.Unexpected as error:
+                outcome, note = FAIL, str(error)
+            except GuestError as error:
+                words, known = faults.DEADLY.get(test, ("$^", ""))
+                deadly = bool(re.search(words, str(error)))
+                said = ([], known) if deadly else (error.console[-3:], str(error))
+                seconds = time.monotonic() - begin
+                self._note(Result(FAULTS, test, LIMIT if deadly else FAIL, seconds, said[1], said[0]))
+                self._drop()
+                guest = self._ready()
+                continue
+            expected = faults.EXPECTED.get(test, "$^")
+            complaints = [one for one in guest.complaints[before:] if not re.search(expected, one)]
+            self._note(Result(FAULTS, test, outcome, time.monotonic() - begin, note, complaints))
 
     def _drain(self) -> None:
         """After everything: the NIC goes down, and no page pool may stay; no DMA may have been stopped."""
@@ -237,6 +264,25 @@ def as_ktap(results: list[Result]) -> str:
         lines += [f"# {text}" for text in ([one.note] if one.failed and one.note else []) + one.complaints]
         lines.append(f"{'not ' if one.failed else ''}ok {number} {name}{mark}")
     return "\n".join(lines)
+
+
+def as_markdown(results: list[Result], about: dict[str, str]) -> str:
+    """A table for documents."""
+    lines = ["| selftest | test | result | seconds | note |", "| --- | --- | --- | ---: | --- |"]
+    for one in results:
+        cells = (one.suite.rpartition("/")[2], one.test, "FAIL" if one.failed else one.outcome,
+                 f"{one.seconds:.1f}", one.note)  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join([*lines, "", summary(results, about)])
+
+
+def summary(results: list[Result], about: dict[str, str]) -> str:
+    """One line: what ran, and how much of it came to what."""
+    count = {word: sum(one.outcome == word for one in results) for word in (PASS, FAIL, SKIP, LIMIT)}
+    complaints = sum(len(one.complaints) for one in results)
+    words = ", ".join(f"{number} {word}" for word, number in count.items())
+    head = f"Linux {about['kernel']}, gve on QEMU {about['qemu']} ({about['accel']})"
+    return f"{head}: {words}, {complaints} complaints of the kernel"
 
 
 def as_junit(results: list[Result], about: dict[str, str]) -> str:

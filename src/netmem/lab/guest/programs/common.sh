@@ -23,5 +23,5 @@ listening() {
 }
 # said COMMAND...: its words only when it fails, the last of them.
 said() {
-  "$@" > /dev/null 2> /tmp/said || { tail -n 3 /tmp/said >&2; return 1; }
+  "$@" > /dev/null 2> /tmp/said || { grep -vE '^(Running|received|recvmsg|total)' /tmp/said | tail -n 3 >&2; return 1; }
 }

@@ -1,0 +1,62 @@
+"""A guest for a whole file of tests; what is missing is fetched. In CI everything must be there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from netmem.lab.guest.machine import Guest, GuestConfig
+from netmem.lab.guest.prepare import Prepared, prepare
+from netmem.lab.guest.tests import FOLDER
+
+HW = f"{FOLDER}/drivers/net/hw"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Prepared:
+    """Debian's newest kernel, with selftests; another with NETMEM_GUEST_KERNEL."""
+    return prepare(say, kernel=os.environ.get("NETMEM_GUEST_KERNEL", ""), tests=True)
+
+
+class Lab:
+    """A guest whose complaints and DMA faults are looked at after every test."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+
+    def run(self, command: str, timeout: float = 120.0) -> str:
+        """Run a command that must succeed; what it said."""
+        done = self.guest.run(f"PATH={HW}:$PATH\n{command}", timeout)
+        assert done.status == 0, f"{command}\n{done.text}\n{done.stderr.decode(errors='replace')}"
+        return done.text
+
+    def clean(self) -> None:
+        """Nothing was complained of."""
+        assert self.guest.complaints == []
+        assert self.guest.dma_faults() == []
+
+
+def boot(prepared: Prepared, config: GuestConfig, **more: object) -> Iterator[Lab]:
+    with prepared.start(config, **more) as guest:  # type: ignore[arg-type]
+        guest.wait_ready()
+        yield Lab(guest)
+        guest.end()
+
+
+@pytest.fixture(scope="module")
+def machine(prepared: Prepared) -> Iterator[Lab]:
+    yield from boot(prepared, GuestConfig())
+
+
+@pytest.fixture
+def lab(machine: Lab) -> Iterator[Lab]:
+    """The file's guest, good before and after."""
+    machine.guest.complaints.clear()
+    yield machine
+    machine.clean()
