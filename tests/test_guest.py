@@ -12,7 +12,6 @@ import os
 import stat
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netmem.base.errors import MissingError, NetmemError
+from netmem.base.tar import tarfile
 from netmem.lab.guest import tests
 from netmem.lab.guest.image import Kernel, cpio, own_kernel
 from netmem.lab.guest.machine import COMPLAINT, _Stream

@@ -33,7 +33,7 @@ def dmabuf(kind: str) -> tuple[int, mmap.mmap]:
         os.truncate(memory, SIZE)
         fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         with open("/dev/udmabuf", "rb+", buffering=0) as device:
-            fd = fcntl.ioctl(device, UDMABUF_CREATE, struct.pack("=IIQQ", memory, 1, 0, SIZE))
+            fd = fcntl.ioctl(device, UDMABUF_CREATE, bytearray(struct.pack("=IIQQ", memory, 1, 0, SIZE)))
         return fd, mmap.mmap(memory, SIZE)
     request = bytearray(struct.pack("=QIIQ", SIZE, 0, os.O_RDWR | os.O_CLOEXEC, 0))
     with open("/dev/dma_heap/system", "rb+", buffering=0) as device:

@@ -14,7 +14,6 @@ import secrets
 import select
 import shutil
 import socket
-import tarfile
 import tempfile
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.tar import tarfile
 from netmem.base.text import printable
 from netmem.hw.process import Child, Process, Watchdog, python_argv
 from netmem.lab.guest.image import Images, Kernel, cpio

@@ -15,19 +15,18 @@ import json
 import lzma
 import os
 import shutil
-import tarfile
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from debian.arfile import ArError
-from debian.debfile import DebError, DebFile
+from debian.arfile import ArError, ArFile
 
 from netmem.base import folders
 from netmem.base.errors import MissingError, NetmemError
+from netmem.base.tar import tarfile
 
 MIRROR = "http://deb.debian.org/debian"
 LOCK = Path(__file__).with_name("packages.lock")
@@ -279,15 +278,26 @@ class Store:
         return count
 
 
+@contextlib.contextmanager
+def contents(archive: Path) -> Iterator[tarfile.TarFile]:
+    """What a package brings, as a tar archive that is read from its start. ArError, TarError."""
+    ar = ArFile(str(archive))
+    name = next((one for one in ar.getnames() if one.startswith("data.tar")), None)
+    if name is None:
+        raise ArError("it has no data")
+    data: Any = ar.getmember(name)  # it reads like a file
+    with tarfile.open(fileobj=data, mode="r|*") as tar:
+        yield tar
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a package below a folder. EBADMSG for what is none, or reaches out of the folder."""
     try:
-        with DebFile(str(archive)) as deb:
-            tar = deb.data.tgz()
+        with contents(archive) as tar:
             for member in tar:
                 if not member.isdev():
                     tar.extract(member, target, filter="tar")
-    except (ArError, DebError, tarfile.TarError, EOFError, lzma.LZMAError) as error:
+    except (ArError, tarfile.TarError, EOFError, lzma.LZMAError) as error:
         raise NetmemError(errno.EBADMSG, f"{archive} is no package: {error}") from None
 
 

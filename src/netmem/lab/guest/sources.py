@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from debian.debfile import DebFile
-
 from netmem.base.errors import MissingError, NetmemError
-from netmem.lab.guest.packages import Store
+from netmem.base.tar import tarfile
+from netmem.lab.guest.packages import Store, contents
 
 SELFTESTS = "tools/testing/selftests"
 PARTS = (
@@ -34,8 +32,7 @@ def source(store: Store, version: str, parts: Sequence[str] = PARTS) -> Path:
             f"the source of Linux {version} is not here: `netmem guest fetch --tests` fetches it"
         )
     store.say(f"unpacking the selftests of Linux {version} from its source")
-    with store.making(place) as work, DebFile(str(archive)) as deb:
-        outer = deb.data.tgz()
+    with store.making(place) as work, contents(archive) as outer:
         member = next((one for one in outer if one.name.endswith(".tar.xz")), None)
         inner = outer.extractfile(member) if member else None
         if inner is None:
