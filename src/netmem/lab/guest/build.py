@@ -21,6 +21,8 @@ from netmem.lab.guest.packages import Store, digest
 from netmem.lab.guest.sources import SELFTESTS, source
 
 LIMIT_S = 900.0
+PROGRAM_FILES = Path(__file__).with_name("programs")
+OURS = ("rx.c", "bind.py")  # at /usr/src/netmem
 # Targets by folder below the selftests: what scripts run that is not a script.
 PROGRAMS = {
     "net/lib": ("csum", "gro", "xdp_helper"),
@@ -85,7 +87,9 @@ def _shells(root: Path) -> Path:
 def selftests(store: Store, version: str) -> Path:
     """The selftests' folder of a kernel, its programs built: what is laid over the guest's file system."""
     tree = source(store, version)
-    mark = hashlib.sha256((tree.name + digest(store.packages("build")) + repr(PROGRAMS)).encode()).hexdigest()
+    texts = "".join((PROGRAM_FILES / name).read_text() for name in OURS)
+    made_of = tree.name + digest(store.packages("build")) + repr(PROGRAMS) + texts
+    mark = hashlib.sha256(made_of.encode()).hexdigest()
     place = store.roots / f"selftests-{version}-{mark[:16]}"
     if place.is_dir():
         return place
@@ -94,14 +98,21 @@ def selftests(store: Store, version: str) -> Path:
     with store.making(place) as work:
         inside = work / "usr/src/kernel"
         shutil.copytree(tree, inside, symlinks=True)
+        ours = work / "usr/src/netmem"
+        ours.mkdir()
+        for name in OURS:
+            shutil.copy(PROGRAM_FILES / name, ours)
+        compiler = "gcc -static -L/uring/usr/lib/x86_64-linux-gnu"
         steps = ["export CFLAGS='-O2 -static -I/uring/usr/include' LDLIBS=-luring"]
         for folder, names in PROGRAMS.items():
             at = f"/kernel/{SELFTESTS}/{folder}"
             targets = " ".join(f"{at}/{name}" for name in names)
-            compiler = "gcc -static -L/uring/usr/lib/x86_64-linux-gnu"
             steps.append(f"make -s -k -C {at} OUTPUT={at} CC='{compiler}' {targets} || :")
-        said = in_root(root, "\n".join(steps), {"/kernel": inside, "/uring": liburing})
-        made = [inside / SELFTESTS / folder / name for folder, names in PROGRAMS.items() for name in names]
+        steps.append(f"{compiler} $CFLAGS -o /ours/rx /ours/rx.c -luring || :")
+        binds = {"/kernel": inside, "/uring": liburing, "/ours": ours}
+        said = in_root(root, "\n".join(steps), binds)
+        theirs = (inside / SELFTESTS / folder / one for folder, names in PROGRAMS.items() for one in names)
+        made = [ours / "rx", *theirs]
         missing = [path.name for path in made if not path.exists()]
         if "ncdevmem" in missing:
             raise NetmemError(errno.EIO, f"ncdevmem was not built: {_telling(said)}")
