@@ -209,3 +209,21 @@ def test_the_shell_is_interactive():
         pass  # the terminal's end
     assert process.wait(LIMIT) == 5
     os.close(ours)
+
+
+def test_a_kernel_of_one_s_own_and_gdb(prepared):
+    """A folder with image and modules, as a build leaves them; gdb's protocol answers at the port."""
+    folder = prepared.store.root(f"kernel-{prepared.version}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start("run", "--kernel", str(folder), "--gdb", str(port), "uname -r; sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == prepared.kernel.name
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as gdb:
+        gdb.sendall(b"$qSupported#37")
+        assert b"PacketSize" in gdb.recv(1000)
+        gdb.sendall(b"$D#44")  # detach: the guest goes on
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=LIMIT)
+    assert process.returncode == 143

@@ -108,6 +108,8 @@ class Store:
         self.archives, self.roots = folder / "archives", folder / "roots"
         for one in (self.archives, self.roots):
             one.mkdir(mode=0o700, exist_ok=True)
+        for pattern in ("work.*", "images/share.*", "archives/*.part"):  # of processes that were killed
+            folders.prune(folder, pattern, keep=0)
 
     def add(self, sets: Lock) -> None:
         """Remember newly resolved sets, here and for the next time."""

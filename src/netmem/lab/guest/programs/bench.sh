@@ -11,7 +11,7 @@ for _ in $(seq "$ROUNDS"); do
       zcrx) $rx zcrx 5400 eth0 3 > /tmp/did & ;;
     esac
     listening 5400
-    head -c "$((MEGABYTES * 1000000))" /dev/zero | ip netns exec peer socat -b 262144 -u - "TCP4:$LOCAL_V4:5400"
+    ip netns exec peer $rx send "$LOCAL_V4" 5400 "$((MEGABYTES * 1000000))"
     wait $!
     echo "$way $(cat /tmp/did)"
   done

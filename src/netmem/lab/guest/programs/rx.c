@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // rx recv|devmem|zcrx PORT [INTERFACE QUEUE]: receives one TCP connection and says "bytes linear seconds".
+// rx send ADDRESS PORT BYTES: sends as many zeros, over IPv4.
 //
 // The payload is not looked at. recv: into ordinary memory, by copy. devmem: frags of the memory that the process
 // before exec bound, given back at once. zcrx: io_uring zero-copy receive on a queue of INTERFACE.
@@ -180,6 +181,24 @@ static void zcrx(int listener, int *fd, double *start, const char *interface, in
 	}
 }
 
+static void send_all(const char *address, int port, uint64_t left)
+{
+	static char buffer[BUFFER];
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(port) };
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	if (fd < 0 || inet_pton(AF_INET, address, &to.sin_addr) != 1 ||
+	    connect(fd, (struct sockaddr *)&to, sizeof(to)))
+		die("connect");
+	while (left) {
+		ssize_t n = send(fd, buffer, left < sizeof(buffer) ? left : sizeof(buffer), 0);
+
+		if (n < 0)
+			die("send");
+		left -= n;
+	}
+}
+
 int main(int argc, char **argv)
 {
 	double start;
@@ -187,6 +206,10 @@ int main(int argc, char **argv)
 
 	if (argc < 3)
 		return 2;
+	if (!strcmp(argv[1], "send") && argc == 5) {
+		send_all(argv[2], atoi(argv[3]), strtoull(argv[4], NULL, 10));
+		return 0;
+	}
 	int listener = listen_at(atoi(argv[2]));
 
 	if (!strcmp(argv[1], "zcrx") && argc == 5) {
