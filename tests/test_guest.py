@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 
 from netmem.base.errors import MissingError, NetmemError
 from netmem.base.tar import tarfile
-from netmem.lab.guest import tests
+from netmem.lab.guest import prepare, tests
 from netmem.lab.guest.image import Kernel, cpio, own_kernel
 from netmem.lab.guest.machine import COMPLAINT, _Stream
+from netmem.lab.guest.out import unpack_out
 from netmem.lab.guest.packages import LOCK, Package, Store, VanishedError, lock_text, read_lock, unpack
 from netmem.lab.guest.prepare import choose_version, versions
 
@@ -124,6 +125,73 @@ def test_a_file_that_is_not_what_the_lock_says_is_refused(mirror):
         store.fetch(["host"])
     assert caught.value.errno == errno.EBADMSG
     assert os.listdir(store.archives) == []
+
+
+def test_a_connection_that_breaks_off_is_tried_again(mirror):
+    """The first answer ends in the middle."""
+    package = mirror.package("tool", make_deb({"a": b"1"}))
+    whole, count = mirror.files[f"/{package.path}"], [0]
+
+    class Files(dict):
+        def get(self, path, default=None):
+            count[0] += 1
+            return whole[:20] if count[0] == 1 else whole
+
+    mirror.files = Files()
+    store = Store(lambda text: None, {"host": [package]})
+    store.fetch(["host"])
+    assert count[0] == 2
+    assert not store.missing(["host"])
+
+
+@pytest.mark.parametrize("address", ["deb.debian.org/debian", "", "nonsense://x"])
+def test_a_mirror_that_is_no_address_is_one_line(mirror, monkeypatch, address):
+    package = mirror.package("tool", b"x")
+    monkeypatch.setenv("NETMEM_MIRROR", address)
+    with pytest.raises(NetmemError):
+        Store(lambda text: None, {"host": [package]}).fetch(["host"])
+
+
+def test_a_lock_of_an_older_version_does_not_come_back(mirror, monkeypatch):
+    one = [Package("x", "1", "pool/x", "0" * 64, 1)]
+    store = Store(lambda text: None)
+    store.add({"guest": one})
+    assert Store(lambda text: None).lock["guest"] == one
+    os.utime(store.own_lock, (1, 1))  # the package was installed later
+    assert Store(lambda text: None).lock["guest"] != one
+    store = Store(lambda text: None)
+    store.add({"kernel-9.9.9": one})
+    again = Store(lambda text: None)
+    assert again.lock["kernel-9.9.9"] == one
+    assert again.lock["guest"] != one
+
+
+def test_a_kernel_that_has_vanished_is_the_newest_of_its_series(mirror, monkeypatch):
+    gone = [Package("linux", "1", "pool/gone", "0" * 64, 1)]
+    here = [mirror.package("linux", make_deb({"a": b"1"}))]
+
+    class FakeApt:
+        """The index, which is apt's own matter."""
+
+        def __init__(self, folder, say):
+            pass
+
+        def kernels(self, series=""):
+            return ["7.3.9"] if series in ("7.3", "") else []
+
+        def kernel(self, version):
+            return {f"kernel-{version}": here}
+
+        def with_dependencies(self, wanted):
+            return here
+
+    monkeypatch.setattr(prepare, "Apt", FakeApt)
+    said = []
+    lock = dict.fromkeys(prepare.RUN_SETS, here) | {"kernel-7.3.4": gone}
+    store = Store(said.append, lock)
+    assert prepare.supply(store, "7.3.4") == "7.3.9"
+    assert any("Linux 7.3.9 takes the place of 7.3.4" in text for text in said)
+    assert choose_version(store, "") == "7.3.9"
 
 
 def test_a_file_that_never_ends_is_not_read_to_its_end(mirror):
@@ -290,6 +358,44 @@ def test_own_kernels(tmp_path):
     assert (kernel.image, kernel.module("gve"), kernel.module("virtio_blk")) == (image, b"driver", b"module")
     assert kernel.module("overlay") is None
     assert Kernel(image, tmp_path, "x").module("virtio_blk") == b"module"
+
+
+def archive(members: list[tuple[tarfile.TarInfo, bytes]]) -> io.BytesIO:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for info, data in members:
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    out.seek(0)
+    return out
+
+
+def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def test_what_a_guest_leaves_stays_below_its_folder(tmp_path):
+    """Links, ways up, absolute names, and a link that was there before: nothing is written elsewhere."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    out.mkdir()
+    victim.mkdir()
+    (out / "old").symlink_to(victim)
+    members = [
+        (entry("./good/file"), b"1"), (entry("../up"), b"2"), (entry("/absolute"), b"3"),
+        (entry("link", tarfile.SYMTYPE, str(victim)), b""), (entry("link/x"), b"4"), (entry("old/x"), b"5"),
+        (entry("hard", tarfile.LNKTYPE, "../victim/x"), b""), (entry("a/../../up2"), b"6"),
+        (entry("device", tarfile.CHRTYPE), b""),
+    ]  # fmt: skip
+    said: list[str] = []
+    assert unpack_out(archive(members), out, said.append) == 2  # good/file, and link/x in a folder of that name
+    assert (out / "good/file").read_bytes() == b"1"
+    assert os.listdir(victim) == []
+    assert sorted(os.listdir(tmp_path)) == ["out", "victim"]
+    assert len(said) == 7
+    with pytest.raises(NetmemError):
+        unpack_out(io.BytesIO(b"no archive" * 100), out, said.append)
 
 
 # -- streams ----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from netmem.hw.gve.faults import GveFaults
 from netmem.hw.gve.steering import HASH_KEY_BYTES, LUT_ENTRIES
 from netmem.hw.vfio_user import Function
 from netmem.hw.wire import cable
+from netmem.hw.wrap import WAITING, FaultyWire
 from netmem.testing import frames
 from netmem.testing.gve_driver import GveDriver, R
 from netmem.testing.vfio_user import Client, Ram
@@ -488,6 +489,60 @@ def test_buffers_that_point_nowhere_are_errors_of_that_packet(pair: Pair) -> Non
     raw = pair.b.ram.read(rx.completions, 32)
     assert d.RxCompletion.from_buffer_copy(raw).rx_error
     assert pair.b.nic.counters["dma_faults"] == 1
+
+
+@pytest.mark.parametrize(("mss", "header"), [(1, 54), (87, 54), (9729, 54), (1448, 255)])
+def test_segment_sizes_that_no_driver_asks_for_are_refused(pair: Pair, mss: int, header: int) -> None:
+    pair.up()
+    frame = frames.tcp(b"x" * 150)
+    pair.a.driver.tx[0].send(frame, mss=mss, header=min(header, 255) if header < 255 else 255)
+    pair.run()
+    assert pair.b.driver.rx[0].received() == []
+    assert pair.a.nic.counters["tx_bad_descriptor"] == 1
+    assert len(pair.a.driver.tx[0].completed()) == 2  # the driver gets its buffers back
+
+
+def test_a_bad_wire_carries_the_shortest_frames_and_holds_back_so_many(pair: Pair) -> None:
+    wire = FaultyWire(pair.a.nic.wire, 1, damage=1.0)
+    pair.a.nic.wire = wire
+    pair.up()
+    pair.a.driver.tx[0].send(b"\xff" * 14)
+    pair.run()
+    # Nobody takes anything from here on.
+    for _ in range(600):
+        pair.a.driver.tx[0].send(frames.tcp(b"x" * 60_000)[:60_000], mss=1448, header=TCP_HEADERS)
+        pair.a.nic.step(pair.now)
+        pair.a.driver.tx[0].completed()
+        pair.a.ram._next = min(pair.a.ram._next, 8 << 20)
+    assert max(len(way.waiting) for way in wire._ways) < 2 * WAITING
+
+
+def test_a_queue_without_buffers_holds_nobody_up_for_long(pair: Pair) -> None:
+    pair.a.driver.up()
+    pair.b.driver.up(2, post=0)
+    pair.b.driver.rx[1].post(100)
+    assert _extended(pair, ly.FlowRuleOp.ADD, 1, _rule(ly.FlowType.TCPV4, 1, 0)) == ly.Status.PASSED
+    assert _extended(pair, ly.FlowRuleOp.ADD, 2, _rule(ly.FlowType.TCPV4, 2, 1)) == ly.Status.PASSED
+    for _ in range(20):
+        pair.a.driver.tx[0].send(frames.tcp(b"nobody waits", dport=1))
+        pair.a.driver.tx[0].send(frames.tcp(b"for this", dport=2))
+    pair.run()
+    pair.now += 60 * MS  # the first waits in vain, the others no more
+    pair.run()
+    assert len(pair.b.driver.rx[1].received()) == 20
+    assert pair.b.nic.rx_queues[0].no_buffers == 20
+    pair.b.driver.rx[0].post(5)
+    pair.a.driver.tx[0].send(frames.tcp(b"now", dport=1))
+    pair.run()
+    assert len(pair.b.driver.rx[0].received()) == 1
+
+
+def test_a_refused_flow_rule(pair: Pair) -> None:
+    pair.b.driver.up(2)
+    pair.b.nic.faults.fail("CONFIGURE_FLOW_RULE", "ERROR_RESOURCE_EXHAUSTED")
+    rule = _rule(ly.FlowType.TCPV4, 1, 0)
+    assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.ERROR_RESOURCE_EXHAUSTED
+    assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.PASSED
 
 
 def test_random_rings_commands_and_registers_do_no_harm(pair: Pair) -> None:

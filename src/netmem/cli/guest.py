@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shlex
+import socket
 import sys
 import termios
 import time
@@ -25,11 +27,13 @@ from netmem.cli.guest_options import (
     prepared_for,
     report,
     say,
+    timeout_option,
     wire_of,
 )
 from netmem.cli.guest_tests import bench, test
 from netmem.lab.guest.machine import Guest, GuestError
 
+TYPED = 1 << 16  # bytes of input that wait for the guest, before no more are read
 KCONFIG = """\
 # What a kernel needs for `netmem guest`, beside an ordinary x86-64 configuration.
 CONFIG_PCI=y
@@ -75,8 +79,9 @@ command.add_command(test)
 command.add_command(bench)
 
 
-@command.command("run", context_settings={"ignore_unknown_options": False})
+@command.command("run")
 @machine_options
+@timeout_option
 @click.option("--forward", "forwards", type=Forward(), multiple=True, metavar="PORT[:GUEST_PORT]",
               help="With --wire user: a port of this host's loopback that leads into the guest.")  # fmt: skip
 @click.option("--wire", default="pair", show_default=True, metavar="pair|user|tap:NAME",
@@ -98,6 +103,10 @@ def run(words: tuple[str, ...], **o: Any) -> None:
         wire = wire_of(o["wire"], o["mtu"], ends)
         if o["forwards"] and wire["wire"] != "user":
             raise click.UsageError("--forward needs --wire user")
+        if o["out"] is not None:
+            o["out"].mkdir(parents=True, exist_ok=True)
+            if not os.access(o["out"], os.W_OK | os.X_OK):
+                raise click.UsageError(f"--out {o['out']}: nothing can be written there")
         prepared = prepared_for(o, tests=o["selftests"])
         share = prepared.images.share(o["share"], ends) if o["share"] else None
         config = config_of(o, ends, share=share, out=o["out"] is not None, **wire)
@@ -106,13 +115,13 @@ def run(words: tuple[str, ...], **o: Any) -> None:
             with prepared.start(config, o["modules"]) as guest:
                 if o["gdb"]:
                     say(f"gdb: target remote 127.0.0.1:{o['gdb']}")
-                begin(guest, config, o["forwards"])
+                begin(guest, config, o["forwards"], o["timeout"])
                 guest.start(line, _writer(sys.stdout.fileno()), _writer(sys.stderr.fileno()))
                 status = guest.finish(end - time.monotonic())
-                report(guest)
+                faults = guest.dma_faults()
                 guest.end()
+                report(guest, faults)
                 if o["out"] is not None:
-                    o["out"].mkdir(parents=True, exist_ok=True)
                     guest.unpack_out(o["out"])
         except GuestError as error:
             failed(error)
@@ -151,7 +160,7 @@ def shell(**o: Any) -> None:
                 begin(guest, config, o["forwards"])
                 say("`exit` ends it; the other port is eth1 in `ip netns exec peer`")
                 status = _interact(guest)
-                report(guest)
+                report(guest, guest.dma_faults())
         except GuestError as error:
             failed(error)
     sys.exit(status)
@@ -163,24 +172,34 @@ def _interact(guest: Guest) -> int:
     terminal = os.isatty(stdin)
     before = termios.tcgetattr(stdin) if terminal else []
     write = _writer(sys.stdout.fileno())
-    inputs = [stdin]
+    more, pending = True, bytearray()  # of what the user typed
     try:
         if terminal:
             tty.setraw(stdin)
         while guest.status() is None:
-            ready, _, _ = select.select([sock.fileno(), *inputs], [], [], 0.2)
-            if sock.fileno() in ready and (data := sock.recv(1 << 16)):
-                write(data)
+            inputs = [sock.fileno(), *([stdin] if more and len(pending) < TYPED else [])]
+            ready, able, _ = select.select(inputs, [sock.fileno()] if pending else [], [], 0.2)
+            _show(sock, write)
             if stdin in ready:
                 data = os.read(stdin, 4096)
-                sock.sendall(data or b"\x04")  # the end of a pipe is Ctrl-D
-                if not data:
-                    inputs.clear()
+                more = bool(data)
+                pending += data or b"\x04"  # the end of a pipe is Ctrl-D
+            if able:
+                with contextlib.suppress(BlockingIOError):
+                    del pending[: sock.send(pending)]
             guest.look()
+        _show(sock, write)
     finally:
         if terminal:
             termios.tcsetattr(stdin, termios.TCSADRAIN, before)
     return guest.status() or 0
+
+
+def _show(sock: socket.socket, write: Callable[[bytes], None]) -> None:
+    """Pass on what the guest's terminal has said by now."""
+    with contextlib.suppress(OSError):
+        while data := sock.recv(1 << 16):
+            write(data)
 
 
 @command.command("fetch")
@@ -210,13 +229,11 @@ def fetch(
     if update:
         renew(store)
     version = choose_version(store, kernel)
-    names = all_sets(version, tests=with_tests, headers=headers)
+    version = supply(store, version, tests=with_tests, headers=headers)
     if to is not None:
-        supply(store, names)
-        store.write_bundle(to, names)
+        store.write_bundle(to, all_sets(version, tests=with_tests, headers=headers))
         print(f"{to}: {to.stat().st_size / 1e6:.0f} MB")
         return
-    supply(store, names)
     print(f"Linux {version} and all that a guest needs with it are in {store.folder}")
 
 

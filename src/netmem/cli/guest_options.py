@@ -17,7 +17,7 @@ import click
 from netmem.base.text import printable
 from netmem.cli.options import SIZE
 from netmem.hw.gve.faults import GveFaults
-from netmem.lab.guest.machine import LOCAL4, REMOTE4, Guest, GuestConfig, GuestError
+from netmem.lab.guest.machine import BOOT_S, LOCAL4, REMOTE4, Guest, GuestConfig, GuestError
 from netmem.lab.guest.prepare import Prepared, prepare
 
 FAILED, TIMED_OUT = 125, 124  # of the guest itself, as docker and timeout have it
@@ -77,8 +77,6 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What every verb that boots a guest takes."""
     for option in (
         click.option("--verbose", "-v", is_flag=True, help="Show the guest kernel's messages as they come."),
-        click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True,
-                     metavar="SECONDS", help="End the guest after so long."),
         click.option("--accel", type=click.Choice(["auto", "tcg", "kvm"]), default="auto", show_default=True,
                      help="Emulation, or KVM where it works; auto tries once."),
         click.option("--qemu", metavar="PATH", help="The QEMU to use, 10.1 or later; by default one on PATH, "
@@ -105,6 +103,14 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--timeout."""
+    return click.option(
+        "--timeout", type=click.FloatRange(1), default=600.0, show_default=True, metavar="SECONDS",
+        help="End the guest after so long.",
+    )(function)  # fmt: skip
 
 
 def config_of(o: dict[str, Any], open_files: ExitStack, **more: Any) -> GuestConfig:
@@ -150,23 +156,25 @@ def failed(error: GuestError) -> None:
     """Say how a guest failed, with the last lines of its console, and exit."""
     for line in error.console:
         print(f"  {line}", file=sys.stderr)
-    print(f"netmem: {error}", file=sys.stderr)
+    print(f"netmem: {printable(str(error))}", file=sys.stderr)
     sys.exit(TIMED_OUT if error.errno == errno.ETIMEDOUT else FAILED)
 
 
-def report(guest: Guest) -> bool:
+def report(guest: Guest, faults: list[str]) -> bool:
     """Say what the kernel and the device complained of; True when anything."""
-    faults = guest.dma_faults()
     for text in [*guest.complaints, *(f"stopped: {one}" for one in faults), *guest.failures]:
         say(text)
     return bool(guest.complaints or faults)
 
 
-def begin(guest: Guest, config: GuestConfig, forwards: tuple[tuple[int, int], ...]) -> None:
+def begin(
+    guest: Guest, config: GuestConfig, forwards: tuple[tuple[int, int], ...] = (), limit: float = BOOT_S
+) -> None:
+    """Provoke the device's faults, wait for the guest, forward ports."""
     for name, value in config.faults.items():
         if name not in WIRE_FAULTS.values():
             guest.fault(name, value)
-    guest.wait_ready()
+    guest.wait_ready(limit)
     for port, guest_port in forwards:
         real = guest.forward("127.0.0.1", port, guest_port)
         say(f"127.0.0.1:{real} leads to the guest's port {guest_port}")

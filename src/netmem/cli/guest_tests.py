@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from contextlib import ExitStack
@@ -12,7 +13,16 @@ import click
 from rich.console import Console
 
 from netmem.base.text import printable
-from netmem.cli.guest_options import begin, config_of, failed, machine_options, prepared_for, report, say
+from netmem.cli.guest_options import (
+    begin,
+    config_of,
+    failed,
+    machine_options,
+    prepared_for,
+    report,
+    say,
+    timeout_option,
+)
 from netmem.cli.options import SIZE
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.guest import tests
@@ -23,6 +33,7 @@ WAYS = {"recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "zcrx"
 
 @click.command("test")
 @machine_options
+@timeout_option
 @click.option("--format", "form", type=click.Choice(["text", "json", "junit", "ktap", "markdown"]),
               default="text", show_default=True)  # fmt: skip
 @click.argument("what", nargs=-1, metavar="[devmem|zcrx|faults|all|SELFTEST.py]...")
@@ -41,14 +52,18 @@ def test(what: tuple[str, ...], form: str, **o: Any) -> None:
 
         def start() -> Guest:
             guest = prepared.start(config, o["modules"])
-            begin(guest, config, ())
+            try:
+                begin(guest, config, limit=o["timeout"])
+            except BaseException:
+                guest.close()
+                raise
             return guest
 
         def done(one: tests.Result) -> None:
             if form == "text":
                 say(f"{one.suite} {one.test}: {one.outcome}" + (f" ({one.note})" if one.note else ""))
 
-        runner = tests.Runner(start, done)
+        runner = tests.Runner(start, done, o["timeout"])
         runner.run(names)
     about = {
         "kernel": runner.release,
@@ -84,6 +99,7 @@ def _print_results(runner: tests.Runner, about: dict[str, str]) -> None:
 
 @click.command("bench")
 @machine_options
+@timeout_option
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Bytes received each time.")
 @click.option("--rounds", type=click.IntRange(1, 20), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -98,10 +114,10 @@ def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
         config = config_of(o, ends)
         try:
             with prepared.start(config, o["modules"]) as guest:
-                begin(guest, config, ())
+                begin(guest, config, limit=o["timeout"])
                 script = f"MEGABYTES={max(1, size // 1_000_000)} ROUNDS={rounds}\n" + tests.program("bench")
                 done = guest.run(script, o["timeout"])
-                release, complained = guest.release, report(guest)
+                release, complained = guest.release, report(guest, guest.dma_faults())
                 guest.end()
         except GuestError as error:
             failed(error)
@@ -109,12 +125,14 @@ def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
         said = printable(done.stderr.decode(errors="replace").strip()[-200:])
         print(f"netmem: the benchmark failed: {said}", file=sys.stderr)
         sys.exit(1)
-    ways: dict[str, list[tuple[int, int, float]]] = {}
-    for line in done.text.splitlines():
-        way, got, linear, seconds = line.split()
-        ways.setdefault(way, []).append((int(got), int(linear), float(seconds)))
+    ways: dict[str, list[tuple[int, int, float]]] = {way: [] for way in WAYS}
+    for match in re.finditer(r"^(\w+) (\d{1,18}) (\d{1,18}) (\d{1,9}\.\d{1,9})$", done.text, re.MULTILINE):
+        ways.setdefault(match[1], []).append((int(match[2]), int(match[3]), float(match[4]) or 1e-9))
+    if any(len(ways[way]) != rounds for way in WAYS):
+        print("netmem: the benchmark failed: a result is missing", file=sys.stderr)
+        sys.exit(1)
     about = f"Linux {release}, gve on QEMU {prepared.qemu.version} ({'kvm' if prepared.kvm else 'tcg'})"
-    results = [_result(way, runs) for way, runs in ways.items()]
+    results = [_result(way, runs) for way, runs in ways.items() if way in WAYS]
     if as_json:
         print(json.dumps({"about": about, "results": results}))
     else:

@@ -36,7 +36,7 @@ class Faults:
         if chance() < self.loss:
             self.counts["lost"] += 1
             return []
-        if chance() < self.damage:
+        if chance() < self.damage and len(frame) > ETH_HLEN:
             self.counts["damaged"] += 1
             at = self._random.randrange(ETH_HLEN, len(frame))
             frame = frame[:at] + bytes([frame[at] ^ 1 << self._random.randrange(8)]) + frame[at + 1 :]

@@ -72,6 +72,9 @@ class TraceWire(WatchedWire):
         super().__init__(wire, lambda direction, row: say(direction, summary(row)))
 
 
+WAITING = 4 * FQ_FRAMES  # frames that are held back, before no more are taken
+
+
 class _Way:
     """Frames in one direction: from one queue, through faults, to another."""
 
@@ -125,7 +128,7 @@ class FaultyWire:
 
     def _take(self, way: _Way, now: int) -> bool:
         queue, moved = way.source, False
-        while len(queue):
+        while len(queue) and len(way.waiting) < WAITING:
             row = queue.rows[int(queue.state[FQ_HEAD]) % FQ_FRAMES]
             for frame in self._plain.of(row):
                 for copy in self.chances.copies(frame):

@@ -257,6 +257,9 @@ class AdminQueue:
         if known is None:
             raise CommandError(ly.Status.ERROR_UNIMPLEMENTED, f"extended {command.inner_opcode:#x}")
         layout, handler = known
+        forced = self.device.faults.commands.pop(command.inner_opcode, None)
+        if forced is not None:
+            raise CommandError(ly.Status(forced), "as asked")
         _need(
             ctypes.sizeof(layout) <= command.inner_length <= MAX_INNER, ly.Status.ERROR_INVALID_ARGUMENT,
             f"{command.inner_length} bytes",

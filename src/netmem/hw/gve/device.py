@@ -276,8 +276,9 @@ class Gve:
         if rx.posted() < needed:
             self._held_at = self._held_at or now
             rx.block.fire()
-            if now - self._held_at < HOLD_NS:
+            if now - self._held_at < HOLD_NS and rx.starved_at != rx.tail:
                 return False
+            rx.starved_at = rx.tail
             rx.no_buffers += 1
             rx.dropped += 1
             return True

@@ -35,6 +35,7 @@ class RxQueue:
         self.block = device.blocks[command.ntfy_id]
         self.head = self.tail = 0
         self._done = 0
+        self.starved_at = -1  # the tail at which a frame waited in vain: others do not wait any more
         self._posted: deque[desc.RxBuffer] = deque()  # read, from ``head`` on
         self._completion = desc.RxCompletion(rxdid=1, descriptor_done=1)
         self._words = (c_uint64 * 4).from_buffer(self._completion)

@@ -20,6 +20,7 @@ DESC_BYTES, COMPLETION_BYTES = 16, 8
 BATCH = 64  # descriptors read at once
 HEADERS = 512  # of a frame, in its first piece
 MIN_FRAME = 14
+MIN_MSS, MAX_MSS = 88, 9728  # GVE_TX_MIN_TSO_MSS_DQO, GVE_TX_MAX_TSO_MSS_DQO
 
 
 class TxQueue:
@@ -104,7 +105,8 @@ class TxQueue:
                 pieces.clear()
                 break
         total = sum(one.buf_size for one in pieces)
-        if MIN_FRAME <= total <= FRAME_ROOM and (not mss or header < total):
+        whole = MIN_FRAME <= total <= FRAME_ROOM
+        if whole and (not mss or (MIN_MSS <= mss <= MAX_MSS and header < total)):
             if self._offer(pieces, total, mss, header):
                 device.counters["tx_packets"] += 1
                 device.counters["tx_bytes"] += total

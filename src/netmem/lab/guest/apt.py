@@ -16,7 +16,7 @@ KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SUITES = ("trixie", "trixie-backports", "forky")
 LIMIT_S = 180.0
 FLAVOUR = "cloud-amd64"
-KERNELS = ("7.3", "7.2")  # series that the lock holds, the first of them what is booted if nothing is said
+SERIES = 2  # how many the lock holds, the newest of each
 
 # Names, each with its suite. Dependencies come by themselves, except for sets in ALONE.
 _BACKPORTS = "trixie-backports"
@@ -140,7 +140,9 @@ class Apt:
         """A whole new lock."""
         found = {name: self.with_dependencies(wanted) for name, wanted in SETS.items()}
         found |= {name: self.alone(wanted) for name, wanted in ALONE.items()}
-        for series in KERNELS:
-            for version in self.kernels(series)[:1]:
-                found |= self.kernel(version)
+        series: dict[str, str] = {}
+        for version in self.kernels():
+            series.setdefault(".".join(version.split(".")[:2]), version)
+        for version in list(series.values())[:SERIES]:
+            found |= self.kernel(version)
         return found

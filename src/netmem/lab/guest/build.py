@@ -50,6 +50,7 @@ def in_root(root: Path, script: str, binds: Mapping[str, Path], *, limit: float 
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/tmp"}
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace",
         start_new_session=True, env=environment,
     )  # fmt: skip
     try:

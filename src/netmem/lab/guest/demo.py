@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -44,7 +45,7 @@ def receive(path: Path, say: Say) -> dict[str, Any]:
             split = guest.statistics()[0]["counters"].get("rx_split", 0)
             guest.end()
     size = path.stat().st_size
-    failed = done.status != 0 or len(words) != 3
+    failed = done.status != 0 or not re.fullmatch(r"[0-9a-f]{64} [\d.]{1,20} [\d.]{1,20}", " ".join(words))
     said = done.stderr.decode(errors="replace").strip()[-200:] or "no result"
     error = said if failed else "; ".join(complaints)
     seconds = 0.0 if failed else float(words[2]) - float(words[1])

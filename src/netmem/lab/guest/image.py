@@ -17,6 +17,7 @@ from pathlib import Path
 
 from netmem.base import folders
 from netmem.base.errors import NetmemError
+from netmem.base.text import printable
 from netmem.lab.guest.packages import Say, Store, digest, unpack
 
 HERE = Path(__file__).parent
@@ -77,13 +78,16 @@ def file_system(host: Path, folder: Path, image: Path, *, spare: int = 16 << 20)
         "-d", str(folder), str(image),
     ]  # fmt: skip
     conf = host / "etc/mke2fs.conf"
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL,
-        env={**os.environ, "MKE2FS_CONFIG": str(conf)},
-    )  # fmt: skip
-    if done.returncode:
+    done: subprocess.CompletedProcess[str] | None = None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL,
+            env={**os.environ, "MKE2FS_CONFIG": str(conf)},
+        )  # fmt: skip
+    if done is None or done.returncode:
         image.unlink(missing_ok=True)
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said = done.stderr.strip().splitlines() if done else [f"it took more than {LIMIT_S:g} s"]
+        last = printable((said or ["no reason given"])[-1])
         raise NetmemError(errno.EIO, f"no file system can be made of {folder}: {last}")
 
 
@@ -117,7 +121,10 @@ class Kernel:
 def _plain(path: Path) -> bytes:
     data = path.read_bytes()
     if path.suffix == ".xz":
-        return lzma.decompress(data)
+        try:
+            return lzma.decompress(data)
+        except lzma.LZMAError as error:
+            raise NetmemError(errno.EINVAL, f"{path} is damaged: {error}") from None
     if path.suffix == ".ko":
         return data
     raise NetmemError(errno.EOPNOTSUPP, f"{path}: modules are taken plain or compressed by xz")
@@ -150,7 +157,10 @@ def own_kernel(path: Path) -> Kernel:
         modules = path
     else:
         image, modules = path, path.parent
-    head = image.read_bytes()[:0x210]
+    if not image.is_file():
+        raise NetmemError(errno.EINVAL, f"--kernel {image}: this is no file")
+    with open(image, "rb") as file:
+        head = file.read(0x210)
     if head[0x202:0x206] != b"HdrS" and head[:4] != b"\x7fELF":
         raise NetmemError(errno.EINVAL, f"--kernel {image}: this is no kernel image of x86")
     release = path / "include/config/kernel.release"
@@ -219,6 +229,9 @@ class Images:
             if content is not None:
                 order.append(f"{name}.ko")
                 files[f"modules/{name}.ko"] = content
+        for path in modules:
+            if path.suffix != ".ko":
+                raise NetmemError(errno.EINVAL, f"--module {path}: a module is a .ko; decompress it first")
         given = {path.name for path in modules}
         nic = kernel.module(NIC_MODULE)
         later = [path.name for path in modules]

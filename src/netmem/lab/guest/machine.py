@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import io
-import itertools
 import json
 import os
 import re
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.tar import tarfile
 from netmem.base.text import printable
-from netmem.hw.process import Child, Process, Watchdog, python_argv
+from netmem.hw.process import Child, Process, Watchdog, python_argv, undisturbed
 from netmem.lab.guest.image import Images, Kernel, cpio
+from netmem.lab.guest.out import unpack_out
 from netmem.lab.guest.packages import Say
 from netmem.lab.guest.qemu import GuestQemu
 
@@ -35,7 +33,8 @@ LOCAL6, REMOTE6 = "fd09::2", "fd09::1"
 MACS = ("42010a090002", "42010a090001")
 STREAMS = ("stdout", "stderr", "control", "out")
 BOOT_S, END_S = 120.0, 10.0
-CONSOLE_LINES, LAST_LINES = 4000, 8
+CONSOLE_LINES, LAST_LINES, LONGEST = 4000, 8, 1000
+MOST_OUT, MOST_SAID = 1 << 30, 64 << 20  # bytes of /out, and of what ``run`` keeps
 CHUNK = 1 << 16
 # What a kernel says when something is wrong with it or with a driver.
 COMPLAINT = re.compile(
@@ -144,8 +143,9 @@ class Guest:
         self._line = self._control = b""
         self._status: int | None = None
         self._ready = self._gone = False
-        self.out = bytearray()
+        self.out = tempfile.TemporaryFile()
         self._ends = contextlib.ExitStack()
+        self._ends.callback(self.out.close)
         try:
             self._start(qemu, images, root, list(modules), kvm)
         except BaseException:
@@ -187,9 +187,10 @@ class Guest:
             fds = {name: fd for name, (_, fd) in made.items()}
             self.model.wait_ready()
             argv = self._arguments(qemu, root, initrd, list(nics), fds, kvm)
-            self.qemu = Process(argv, [initrd, *fds.values()])
-            self._ends.callback(self.qemu.end, 0.0)
-        self._ends.callback(Watchdog(self.qemu.pid).dismiss)
+            with undisturbed():
+                self.qemu = Process(argv, [initrd, *fds.values()])
+                self._ends.callback(self.qemu.end, 0.0)
+                self._ends.callback(Watchdog(self.qemu.pid).dismiss)
         self.pidfd = os.pidfd_open(self.qemu.pid)
         self._ends.callback(os.close, self.pidfd)
         self._socks = {name: sock for name, (sock, _) in made.items()}
@@ -208,8 +209,9 @@ class Guest:
             "guest": c.local4,
         }  # fmt: skip
         fds = [*sockets, *(fd for fd in (c.tap, c.capture) if fd >= 0)]
-        model = Child(python_argv("netmem.lab.guest.model_main", "--config", json.dumps(config)), fds)
-        self._ends.callback(model.close)
+        with undisturbed():
+            model = Child(python_argv("netmem.lab.guest.model_main", "--config", json.dumps(config)), fds)
+            self._ends.callback(model.close)
         return model
 
     def _settings(self, ports: int) -> str:
@@ -284,15 +286,20 @@ class Guest:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._error(errno.ETIMEDOUT, "the guest did not come to an end in time and was stopped")
-            for fd, _ in self._poll.poll(min(left, wait) * 1e3):
-                if fd in self._names:
-                    self._take(self._names[fd])
-                elif fd == self.pidfd:
-                    self._drain()
-                    if not until():
-                        raise self._how_it_ended()
-                else:
-                    self._model_said()
+            if self._round(min(left, wait)) and not until():
+                raise self._how_it_ended()
+
+    def _round(self, wait: float) -> bool:
+        """Take what the guest says within some seconds; True when QEMU has ended, and everything is taken."""
+        for fd, _ in self._poll.poll(wait * 1e3):
+            if fd in self._names:
+                self._take(self._names[fd])
+            elif fd == self.pidfd:
+                self._drain()
+                return True
+            else:
+                self._model_said()
+        return False
 
     def _drain(self) -> None:
         for name in self._names.values():
@@ -313,16 +320,23 @@ class Guest:
         elif name == "control":
             self._control_said(data)
         elif name == "out":
-            self.out += data
+            self._keep_out(data)
         else:
             self.streams[name].take(data)
         return True
 
+    def _keep_out(self, data: bytes) -> None:
+        if not self.config.out:
+            return
+        if self.out.tell() + len(data) > MOST_OUT:
+            raise self._error(errno.EFBIG, f"the guest left more than {MOST_OUT >> 20} MiB in /out")
+        self.out.write(data)
+
     def _log(self, data: bytes) -> None:
         *lines, self._line = (self._line + data).split(b"\n")
-        self._line = self._line[-4096:]
+        self._line = self._line[-LONGEST:]
         for raw in lines:
-            line = printable(raw.decode(errors="replace").rstrip("\r"))
+            line = printable(raw[:LONGEST].decode(errors="replace").rstrip("\r"))
             self.console.append(line)
             if COMPLAINT.search(line) and len(self.complaints) < 64:
                 self.complaints.append(re.sub(r"^\[ *[\d.]+\](\[ *\w+\])? *", "", line))
@@ -331,23 +345,31 @@ class Guest:
 
     def _control_said(self, data: bytes) -> None:
         *lines, self._control = (self._control + data).split(b"\n")
-        self._control = self._control[-4096:]
+        self._control = self._control[-LONGEST:]
         for raw in lines:
-            word, _, rest = raw.decode(errors="replace").partition(" ")
+            word, _, rest = raw[:LONGEST].decode(errors="replace").partition(" ")
             rest = printable(rest)
             if word == "up":
                 self.release = rest
             elif word == "ready":
                 self._ready = True
             elif word == "exit":
-                self._status = int(rest) if rest.isdigit() else 255
+                self._status = int(rest) if re.fullmatch("[0-9]{1,3}", rest) else 255
             elif word == "gone":
                 self._gone = True
             elif word == "fail" and len(self.failures) < 64:
                 self.failures.append(rest)
 
     def _model_said(self) -> None:
-        if not self.model.is_alive():
+        try:
+            data = self.model.sock.recv(CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:  # nobody has asked for anything
+            self.failures.append(printable(str(json.loads(data).get("text", ""))))
+        elif not select.select([self.pidfd], [], [], 2.0)[0]:  # QEMU's end is also its end, and comes first
             raise self._error(
                 errno.ENODEV, f"the NIC's process (pid {self.model.pid}) {self.model.how_it_ended()}"
             )
@@ -409,7 +431,16 @@ class Guest:
     def run(self, command: str, timeout: float = 60.0) -> Done:
         """Run a command line and keep what it says."""
         out, err = bytearray(), bytearray()
-        self.start(command, out.extend, err.extend)
+
+        def kept(buffer: bytearray) -> Callable[[bytes], None]:
+            def keep(data: bytes) -> None:
+                if len(buffer) + len(data) > MOST_SAID:
+                    raise self._error(errno.EFBIG, f"a command said more than {MOST_SAID >> 20} MiB")
+                buffer.extend(data)
+
+            return keep
+
+        self.start(command, kept(out), kept(err))
         return Done(self.finish(timeout), bytes(out), bytes(err))
 
     def end(self) -> None:
@@ -430,8 +461,8 @@ class Guest:
 
     def look(self) -> None:
         """Take what the guest has said by now, without waiting. GuestError when it has ended."""
-        rounds = itertools.count()
-        self.pump(time.monotonic() + END_S, lambda: next(rounds) > 0 or self._status is not None, wait=0.0)
+        if self._round(0.0) and self._status is None:
+            raise self._how_it_ended()
 
     def statistics(self) -> list[dict[str, Any]]:
         """What the ports counted."""
@@ -470,24 +501,8 @@ class Guest:
 
     def unpack_out(self, folder: Path) -> int:
         """What the guest left in /out, below ``folder``; how many files. EINVAL for what is no archive."""
-        if not self.out:
-            return 0
-        count = 0
-        try:
-            with tarfile.open(fileobj=io.BytesIO(self.out), mode="r|") as tar:
-                for member in tar:
-                    if not (member.isfile() or member.isdir() or member.issym()):
-                        continue
-                    try:
-                        tar.extract(member, folder, filter="data")
-                        count += member.isfile()
-                    except tarfile.FilterError as error:  # a guest may be hostile
-                        self._say(f"left in the guest: {error}")
-        except (tarfile.TarError, ValueError) as error:
-            raise NetmemError(
-                errno.EINVAL, f"what the guest left in /out cannot be unpacked: {error}"
-            ) from None
-        return count
+        self.out.seek(0)
+        return unpack_out(self.out, folder, self._say)
 
     def close(self) -> None:
         """End everything at once."""

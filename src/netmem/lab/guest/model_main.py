@@ -30,6 +30,7 @@ from netmem.lab.guest.capture import CaptureWire
 from netmem.lab.nic_main import UserEnd
 from netmem.lab.selftest import selftest
 
+MESSAGES = 16  # reads of one connection, before frames are moved again
 ROUNDS = 64  # of moving frames, before messages are looked at again
 IDLE_S = 1.0
 WIRE_FAULTS = ("loss", "duplicate", "reorder", "damage")
@@ -134,8 +135,9 @@ class Models:
 
     def _messages(self, fd: int) -> None:
         try:
-            while self.servers[fd].receive():
-                pass
+            for _ in range(MESSAGES):
+                if not self.servers[fd].receive():
+                    break
         except EOFError:
             self.epoll.unregister(fd)
             self.servers.pop(fd).close()

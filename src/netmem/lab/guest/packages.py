@@ -16,6 +16,7 @@ import lzma
 import os
 import shutil
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -101,20 +102,26 @@ class Store:
                 errno.EACCES, f"there is no folder for a guest's files: {why}; set XDG_CACHE_HOME"
             )
         self.folder, self.say = folder, say
+        self._stop = threading.Event()
         self.own_lock = folder / "packages.lock"
         self.lock = lock or read_lock()
-        if lock is None and self.own_lock.exists() and self.own_lock.stat().st_mtime > LOCK.stat().st_mtime:
+        if lock is None and self._own_is_newer():
             self.lock |= read_lock(self.own_lock)
         self.archives, self.roots = folder / "archives", folder / "roots"
         for one in (self.archives, self.roots):
             one.mkdir(mode=0o700, exist_ok=True)
-        for pattern in ("work.*", "images/share.*", "archives/*.part"):  # of processes that were killed
+        # Of processes that were killed.
+        for pattern in ("work.*", "images/share.*", "images/*.img.*", "archives/*.part"):
             folders.prune(folder, pattern, keep=0)
+
+    def _own_is_newer(self) -> bool:
+        """True when a lock was made here since this package was installed."""
+        return self.own_lock.exists() and self.own_lock.stat().st_mtime > LOCK.stat().st_mtime
 
     def add(self, sets: Lock) -> None:
         """Remember newly resolved sets, here and for the next time."""
         self.lock |= sets
-        mine = read_lock(self.own_lock) if self.own_lock.exists() else {}
+        mine = read_lock(self.own_lock) if self._own_is_newer() else {}
         part = self.own_lock.with_suffix(f".{os.getpid()}")
         part.write_text(lock_text(mine | sets))
         os.replace(part, self.own_lock)
@@ -160,6 +167,7 @@ class Store:
                 for one in concurrent.futures.as_completed(running):
                     one.result()
             except BaseException:
+                self._stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -175,6 +183,9 @@ class Store:
                 why = f"{error.code} {error.reason}"
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                 why = str(getattr(error, "reason", error))
+            except ValueError:
+                text = f"NETMEM_MIRROR={mirror()} is no address such as {MIRROR}"
+                raise NetmemError(errno.EINVAL, text) from None
             else:
                 return
             if attempt == TRIES - 1:
@@ -190,12 +201,16 @@ class Store:
             undo.callback(_unlink, name)
             seen, size = hashlib.sha256(), 0
             with os.fdopen(fd, "wb") as out, urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-                while data := answer.read(CHUNK):
+                while data := answer.read1(CHUNK):
+                    if self._stop.is_set():
+                        raise NetmemError(errno.EINTR, "the download was broken off")
                     size += len(data)
                     if size > package.size:
                         break
                     seen.update(data)
                     out.write(data)
+            if size < package.size:
+                raise http.client.IncompleteRead(b"", package.size - size)
             if seen.hexdigest() != package.sha256:
                 text = f"{url} is not what the lock file says (SHA-256 {seen.hexdigest()[:16]}...)"
                 raise NetmemError(errno.EBADMSG, text)
@@ -277,6 +292,9 @@ class Store:
             raise NetmemError(
                 errno.EINVAL, f"{path} is no bundle: `netmem guest fetch --to` makes one"
             ) from None
+        if not count:
+            text = f"{path} holds nothing that this lock file names: make it with the same version of netmem"
+            raise NetmemError(errno.EINVAL, text)
         return count
 
 

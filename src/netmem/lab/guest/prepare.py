@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,28 +49,36 @@ def choose_version(store: Store, asked: str) -> str:
     return found[0]
 
 
-def supply(store: Store, names: Iterable[str]) -> None:
-    """Fetch sets; one that has left the mirror is resolved anew, which is said."""
-    names = list(names)
+def supply(
+    store: Store, version: str, *, kernel: bool = True, tests: bool = False, headers: bool = False
+) -> str:
+    """Fetch what a guest needs. What has left the mirror is resolved anew; the version that it is then."""
+
+    def names() -> list[str]:
+        found = all_sets(version, tests=tests, headers=headers)
+        return [name for name in found if kernel or not name.startswith("kernel-")]
+
     try:
-        store.fetch(names)
+        store.fetch(names())
+        return version
     except VanishedError as gone:
         store.say(f"{gone.strerror}: taking the newest of its series")
-        apt = Apt(store.folder, store.say)
-        for name in names:
-            kind, _, version = name.partition("-")
-            if name in SETS:
-                store.add({name: apt.with_dependencies(SETS[name])})
-            elif name in ALONE:
-                store.add({name: apt.alone(ALONE[name])})
-            elif not apt.kernels(version):
-                raise NetmemError(
-                    errno.ENOENT, f"the mirror has no {kind} of Linux {version} any more: say "
-                    f"--kernel {'.'.join(version.split('.')[:2])} for the newest of its series",
-                ) from None  # fmt: skip
-            else:
-                store.add(apt.kernel(version))
-        store.fetch(names)
+    apt = Apt(store.folder, store.say)
+    series = ".".join(version.split(".")[:2])
+    newest = (apt.kernels(series) or apt.kernels())[:1]
+    if not newest:
+        raise NetmemError(errno.ENOENT, "the mirror has no kernel of this kind at all")
+    if newest[0] != version:
+        store.say(f"Linux {newest[0]} takes the place of {version}")
+    version = newest[0]
+    store.add(apt.kernel(version))
+    for name in names():
+        if name in SETS:
+            store.add({name: apt.with_dependencies(SETS[name])})
+        elif name in ALONE:
+            store.add({name: apt.alone(ALONE[name])})
+    store.fetch(names())
+    return version
 
 
 def all_sets(version: str, *, tests: bool = False, headers: bool = False) -> list[str]:
@@ -92,7 +100,7 @@ def driver_source(say: Say, kernel: str, folder: Path) -> None:
         raise NetmemError(errno.EEXIST, f"{folder} is not empty")
     store = Store(say)
     version = choose_version(store, kernel)
-    supply(store, [f"source-{version}"])
+    version = supply(store, version, headers=True)
     shutil.copytree(source(store, version) / GVE, folder, dirs_exist_ok=True)
 
 
@@ -103,7 +111,7 @@ def build_module(say: Say, kernel: str, folder: Path) -> list[Path]:
         raise NetmemError(errno.EINVAL, text)
     store = Store(say)
     version = choose_version(store, kernel)
-    supply(store, [f"headers-{version}"])
+    version = supply(store, version, headers=True)
     return module(store, version, folder)
 
 
@@ -140,12 +148,11 @@ def prepare(
     own = bool(kernel) and ("/" in kernel or path.exists())
     version = choose_version(store, "" if own else kernel)
     chosen = own_kernel(path) if own else None  # what is wrong with it is said before anything is fetched
-    sets = all_sets(version, tests=tests)
-    supply(store, [name for name in sets if not (own and name.startswith("kernel-"))])
+    version = supply(store, version, kernel=not own, tests=tests)
     images = Images(store, say)
     chosen = chosen or debian_kernel(store, version)
     found = find_guest_qemu(store, qemu)
-    kvm = accel != "tcg" and kvm_works(found, chosen.image, store.folder, say)
+    kvm = accel != "tcg" and kvm_works(found, chosen.image, store.folder, say, again=accel == "kvm")
     if accel == "kvm" and not kvm:
         raise NetmemError(errno.EOPNOTSUPP, "no guest starts under KVM here: --accel tcg emulates it")
     root = images.root(selftests(store, version), "selftests") if tests else images.root()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netmem.base.errors import MissingError, NetmemError
+from netmem.base.folders import DAY_S
 from netmem.hw.qemu.find import COMMAND, SANDBOX
 from netmem.lab.guest.image import private
 from netmem.lab.guest.packages import Say, Store
@@ -84,15 +85,17 @@ def _ask(*argv: str) -> str:
     return ""
 
 
-def kvm_works(qemu: GuestQemu, kernel: Path, folder: Path, say: Say) -> bool:
-    """True when a kernel starts under KVM here: tried once, and remembered for this host's kernel.
+def kvm_works(
+    qemu: GuestQemu, kernel: Path, folder: Path, say: Say, *, again: bool = False
+) -> bool:
+    """True when a kernel starts under KVM here: tried once, and remembered for this host's kernel and a day.
 
     Some machines answer KVM's calls and cannot run a guest, so the kernel has to print a line in time.
     """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or PVM.exists():
         return False
     mark = folder / f"kvm-{re.sub(r'[^A-Za-z0-9.-]', '_', platform.release())}-{qemu.version}"
-    if mark.exists():
+    if mark.exists() and not again and time.time() - mark.stat().st_mtime < DAY_S:
         return mark.read_text() == "yes"
     say("trying KVM")
     works = _boots(qemu, kernel)

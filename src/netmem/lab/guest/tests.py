@@ -22,6 +22,7 @@ from netmem.lab.guest.sources import SELFTESTS
 PROGRAM_FILES = Path(__file__).with_name("programs")
 FOLDER = f"/usr/src/kernel/{SELFTESTS}"
 SCRIPT_S = 300.0
+LONGEST = 1000
 PASS, FAIL, SKIP, LIMIT = "pass", "fail", "skip", "limit"
 
 # Shell programs, for what the kernel has no script that takes this NIC: files of folder ``programs``, one
@@ -103,7 +104,7 @@ def read_ktap(text: str) -> Iterator[tuple[str, str, str]]:
     """(test, outcome, note) of every result line; the note of a failure is what was said before it."""
     said: list[str] = []
     for raw in text.splitlines():
-        line = printable(raw.strip())
+        line = printable(raw[:LONGEST].strip())
         match = re.match(r"(not )?ok \d+ (?:- )?([^#]+?)\s*(?:# (\w+) ?(.*))?$", line)
         if not match:
             if line.startswith("#"):
@@ -132,8 +133,10 @@ def limit_of(suite: str, test: str) -> str:
 class Runner:
     """Runs suites in guests that ``start`` makes; ``done`` is told every result as it comes."""
 
-    def __init__(self, start: Callable[[], Guest], done: Callable[[Result], None]) -> None:
-        self._start, self._done = start, done
+    def __init__(
+        self, start: Callable[[], Guest], done: Callable[[Result], None], limit: float = SCRIPT_S
+    ) -> None:
+        self._start, self._done, self._limit = start, done, limit  # of a script, in seconds
         self._guest: Guest | None = None
         self.results: list[Result] = []
         self.release = self.driver = ""
@@ -147,8 +150,9 @@ class Runner:
                     continue
                 try:
                     self._suite(name)
-                except GuestError as error:
-                    self._note(Result(name, "", FAIL, 0.0, str(error), error.console[-3:]))
+                except OSError as error:  # the guest, its models' process, or QEMU
+                    console = error.console[-3:] if isinstance(error, GuestError) else []
+                    self._note(Result(name, "", FAIL, 0.0, str(error), console))
                     self._drop()
             self._drain()
         finally:
@@ -178,7 +182,7 @@ class Runner:
         if name in PROGRAMS:
             for test, parts in PROGRAMS[name].items():
                 before, begin = len(guest.complaints), time.monotonic()
-                did = guest.run(program(*parts), SCRIPT_S)
+                did = guest.run(program(*parts), self._limit)
                 note = "" if did.status == 0 else _last(did.stderr.decode(errors="replace"), did.status)
                 outcome = PASS if did.status == 0 else FAIL
                 self._note(
@@ -187,7 +191,7 @@ class Runner:
             return
         folder, _, script = name.rpartition("/")
         before, begin = len(guest.complaints), time.monotonic()
-        did = guest.run(f"cd {FOLDER}/{folder} && exec ./{script}", SCRIPT_S)
+        did = guest.run(f"cd {FOLDER}/{folder} && exec ./{script}", self._limit)
         seconds = time.monotonic() - begin
         found = list(read_ktap(did.text))
         if not found:
@@ -212,10 +216,11 @@ class Runner:
                 outcome, note = PASS, scenario(faults.Steps(guest))
             except faults.Unexpected as error:
                 outcome, note = FAIL, str(error)
-            except GuestError as error:
+            except OSError as error:
                 words, known = faults.DEADLY.get(test, ("$^", ""))
                 deadly = bool(re.search(words, str(error)))
-                said = ([], known) if deadly else (error.console[-3:], str(error))
+                console = error.console[-3:] if isinstance(error, GuestError) else []
+                said = ([], known) if deadly else (console, str(error))
                 seconds = time.monotonic() - begin
                 self._note(Result(FAULTS, test, LIMIT if deadly else FAIL, seconds, said[1], said[0]))
                 self._drop()
@@ -238,7 +243,7 @@ class Runner:
             self._note(
                 Result("after all", "no stopped DMA", FAIL if faults else PASS, 0.0, "; ".join(faults[:3]))
             )
-        except GuestError as error:
+        except OSError as error:
             self._note(Result("after all", "", FAIL, 0.0, str(error)))
 
 
