@@ -222,7 +222,11 @@ def test_a_kernel_of_one_s_own_and_gdb(prepared):
     assert process.stdout.readline().strip() == prepared.kernel.name
     with socket.create_connection(("127.0.0.1", port), timeout=10) as gdb:
         gdb.sendall(b"$qSupported#37")
-        assert b"PacketSize" in gdb.recv(1000)
+        said = b""
+        while b"PacketSize" not in said:
+            data = gdb.recv(1000)
+            assert data, said
+            said += data
         gdb.sendall(b"$D#44")  # detach: the guest goes on
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=LIMIT)

@@ -174,7 +174,8 @@ def begin(
     for name, value in config.faults.items():
         if name not in WIRE_FAULTS.values():
             guest.fault(name, value)
-    guest.wait_ready(limit)
+    # A kernel of Debian's is up in seconds; one of the user's may be full of checks.
+    guest.wait_ready(limit if guest.kernel.own else min(limit, BOOT_S))
     for port, guest_port in forwards:
         real = guest.forward("127.0.0.1", port, guest_port)
         say(f"127.0.0.1:{real} leads to the guest's port {guest_port}")

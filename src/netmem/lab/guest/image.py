@@ -103,10 +103,10 @@ def _sizes(folder: Path) -> Iterator[int]:
 
 
 class Kernel:
-    """A kernel to boot: its image, its modules' folder (``kernel/...`` below it), and what it is called."""
+    """A kernel to boot: image, folder of modules, name, and whether it is the user's own."""
 
-    def __init__(self, image: Path, modules: Path, name: str) -> None:
-        self.image, self.modules, self.name = image, modules, name
+    def __init__(self, image: Path, modules: Path, name: str, *, own: bool = False) -> None:
+        self.image, self.modules, self.name, self.own = image, modules, name, own
 
     def module(self, name: str) -> bytes | None:
         """A module's contents, None when the kernel has none of that name (it may be built in)."""
@@ -164,7 +164,8 @@ def own_kernel(path: Path) -> Kernel:
     if head[0x202:0x206] != b"HdrS" and head[:4] != b"\x7fELF":
         raise NetmemError(errno.EINVAL, f"--kernel {image}: this is no kernel image of x86")
     release = path / "include/config/kernel.release"
-    return Kernel(image, modules, release.read_text().strip() if release.exists() else image.name)
+    name = release.read_text().strip() if release.exists() else image.name
+    return Kernel(image, modules, name, own=True)
 
 
 # -- what is made once and kept ---------------------------------------------------------------
