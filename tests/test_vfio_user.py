@@ -249,7 +249,7 @@ def test_hostile_messages_are_refused_without_a_crash(seed: int) -> None:
     finally:
         client.close()
         os.close(fd)
-    assert _descriptors() == before
+    assert _descriptors() <= before  # what other tests left to the collector may go meanwhile
 
 
 class _Model:
