@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip4
+from netmem.base.jit import COMPILED
 from netmem.hw.gve import Gve, GveConfig
 from netmem.hw.gve import descriptors as d
 from netmem.hw.gve import layout as ly
@@ -543,6 +547,34 @@ def test_a_refused_flow_rule(pair: Pair) -> None:
     rule = _rule(ly.FlowType.TCPV4, 1, 0)
     assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.ERROR_RESOURCE_EXHAUSTED
     assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.PASSED
+
+
+@pytest.mark.skipif(not COMPILED, reason="it is about the compiler")
+def test_nothing_is_compiled_while_a_machine_waits() -> None:
+    """A model's process has compiled all before it is attached: QEMU waits for answers for five seconds."""
+    code = """
+from netmem.hw import faults, wrap
+from netmem.hw.gve import steering
+from netmem.lab.selftest import compile_frames
+compile_frames()
+kernels = [faults.look, faults.frame_render, steering.look, steering.toeplitz_table]
+before = [list(one.signatures) for one in kernels]
+assert all(before)
+import test_gve
+pair = test_gve.Pair()
+pair.a.nic.wire = wrap.FaultyWire(pair.a.nic.wire, 1, duplicate=0.5)
+pair.up(rsc=False, split=True)
+frame = test_gve.frames.tcp(b"x" * 9000)
+pair.a.driver.tx[0].send(frame, mss=1448, header=54, csum=True)
+pair.a.driver.tx[0].send(test_gve.frames.udp(b"x"))
+pair.run()
+assert pair.b.driver.rx[0].received()
+pair.close()
+assert [list(one.signatures) for one in kernels] == before
+"""
+    folder = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_random_rings_commands_and_registers_do_no_harm(pair: Pair) -> None:

@@ -14,8 +14,11 @@ from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip
 from netmem.drivers.igb import kernels as igb
+from netmem.hw.faults import PlainFrames
+from netmem.hw.gve.steering import Steering
 from netmem.hw.tap.kernels import VNET_BYTES
 from netmem.hw.tap.wire import TapWire
+from netmem.hw.wire import F_HDR, F_HLEN, FRAME_WORDS
 from netmem.inet.neighbour import arp_request
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import output as o
@@ -35,6 +38,7 @@ def selftest() -> None:
     _compile_igb()
     clock = ManualClock()
     _compile_tap()
+    compile_frames()
     for make in (DmabufProvider, PagesProvider, None):
         hosts = pair(clock)
         try:
@@ -52,6 +56,21 @@ def _compile_igb() -> None:
     igb.igb_refill(words, words, words, words, words)
     igb.igb_pending(words)
     igb.igb_xmit(words, words, rows)
+
+
+def compile_frames() -> None:
+    """What device models call from Python: a look at a frame, its hash, and its plain form.
+
+    A model in another program's machine does so before it is attached: who waits for its answers, waits for
+    seconds only.
+    """
+    ip4 = b"\x45" + bytes(8) + b"\x06" + bytes(10)
+    frame = bytes(12) + b"\x08\x00" + ip4 + bytes(12) + b"\x50" + bytes(100)
+    data = np.frombuffer(frame, np.uint8)
+    row = np.zeros(FRAME_WORDS, np.int64)
+    row[F_HDR], row[F_HLEN] = data.ctypes.data, len(data)
+    Steering(1).see(row)
+    PlainFrames().of(row)
 
 
 def _compile_tap() -> None:

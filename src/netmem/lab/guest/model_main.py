@@ -28,7 +28,7 @@ from netmem.hw.wire import Wire, cable
 from netmem.hw.wrap import FaultyWire
 from netmem.lab.guest.capture import CaptureWire
 from netmem.lab.nic_main import UserEnd
-from netmem.lab.selftest import selftest
+from netmem.lab.selftest import compile_frames, selftest
 
 MESSAGES = 16  # reads of one connection, before frames are moved again
 ROUNDS = 64  # of moving frames, before messages are looked at again
@@ -231,6 +231,7 @@ def main() -> None:
     if not jit.is_warm():
         control.say(event="compiling")
         selftest()
+    compile_frames()
     control.say(event="ready", pid=os.getpid())
     try:
         models.run()
