@@ -79,6 +79,8 @@ guest: $(STAMP)
 # Kernels, faults, drivers with mistakes, wires; results go to docs/guest-results.md.
 guest-verify: $(STAMP)
 	$(BIN)/python -m pytest -q tests/guest
+	NETMEM_GUEST_KERNEL=7.2 $(BIN)/python -m pytest -q tests/guest/test_smoke.py
+	mkdir -p build
 	$(BIN)/netmem guest test devmem zcrx faults --format markdown > build/guest-results.md
 	tools/guest-results build/guest-results.md docs/guest-results.md
 
