@@ -28,6 +28,7 @@ from netmem.lab.guest.machine import COMPLAINT, _Stream
 from netmem.lab.guest.out import unpack_out
 from netmem.lab.guest.packages import LOCK, Package, Store, VanishedError, lock_text, read_lock, unpack
 from netmem.lab.guest.prepare import choose_version, versions
+from netmem.lab.guest.scripts import program
 
 NETMEM = [sys.executable, "-m", "netmem.cli.entry", "guest"]
 
@@ -207,6 +208,16 @@ def test_what_has_vanished_is_said_as_that(mirror):
     mirror.files.clear()
     with pytest.raises(VanishedError):
         Store(lambda text: None, {"host": [package]}).fetch(["host"])
+
+
+def test_a_fetch_that_failed_does_not_end_the_next(mirror):
+    """Downloads are told to end when one of them fails; those of the next fetch are not."""
+    gone = Package("gone", "1", "pool/gone", "0" * 64, 1)
+    store = Store(lambda text: None, {"one": [gone], "two": [mirror.package("tool", make_deb({"a": b"1"}))]})
+    with pytest.raises(VanishedError):
+        store.fetch(["one"])
+    store.fetch(["two"])
+    assert not store.missing(["two"])
 
 
 def test_no_mirror_is_one_line(monkeypatch, tmp_path):
@@ -467,7 +478,7 @@ def test_words_stand_for_suites():
     assert tests.suites("drivers/net/new.py") == ("drivers/net/new.py",)
     assert set(tests.suites("zcrx")) < set(tests.suites("all"))
     for parts in (one for suite in tests.PROGRAMS.values() for one in suite.values()):
-        check = subprocess.run(["bash", "-n"], input=tests.program(*parts), text=True)
+        check = subprocess.run(["bash", "-n"], input=program(*parts), text=True)
         assert check.returncode == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import Lab, boot
 from netmem.lab.guest import tests
 from netmem.lab.guest.machine import GuestConfig
+from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(600)
 RECEIVER = Path(__file__).with_name("devmem_rx.py")
@@ -37,7 +38,7 @@ def test_two_queues_of_one_dmabuf(lab, kind):
     """Two connections, steered to two queues that are bound to the same memory."""
     two, three = last(lab) - 1, last(lab)
     said = lab.run(f"""
-{tests.program()}
+{program()}
 ethtool -X eth0 equal {two}
 ethtool -N eth0 flow-type tcp4 dst-port 7001 action {two} > /tmp/rule1
 ethtool -N eth0 flow-type tcp4 dst-port 7002 action {three} > /tmp/rule2
@@ -75,7 +76,7 @@ def test_down_up_reload_reset(lab):
     lab.run("rmmod gve && insmod /netmem/modules/gve.ko && . /netmem/config && . /netmem/nics")
     lab.run("ethtool --reset eth0 all")
     lab.run("for i in $(seq 20); do ping -c 1 -W 1 -q $REMOTE_V4 && exit 0; sleep 0.2; done; exit 1")
-    lab.run(tests.program("ncdevmem-bind"))
+    lab.run(program("ncdevmem-bind"))
 
 
 def test_no_page_pool_stays(lab):

@@ -14,6 +14,7 @@ from conftest import HW, Lab, boot, say
 from netmem.lab.guest import tests
 from netmem.lab.guest.machine import GuestConfig
 from netmem.lab.guest.prepare import build_module, driver_source
+from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -54,7 +55,7 @@ def driver(tmp_path):
 def test_an_unchanged_driver_is_good(driver, prepared):
     for lab in driver.boot(prepared, GuestConfig(iommu=True)):
         lab.run("ping -c 2 -i 0.2 -q $REMOTE_V4")
-        lab.run(tests.program("ncdevmem-bind"))
+        lab.run(program("ncdevmem-bind"))
         lab.run(f"cd {tests.FOLDER}/drivers/net && python3 /netmem/pools")
         lab.clean()
 
@@ -94,7 +95,7 @@ def test_a_page_where_memory_is_unreadable_is_told(driver, prepared):
     for lab in driver.boot(prepared, GuestConfig()):
         lab.run("ping -c 2 -i 0.2 -q $REMOTE_V4")
         lab.clean()  # nothing to be seen with ordinary memory
-        lab.guest.run(f"PATH={HW}:$PATH\n" + tests.program("ncdevmem-receive"), 200)
+        lab.guest.run(f"PATH={HW}:$PATH\n" + program("ncdevmem-receive"), 200)
         assert any("WARNING" in line for line in lab.guest.complaints), lab.guest.complaints
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netmem.lab.guest import tests
+from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,12 +27,12 @@ def test_the_driver_is_the_kernel_s(lab):
 
 @pytest.mark.parametrize("test", list(tests.PROGRAMS["ncdevmem"]))
 def test_devmem_tcp(lab, test):
-    lab.run(tests.program(*tests.PROGRAMS["ncdevmem"][test]))
+    lab.run(program(*tests.PROGRAMS["ncdevmem"][test]))
 
 
 @pytest.mark.parametrize("test", list(tests.PROGRAMS["iou-zcrx"]))
 def test_zcrx(lab, test):
-    lab.run(tests.program(*tests.PROGRAMS["iou-zcrx"][test]))
+    lab.run(program(*tests.PROGRAMS["iou-zcrx"][test]))
 
 
 def test_a_flow_on_a_wire_that_loses_frames(lab):

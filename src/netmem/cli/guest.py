@@ -19,7 +19,6 @@ from typing import Any
 import click
 
 from netmem.cli.guest_options import (
-    Forward,
     begin,
     config_of,
     failed,
@@ -27,6 +26,7 @@ from netmem.cli.guest_options import (
     prepared_for,
     report,
     say,
+    surroundings,
     timeout_option,
     wire_of,
 )
@@ -81,16 +81,10 @@ command.add_command(bench)
 
 @command.command("run")
 @machine_options
+@surroundings
 @timeout_option
-@click.option("--forward", "forwards", type=Forward(), multiple=True, metavar="PORT[:GUEST_PORT]",
-              help="With --wire user: a port of this host's loopback that leads into the guest.")  # fmt: skip
-@click.option("--wire", default="pair", show_default=True, metavar="pair|user|tap:NAME",
-              help="Two ports back to back, a gateway to this host, or its kernel (root).")  # fmt: skip
-@click.option("--share", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-              help="A folder that the guest sees read-only at /share.")  # fmt: skip
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="Where to put what the guest leaves in /out.")  # fmt: skip
-@click.option("--selftests", is_flag=True, help="With the kernel's selftests, at /usr/src/kernel.")
 @click.argument("words", nargs=-1, required=True, metavar="[--] COMMAND...")
 def run(words: tuple[str, ...], **o: Any) -> None:
     """Boot a guest, run COMMAND in it, and exit with its status.
@@ -139,12 +133,7 @@ def _writer(fd: int) -> Callable[[bytes], None]:
 
 @command.command("shell")
 @machine_options
-@click.option("--forward", "forwards", type=Forward(), multiple=True, metavar="PORT[:GUEST_PORT]",
-              help="With --wire user: a port of this host's loopback that leads into the guest.")  # fmt: skip
-@click.option("--wire", default="pair", show_default=True, metavar="pair|user|tap:NAME")
-@click.option("--share", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
-              help="A folder that the guest sees read-only at /share.")  # fmt: skip
-@click.option("--selftests", is_flag=True, help="With the kernel's selftests, at /usr/src/kernel.")
+@surroundings
 def shell(**o: Any) -> None:
     """Boot a guest with an interactive bash: Python, ethtool, iproute2, socat, iperf3, with --selftests ynl.
 
@@ -228,10 +217,10 @@ def fetch(
         return
     if update:
         renew(store)
-    version = choose_version(store, kernel)
-    version = supply(store, version, tests=with_tests, headers=headers)
+    wanted = {"tests": with_tests, "headers": headers, "source": headers}  # a module is built of both
+    version = supply(store, choose_version(store, kernel), **wanted)
     if to is not None:
-        store.write_bundle(to, all_sets(version, tests=with_tests, headers=headers))
+        store.write_bundle(to, all_sets(version, **wanted))
         print(f"{to}: {to.stat().st_size / 1e6:.0f} MB")
         return
     print(f"Linux {version} and all that a guest needs with it are in {store.folder}")

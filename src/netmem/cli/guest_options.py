@@ -105,6 +105,21 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def surroundings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--wire, --forward, --share, --selftests: of the verbs in which the user is at work."""
+    for option in (
+        click.option("--selftests", is_flag=True, help="With the kernel's selftests, at /usr/src/kernel."),
+        click.option("--share", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                     metavar="FOLDER", help="A folder that the guest sees read-only at /share."),
+        click.option("--forward", "forwards", type=Forward(), multiple=True, metavar="PORT[:GUEST_PORT]",
+                     help="With --wire user: a port of this host's loopback that leads into the guest."),
+        click.option("--wire", default="pair", show_default=True, metavar="pair|user|tap:NAME",
+                     help="Two ports back to back, a gateway to this host, or its kernel (root)."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def timeout_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--timeout."""
     return click.option(

@@ -27,6 +27,7 @@ from netmem.cli.options import SIZE
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.guest import tests
 from netmem.lab.guest.machine import Guest, GuestError
+from netmem.lab.guest.scripts import program
 
 WAYS = {"recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "zcrx": "io_uring zcrx"}
 
@@ -115,7 +116,7 @@ def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
         try:
             with prepared.start(config, o["modules"]) as guest:
                 begin(guest, config, limit=o["timeout"])
-                script = f"MEGABYTES={max(1, size // 1_000_000)} ROUNDS={rounds}\n" + tests.program("bench")
+                script = f"MEGABYTES={max(1, size // 1_000_000)} ROUNDS={rounds}\n" + program("bench")
                 done = guest.run(script, o["timeout"])
                 release, complained = guest.release, report(guest, guest.dma_faults())
                 guest.end()

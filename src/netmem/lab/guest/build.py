@@ -17,11 +17,11 @@ from pathlib import Path
 
 from netmem.base import folders
 from netmem.base.errors import MissingError, NetmemError
+from netmem.lab.guest import scripts
 from netmem.lab.guest.packages import Store, digest
-from netmem.lab.guest.sources import SELFTESTS, source
+from netmem.lab.guest.sources import SELFTESTS, unpacked_source
 
 LIMIT_S = 900.0
-PROGRAM_FILES = Path(__file__).with_name("programs")
 OURS = ("rx.c", "bind.py")  # at /usr/src/netmem
 # Targets by folder below the selftests: what scripts run that is not a script.
 PROGRAMS = {
@@ -87,8 +87,8 @@ def _shells(root: Path) -> Path:
 
 def selftests(store: Store, version: str) -> Path:
     """The selftests' folder of a kernel, its programs built: what is laid over the guest's file system."""
-    tree = source(store, version)
-    texts = "".join((PROGRAM_FILES / name).read_text() for name in OURS)
+    tree = unpacked_source(store, version)
+    texts = "".join((scripts.FOLDER / name).read_text() for name in OURS)
     made_of = tree.name + digest(store.packages("build")) + repr(PROGRAMS) + texts
     mark = hashlib.sha256(made_of.encode()).hexdigest()
     place = store.roots / f"selftests-{version}-{mark[:16]}"
@@ -102,7 +102,7 @@ def selftests(store: Store, version: str) -> Path:
         ours = work / "usr/src/netmem"
         ours.mkdir()
         for name in OURS:
-            shutil.copy(PROGRAM_FILES / name, ours)
+            shutil.copy(scripts.FOLDER / name, ours)
         compiler = "gcc -static -L/uring/usr/lib/x86_64-linux-gnu"
         steps = ["export CFLAGS='-O2 -static -I/uring/usr/include' LDLIBS=-luring"]
         for folder, names in PROGRAMS.items():
@@ -137,8 +137,8 @@ def module(store: Store, version: str, folder: Path) -> list[Path]:
     if headers is None:
         raise NetmemError(errno.ENOENT, f"the packages of Linux {version} have no headers")
     script = (
-        f"make -j2 -s -C /usr/src/{headers.name} M=/work CONFIG_GVE=m modules\n"
-        'for one in /work/*.ko; do strip --strip-debug "$one"; done\n'
+        f"make -j2 -s -C /usr/src/{headers.name} M=/module CONFIG_GVE=m modules\n"
+        'for one in /module/*.ko; do strip --strip-debug "$one"; done\n'
     )
-    in_root(root, script, {"/work": folder.resolve()})
+    in_root(root, script, {"/module": folder.resolve()})
     return sorted(folder.glob("*.ko"))

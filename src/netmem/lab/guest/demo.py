@@ -12,7 +12,8 @@ from typing import Any
 from netmem.lab.guest.machine import GuestConfig
 from netmem.lab.guest.packages import Say, Store
 from netmem.lab.guest.prepare import all_sets, prepare, versions
-from netmem.lab.guest.tests import FOLDER, program
+from netmem.lab.guest.scripts import program
+from netmem.lab.guest.tests import FOLDER
 
 LIMIT_S = 300.0
 

@@ -10,13 +10,13 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from netmem.base.text import printable
 from netmem.lab.guest.machine import Done, Guest
+from netmem.lab.guest.scripts import program, script
 
-PROGRAMS = Path(__file__).with_name("programs")
 FLOW_S = 120.0
+RELOAD = "rmmod gve && insmod /netmem/modules/gve.ko && . /netmem/config && . /netmem/nics"
 
 
 class Unexpected(Exception):
@@ -37,10 +37,7 @@ class Steps:
         """Run a command that has to succeed; what it said."""
         done = self.run(command, timeout)
         if done.status:
-            said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.status}"])[
-                -1
-            ]
-            raise Unexpected(f"{command.strip().splitlines()[0][:60]}: {printable(said)}")
+            raise Unexpected(f"{command.strip().splitlines()[0][:60]}: {done.last_words()}")
         return done.text
 
     def refused(self, command: str) -> str:
@@ -48,7 +45,7 @@ class Steps:
         done = self.run(command)
         if not done.status:
             raise Unexpected(f"{command.strip().splitlines()[0][:60]} went well")
-        return printable((done.stderr.decode(errors="replace").strip().splitlines() or ["no words"])[-1])
+        return done.last_words()
 
     def counter(self, name: str) -> int:
         """One of the driver's own counters (ethtool -S)."""
@@ -67,15 +64,14 @@ class Steps:
     def flow(self, inject: Callable[[], None], *, source: str = "peer", megabytes: int = 60) -> float:
         """A TCP flow that must arrive whole, with ``inject`` called once it runs; its seconds."""
         said = bytearray()
-        script = f"set -e -o pipefail\nFROM={source} MEGABYTES={megabytes}\n" + _text("flow")
+        line = f"set -e -o pipefail\nFROM={source} MEGABYTES={megabytes}\n" + script("flow")
         begin, errors = time.monotonic(), bytearray()
-        self.guest.start(script, said.extend, errors.extend)
+        self.guest.start(line, said.extend, errors.extend)
         self.guest.pump(begin + FLOW_S, lambda: b"begin" in said or self.guest.status() is not None)
         inject()
-        status = self.guest.finish(FLOW_S)
-        if status:
-            last = (errors.decode(errors="replace").strip().splitlines() or [f"status {status}"])[-1]
-            raise Unexpected(f"the flow broke: {printable(last)}")
+        done = Done(self.guest.finish(FLOW_S), stderr=bytes(errors))
+        if done.status:
+            raise Unexpected(f"the flow broke: {done.last_words()}")
         return time.monotonic() - begin
 
     def wait(self, seconds: float) -> None:
@@ -88,10 +84,6 @@ class Steps:
         self.must(
             "for i in $(seq 40); do ping -c 1 -W 1 -q $REMOTE_V4 && exit 0; sleep 0.2; done; exit 1"
         )
-
-
-def _text(name: str) -> str:
-    return (PROGRAMS / f"{name}.sh").read_text()
 
 
 def _chance(name: str, value: float) -> Callable[[Steps], str]:
@@ -137,9 +129,8 @@ def device_reset(s: Steps) -> str:
 
 def reset_while_bound(s: Steps) -> str:
     """The device asks for a reset while a udmabuf is bound to a queue and receives."""
-    script = _text("common") + _text("ncdevmem-receive")
     said, errors = bytearray(), bytearray()
-    s.guest.start("PATH=$PATH\n" + script, said.extend, errors.extend)
+    s.guest.start(program("ncdevmem-receive"), said.extend, errors.extend)
     s.wait(2.5)
     s.guest.reset()
     status = s.guest.finish(FLOW_S)
@@ -181,7 +172,7 @@ def _bound(s: Steps, name: str, value: float) -> str:
     before = s.happened(name)
     try:
         s.guest.fault(name, value)
-        s.must(_text("common") + _text("ncdevmem-receive"), FLOW_S)
+        s.must(program("ncdevmem-receive"), FLOW_S)
     finally:
         s.calm(name)
     count = s.happened(name) - before
@@ -216,14 +207,14 @@ def refuse_describe(s: Steps) -> str:
     s.must("insmod /netmem/modules/gve.ko")
     if not s.run("test -e /sys/class/net/eth1").status:
         raise Unexpected("the driver took a device that did not describe itself")
-    s.must("rmmod gve && insmod /netmem/modules/gve.ko && . /netmem/config && . /netmem/nics")
+    s.must(RELOAD)
     s.ping()
     return "the driver refused the device; loaded again it works"
 
 
 def reload(s: Steps) -> str:
     """The driver is unloaded and loaded again."""
-    s.must("rmmod gve && insmod /netmem/modules/gve.ko && . /netmem/config && . /netmem/nics")
+    s.must(RELOAD)
     s.ping()
     return "it works as before"
 

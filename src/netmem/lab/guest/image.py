@@ -18,10 +18,9 @@ from pathlib import Path
 from netmem.base import folders
 from netmem.base.errors import NetmemError
 from netmem.base.text import printable
-from netmem.lab.guest.packages import Say, Store, digest, unpack
+from netmem.lab.guest.packages import Say, Store, digest
 
-HERE = Path(__file__).parent
-GUEST_FILES = HERE / "files"
+GUEST_FILES = Path(__file__).with_name("files")
 BOOT_MODULES = ("virtio_blk", "overlay")
 NIC_MODULE = "gve"
 DOCS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian")
@@ -216,7 +215,7 @@ class Images:
         return image
 
     def initramfs(self, kernel: Kernel, modules: list[Path]) -> bytes:
-        """What the kernel starts from. ENODEV for a kernel that has no gve."""
+        """What the kernel starts from. EINVAL for a module that is not plain."""
         store = self._store
         busybox = store.root("busybox") / "usr/bin/busybox"
         files: dict[str, bytes | str] = {
@@ -291,6 +290,3 @@ def _finish(tree: Path) -> None:
     loader = tree / "etc/ld.so.conf"
     loader.unlink(missing_ok=True)
     loader.write_text("/usr/lib/x86_64-linux-gnu\n")
-
-
-__all__ = ["Images", "Kernel", "cpio", "debian_kernel", "file_system", "own_kernel", "private", "unpack"]

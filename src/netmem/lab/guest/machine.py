@@ -90,6 +90,13 @@ class Done:
     def text(self) -> str:
         return self.stdout.decode(errors="replace")
 
+    def last_words(self) -> str:
+        """The last line that it said, of its errors if there are any, made harmless; or its status."""
+        for said in (self.stderr, self.stdout):
+            if lines := said.decode(errors="replace").strip().splitlines():
+                return printable(lines[-1])
+        return f"exit status {self.status}"
+
 
 class _Stream:
     """One of the guest's output streams: data goes to ``sink`` up to the mark that ends a command's."""

@@ -102,7 +102,7 @@ class Store:
                 errno.EACCES, f"there is no folder for a guest's files: {why}; set XDG_CACHE_HOME"
             )
         self.folder, self.say = folder, say
-        self._stop = threading.Event()
+        self._stop = threading.Event()  # set when the fetch that is at work is to end
         self.own_lock = folder / "packages.lock"
         self.lock = lock or read_lock()
         if lock is None and self._own_is_newer():
@@ -161,6 +161,7 @@ class Store:
             text = f"{self.folder} has {free >> 20} MiB free, and {4 * total >> 20} MiB are needed"
             raise NetmemError(errno.ENOSPC, text)
         self.say(f"fetching {len(missing)} packages, {total / 1e6:.0f} MB, from {mirror()}")
+        self._stop.clear()
         with concurrent.futures.ThreadPoolExecutor(DOWNLOADS) as pool:
             running = [pool.submit(self._download, one) for one in missing]
             try:

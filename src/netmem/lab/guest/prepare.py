@@ -16,7 +16,7 @@ from netmem.lab.guest.image import Images, Kernel, debian_kernel, own_kernel
 from netmem.lab.guest.machine import Guest, GuestConfig
 from netmem.lab.guest.packages import Say, Store, VanishedError
 from netmem.lab.guest.qemu import GuestQemu, find_guest_qemu, kvm_works
-from netmem.lab.guest.sources import SELFTESTS, source
+from netmem.lab.guest.sources import SELFTESTS, unpacked_source
 
 RUN_SETS = ("host", "busybox", "guest")
 TEST_SETS = ("build", "liburing")
@@ -50,12 +50,13 @@ def choose_version(store: Store, asked: str) -> str:
 
 
 def supply(
-    store: Store, version: str, *, kernel: bool = True, tests: bool = False, headers: bool = False
-) -> str:
+    store: Store, version: str, *, kernel: bool = True, tests: bool = False, headers: bool = False,
+    source: bool = False,
+) -> str:  # fmt: skip
     """Fetch what a guest needs. What has left the mirror is resolved anew; the version that it is then."""
 
     def names() -> list[str]:
-        found = all_sets(version, tests=tests, headers=headers)
+        found = all_sets(version, tests=tests, headers=headers, source=source)
         return [name for name in found if kernel or not name.startswith("kernel-")]
 
     try:
@@ -81,12 +82,15 @@ def supply(
     return version
 
 
-def all_sets(version: str, *, tests: bool = False, headers: bool = False) -> list[str]:
+def all_sets(
+    version: str, *, tests: bool = False, headers: bool = False, source: bool = False
+) -> list[str]:
     """The sets that a guest with this kernel needs."""
     sets = [*RUN_SETS, f"kernel-{version}"]
-    sets += [*TEST_SETS, f"source-{version}"] if tests else []
-    sets += [f"headers-{version}", f"source-{version}"] if headers else []
-    return list(dict.fromkeys(sets))
+    sets += TEST_SETS if tests else ()
+    sets += [f"source-{version}"] if tests or source else []
+    sets += [f"headers-{version}"] if headers else []
+    return sets
 
 
 def renew(store: Store) -> None:
@@ -99,9 +103,8 @@ def driver_source(say: Say, kernel: str, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise NetmemError(errno.EEXIST, f"{folder} is not empty")
     store = Store(say)
-    version = choose_version(store, kernel)
-    version = supply(store, version, headers=True)
-    shutil.copytree(source(store, version) / GVE, folder, dirs_exist_ok=True)
+    version = supply(store, choose_version(store, kernel), source=True)
+    shutil.copytree(unpacked_source(store, version) / GVE, folder, dirs_exist_ok=True)
 
 
 def build_module(say: Say, kernel: str, folder: Path) -> list[Path]:
@@ -110,8 +113,7 @@ def build_module(say: Say, kernel: str, folder: Path) -> list[Path]:
         text = f"{folder} has no Makefile: `netmem guest source gve FOLDER` makes a copy"
         raise NetmemError(errno.EINVAL, text)
     store = Store(say)
-    version = choose_version(store, kernel)
-    version = supply(store, version, headers=True)
+    version = supply(store, choose_version(store, kernel), headers=True)
     return module(store, version, folder)
 
 
@@ -129,7 +131,7 @@ class Prepared:
 
     def has_selftest(self, path: str) -> bool:
         """True for a script that this kernel's source has, by its path below the selftests."""
-        return (source(self.store, self.version) / SELFTESTS / path).is_file()
+        return (unpacked_source(self.store, self.version) / SELFTESTS / path).is_file()
 
     def start(self, config: GuestConfig, modules: Sequence[Path] = ()) -> Guest:
         """Start a guest; ``wait_ready`` comes next."""

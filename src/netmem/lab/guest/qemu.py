@@ -33,7 +33,6 @@ class GuestQemu:
     argv: tuple[str, ...]
     version: str
     sandbox: tuple[str, ...]
-    private: bool  # out of the packages
 
 
 def find_guest_qemu(store: Store, path: str | None = None) -> GuestQemu:
@@ -45,7 +44,7 @@ def find_guest_qemu(store: Store, path: str | None = None) -> GuestQemu:
     if path and not found:
         raise NetmemError(errno.ENOENT, f"--qemu {path}: no program is there")
     if found:
-        known = _examine((found,), own=False)
+        known = _examine((found,))
         if known is not None:
             return known
         if path:
@@ -57,24 +56,18 @@ def find_guest_qemu(store: Store, path: str | None = None) -> GuestQemu:
         "/usr/bin/env", f"QEMU_MODULE_DIR={modules}", *private(root, f"usr/bin/{COMMAND}"),
         "-L", str(share / "qemu"), "-L", str(share / "seabios"), "-L", str(root / "usr/lib/ipxe/qemu"),
     )  # fmt: skip
-    known = _examine(argv, own=True)
+    known = _examine(argv)
     if known is None:
         raise MissingError(f"the QEMU of the packages does not run here, or has no {DEVICE}")
     return known
 
 
-def needs_host(path: str | None = None) -> bool:
-    """True when QEMU has to come out of the packages."""
-    found = shutil.which(path or COMMAND)
-    return not path and (found is None or _examine((found,), own=False) is None)
-
-
-def _examine(argv: tuple[str, ...], *, own: bool) -> GuestQemu | None:
+def _examine(argv: tuple[str, ...]) -> GuestQemu | None:
     version = re.search(r"version ([\d.]+)", _ask(*argv, "--version"))
     if not version or f'"{DEVICE}"' not in _ask(*argv, "-device", "help"):
         return None
     confined = f'"{DEVICE}"' in _ask(*argv, *SANDBOX, "-device", "help")
-    return GuestQemu(argv, version[1], SANDBOX if confined else (), own)
+    return GuestQemu(argv, version[1], SANDBOX if confined else ())
 
 
 def _ask(*argv: str) -> str:

@@ -19,7 +19,7 @@ PARTS = (
 )  # fmt: skip
 
 
-def source(store: Store, version: str, parts: Sequence[str] = PARTS) -> Path:
+def unpacked_source(store: Store, version: str, parts: Sequence[str] = PARTS) -> Path:
     """A folder with those parts of a kernel's source. MissingError when its package was not fetched."""
     (package,) = store.packages(f"source-{version}")
     mark = hashlib.sha256((package.sha256 + " ".join(parts)).encode()).hexdigest()

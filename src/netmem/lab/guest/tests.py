@@ -11,15 +11,14 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from xml.etree import ElementTree
 
 from netmem.base.text import printable
 from netmem.lab.guest import faults
 from netmem.lab.guest.machine import Guest, GuestError
+from netmem.lab.guest.scripts import program
 from netmem.lab.guest.sources import SELFTESTS
 
-PROGRAM_FILES = Path(__file__).with_name("programs")
 FOLDER = f"/usr/src/kernel/{SELFTESTS}"
 SCRIPT_S = 300.0
 LONGEST = 1000
@@ -93,11 +92,6 @@ def suites(wanted: str) -> tuple[str, ...]:
         return (wanted,)
     known = [one for one in GROUPS["all"] if one == wanted or one.endswith(f"/{wanted}")]
     return tuple(known) or (wanted,)
-
-
-def program(*names: str) -> str:
-    """The text of a shell program of ours."""
-    return "".join((PROGRAM_FILES / f"{name}.sh").read_text() for name in ("common", *names))
 
 
 def read_ktap(text: str) -> Iterator[tuple[str, str, str]]:
@@ -175,15 +169,15 @@ class Runner:
         return self._guest
 
     def _suite(self, name: str) -> None:
-        guest = self._ready()
         if name == FAULTS:
-            self._faults(guest)
+            self._faults()
             return
+        guest = self._ready()
         if name in PROGRAMS:
             for test, parts in PROGRAMS[name].items():
                 before, begin = len(guest.complaints), time.monotonic()
                 did = guest.run(program(*parts), self._limit)
-                note = "" if did.status == 0 else _last(did.stderr.decode(errors="replace"), did.status)
+                note = "" if did.status == 0 else did.last_words()
                 outcome = PASS if did.status == 0 else FAIL
                 self._note(
                     Result(name, test, outcome, time.monotonic() - begin, note, guest.complaints[before:])
@@ -196,7 +190,7 @@ class Runner:
         found = list(read_ktap(did.text))
         if not found:
             why = limit_of(name, "")
-            note = why or _last(did.stderr.decode(errors="replace") or did.text, did.status)
+            note = why or did.last_words()
             found = [("", LIMIT if why else FAIL, note)]
         complaints = guest.complaints[before:]
         for test, outcome, note in found:
@@ -207,8 +201,9 @@ class Runner:
             )
             complaints = []
 
-    def _faults(self, guest: Guest) -> None:
+    def _faults(self) -> None:
         for test, scenario in faults.SCENARIOS.items():
+            guest = self._ready()
             if test in faults.DEADLY:
                 self._drain()  # what there is to be seen is seen before
             before, begin = len(guest.complaints), time.monotonic()
@@ -224,7 +219,6 @@ class Runner:
                 seconds = time.monotonic() - begin
                 self._note(Result(FAULTS, test, LIMIT if deadly else FAIL, seconds, said[1], said[0]))
                 self._drop()
-                guest = self._ready()
                 continue
             expected = faults.EXPECTED.get(test, "$^")
             complaints = [one for one in guest.complaints[before:] if not re.search(expected, one)]
@@ -245,11 +239,6 @@ class Runner:
             )
         except OSError as error:
             self._note(Result("after all", "", FAIL, 0.0, str(error)))
-
-
-def _last(text: str, status: int) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return printable(lines[-1]) if lines else f"exit status {status}"
 
 
 # -- formats ----------------------------------------------------------------------------------
