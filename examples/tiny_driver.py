@@ -5,17 +5,15 @@ Check it:  netmem check tiny_driver:TinyDriver      (in this folder)
 
 import errno
 
-from netmem.base.arena import Arena
 from netmem.base.errors import NetmemError
-from netmem.base.native import publish_word
+from netmem.base.record import address_of, publish
 from netmem.drivers.softnic import kernels
 from netmem.hw.softnic import regs as r
 from netmem.memory.dma import DmaDirection
 from netmem.netdev.driver import NetmemTx
 from netmem.netdev.kernels import rx_return
-from netmem.netdev.ring import S_BUFLEN, S_DRIVER, S_HDRLEN, S_HDS_HIT, S_HDS_MISS, S_MASK, S_PACKETS, S_RING
+from netmem.netdev.ring import TxRingRecord
 from netmem.netdev.rx import DescriptorRing, RxRing
-from netmem.netdev.tx import T_IO
 
 WAIT = 5_000_000_000
 
@@ -36,33 +34,27 @@ class TinyDriver:
     def __init__(self, bus):
         self.bus, self.dev, self.rx, self.counters = bus, None, {}, {}
 
-    # Registers are 64-bit words; a write must be seen before the doorbell rings.
-    def address(self, register):
-        return self.bus.regs.ctypes.data + 8 * register
-
-    def write(self, register, value):
-        publish_word(self.address(register), value)
-
+    # Registers are a record in shared memory; a write must be seen before the doorbell rings.
     def configure(self):
-        self.write(r.R_GENERATION, int(self.bus.regs[r.R_GENERATION]) + 1)
+        publish(self.bus.regs, "generation", self.bus.regs.generation + 1)
         self.bus.doorbell()
 
     # The device: one transmit queue, and the memory that the stack's headers and send buffers are in.
     def open(self, dev):
         self.dev = dev
-        self.write(r.R_MTU, dev.mtu)
+        self.set_mtu(dev.mtu)
         self.tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
-        dev.tx.meta[T_IO] = self.tx_io
+        dev.tx.record.io = self.tx_io
         self.tx = DescriptorRing(self.bus, "tiny:tx", 1024, 32)
-        self.t = Arena("tiny:tx-words", 64)
-        self.t.a[S_RING], self.t.a[S_MASK] = self.tx.region.address, self.tx.size - 1
-        self.t.a[S_DRIVER] = self.address(r.R_TXQ + r.Q_TAIL)
-        self.run_queue(r.R_TXQ, self.tx)
-        self.write(r.R_CTRL, r.CTRL_ENABLE)
+        q = self.bus.regs.txq[0]
+        self.tx_ring = TxRingRecord(desc=self.tx.region.address, mask=self.tx.size - 1, queue=dev.tx.at)
+        self.tx_ring.tail = address_of(q) + r.Q_TAIL
+        self.run_queue(q, self.tx)
+        publish(self.bus.regs, "ctrl", r.CTRL_ENABLE)
 
     def stop(self):
-        self.write(r.R_CTRL, 0)
-        self.halt_queue(r.R_TXQ)
+        publish(self.bus.regs, "ctrl", 0)
+        self.halt_queue(self.bus.regs.txq[0])
         self.tx.close()
         self.bus.dma_unmap(self.tx_io)
 
@@ -70,45 +62,41 @@ class TinyDriver:
         self.bus.close()
 
     def run_queue(self, q, ring):
-        for register, value in ((r.Q_RING, ring.io), (r.Q_SIZE, ring.size), (r.Q_TAIL, 0), (r.Q_CTRL, 1)):
-            self.write(q + register, value)
+        q.ring, q.size, q.tail = ring.io, ring.size, 0
+        publish(q, "ctrl", 1)
         self.configure()
-        self.bus.wait(lambda: self.bus.regs[q + r.Q_STATE] == r.STATE_RUNNING, "the queue's start", WAIT)
+        self.bus.wait(lambda: q.state == r.QueueState.RUNNING, "the queue's start", WAIT)
 
     def halt_queue(self, q):
-        self.write(q + r.Q_CTRL, 0)
+        publish(q, "ctrl", 0)
         self.configure()
-        self.bus.wait(lambda: self.bus.regs[q + r.Q_STATE] == r.STATE_STOPPED, "the queue's stop", WAIT)
+        self.bus.wait(lambda: q.state == r.QueueState.STOPPED, "the queue's stop", WAIT)
 
     # The four queue operations. RxRing makes header and payload pool apart, with the right flags (R1, R4).
     def queue_mem_alloc(self, qcfg, queue):
         ring = RxRing(self.dev, self.bus, qcfg, queue, 32)
-        ring.q[S_DRIVER] = self.address(self.queue(queue) + r.Q_TAIL)
+        ring.record.tail = address_of(self.bus.regs.rxq[queue]) + r.Q_TAIL
         return ring
 
     def queue_mem_free(self, ring):
         ring.free()
 
     def queue_start(self, ring, queue):
-        q = self.queue(queue)
+        q = self.bus.regs.rxq[queue]
         ring.start(self.counters.get(queue))
-        self.write(q + r.Q_HDS, r.HDS_ON if ring.split else 0)  # as the user said (R2)
-        self.write(q + r.Q_BUFLEN, ring.qv[S_BUFLEN])
-        self.write(q + r.Q_HDRLEN, ring.qv[S_HDRLEN])
+        q.hds = r.HDS_ON if ring.split else 0  # as the user said (R2)
+        q.buf_len, q.header_len = ring.record.buf_len, ring.record.header_len
         self.run_queue(q, ring.desc)
         self.rx[queue] = ring
         self.dev.set_queue_pool(queue, ring.pool)
         self.post(ring)
 
     def queue_stop(self, queue):
-        self.halt_queue(self.queue(queue))
+        self.halt_queue(self.bus.regs.rxq[queue])
         self.dev.set_queue_pool(queue, None)
         ring = self.rx.pop(queue)
-        self.counters[queue] = ring.counters.copy()  # which survive the memory
+        self.counters[queue] = ring.counters  # which survive the memory
         return ring
-
-    def queue(self, queue):
-        return r.R_RXQ + r.RXQ_STRIDE * queue
 
     # The data path. Payload is a reference from descriptor to stack (R3); the kernel syncs it through the
     # pool (R6) and looks at header buffers only (R5); what the stack left is posted again (R7).
@@ -117,7 +105,7 @@ class TinyDriver:
 
     def rx_refill(self, queue, batch):
         if queue in self.rx:
-            rx_return(self.rx[queue].q, batch.meta, batch.rows)
+            rx_return(self.rx[queue].at, batch.at)
             self.post(self.rx[queue])
 
     def post(self, ring):
@@ -125,22 +113,22 @@ class TinyDriver:
         self.bus.doorbell()
 
     def xmit(self):
-        if kernels.softnic_xmit(self.t.a, self.dev.tx.meta, self.dev.tx.rows):
+        if kernels.softnic_xmit(address_of(self.tx_ring)):
             self.bus.doorbell()
 
     def has_work(self):
-        return any(kernels.softnic_pending(ring.q) for ring in self.rx.values())
+        return any(kernels.softnic_pending(ring.at) for ring in self.rx.values())
 
     # Settings: rings of any size that RxRing can make, flows spread by the RSS table, no exact-match rules.
     def set_ringparam(self, params): ...
     def validate_qcfg(self, qcfg, queue): ...
     def set_features(self, features): ...
     def set_mtu(self, mtu):
-        self.write(r.R_MTU, mtu)
+        publish(self.bus.regs, "mtu", mtu)
 
     def set_rxfh(self, key, indirection):
-        self.bus.regs[r.R_RSS_KEY : r.R_RSS_KEY + 5].view("u1")[:] = list(key)
-        self.bus.regs[r.R_INDIR : r.R_INDIR + r.INDIR_SIZE] = indirection
+        self.bus.regs.rss_key[:] = list(key)
+        self.bus.regs.indir[:] = indirection
         self.configure()
 
     def set_rules(self, rules):
@@ -152,7 +140,7 @@ class TinyDriver:
         return self.bus
 
     def mac_address(self):
-        return int(self.bus.regs[r.R_MAC])
+        return self.bus.regs.mac
 
     def link_up(self):
         return True
@@ -161,8 +149,8 @@ class TinyDriver:
         return {}
 
     def get_queue_stats(self, queue):
-        words = {"rx_packets": S_PACKETS, "hds_hit": S_HDS_HIT, "hds_miss": S_HDS_MISS}
-        return {name: self.rx[queue].qv[at] if queue in self.rx else 0 for name, at in words.items()}
+        q = self.bus.regs.rxq[queue]
+        return {"rx_packets": q.packets, "hds_hit": q.split_hit, "hds_miss": q.split_miss}
 
     def irq_arm(self):
         self.bus.irq_arm()

@@ -173,8 +173,8 @@ def test_conversions_are_warned_of(tmp_path):
         "class Mine(SoftnicDriver):\n"
         "    def napi_poll(self, queue, budget, batch):\n"
         "        got = super().napi_poll(queue, budget, batch)\n"
-        "        for row in batch.rows[:got]:\n"
-        "            netmem_is_net_iov(int(row[3]))\n"
+        "        for row in batch.used():\n"
+        "            netmem_is_net_iov(row.netmem)\n"
         "        return got\n"
     )
     done = check("mine:Mine", "--only", "R3", cwd=tmp_path)

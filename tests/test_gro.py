@@ -10,11 +10,23 @@ from hypothesis import strategies as st
 
 from conftest import make_provider, payload
 from netmem.base.formats import csum_add, csum_fold, inet_checksum
+from netmem.base.jit import kernel
 from netmem.inet.tcp import tcb as T
 from netmem.netdev import batch as bt
 from netmem.netdev.kernels import gro_receive, parse
 from netmem.testing import frames
 from netmem.testing.net import PORT, Network
+
+
+@kernel
+def receive(batch_at, i):
+    gro_receive(bt.BatchRecord.at(batch_at), i)
+
+
+@kernel
+def parse_row(batch_at, i):
+    batch = bt.BatchRecord.at(batch_at)
+    return parse(batch, bt.row_of(batch, i))
 
 
 class Rows:
@@ -26,15 +38,15 @@ class Rows:
         for i, frame in enumerate(frame_list):
             head = np.frombuffer(bytearray(frame[:header] or b"\0"), np.uint8)
             self.keep.append(head)
-            row = self.batch.rows[i]
-            row[bt.B_HDR], row[bt.B_HLEN] = head.ctypes.data, min(len(frame), header)
-            row[bt.B_NETMEM], row[bt.B_SIZE], row[bt.B_MORE] = i + 1, max(0, len(frame) - header), -1
-            row[bt.B_STATUS] = bt.RX_L3_OK | bt.RX_L4_OK if verified else 0
+            row = self.batch.row(i)
+            row.header, row.header_len = head.ctypes.data, min(len(frame), header)
+            row.netmem, row.size, row.more = i + 1, max(0, len(frame) - header), -1
+            row.status = bt.Rx.L3_OK | bt.Rx.L4_OK if verified else 0
         self.n = len(frame_list)
 
     def gro(self):
         for i in range(self.n):
-            gro_receive(self.batch.meta, self.batch.rows, i)
+            receive(self.batch.at, i)
         return self.batch
 
 
@@ -75,15 +87,15 @@ def test_merging_loses_no_byte_and_no_order(specs):
         while i >= 0:
             flow, at, flags, ack, body = made[i]
             seen[flow].append(i)
-            assert batch.rows[i, bt.B_SEQ] == at
-            assert (batch.rows[head, bt.B_SEQ] + total) & 0xFFFFFFFF == at
+            assert batch.row(i).seq == at
+            assert (batch.row(head).seq + total) & 0xFFFFFFFF == at
             assert ack == made[head][3]
             if i != head:
                 assert flags & ~0x08 == 0x10
                 assert made[head][2] & ~0x08 == 0x10
             total += len(body)
-            i = int(batch.rows[i, bt.B_NEXT])
-        assert batch.rows[head, bt.B_LEN] == total
+            i = batch.row(i).next
+        assert batch.row(head).len == total
     for flow, order in seen.items():
         assert order == [i for i, item in enumerate(made) if item[0] == flow]
 
@@ -95,7 +107,7 @@ def test_a_run_of_one_flow_becomes_one_packet():
         at += 1448
     batch = Rows(run).gro()
     assert len(batch) == 1
-    assert batch.rows[0, bt.B_LEN] == 20 * 1448
+    assert batch.row(0).len == 20 * 1448
     assert batch.counters()["gro_merged"] == 19
 
 
@@ -106,17 +118,17 @@ def test_parse_accepts_only_what_an_independent_parser_does(noise):
     for i in range(0, len(noise) - 1, 2):
         frame[14 + noise[i] % (len(frame) - 14)] = noise[i + 1]
     rows = Rows([bytes(frame)], header=66, verified=False)
-    row = rows.batch.rows[0]
-    row[bt.B_HLEN] = len(frame)
+    row = rows.batch.row(0)
+    row.header_len = len(frame)
     keep = np.frombuffer(frame, np.uint8)
-    row[bt.B_HDR], row[bt.B_SIZE] = keep.ctypes.data, 0
-    if parse(rows.batch.meta, rows.batch.rows, row) != bt.KIND_TCP:
+    row.header, row.size = keep.ctypes.data, 0
+    if parse_row(rows.batch.at, 0) != bt.Kind.TCP:
         return
     ip = dpkt.ip.IP(bytes(frame[14:]))
     assert isinstance(ip.data, dpkt.tcp.TCP)
-    assert (ip.data.sport << 16 | ip.data.dport) == row[bt.B_PORTS]
-    assert (ip.data.seq, ip.data.ack, ip.data.flags) == (row[bt.B_SEQ], row[bt.B_ACK], row[bt.B_TFLAGS])
-    assert len(ip.data.data) == row[bt.B_LEN]
+    assert (ip.data.sport << 16 | ip.data.dport) == row.ports
+    assert (ip.data.seq, ip.data.ack, ip.data.flags) == (row.seq, row.ack, row.tcp_flags)
+    assert len(ip.data.data) == row.len
 
 
 MALFORMED = [

@@ -557,7 +557,7 @@ from netmem.hw import faults, wrap
 from netmem.hw.gve import steering
 from netmem.lab.selftest import compile_frames
 compile_frames()
-kernels = [faults.look, faults.frame_render, steering.look, steering.toeplitz_table]
+kernels = [faults.look_at, faults.frame_render, steering.look_at, steering.toeplitz_table]
 before = [list(one.signatures) for one in kernels]
 assert all(before)
 import test_gve

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +14,12 @@ import pytest
 
 import netmem
 from conftest import make_provider
-from netmem.base.arena import Arena, offsets
+from netmem.base.arena import Arena
 from netmem.base.clock import ManualClock
 from netmem.base.native import publish_word, read_word
+from netmem.base.record import Record
 from netmem.hw.process import Child, python_argv
-from netmem.inet.tcp import tcb
-from netmem.memory import layout
+from netmem.memory.layout import PoolStats
 from netmem.testing.net import Network
 
 ROOT = Path(__file__).parent.parent
@@ -41,29 +44,37 @@ def test_every_public_name_resolves():
         netmem.nonsense  # noqa: B018
 
 
+def layouts(kind=Record):
+    """Every layout of the package."""
+    for _, name, _ in pkgutil.walk_packages(netmem.__path__, "netmem."):
+        if not name.startswith(("netmem.cli", "netmem.lab.guest.programs")) and not name.endswith("__main__"):
+            importlib.import_module(name)
+    todo = kind.__subclasses__()
+    while todo:
+        layout = todo.pop()
+        todo += layout.__subclasses__()
+        yield layout
+
+
 def test_layouts_do_not_overlap():
-    for prefix in ("A_", "P_", "PS_"):
-        assert offsets(vars(layout), prefix)
-    assert len(offsets(vars(layout), "PS_")) == 11
-    words = {
-        name: value
-        for name, value in vars(tcb).items()
-        if isinstance(value, int) and name.isupper() and value < tcb.TCB_WORDS and "_" not in name[:2]
-        and not name.startswith(("CF_", "EK_", "CR_", "MAX_Q", "MAX_ADDR", "LAST_TIMER", "XS_", "ENTRY", "MASK"))
-    }
-    states = {"CLOSED", "LISTEN", "ESTABLISHED", "CLOSING", "TIME_WAIT", "LAST_ACK", "CLOSE_WAIT",
-              "SYN_SENT", "SYN_RECEIVED", "FIN_WAIT_1", "FIN_WAIT_2", "TCB_WORDS"}
-    used = [value for name, value in words.items() if name not in states]
-    assert len(used) == len(set(used))
-    with pytest.raises(AssertionError):
-        offsets({"X_A": 1, "X_B": 1}, "X_")
+    found = list(layouts())
+    assert len(found) > 20
+    for layout in found:
+        end = 0
+        for name, *_ in layout._fields_:
+            field = getattr(layout, name)
+            assert field.offset >= end, f"{layout.__name__}.{name}"
+            end = field.offset + field.size
+        assert end <= ctypes.sizeof(layout)
+        assert not ctypes.sizeof(layout) % 8, f"{layout.__name__}: the next of a table would not be aligned"
+    assert len(PoolStats._fields_) == 11
 
 
 def test_arenas_show_their_names():
     arena = Arena("pool:test", 10)
     assert "netmem:pool:test" in (Path("/proc/self/fd") / str(arena.fd)).readlink().name
-    publish_word(arena.mapping.address, -7)
-    assert read_word(arena.mapping.address) == arena.a[0] == -7
+    publish_word(arena.address, -7)
+    assert read_word(arena.address) == arena.words()[0] == -7
     arena.close()
     arena.close()
 

@@ -12,7 +12,6 @@ import pytest
 from conftest import NIC_MEMORY, make_provider, offer, payload, take
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip4
-from netmem.memory import layout as ly
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import RSS_KEY
 from netmem.testing import frames
@@ -31,8 +30,7 @@ def harvest(net, queue):
     batch = net.ours.dev.batch
     batch.clear()
     net.ours.driver.napi_poll(queue, 64, batch)
-    rows = batch.rows[: int(batch.meta[0])]
-    found = [(int(row[1]), int(row[5]), int(row[2])) for row in rows]
+    found = [(row.header_len, row.size, row.status) for row in batch.used()]
     net.ours.driver.rx_refill(queue, batch)
     return found
 
@@ -269,7 +267,7 @@ def test_a_missing_sync_delivers_old_bytes_on_a_bouncing_bus(network, memory, fo
     ours, theirs, _ = net.connect()
     pool = net.ours.dev.rx_queues[1].pool
     if forget:
-        pool.p[ly.P_SYNC_CPU] = 0  # as if nobody called page_pool_dma_sync_netmem_for_cpu()
+        pool.record.dma_sync_for_cpu = 0  # as if nobody called page_pool_dma_sync_netmem_for_cpu()
     data = payload(1000)
     theirs.send(data)
     net.until(lambda: ours.queued() == 1000)
@@ -283,7 +281,7 @@ def test_a_missing_sync_delivers_old_bytes_on_a_bouncing_bus(network, memory, fo
     # Device memory is never bounced: its user syncs, and the pool's call is a counted no-op.
     host_memory = memory in ("none", "pages")
     assert got == (bytes(1000) if forget and host_memory else data)
-    assert (pool.p[ly.PX_SYNC_CPU] > 0) == (host_memory and not forget)
+    assert (pool.record.counters.sync_cpu > 0) == (host_memory and not forget)
 
 
 @pytest.mark.parametrize(("nic", "memory"), NIC_MEMORY, indirect=["nic"])

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from conftest import make_provider
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.memory import kernels as k
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.dma import DmaDirection
+from netmem.memory.layout import Holder
 from netmem.memory.netmem import (
     net_iov_to_netmem,
     netmem_address,
@@ -32,6 +31,7 @@ from netmem.memory.page_pool import (
     PagePool,
     PagePoolParams,
 )
+from netmem.memory.ref import index_of
 
 BOTH = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV
 ALL = BOTH | PP_FLAG_ALLOW_UNREADABLE_NETMEM
@@ -138,7 +138,7 @@ def test_without_the_flag_a_bound_provider_is_ignored():
 
 @pytest.mark.parametrize(("size", "ring"), [(0, 1024), (5, 8), (512, 512), (100_000, 16384)])
 def test_ring_size_is_clamped_silently(size, ring):
-    assert int(make_pool(pool_size=size).p[ly.P_RING_MASK]) + 1 == ring
+    assert make_pool(pool_size=size).record.ring.mask + 1 == ring
 
 
 @pytest.mark.parametrize("memory", ["pages", "dmabuf", "none"])
@@ -194,9 +194,9 @@ def test_the_eleven_counters_follow_the_branches():
 
 def test_memory_of_another_node_is_waived():
     pool = make_pool(None)
-    pool.area.a[ly.A_NID] = 1
+    pool.area.record.nid = 1
     pool.put_netmem_bulk(pool.alloc_netmems(64))
-    pool.p[ly.P_NID] = 0
+    pool.record.nid = 0
     free = pool.area.free
     pool.alloc_netmems(1)
     assert pool.get_stats()["alloc_waive"] == 1
@@ -221,8 +221,8 @@ def test_put_of_what_is_not_held_is_refused():
     pool.put_netmem(ref)
     with pytest.raises(NetmemError, match=r"not held|double put"):
         pool.put_netmem(ref)
-    assert pool.p[ly.PX_DEAD] == 1
-    assert other.p[ly.PX_FOREIGN] == 1
+    assert pool.record.counters.dead == 1
+    assert other.record.counters.foreign == 1
     assert pool.outstanding() == 0
 
 
@@ -298,7 +298,7 @@ def test_pages_are_mapped_by_the_pool_and_unmapped_with_it():
     pool = make_pool(dev=device)
     assert list(device.maps.values()) == [(256 * 4096, DmaDirection.FROM_DEVICE, False)]
     refs = pool.alloc_netmems(2)
-    expected = [0x1000_0000 + 4096 * ((ref >> 1) & k.INDEX_MASK) for ref in refs.tolist()]
+    expected = [0x1000_0000 + 4096 * index_of(ref) for ref in refs.tolist()]
     assert pool.get_dma_addr_netmem(refs).tolist() == expected
     assert len(set(expected)) == 2
     pool.put_full_netmem(refs)
@@ -313,7 +313,7 @@ def test_sync_for_cpu_checks_its_range():
     pool = make_pool()
     ref = int(pool.alloc_netmems(1)[0])
     pool.dma_sync_netmem_for_cpu(ref, 0, 4096)
-    assert pool.p[ly.PX_SYNC_CPU_NOOP] == 1  # coherent: nothing to do
+    assert pool.record.counters.sync_cpu_noop == 1  # coherent: nothing to do
     for offset, size in ((0, 4097), (-1, 1), (4096, 1)):
         with pytest.raises(NetmemError):
             pool.dma_sync_netmem_for_cpu(ref, offset, size)
@@ -360,7 +360,7 @@ def test_pool_behaves_as_its_slow_twin(steps):
             if expected is None:
                 if not len(refs):
                     continue
-                slow.cache = [int(x) for x in pool.p[ly.P_CACHE : ly.P_CACHE + int(pool.p[ly.P_CACHE_N])]]
+                slow.cache = list(pool.record.alloc.cache[: pool.record.alloc.count])
             else:
                 assert refs.tolist() == [expected]
             slow.took(int(refs[0]))
@@ -376,14 +376,14 @@ def test_pool_behaves_as_its_slow_twin(steps):
                 pool.put_netmem(ref, allow_direct=direct)
                 if not slow.count[ref]:
                     held.remove(ref)
-    assert int(pool.p[ly.P_CACHE_N]) == len(slow.cache)
-    assert int(pool.p[ly.P_RING_TAIL] - pool.p[ly.P_RING_HEAD]) == len(slow.ring)
+    assert pool.record.alloc.count == len(slow.cache)
+    assert pool.record.ring.producer - pool.record.ring.consumer == len(slow.ring)
     assert pool.outstanding() == len(held)
-    assert int(pool.p[ly.P_RELEASED]) == slow.released
-    records = pool.area.records()
+    assert pool.record.pages_state_release_cnt == slow.released
+    netmems = pool.area.netmems()
     for ref in held:
-        assert records[(ref >> 1) & k.INDEX_MASK, ly.REC_REF] == slow.count[ref]
-        assert records[(ref >> 1) & k.INDEX_MASK, ly.REC_STATE] & 0xFF == ly.ST_DRIVER
+        assert netmems["pp_ref_count"][index_of(ref)] == slow.count[ref]
+        assert netmems["holder"][index_of(ref)] == Holder.DRIVER
 
 
 @given(st.lists(st.integers(1, 4096), max_size=60))
@@ -393,7 +393,7 @@ def test_fragments_never_overlap(sizes):
     for size in sizes:
         ref, offset = pool.alloc_netmem(size)
         assert ref
-        row = taken[(ref >> 1) & k.INDEX_MASK]
+        row = taken[index_of(ref)]
         assert offset + size <= 4096
         assert not row[offset : offset + size].any()
         row[offset : offset + size] = True

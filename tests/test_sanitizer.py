@@ -13,9 +13,10 @@ from netmem.contract import mutants
 from netmem.contract.rig import payload as bytes_of
 from netmem.contract.run import judge, plan
 from netmem.drivers.softnic import SoftnicDriver
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
+from netmem.memory.layout import Holder
 from netmem.memory.sanitizer import SanitizerError
+from netmem.memory.shadow import SHADOW_BYTES, History
 from netmem.testing import frames
 from netmem.testing.net import PORT
 from test_cli import Receiver
@@ -55,7 +56,7 @@ def test_double_put_names_both_puts():
         rf"before that: allocated \(pool {pool.id}\) by {ME}",
     )  # fmt: skip
     assert f"netmem {ref:#x}" in text
-    assert pool.p[ly.PX_DEAD] == 1
+    assert pool.record.counters.dead == 1
     assert pool.outstanding() == 0
 
 
@@ -101,7 +102,7 @@ class SyncsForTheDevice(mutants.NeverSyncs):
         got = super().napi_poll(queue, budget, batch)
         pool = self._rx[queue].pool
         for row in mutants.payload_rows(batch):
-            self.bus.sync_for_device(pool.get_dma_addr_netmem(int(row[mutants.B_NETMEM])), 64)
+            self.bus.sync_for_device(pool.get_dma_addr_netmem(row.netmem), 64)
         return got
 
 
@@ -113,7 +114,7 @@ class Unmaps(SoftnicDriver):
         pool = self._rx[queue].pool
         if got and queue == 1 and not hasattr(self, "done"):
             self.done = True
-            self.bus.dma_unmap(int(pool.p[ly.P_DMA]))
+            self.bus.dma_unmap(pool.record.dma)
         return got
 
 
@@ -161,7 +162,7 @@ def test_the_nic_writes_where_nothing_is_mapped(network):
     net = network(alone=True)
     net.bind(make_provider("dmabuf"))
     with sanitizer.collecting() as found:
-        net.ours.bus.dma_unmap(int(net.ours.dev.rx_queues[1].pool.p[ly.P_DMA]))
+        net.ours.bus.dma_unmap(net.ours.dev.rx_queues[1].pool.record.dma)
         net.wire.inject(frames.tcp(payload(1000)))
         net.run(2)
     leave(net)
@@ -194,17 +195,16 @@ def test_every_event_of_traffic_has_a_source(network, nic):
     message = ours.recvmsg_devmem()
     area = net.provider.area
     index = int(message.frags["frag_offset"][0]) >> 12
-    events = sanitizer.history(int(area.a[ly.A_TAG]) + (index << 1))
-    kinds = [int(word) & 0xFF for word in events[::2]]
-    assert kinds == [ly.ST_USER, ly.ST_BATCH, ly.ST_NIC]
-    assert all(int(word) >> 32 for word in events[::2])
+    history = History.nth(area.record.shadow + SHADOW_BYTES, index)
+    assert [event.kind for event in history.events] == [Holder.USER, Holder.BATCH, Holder.NIC]
+    assert all(event.site for event in history.events)
     ours.devmem_dontneed(message.frags["frag_token"])
 
 
 def test_off_there_is_no_shadow_and_the_plain_refusal():
     sanitizer.enable(False)
     pool = make_pool()
-    assert pool.area_a[ly.A_SHADOW] == pool.p[ly.P_SHADOW] == 0
+    assert pool.area.record.shadow == pool.record.synced == 0
     ref = int(pool.alloc_netmems(1)[0])
     pool.put_netmem(ref)
     with pytest.raises(NetmemError, match="not held from pool") as error:

@@ -420,7 +420,7 @@ def test_old_caches_are_pruned(tmp_path):
 COMPILE = """
 import sys
 from netmem.base import jit
-from netmem.memory import kernels as k
+from netmem.memory import calls as k
 import numpy as np
 if sys.argv[1] == "make":
     k.gather(0, np.zeros((1, 3), np.int64), 0, 0)

@@ -12,7 +12,6 @@ from conftest import make_provider, offer, payload
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.hw.softnic import regs as r
 from netmem.inet.tokens import FRAG
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.testing import frames
@@ -131,14 +130,13 @@ def test_linear_then_frags_on_a_bound_queue(network, nic):
     net.run(2)
     # What the NIC does not split stands behind the headers in the header buffer: short frames with the
     # 82576; with ours only as if it had a threshold.
-    hds = r.R_RXQ + r.RXQ_STRIDE + r.Q_HDS
     if nic == "softnic":
-        net.ours.nic.bar[hds] = r.HDS_ON | 5000 << 8
+        net.ours.nic.bar.rxq[1].hds = r.HDS_ON | 5000 << 8
     net.wire.inject(frames.tcp(b"linear bytes", seq=400, ack=iss))
     net.wire.inject(frames.tcp(b"more", seq=412, ack=iss))
     net.run(2)
     if nic == "softnic":
-        net.ours.nic.bar[hds] = r.HDS_ON
+        net.ours.nic.bar.rxq[1].hds = r.HDS_ON
     net.wire.inject(frames.tcp(payload(250), seq=416, ack=iss))
     net.run(2)
     first = sock.recvmsg_devmem()
@@ -198,11 +196,11 @@ def test_close_gives_every_token_back(connected):
     net, provider, ours, _ = connected()
     ours.recvmsg_devmem(5000)
     pool: PagePool = ours.pool()
-    posted = int(pool.p[ly.P_POSTED])
+    posted = pool.record.posted
     assert pool.outstanding() == posted + 7
     ours.close()
     net.run(3)
-    assert pool.outstanding() == int(pool.p[ly.P_POSTED]) == posted
+    assert pool.outstanding() == pool.record.posted == posted
     for call in (ours.recvmsg_devmem, lambda: ours.devmem_dontneed([1]), lambda: ours.send(b"x")):
         with pytest.raises(NetmemError) as error:
             call()

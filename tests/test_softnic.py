@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import payload
+from netmem.base.jit import kernel
+from netmem.base.record import address_of
 from netmem.hw.softnic import kernels, look
 from netmem.hw.softnic import regs as r
-from netmem.hw.softnic.state import D_NMAPS, D_WORDS
-from netmem.hw.wire import FRAME_CSUM_OK, FrameQueue
+from netmem.hw.softnic.state import DmaMap, NicState
+from netmem.hw.wire import Frame, FrameRow
 from netmem.memory import sanitizer
+from netmem.memory.ref import offset_of
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import RSS_KEY
 from netmem.testing import frames
@@ -34,11 +37,27 @@ def test_threshold_counts_the_whole_frame(network, size, split):
     assert header == (54 if split else 256)
 
 
+@kernel
+def hash_of(nic_at, ip, l4):
+    return look.rss_hash(NicState.at(nic_at), ip, l4)
+
+
+@kernel
+def copy_of(frame_at, offset, n, to):
+    kernels.payload_copy(FrameRow.at(frame_at), offset, n, to)
+
+
+@kernel
+def sum_of(frame_at):
+    return look.payload_sum(FrameRow.at(frame_at), 0)
+
+
+
 def test_toeplitz_matches_the_published_vectors(network):
     """The verification suite of the RSS specification, IPv4 with ports and without."""
     net = network(alone=True)
     net.settle()
-    d = net.ours.nic.d
+    at = net.ours.nic.at
     for src, dst, sport, dport, with_ports, without in (
         ("66.9.149.187", "161.142.100.80", 2794, 1766, 0x51CCC178, 0x323E8FC2),
         ("199.92.111.2", "65.69.140.83", 14230, 4739, 0xC626B0EA, 0xD718262A),
@@ -47,17 +66,18 @@ def test_toeplitz_matches_the_published_vectors(network):
         packet = frames.ipv4(frames.tcp_segment(sport=sport, dport=dport), src=src, dst=dst)
         memory = np.frombuffer(bytearray(packet), np.uint8)
         ip = memory.ctypes.data
-        assert look.rss_hash(d, ip, ip + 20) == with_ports
-        assert look.rss_hash(d, ip, 0) == without
+        assert hash_of(at, ip, ip + 20) == with_ports
+        assert hash_of(at, ip, 0) == without
 
 
 @given(st.binary(min_size=12, max_size=12))
 def test_toeplitz_table_agrees_with_the_definition(data):
-    d = np.zeros(D_WORDS, np.int64)
-    memory = np.frombuffer(RSS_KEY + bytes(8), np.uint8).copy()
-    look.toeplitz_table(d, memory.ctypes.data)
+    bar = r.Bar()
+    bar.rss_key[:] = list(RSS_KEY)
+    nic = NicState(bar=address_of(bar))
+    look.toeplitz_table(address_of(nic))
     packet = np.frombuffer(b"\x45" + bytes(11) + data, np.uint8).copy()
-    assert look.rss_hash(d, packet.ctypes.data, packet.ctypes.data + 20) == toeplitz(data)
+    assert hash_of(address_of(nic), packet.ctypes.data, packet.ctypes.data + 20) == toeplitz(data)
 
 
 def test_no_descriptor_holds_the_wire_then_drops_and_other_queues_go_on(network):
@@ -72,9 +92,9 @@ def test_no_descriptor_holds_the_wire_then_drops_and_other_queues_go_on(network)
     net.ours.bus.step(1000)
     assert net.ours.nic.is_paused()
     assert len(net.wire.rx) == 7
-    net.ours.bus.step(1000 + int(net.ours.nic.bar[r.R_PAUSE_NS]) - 1)
+    net.ours.bus.step(1000 + net.ours.nic.bar.pause_ns - 1)
     assert len(net.wire.rx) == 7
-    net.ours.bus.step(1000 + int(net.ours.nic.bar[r.R_PAUSE_NS]))
+    net.ours.bus.step(1000 + net.ours.nic.bar.pause_ns)
     assert len(net.wire.rx) == 0
     assert net.ours.driver.get_queue_stats(1)["rx_no_desc"] == 4
     assert len(harvest(net, 0)) == 3
@@ -101,7 +121,7 @@ def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
     net.wire.inject(frames.tcp(payload(100)))
     net.settle()
     assert net.ours.driver.get_ethtool_stats()["dma_fault"] == 1
-    assert net.ours.nic.bar[r.R_RXQ + r.Q_STATE] == r.STATE_FAULT
+    assert net.ours.nic.bar.rxq[0].state == r.QueueState.FAULT
     harvest(net, 0)
     with sanitizer.collecting() as trapped:
         net.ours.dev.watch.check()
@@ -110,14 +130,14 @@ def test_an_address_that_nobody_mapped_is_refused_and_reported(network):
 
 
 def test_translate_knows_ends_and_directions():
-    d, maps = np.zeros(D_WORDS, np.int64), np.zeros((4, 4), np.int64)
-    maps[0], maps[1] = (0x1000, 0x1000, 0x9000, 2), (0x4000, 0x100, 0x20000, 0)
-    d[D_NMAPS] = 2
-    assert kernels.translate(d, maps, 0x1000, 0x1000, 2) == 0x9000
-    assert kernels.translate(d, maps, 0x1800, 0x801, 2) == 0
-    assert kernels.translate(d, maps, 0xFFF, 1, 2) == 0
-    assert kernels.translate(d, maps, 0x1000, 1, 1) == 0  # mapped for the other direction
-    assert kernels.translate(d, maps, 0x4010, 1, 1) == 0x20010
+    nic = NicState(maps_used=2)
+    nic.maps[0], nic.maps[1] = DmaMap(0x1000, 0x1000, 0x9000, 2), DmaMap(0x4000, 0x100, 0x20000, 0)
+    at = address_of(nic)
+    assert kernels.host_address(at, 0x1000, 0x1000, 2) == 0x9000
+    assert kernels.host_address(at, 0x1800, 0x801, 2) == 0
+    assert kernels.host_address(at, 0xFFF, 1, 2) == 0
+    assert kernels.host_address(at, 0x1000, 1, 1) == 0  # mapped for the other direction
+    assert kernels.host_address(at, 0x4010, 1, 1) == 0x20010
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -127,19 +147,19 @@ def test_segmentation_on_receive_gives_frames_an_independent_parser_accepts(netw
         net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
     data = payload(5000)
     big = frames.ethernet(frames.ipv4(frames.tcp_segment(data, flags=0x18, options=TS, seq=100), ident=7))
-    net.wire.inject(big, flags=FRAME_CSUM_OK, gso=1448)
+    net.wire.inject(big, flags=Frame.CSUM_OK, gso=1448)
     net.settle()
     batch = net.ours.dev.batch
     batch.clear()
     net.ours.driver.napi_poll(0, 64, batch)
     pool = net.ours.dev.rx_queues[0].pool
     got = []
-    for row in batch.rows[: int(batch.meta[0])]:
-        header = ctypes.string_at(int(row[0]), int(row[1]))
+    for row in batch.used():
+        header = ctypes.string_at(row.header, row.header_len)
         body = b""
-        if row[5]:
-            at = pool.area.address + ((int(row[3]) >> 1 & 0x7FFFFFFF) << 12) + int(row[4])
-            body = ctypes.string_at(at, int(row[5]))
+        if row.size:
+            at = pool.area.address + offset_of(row.netmem, 12) + row.offset
+            body = ctypes.string_at(at, row.size)
         got.append(dpkt.ethernet.Ethernet(header + body))
     net.ours.driver.rx_refill(0, batch)
     assert [len(f.data.data.data) for f in got] == [1448, 1448, 1448, 656]
@@ -162,18 +182,18 @@ def test_payload_copy_and_sum_agree_with_slow_twins(sizes, offset, n):
     whole = b"".join(pieces)
     buffers = [np.frombuffer(bytearray(b"H" * 10 + piece if i == 0 else piece + b"?"), np.uint8)
                for i, piece in enumerate(pieces)]
-    queue = FrameQueue()
-    row = queue.rows[0]
-    row[0], row[1], row[11] = buffers[0].ctypes.data, 10 + sizes[0], 10
-    row[2], row[3], row[4], row[5] = buffers[1].ctypes.data, sizes[1], buffers[2].ctypes.data, sizes[2]
+    frame = FrameRow(
+        header=buffers[0].ctypes.data, header_len=10 + sizes[0], split=10, payload=buffers[1].ctypes.data,
+        payload_len=sizes[1], payload2=buffers[2].ctypes.data, payload2_len=sizes[2],
+    )  # fmt: skip
     out = np.zeros(4096, np.uint8)
     n = min(n, max(0, len(whole) - offset))
-    kernels.payload_copy(row, offset, n, out.ctypes.data)
+    copy_of(address_of(frame), offset, n, out.ctypes.data)
     assert out[:n].tobytes() == whole[offset : offset + n]
     assert not out[n:].any()
     padded = whole + b"\0" * (len(whole) % 2)
     expected = sum(int.from_bytes(padded[i : i + 2], "big") for i in range(0, len(padded), 2))
-    got = int(look.payload_sum(row, 0))
+    got = int(sum_of(address_of(frame)))
     assert got % 0xFFFF == expected % 0xFFFF
 
 

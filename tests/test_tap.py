@@ -17,7 +17,6 @@ import pytest
 
 from conftest import make_provider, need, payload, scaled, take
 from netmem.base.errors import NetmemError
-from netmem.hw.softnic.state import D_LANDED
 from netmem.hw.tap import TapWire, open_tap
 from netmem.hw.tap import kernels as tap
 from netmem.hw.wrap import FaultyWire, TraceWire
@@ -222,7 +221,7 @@ def test_the_kernel_sends(linux, host, offload, scatter, memory):
     merged = net.host.dev.batch.counters()["rx_merged_by_nic"]
     assert (merged > 0) == offload
     if offload and scatter and memory == "dmabuf":
-        assert net.host.nic.d[D_LANDED] > 0  # read straight into their buffers
+        assert net.host.nic.nic.landed > 0  # read straight into their buffers
 
 
 def test_the_kernel_sends_tiny_writes(linux):

@@ -1,20 +1,25 @@
-"""Arenas: one int64 array per object, in a named memfd, with named offsets.
+"""Arenas: the memory of one object's records, in a named memfd.
 
-Signed words, because unsigned arithmetic differs between compiled and uncompiled runs. A memfd's
-name shows in /proc/PID/fd, so a running process can be inspected without a socket left behind, and
-the memory goes with the process.
+A memfd's name shows in /proc/PID/fd, so a running process can be inspected without a socket left behind, and
+the memory goes with the process. Fields are signed, because unsigned arithmetic differs between compiled and
+uncompiled runs.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from netmem.base.record import Record
+
+R = TypeVar("R", bound=Record)
 
 Words = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -50,16 +55,24 @@ class Region:
         """The same memory as int64 words."""
         return self.bytes.view(np.int64)
 
+    def record(self, layout: type[R], offset: int = 0) -> R:
+        """A record in this memory, which it keeps."""
+        return layout.from_buffer(self._map, offset)
 
-class Arena:
-    """``words`` int64 words in a memfd named after what they are. ``a`` is the array."""
+    def table(self, layout: type[Record], offset: int, count: int) -> npt.NDArray[Any]:
+        """``count`` records as a structured array, which is for whole tables at once; it keeps the memory."""
+        return self.bytes[offset : offset + count * ctypes.sizeof(layout)].view(np.dtype(layout))
 
-    def __init__(self, name: str, words: int) -> None:
-        size = -(-words * 8 // PAGE_SIZE) * PAGE_SIZE
+
+class Arena(Region):
+    """At least ``size`` bytes, all zero, in a memfd named after what they hold."""
+
+    def __init__(self, name: str, size: int) -> None:
+        size = -(-size // PAGE_SIZE) * PAGE_SIZE
         self.name = name
         self.fd = memfd(name, size)
-        self.mapping = Region(self.fd, size)
-        self.a: Words = self.mapping.words()
+        super().__init__(self.fd, size)
+        self.a: Words = self.words()
 
     def close(self) -> None:
         """Close the descriptor; arrays that are still held stay valid."""

@@ -15,13 +15,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from netmem.base.arena import Words, memfd
+from netmem.base.record import Record
 from netmem.base.text import harmless
 
+R = TypeVar("R", bound=Record)
 PREFIX = "/memfd:netmem:board:"
 HEADER = 16  # sequence number, length
 TRIES, MOST = 100, 4 << 20  # bytes of a board
@@ -30,6 +33,7 @@ MOST_WORDS = 64 << 20  # of an arena
 
 # Files that say where what is read through /proc lies.
 LAYOUTS = (
+    "base/record.py",
     "memory/layout.py", "netdev/batch.py", "netdev/ring.py", "inet/tcp/tcb.py", "inet/tcp/receive.py",
     "inet/udp/kernels.py", "base/board.py",
 )  # fmt: skip
@@ -110,7 +114,9 @@ def _read(path: str) -> Any:
 
 
 def arena_words(pid: int, fd: int) -> Words:
-    """A copy of the words of another process's arena. OSError when it is gone, ValueError when it is none.
+    """A copy of another process's arena, for ``record_in`` and ``table_in``.
+
+    OSError when it is gone, ValueError when it is none.
 
     It is read, not mapped: the other process may cut it short at any moment.
     """
@@ -128,3 +134,13 @@ def arena_words(pid: int, fd: int) -> Words:
         return words
     finally:
         os.close(copy)
+
+
+def record_in(words: Words, layout: type[R], offset: int = 0) -> R:
+    """A record in a copy of an arena, ``offset`` bytes from its start. ValueError when it does not fit."""
+    return layout.from_buffer_copy(words.data, offset)
+
+
+def table_in(words: Words, layout: type[Record], offset: int, count: int) -> npt.NDArray[Any]:
+    """``count`` records in a copy of an arena, as a structured array. ValueError when they do not fit."""
+    return np.frombuffer(words.data, np.dtype(layout), count, offset)

@@ -2,86 +2,63 @@
 
 from __future__ import annotations
 
+from netmem.base.arena import Words
 from netmem.base.formats import TCP_CSUM, TCP_SEQ, csum_fold
 from netmem.base.jit import kernel
-from netmem.base.native import (
-    load64,
-    load_acquire,
-    load_be16,
-    load_be32,
-    memcpy,
-    store64,
-    store_be16,
-    store_be32,
-    store_release,
-)
-from netmem.drivers.igb.regs import RXD_DD
-from netmem.hw.softnic.regs import (
-    RXD_HASH,
-    RXD_HDR,
-    RXD_STATUS,
-    RXS_DD,
-    RXS_EOP,
-    RXS_L3_OK,
-    RXS_L4_OK,
-    RXS_SPH,
-)
-from netmem.memory.kernels import pp_alloc, pp_alloc_bulk, pp_io_address, pp_put, pp_put_bulk
-from netmem.memory.layout import P_DMA, P_HOST, P_POSTED
-from netmem.netdev.ring import (
-    L_HNETMEM,
-    L_HOFFSET,
-    L_NETMEM,
-    L_OFFSET,
-    S_HEAD,
-    S_MASK,
-    S_RING,
-    S_SLOTS,
-    S_TAIL,
-    SLOT_WORDS,
-)
+from netmem.base.native import load_be16, load_be32, memcpy, store_be16, store_be32, store_release
+from netmem.base.record import address_of
+from netmem.drivers.igb.kernels import rx_desc, rx_word
+from netmem.drivers.igb.regs import Rxd
+from netmem.hw.softnic.regs import RXD_STATUS, Rxs
+from netmem.hw.softnic.regs import RxDesc as SoftDesc
+from netmem.memory import calls
+from netmem.memory.kernels import pp_alloc, pp_io_address, pp_put
+from netmem.memory.layout import PoolRecord
+from netmem.netdev.ring import RxRingRecord, slot_of
 
 TCP_AT = 34  # Ethernet and IPv4 headers before it
 
 
 @kernel
-def pool_rounds(p, a, refs, rounds):
+def pool_rounds(at: int, refs: Words, rounds: int) -> int:
     """``rounds`` times: allocate ``len(refs)`` netmems in a bulk, put them in a bulk."""
     n = refs.shape[0]
     for _ in range(rounds):
-        pp_alloc_bulk(p, a, refs, n)
-        pp_put_bulk(p, a, refs, n, True)
+        calls.alloc_bulk(at, refs, n)
+        calls.put_bulk(at, refs, n, True)
     return n * rounds
 
 
 @kernel
-def pool_singles(p, a, refs, rounds):
+def pool_singles(at: int, refs: Words, rounds: int) -> int:
     """The same one netmem at a time, as a driver's refill does."""
-    n = refs.shape[0]
+    n, pool = refs.shape[0], PoolRecord.at(at)
     for _ in range(rounds):
         for i in range(n):
-            refs[i] = pp_alloc(p, a)
+            refs[i] = pp_alloc(pool)
         for i in range(n):
-            pp_put(p, a, refs[i], True)
+            pp_put(pool, refs[i], True)
     return n * rounds
 
 
 @kernel
-def complete(q, hp, at, n, template, hlen, size, seq):
-    """Complete ``n`` descriptors from ``at`` with in-order segments of ``size`` bytes."""
+def complete(ring_at: int, at: int, n: int, template: int, hlen: int, size: int, seq: int) -> int:
+    """Complete ``n`` descriptors of the software NIC from ``at`` with in-order segments of ``size`` bytes."""
+    ring = RxRingRecord.at(ring_at)
+    pool = PoolRecord.at(ring.header_pool)
     for i in range(n):
-        desc = q[S_RING] + ((at + i) & q[S_MASK]) * 32
-        header = hp[P_HOST] + load64(desc + 8 * RXD_HDR) - hp[P_DMA]
+        desc = SoftDesc.nth(ring.desc, (at + i) & ring.mask)
+        header = pool.host + desc.header - pool.dma
         memcpy(header, template, hlen)
         store_be32(header + TCP_AT + TCP_SEQ, seq + i * size)
-        store64(desc + 8 * RXD_HASH, 0)
-        status = RXS_DD | RXS_EOP | RXS_SPH | RXS_L3_OK | RXS_L4_OK
-        store_release(desc + 8 * RXD_STATUS, status | hlen << 16 | size << 32)
+        desc.hash = 0
+        status = Rxs.DD | Rxs.EOP | Rxs.SPH | Rxs.L3_OK | Rxs.L4_OK
+        store_release(address_of(desc) + RXD_STATUS, status | hlen << 16 | size << 32)
     return at + n
 
 
 @kernel
-def number_segments(base, n, record, seq, size):
+def number_segments(base: int, n: int, record: int, seq: int, size: int) -> None:
     """Number ``n`` length-prefixed frames from ``seq`` and mend their TCP checksums (RFC 1624)."""
     for i in range(n):
         tcp = base + i * record + 4 + TCP_AT
@@ -94,19 +71,19 @@ def number_segments(base, n, record, seq, size):
 
 
 @kernel
-def recycle(q, p, hp):
+def recycle(ring_at: int) -> int:
     """Take whatever the 82576 completed and post the same buffers again; descriptors taken."""
-    ring, mask = q[S_RING], q[S_MASK]
-    at, tail = q[S_HEAD], q[S_TAIL]
+    ring = RxRingRecord.at(ring_at)
+    pool, header_pool = PoolRecord.at(ring.pool), PoolRecord.at(ring.header_pool)
+    at, tail = ring.next_to_clean, ring.next_to_use
     first = at
-    while at < tail and load_acquire(ring + (at & mask) * 16 + 8) & RXD_DD != 0:
+    while at < tail and rx_word(ring, at) & Rxd.DD != 0:
         at += 1
-    while tail < at + mask:
-        slot = S_SLOTS + (tail & mask) * SLOT_WORDS
-        desc = ring + (tail & mask) * 16
-        store64(desc, pp_io_address(p, q[slot + L_NETMEM]) + q[slot + L_OFFSET])
-        store64(desc + 8, pp_io_address(hp, q[slot + L_HNETMEM]) + q[slot + L_HOFFSET])
+    while tail < at + ring.mask:
+        slot, desc = slot_of(ring, tail), rx_desc(ring, tail)
+        desc.packet = pp_io_address(pool, slot.netmem) + slot.offset
+        desc.header = pp_io_address(header_pool, slot.header_netmem) + slot.header_offset
         tail += 1
-    q[S_HEAD], q[S_TAIL] = at, tail
-    p[P_POSTED] = tail - at
+    ring.next_to_clean, ring.next_to_use = at, tail
+    pool.posted = tail - at
     return at - first

@@ -20,7 +20,6 @@ from netmem.base.clock import MonotonicClock
 from netmem.cli import kernels as ck
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
-from netmem.hw.wire import FQ_HEAD, FQ_TAIL
 from netmem.inet.tcp import tcb as T
 from netmem.lab.local import pair
 from netmem.memory import sanitizer
@@ -121,7 +120,7 @@ def pool(times: int) -> dict[str, Figure | None]:
     def in_kernel(kernel: Callable[..., int]) -> float:
         rounds = 50_000
         start = time.perf_counter_ns()
-        n = kernel(made.p, made.area_a, refs, rounds)
+        n = kernel(made.at, refs, rounds)
         return (time.perf_counter_ns() - start) / n
 
     def from_python() -> float:
@@ -198,19 +197,19 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     stack, v, c = ours.stack, ours.stack.tcp.v, 0
     assert isinstance(ours.driver, SoftnicDriver)
     mem = ours.driver._rx[1]
-    wire = ours.nic.wire.tx.state
+    wire = ours.nic.wire.tx.record
     options = bytes.fromhex("0101080a") + v[c, T.TS_RECENT].to_bytes(4, "big") + bytes(4)
     header = frames.tcp(
         b"", sport=v[c, T.PORTS] >> 16, dport=PORT, ack=v[c, T.SND_NXT], options=options, window=512
     )
     header = header[:16] + (52 + SEGMENT).to_bytes(2, "big") + header[18:]  # IP total length
     template = np.frombuffer(header, np.uint8).copy()
-    at = int(mem.q[2])
+    at = mem.record.next_to_clean
 
     def batch(n: int) -> int:
         nonlocal at
         seq = v[c, T.RCV_NXT]
-        at = ck.complete(mem.q, mem.hp, at, n, template.ctypes.data, len(header), SEGMENT, seq)
+        at = ck.complete(mem.at, at, n, template.ctypes.data, len(header), SEGMENT, seq)
         start = time.perf_counter_ns()
         stack.poll()
         frags = sock.recvmsg_devmem(max_frags=n).frags
@@ -219,7 +218,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
         if len(frags) != n:
             raise RuntimeError(f"{len(frags)} of {n} packets came through")
         ours.bus.step(clock.now())
-        wire[FQ_HEAD] = wire[FQ_TAIL]
+        wire.head = wire.tail
         ours.bus.step(clock.now())
         return spent
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip4
+from netmem.base.record import clear
 from netmem.cli import kernels as ck
 from netmem.cli.measure import Figure
 from netmem.drivers.igb import IgbDriver
@@ -24,8 +25,7 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.qemu import QemuHost
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import TcpDataSplit
-from netmem.netdev.ring import S_DRIVER, S_MASK, S_TAIL
-from netmem.netdev.tx import SLOT_BYTES, T_HEAD, T_SLOTS, T_TAIL, TX_ROWS, X_FLAGS, X_HLEN
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
 from netmem.testing import frames
 from netmem.testing.wire import StreamPackets
 
@@ -162,18 +162,18 @@ def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> f
     small = (frames.MAC_THEIRS + frames.MAC_OURS + b"\x88\xb5").ljust(ACK_BYTES, b"\0")
 
     def send() -> None:
-        if tx.mv[T_TAIL] - tx.mv[T_HEAD] < TX_ROWS:
-            r = tx.mv[T_TAIL] % TX_ROWS
-            ctypes.memmove(tx.mv[T_SLOTS] + r * SLOT_BYTES, small, ACK_BYTES)
-            tx.rows[r] = 0
-            tx.rows[r, X_HLEN], tx.rows[r, X_FLAGS] = ACK_BYTES, 0
-            tx.meta[T_TAIL] += 1
+        if tx.record.filled - tx.record.completed < TX_ROWS:
+            n, row = tx.record.filled, tx.row(tx.record.filled)
+            ctypes.memmove(tx.record.slots + n % TX_ROWS * SLOT_BYTES, small, ACK_BYTES)
+            clear(row)
+            row.header_len = ACK_BYTES
+            tx.record.filled += 1
 
     def run() -> float:
         taken, sent, start = 0, 0.0, 0.0
         deadline = time.monotonic() + LIMIT_S
         while taken < packets:
-            got = ck.recycle(ring.q, ring.p, ring.hp)
+            got = ck.recycle(ring.at)
             if not got:
                 if time.monotonic() > deadline:
                     raise NetmemError(errno.ETIMEDOUT, f"{taken} of {packets} packets came")
@@ -182,9 +182,9 @@ def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> f
                 continue
             start = start or time.monotonic()
             taken += got
-            if ring.qv[S_TAIL] - ring.qv[S_DRIVER] >= DOORBELL:
-                ring.q[S_DRIVER] = ring.qv[S_TAIL]
-                host.bus.post32(driver.regs.offset("RDT"), ring.qv[S_TAIL] & ring.qv[S_MASK])
+            if ring.record.next_to_use - ring.record.tail >= DOORBELL:
+                ring.record.tail = ring.record.next_to_use
+                host.bus.post32(driver.regs.offset("RDT"), ring.record.next_to_use & ring.record.mask)
             while taken * acks - sent >= 1:
                 sent += 1
                 send()

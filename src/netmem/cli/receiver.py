@@ -18,8 +18,7 @@ from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tokens import DevmemMessage
 from netmem.lab.device import Device, open_device
-from netmem.memory.kernels import gather
-from netmem.memory.layout import A_TAG, P_PER
+from netmem.memory.calls import gather
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider, check_size
@@ -203,13 +202,13 @@ class Receiver:
 
     def driver_can_read(self) -> bool:
         """netmem_address() of the payload: what the driver would see."""
-        return netmem_address(int(self.pools[0].area.a[A_TAG])) is not None
+        return netmem_address(self.pools[0].area.record.tag) is not None
 
     def level(self) -> float:
         """Part of the payload memory that can still be received into, 0 to 1."""
         assert self.device is not None
         have = sum(self.device.dev.available(i) for i in self.bound)
-        total = {id(pool.area): pool.area.count * int(pool.p[P_PER]) for pool in self.pools}
+        total = {id(pool.area): pool.area.count * pool.record.buffers_per_netmem for pool in self.pools}
         return min(1.0, have / sum(total.values()))
 
     def wait(self, timeout: float) -> bool:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from netmem.base.arena import Region
 from netmem.base.errors import NetmemError
+from netmem.base.record import publish
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic import regs as r
-from netmem.memory import layout as ly
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import (
@@ -24,29 +24,14 @@ from netmem.memory.page_pool import (
     PagePool,
     PagePoolParams,
 )
-from netmem.netdev.batch import (
-    B_HLEN,
-    B_HNETMEM,
-    B_LEN,
-    B_LINLEN,
-    B_NETMEM,
-    B_OFFSET,
-    B_OWN,
-    B_SIZE,
-    B_SLOT,
-    B_STATUS,
-    M_ROWS,
-    RX_SPLIT,
-    RxBatch,
-)
+from netmem.memory.ref import offset_of
+from netmem.netdev.batch import Rx, RxBatch, RxRow
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import QueueConfig, RingParams, TcpDataSplit
-from netmem.netdev.ring import L_NETMEM, S_HDRLEN, S_MASK, S_SLOTS, SLOT_WORDS
 from netmem.netdev.rx import RxRing
-from netmem.netdev.tx import T_HEAD, T_SENT, T_TAIL, TX_NETMEM, TX_ROWS, X_FLAGS, X_PAY
+from netmem.netdev.tx import Tx
 
 BREAKS: dict[str, str] = {}
-INDEX = 0x7FFFFFFF
 
 
 def breaks(requirement: str) -> Any:
@@ -84,9 +69,9 @@ def flags_by_split(on: int, off: int) -> type[RxRing]:
     return Ring
 
 
-def payload_rows(batch: RxBatch) -> list[Any]:
+def payload_rows(batch: RxBatch) -> list[RxRow]:
     """Rows with payload in a buffer of its own."""
-    return [row for row in batch.rows[: int(batch.meta[M_ROWS])] if row[B_NETMEM] and row[B_SIZE]]
+    return [row for row in batch.used() if row.netmem and row.size]
 
 
 # -- R1 -------------------------------------------------------------------------------------------
@@ -116,7 +101,7 @@ class PoolForShow(SoftnicDriver):
             self._shown = ring.pool
             params = dataclasses.replace(ring.pool.params, netdev=None)
             ring.pool = PagePool(params)
-            ring.p, ring.a = ring.pool.p, ring.pool.area_a
+            ring.record.pool = ring.pool.at
             self._shown.alloc_netmems(16)
         return ring
 
@@ -127,8 +112,8 @@ class NeverReturns(SoftnicDriver):
 
     def queue_mem_free(self, mem: RxRing) -> None:
         if mem.pool.provider is not None:
-            slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
-            slots[:, L_NETMEM] = 0
+            for i in range(mem.desc.size):
+                mem.slot(i).netmem = 0
         super().queue_mem_free(mem)
 
 
@@ -147,7 +132,7 @@ class SplitNotProgrammed(SoftnicDriver):
     """Accepts the setting, and never tells the device."""
 
     def queue_start(self, mem: RxRing, queue: int) -> None:
-        mem.q[S_HDRLEN] = 0
+        mem.record.header_len = 0
         super().queue_start(mem, queue)
 
 
@@ -159,9 +144,9 @@ class SplitStuck(SoftnicDriver):
         super().queue_start(mem, queue)
         self._was_on = getattr(self, "_was_on", False) or mem.split
         if self._was_on and not mem.split:
-            mem.q[S_HDRLEN] = 256
-            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDRLEN, 256)
-            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDS, r.HDS_ON)
+            mem.record.header_len = 256
+            publish(self.bus.regs.rxq[queue], "header_len", 256)
+            publish(self.bus.regs.rxq[queue], "hds", r.HDS_ON)
 
 
 @breaks("R2")
@@ -171,7 +156,7 @@ class ThresholdIgnored(SoftnicDriver):
     def queue_start(self, mem: RxRing, queue: int) -> None:
         super().queue_start(mem, queue)
         if mem.split:
-            self._reg(r.R_RXQ + r.RXQ_STRIDE * queue + r.Q_HDS, r.HDS_ON)
+            publish(self.bus.regs.rxq[queue], "hds", r.HDS_ON)
 
 
 # -- R3 -------------------------------------------------------------------------------------------
@@ -182,11 +167,10 @@ class FreesPages(SoftnicDriver):
     """Gives the ring's buffers back with the page call."""
 
     def queue_mem_free(self, mem: RxRing) -> None:
-        slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
-        for slot in slots[:8]:
-            if slot[L_NETMEM]:
-                mem.pool.put_full_page(int(slot[L_NETMEM]))
-                slot[L_NETMEM] = 0
+        for slot in (mem.slot(i) for i in range(8)):
+            if slot.netmem:
+                mem.pool.put_full_page(slot.netmem)
+                slot.netmem = 0
         super().queue_mem_free(mem)
 
 
@@ -205,10 +189,9 @@ class LosesTheTag(SoftnicDriver):
     """Keeps a buffer as if it were an address: the area is cut off when it is given back."""
 
     def queue_mem_free(self, mem: RxRing) -> None:
-        slots = mem.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: mem.desc.size]
-        if slots[0, L_NETMEM]:
+        if mem.slot(0).netmem:
             try:
-                mem.pool.put_full_netmem(int(slots[0, L_NETMEM]) & 0xFFFFFFFE)
+                mem.pool.put_full_netmem(mem.slot(0).netmem & 0xFFFFFFFE)
             except NetmemError:
                 self.lost = True
         super().queue_mem_free(mem)
@@ -269,10 +252,9 @@ class Prefetches(SoftnicDriver):
 
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         got = super().napi_poll(queue, budget, batch)
-        ring = self._rx[queue]
+        pool = self._rx[queue].pool.record
         for row in payload_rows(batch):
-            at = ((int(row[B_NETMEM]) >> 1) & INDEX) << int(ring.p[ly.P_SHIFT])
-            ctypes.string_at(int(ring.p[ly.P_HOST]) + at + int(row[B_OFFSET]), 1)
+            ctypes.string_at(pool.host + offset_of(row.netmem, pool.shift) + row.offset, 1)
         return got
 
 
@@ -283,7 +265,7 @@ class TrustsTheAddress(SoftnicDriver):
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         got = super().napi_poll(queue, budget, batch)
         for row in payload_rows(batch):
-            self.last_seen = netmem_address(int(row[B_NETMEM])) + int(row[B_OFFSET])  # type: ignore[operator]
+            self.last_seen = netmem_address(row.netmem) + row.offset  # type: ignore[operator]
         return got
 
 
@@ -305,11 +287,11 @@ class IgnoresTheMissBit(SoftnicDriver):
 
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         got = super().napi_poll(queue, budget, batch)
-        for row in batch.rows[: int(batch.meta[M_ROWS])]:
-            if self._rx[queue].split and row[B_HNETMEM] and not row[B_STATUS] & RX_SPLIT:
-                row[B_HLEN] = min(int(row[B_HLEN]), 66)
-                row[B_LINLEN] = 0
-                row[B_LEN] = row[B_OWN] = int(row[B_SIZE])
+        for row in batch.used():
+            if self._rx[queue].split and row.header_netmem and not row.status & Rx.SPLIT:
+                row.header_len = min(row.header_len, 66)
+                row.linear_len = 0
+                row.len = row.own_len = row.size
         return got
 
 
@@ -324,7 +306,7 @@ class SyncsByItself(SoftnicDriver):
         got = super().napi_poll(queue, budget, batch)
         pool = self._rx[queue].pool
         for row in payload_rows(batch):
-            self.bus.sync_for_cpu(pool.get_dma_addr_netmem(int(row[B_NETMEM])), int(row[B_SIZE]))
+            self.bus.sync_for_cpu(pool.get_dma_addr_netmem(row.netmem), row.size)
         return got
 
 
@@ -336,7 +318,7 @@ class SyncsForTheWrongSide(SoftnicDriver):
         got = super().napi_poll(queue, budget, batch)
         pool = self._rx[queue].pool
         for row in payload_rows(batch):
-            self.bus.sync_for_device(pool.get_dma_addr_netmem(int(row[B_NETMEM])), 64)
+            self.bus.sync_for_device(pool.get_dma_addr_netmem(row.netmem), 64)
         return got
 
 
@@ -357,11 +339,11 @@ class NeverSyncs(SoftnicDriver):
     @staticmethod
     def _silence(mem: RxRing) -> None:
         """Undo what its kernel's sync did: copy, counters, and the sanitiser's marks."""
-        shadow = int(mem.p[ly.P_SHADOW])
-        if shadow:
-            mem.p[shadow : shadow + mem.pool.area.count] = 0
+        pool = mem.pool.record
+        if pool.synced:
+            ctypes.memset(pool.synced, 0, 8 * pool.count)
         if mem.split:
-            mem.p[ly.P_BOUNCE] = mem.p[ly.PX_SYNC_CPU] = mem.p[ly.PX_SYNC_CPU_NOOP] = 0
+            pool.bounce = pool.counters.sync_cpu = pool.counters.sync_cpu_noop = 0
 
 
 # -- R7 -------------------------------------------------------------------------------------------
@@ -395,23 +377,18 @@ class PostsTwice(SoftnicDriver):
         ring = self._rx.get(queue)
         if ring is None:
             return
-        rows = [row.copy() for row in batch.rows[: int(batch.meta[M_ROWS])]]
-        before = {int(row[B_SLOT]): self._slot(ring, int(row[B_SLOT])).copy() for row in rows}
-        taken = [int(row[B_SLOT]) for row in rows if row[B_NETMEM] == 0 and row[B_SIZE]]
+        rows = batch.used()
+        before = {row.slot: ring.slot(row.slot).netmem for row in rows}
+        taken = [row.slot for row in rows if row.netmem == 0 and row.size]
         self.count = getattr(self, "count", 0) + len(taken)
         if taken and self.count > 20 and not getattr(self, "done", False):
             # As if it had overlooked that the stack took this one: it stays in its slot.
             slot = taken[0]
-            for row in batch.rows[: int(batch.meta[M_ROWS])]:
-                if int(row[B_SLOT]) == slot:
-                    row[B_NETMEM] = before[slot][L_NETMEM]
+            for row in batch.used():
+                if row.slot == slot:
+                    row.netmem = before[slot]
             self.done = True
         super().rx_refill(queue, batch)
-
-    @staticmethod
-    def _slot(ring: RxRing, slot: int) -> Any:
-        at = S_SLOTS + (slot & ring.qv[S_MASK]) * SLOT_WORDS
-        return ring.q[at : at + SLOT_WORDS]
 
 
 @breaks("R7")
@@ -421,7 +398,7 @@ class ForgetsAReference(SoftnicDriver):
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         got = super().napi_poll(queue, budget, batch)
         for row in payload_rows(batch)[:1]:
-            self._rx[queue].pool.ref_netmem(int(row[B_NETMEM]))
+            self._rx[queue].pool.ref_netmem(row.netmem)
         return got
 
 
@@ -431,11 +408,11 @@ class PutsWhatTheStackHas(SoftnicDriver):
 
     def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
         got = super().napi_poll(queue, budget, batch)
-        self._seen = [int(row[B_NETMEM]) for row in payload_rows(batch)]
+        self._seen = [row.netmem for row in payload_rows(batch)]
         return got
 
     def rx_refill(self, queue: int, batch: RxBatch) -> None:
-        left = {int(row[B_NETMEM]) for row in batch.rows[: int(batch.meta[M_ROWS])]}
+        left = {row.netmem for row in batch.used()}
         gone = [ref for ref in getattr(self, "_seen", []) if ref not in left]
         self._seen = []
         super().rx_refill(queue, batch)
@@ -452,8 +429,8 @@ class _Transmits(SoftnicDriver):
     def payload_rows(self) -> list[int]:
         """I/O addresses of the device memory that waits to be sent."""
         tx = self.dev.tx
-        rows = [tx.rows[n % TX_ROWS] for n in range(tx.mv[T_SENT], tx.mv[T_TAIL])]
-        return [int(row[X_PAY]) for row in rows if row[X_FLAGS] & TX_NETMEM]
+        rows = (tx.row(n) for n in range(tx.record.sent, tx.record.filled))
+        return [row.payload for row in rows if row.flags & Tx.NETMEM]
 
 
 @breaks("TX1")
@@ -484,7 +461,7 @@ class CompletesEarly(_Transmits):
     def xmit(self) -> None:
         super().xmit()
         tx = self.dev.tx
-        tx.meta[T_HEAD] = tx.meta[T_SENT]
+        tx.record.completed = tx.record.sent
 
 
 # -- TX2 ------------------------------------------------------------------------------------------

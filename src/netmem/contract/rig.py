@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from netmem.base.arena import Words
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.inet.socket import TcpSocket
 from netmem.lab.qemu import bar_memory
-from netmem.memory import layout as ly
+from netmem.memory.layout import Holder
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
@@ -30,7 +29,7 @@ from netmem.memory.page_pool import (
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
-from netmem.netdev.batch import RxBatch
+from netmem.netdev.batch import RxBatch, RxRow
 from netmem.netdev.driver import TcpDataSplit
 from netmem.testing.net import Network
 
@@ -163,7 +162,7 @@ class Rig:
         if self.is_transmit(call, io, caller):
             return
         for pool in self.payload_pools():
-            start = int(pool.p[ly.P_DMA])
+            start = pool.record.dma
             if start <= io < start + pool.area.size and not caller.startswith("netmem.memory"):
                 self.note("R6", f"{caller} calls {call}() on payload ({length} bytes at {io:#x})")
 
@@ -176,15 +175,17 @@ class Rig:
             if pool.page_calls:
                 self.note("R3", f"{pool.page_calls} page calls on payload; their netmem twins are due")
         for pool in self.dev.page_pools:
-            p = pool.p
-            if p[ly.PX_FOREIGN]:
-                self.note("R3", f"{int(p[ly.PX_FOREIGN])} references given to a pool are not its own")
-            if p[ly.PX_DEAD]:
-                self.note("R7", f"{int(p[ly.PX_DEAD])} netmems were put that nobody held")
-            records = pool.area.records() if pool in payload and p[ly.P_PER] == 1 else np.zeros((0, 4), int)
-            extra = (records[:, ly.REC_STATE] & 0xFF == ly.ST_NIC) & (records[:, ly.REC_REF] > 1)
-            if extra.any():
-                self.note("R7", f"the driver has {int(extra.sum())} references too many to posted netmems")
+            counters = pool.record.counters
+            if counters.foreign:
+                self.note("R3", f"{counters.foreign} references given to a pool are not its own")
+            if counters.dead:
+                self.note("R7", f"{counters.dead} netmems were put that nobody held")
+            if pool in payload and pool.record.buffers_per_netmem == 1:
+                netmems = pool.area.netmems()
+                extra = (netmems["holder"] == Holder.NIC) & (netmems["pp_ref_count"] > 1)
+                if extra.any():
+                    many = int(extra.sum())
+                    self.note("R7", f"the driver has {many} references too many to posted netmems")
         inodes = {os.fstat(pool.provider.fd if pool.provider else pool._page_fd()).st_ino: pool
                   for pool in payload if pool.provider is None or pool.provider.fd >= 0}  # fmt: skip
         for inode, length, caller in self.mapped.values():
@@ -205,7 +206,7 @@ class Rig:
         """After traffic: does the driver keep netmems of its own?"""
         pool = self.dev.rx_queues[QUEUE].pool
         assert pool is not None
-        kept = pool.outstanding() - int(pool.p[ly.P_POSTED]) - tokens
+        kept = pool.outstanding() - pool.record.posted - tokens
         if kept > IDLE_HOLD:
             self.note("R7", f"the driver keeps {kept} netmems that are neither posted nor in use")
 
@@ -237,12 +238,12 @@ class Rig:
             self.net.provider, self.net.binding = self.provider, self.dev.bind_rx([QUEUE], self.provider)
         self.net.steer(PORT, QUEUE)
 
-    def rows(self, *frames: bytes) -> list[Words]:
+    def rows(self, *frames: bytes) -> list[RxRow]:
         """Receive frames: the batch's rows, in order, as copies. Nothing is taken from the driver."""
-        got: list[Words] = []
+        got: list[RxRow] = []
 
         def capture(batch: RxBatch, queue: int, available: int) -> None:
-            got.extend(row.copy() for row in batch.rows[: int(batch.meta[0])])
+            got.extend(RxRow.from_buffer_copy(row) for row in batch.used())
 
         for frame in frames:
             self.net.wire.inject(frame)  # type: ignore[call-arg, unused-ignore]
@@ -291,14 +292,14 @@ class Rig:
         area = self.provider.area
         if area.free == area.count:
             return None
-        states = area.records()[:, ly.REC_STATE] & 0xFF
-        in_ring = int((states == ly.ST_NIC).sum())
+        holders = area.netmems()["holder"]
+        in_ring = int((holders == Holder.NIC).sum())
         hoard = next((note for note in self.notes if note[0] == "R7"), None)
         if hoard:
             return hoard
         if in_ring:
             return "R1", f"{in_ring} netmems in the ring never came back after the queue was unbound"
-        held = int((states > ly.ST_RING).sum())
+        held = int((holders > Holder.RING).sum())
         return "R7", f"{held} netmems never came back: the driver still has references to them"
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

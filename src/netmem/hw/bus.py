@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from netmem.base.arena import PAGE_SIZE, Region, Words, memfd
+from netmem.base.arena import PAGE_SIZE, Region, memfd
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.hw.softnic.regs import Bar
 
 # enum dma_data_direction, as plain numbers: this room knows nothing of the one above it.
 TO_DEVICE, FROM_DEVICE = 1, 2
@@ -58,7 +59,7 @@ class Bus(Protocol):
 class WordBus(Bus, Protocol):
     """A bus whose registers are 64-bit words in shared memory: the software NIC's."""
 
-    regs: Words
+    regs: Bar
 
     def doorbell(self) -> None:
         """Tell the device that rings or registers changed, if it sleeps."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Words
+from netmem.base.arena import Bytes
 from netmem.base.formats import ETH_HLEN
+from netmem.base.record import address_of
 from netmem.hw.softnic.kernels import frame_render
-from netmem.hw.softnic.look import look
-from netmem.hw.softnic.regs import BAR_WORDS
-from netmem.hw.softnic.state import D_WORDS
-from netmem.hw.wire import F_HLEN, F_SEEN, F_TOTAL
+from netmem.hw.softnic.look import look_at
+from netmem.hw.softnic.regs import Bar
+from netmem.hw.softnic.state import NicState
+from netmem.hw.wire import FrameRow
 
 FRAME_ROOM = 1 << 17
 
@@ -57,20 +59,22 @@ class PlainFrames:
     """Frames as plain bytes: what was left to segmentation and checksum offload is cut and completed."""
 
     def __init__(self) -> None:
-        self._d: Words = np.zeros(D_WORDS, np.int64)
-        self._bar: Words = np.zeros(BAR_WORDS, np.int64)
+        self._bar = Bar()
+        self._nic = NicState(bar=address_of(self._bar))
+        self._frame = FrameRow()
         self._out: Bytes = np.zeros(FRAME_ROOM, np.uint8)
 
-    def of(self, row: Words) -> list[bytes]:
+    def of(self, frame: FrameRow) -> list[bytes]:
         """The frames that a frame row stands for; none for one that was taken back."""
-        if row[F_HLEN] < ETH_HLEN:
+        if frame.header_len < ETH_HLEN:
             return []
-        row = row.copy()
-        if not row[F_SEEN]:
-            look(self._d, self._bar, row)
+        at, out = address_of(self._frame), self._out.ctypes.data
+        ctypes.pointer(self._frame)[0] = frame  # a copy: the frame itself is not looked at yet
+        if not frame.seen:
+            look_at(address_of(self._nic), at)
         frames, done = list[bytes](), 0
-        while not frames or done < row[F_TOTAL]:
-            length, payload = frame_render(row, self._out.ctypes.data, len(frames), done)
+        while not frames or done < self._frame.total:
+            length, payload = frame_render(at, out, len(frames), done)
             frames.append(self._out[:length].tobytes())
             done += int(payload)
         return frames

@@ -7,54 +7,89 @@ host address; whoever produces it keeps the memory until the frame was taken.
 
 from __future__ import annotations
 
-from typing import Protocol
+import ctypes
+import enum
+from collections.abc import Iterator
+from typing import Annotated, Protocol
 
-import numpy as np
+from netmem.base.jit import inline_kernel
+from netmem.base.record import Items, Record, clear, field_offset, i64
 
-from netmem.base.arena import Words
-
-# A frame row, FRAME_WORDS words.
-FRAME_WORDS = 24
-F_HDR = 0  # first piece: at least all headers
-F_HLEN = 1
-F_PAY = 2
-F_PLEN = 3
-F_PAY2 = 4
-F_P2LEN = 5
-F_FLAGS = 6
-F_GSO = 7  # payload bytes of a segment, 0: one frame
-F_NDESC = 8  # transmit descriptors behind the frame, 0 when it came from outside
-F_TXQ = 9
-# Filled by the receiving NIC when it first looks at the frame.
-F_SEEN = 10
-F_SPLIT = 11  # header bytes
-F_L3 = 12  # offset of the IP header, 0: not IP
-F_L4 = 13  # offset of the TCP or UDP header, 0: neither
-F_QUEUE = 14
-F_HASH = 15
-F_STATUS = 16  # checksum bits for the descriptor
-F_TOTAL = 17  # payload bytes
-F_DONE = 18  # payload bytes delivered
-F_SEGS = 19  # segments delivered
-
-FRAME_CSUM_OK = 1  # checksum known good, or the sender's memory is trusted (virtio DATA_VALID)
-FRAME_NEEDS_CSUM = 2  # checksum still to be filled in (virtio NEEDS_CSUM)
-
-# A queue's state words.
-FQ_HEAD = 0  # frames taken
-FQ_TAIL = 8  # frames offered
 FQ_FRAMES = 256
 
 
+class Frame(enum.IntEnum):
+    """Bits of FrameRow.flags."""
+
+    CSUM_OK = 1  # checksum known good, or the sender's memory is trusted (virtio DATA_VALID)
+    NEEDS_CSUM = 2  # checksum still to be filled in (virtio NEEDS_CSUM)
+
+
+class FrameRow(Record):
+    """A frame on its way. Its pieces are host addresses and their bytes."""
+
+    header: i64  # first piece: at least all headers
+    header_len: i64
+    payload: i64
+    payload_len: i64
+    payload2: i64
+    payload2_len: i64
+    flags: i64  # Frame bits
+    gso_size: i64  # payload bytes of a segment, 0: one frame
+    descriptors: i64  # transmit descriptors behind the frame, 0 when it came from outside
+    txq: i64
+    # Filled by the receiving NIC when it first looks at the frame.
+    seen: i64
+    split: i64  # header bytes
+    l3: i64  # offset of the IP header, 0: not IP
+    l4: i64  # offset of the TCP or UDP header, 0: neither
+    queue: i64
+    hash: i64
+    status: i64  # checksum bits for the descriptor
+    total: i64  # payload bytes
+    done: i64  # payload bytes delivered
+    segments: i64  # segments delivered
+    _unused: Annotated[Items[int], ctypes.c_int64 * 4]
+
+
+class FrameQueueRecord(Record):
+    """A ring of frame rows; head and tail run on, on cache lines of their own."""
+
+    head: i64  # frames taken
+    rows: i64  # address of FrameRow 0
+    _head: Annotated[Items[int], ctypes.c_int64 * 6]
+    tail: i64  # frames offered
+    _tail: Annotated[Items[int], ctypes.c_int64 * 7]
+
+
+FQ_HEAD = field_offset(FrameQueueRecord, "head")
+FQ_TAIL = field_offset(FrameQueueRecord, "tail")
+
+
+@inline_kernel
+def frame_of(queue: FrameQueueRecord, n: int) -> FrameRow:
+    """The ``n``-th frame ever."""
+    return FrameRow.nth(queue.rows, n & (FQ_FRAMES - 1))
+
+
 class FrameQueue:
-    """Frames on their way in one direction: a ring of rows with free-running head and tail."""
+    """Frames on their way in one direction: ``record``, ``at`` its address, and the rows behind it."""
 
     def __init__(self) -> None:
-        self.state: Words = np.zeros(16, np.int64)
-        self.rows: Words = np.zeros((FQ_FRAMES, FRAME_WORDS), np.int64)
+        self._rows = (FrameRow * FQ_FRAMES)()
+        self.record = FrameQueueRecord(rows=ctypes.addressof(self._rows))
+        self.at = ctypes.addressof(self.record)
 
     def __len__(self) -> int:
-        return int(self.state[FQ_TAIL] - self.state[FQ_HEAD])
+        return self.record.tail - self.record.head
+
+    def row(self, n: int) -> FrameRow:
+        """The ``n``-th frame ever."""
+        return self._rows[n % FQ_FRAMES]
+
+    def waiting(self) -> Iterator[FrameRow]:
+        """The frames that were not taken, in order."""
+        return (self.row(n) for n in range(self.record.head, self.record.tail))
 
     def room(self) -> int:
         """Frames that can still be offered."""
@@ -66,11 +101,11 @@ class FrameQueue:
         """Add one frame by address; False when the queue is full."""
         if not self.room():
             return False
-        row = self.rows[int(self.state[FQ_TAIL]) % FQ_FRAMES]
-        row[:] = 0
-        row[F_HDR], row[F_HLEN], row[F_PAY], row[F_PLEN] = hdr, hlen, pay, plen
-        row[F_FLAGS], row[F_GSO] = flags, gso
-        self.state[FQ_TAIL] += 1
+        frame = self.row(self.record.tail)
+        clear(frame)
+        frame.header, frame.header_len, frame.payload, frame.payload_len = hdr, hlen, pay, plen
+        frame.flags, frame.gso_size = flags, gso
+        self.record.tail += 1
         return True
 
 
@@ -79,7 +114,8 @@ class Wire(Protocol):
 
     rx: FrameQueue
     tx: FrameQueue
-    # A wire with an attribute ``scatter`` (words) leaves reading frames to the NIC: see TapWire.
+    tap: int
+    """Address of the TapRecord of a wire that leaves reading frames to the NIC (``TapWire``), else 0."""
 
     def exchange(self, now: int) -> bool:
         """Move frames between the queues and what lies behind them; True when any moved."""
@@ -93,6 +129,8 @@ class Wire(Protocol):
 
 class CableEnd:
     """One end of a cable: what this NIC sends is what the other receives."""
+
+    tap = 0
 
     def __init__(self, rx: FrameQueue, tx: FrameQueue) -> None:
         self.rx, self.tx = rx, tx

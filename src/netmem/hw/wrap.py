@@ -10,37 +10,27 @@ from collections.abc import Callable
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Words
+from netmem.base.arena import Bytes
 from netmem.hw.faults import FRAME_ROOM, Faults, PlainFrames
-from netmem.hw.wire import (
-    F_FLAGS,
-    F_GSO,
-    F_HLEN,
-    F_P2LEN,
-    F_PLEN,
-    FQ_FRAMES,
-    FQ_HEAD,
-    FQ_TAIL,
-    FrameQueue,
-    Wire,
-)
+from netmem.hw.wire import FQ_FRAMES, Frame, FrameQueue, FrameRow, Wire
 
 
-def summary(row: Words) -> str:
+def summary(frame: FrameRow) -> str:
     """A frame's metadata in a few words."""
-    size = int(row[F_HLEN] + row[F_PLEN] + row[F_P2LEN])
-    text = f"{size} bytes"
-    if row[F_GSO]:
-        text += f", segments of {int(row[F_GSO])}"
-    if row[F_FLAGS]:
-        text += ", checksum " + ("good" if row[F_FLAGS] & 1 else "to be made")
+    text = f"{frame.header_len + frame.payload_len + frame.payload2_len} bytes"
+    if frame.gso_size:
+        text += f", segments of {frame.gso_size}"
+    if frame.flags:
+        text += ", checksum " + ("good" if frame.flags & Frame.CSUM_OK else "to be made")
     return text
 
 
 class WatchedWire:
-    """Shows what passes: ``see(direction, row)`` with "in" or "out" for each frame."""
+    """Shows what passes: ``see(direction, frame)`` with "in" or "out" for each frame."""
 
-    def __init__(self, wire: Wire, see: Callable[[str, Words], None]) -> None:
+    tap = 0
+
+    def __init__(self, wire: Wire, see: Callable[[str, FrameRow], None]) -> None:
         self._wire, self._see = wire, see
         self.rx, self.tx = wire.rx, wire.tx
         self._seen = [0, 0]
@@ -52,9 +42,9 @@ class WatchedWire:
         return moved
 
     def _look(self, n: int, direction: str, queue: FrameQueue) -> None:
-        tail = int(queue.state[FQ_TAIL])
-        for at in range(max(self._seen[n], int(queue.state[FQ_HEAD])), tail):
-            self._see(direction, queue.rows[at % FQ_FRAMES])
+        tail = queue.record.tail
+        for at in range(max(self._seen[n], queue.record.head), tail):
+            self._see(direction, queue.row(at))
         self._seen[n] = tail
 
     def filenos(self) -> list[int]:
@@ -69,7 +59,7 @@ class TraceWire(WatchedWire):
     """Says what passes: ``say(direction, text)`` with "in" or "out" for each frame."""
 
     def __init__(self, wire: Wire, say: Callable[[str, str], None]) -> None:
-        super().__init__(wire, lambda direction, row: say(direction, summary(row)))
+        super().__init__(wire, lambda direction, frame: say(direction, summary(frame)))
 
 
 WAITING = 4 * FQ_FRAMES  # frames that are held back, before no more are taken
@@ -104,6 +94,8 @@ class FaultyWire:
     that a reordered frame takes longer.
     """
 
+    tap = 0
+
     def __init__(
         self, wire: Wire, seed: int = 0, *, loss: float = 0, duplicate: float = 0, reorder: float = 0,
         damage: float = 0, late: int = 2_000_000,
@@ -129,13 +121,12 @@ class FaultyWire:
     def _take(self, way: _Way, now: int) -> bool:
         queue, moved = way.source, False
         while len(queue) and len(way.waiting) < WAITING:
-            row = queue.rows[int(queue.state[FQ_HEAD]) % FQ_FRAMES]
-            for frame in self._plain.of(row):
+            for frame in self._plain.of(queue.row(queue.record.head)):
                 for copy in self.chances.copies(frame):
                     due = now + (self._late if self.chances.carried() else 0)
                     heapq.heappush(way.waiting, (due, self._order, copy))
                     self._order += 1
-            queue.state[FQ_HEAD] += 1
+            queue.record.head += 1
             moved = True
         return moved
 

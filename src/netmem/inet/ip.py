@@ -14,7 +14,11 @@ from netmem.base.formats import ETH_ZLEN, ND_ADVERT, ND_SOLICIT, ip, ip_from, ip
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp import tcb as T
-from netmem.netdev.batch import (
+from netmem.memory.ref import offset_of
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.device import NetDevice
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
+from netmem.netdev.words import (
     B_HDR,
     B_HLEN,
     B_MORE,
@@ -22,16 +26,10 @@ from netmem.netdev.batch import (
     B_OFFSET,
     B_POOL,
     B_SIZE,
-    RxBatch,
-)
-from netmem.netdev.device import NetDevice
-from netmem.netdev.tx import (
-    SLOT_BYTES,
     T_HEAD,
     T_HOST,
     T_IO,
     T_TAIL,
-    TX_ROWS,
     X_HLEN,
     X_PAY,
     X_PLEN,
@@ -172,8 +170,7 @@ class Ip:
                 pool = self.dev.pools[int(row[B_POOL])]
                 if pool.is_unreadable() or len(frame) + int(row[B_SIZE]) > FRAME_MAX:
                     return b""
-                index = (int(row[B_NETMEM]) >> 1) & 0x7FFFFFFF
-                at = pool.area.address + (index << pool.area.shift) + int(row[B_OFFSET])
+                at = pool.area.address + offset_of(int(row[B_NETMEM]), pool.area.shift) + int(row[B_OFFSET])
                 frame += ctypes.string_at(at, int(row[B_SIZE]))
             if row[B_MORE] < 0:
                 return frame

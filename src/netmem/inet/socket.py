@@ -23,7 +23,6 @@ from netmem.inet.tokens import (
     pool_of,
 )
 from netmem.inet.zerocopy import Completions, as_ranges
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 
@@ -168,7 +167,7 @@ class TcpSocket:
             out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._stack, handle)
             n = rx.frags_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.at, handle,
                 pool.binding_id, out, bufsize,
             )
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
@@ -217,10 +216,10 @@ class TcpSocket:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
             got = rx.copy_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.p, pool.area_a, handle,
+                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.at, handle,
                 array.ctypes.data + done, len(array) - done, linear_only,
             )
-            if pool.pv[ly.P_RELEASE_N]:
+            if pool.record.released:
                 pool.flush()
             done += int(got)
             if not got:

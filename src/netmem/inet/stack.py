@@ -26,10 +26,10 @@ from netmem.inet.tcp.machine import Tcp
 from netmem.inet.udp import Udp, UdpSocket
 from netmem.inet.udp.kernels import udp_batch
 from netmem.inet.zerocopy import Zerocopy
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
-from netmem.netdev.batch import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, KIND_UDP, RxBatch
+from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
+from netmem.netdev.words import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, KIND_UDP
 
 BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
 SERVICE_NS = 5 * MS
@@ -147,10 +147,10 @@ class Stack:
             if pool is None:
                 continue
             at = T.G_CREDIT + T.CR_WORDS * queue.index
-            total = pool.area.count * int(pool.p[ly.P_PER])
+            total = pool.area.count * pool.record.buffers_per_netmem
             g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
             g[at + T.CR_OOO] = min(total // 4, 2048)
-            g[at + T.CR_TOTAL] = total // max(int(pool.p[ly.P_SHARE]), 1)
+            g[at + T.CR_TOTAL] = total // max(pool.record.share, 1)
             g[at + T.CR_GRANT] = min(16, total // 4 // self.tcp.config.connections)
             g[at + T.CR_POOL] = g[at + T.CR_HPOOL] = 0
             for handle, known in self.dev.pools.items():
@@ -159,9 +159,9 @@ class Stack:
                 elif known.params.queue_idx == queue.index and known.destroyed_at is None:
                     if known.provider is None:  # the queue's other live pool is of its header buffers
                         g[at + T.CR_HPOOL] = handle
-                        g[at + T.CR_HHOST] = int(known.p[ly.P_HOST])
-                        g[at + T.CR_HSHIFT] = int(known.p[ly.P_SHIFT])
-            g[at + T.CR_HOST], g[at + T.CR_SHIFT] = int(pool.p[ly.P_HOST]), int(pool.p[ly.P_SHIFT])
+                        g[at + T.CR_HHOST] = known.record.host
+                        g[at + T.CR_HSHIFT] = known.record.shift
+            g[at + T.CR_HOST], g[at + T.CR_SHIFT] = pool.record.host, pool.record.shift
             g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 

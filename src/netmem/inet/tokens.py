@@ -11,7 +11,6 @@ import numpy.typing as npt
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp import receive as rx
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 
@@ -74,7 +73,7 @@ def pool_of(stack: Stack, handle: int) -> PagePool:
     """A pool by the handle that travels with its buffers; the sanitiser notes who asks."""
     pool = stack.dev.pools[handle]
     if sanitizer.ON:
-        sanitizer.called(pool.area_a)
+        sanitizer.called(pool.area.record)
     return pool
 
 
@@ -82,7 +81,7 @@ class Tokens:
     """A socket's token table; grows as tokens are held."""
 
     def __init__(self, capacity: int = 1024) -> None:
-        self._arena = Arena("tcp:tokens", rx.TK_SLOTS + 3 * capacity)
+        self._arena = Arena("tcp:tokens", 8 * (rx.TK_SLOTS + 3 * capacity))
         self.a: Words = self._arena.a
         self.v = self.a.data  # the same words as plain ints
         self._lay_out(capacity, 0)
@@ -102,7 +101,7 @@ class Tokens:
             return
         spare = self.a[int(self.a[rx.TK_STACK]) :][:free].copy()
         new = min(2 * max(capacity, n), MAX_TOKENS)
-        before, self._arena = self._arena, Arena("tcp:tokens", rx.TK_SLOTS + 3 * new)
+        before, self._arena = self._arena, Arena("tcp:tokens", 8 * (rx.TK_SLOTS + 3 * new))
         used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
         self.a = self._arena.a
         self.v = self.a.data
@@ -139,8 +138,8 @@ class Tokens:
             if not handle:
                 break
             pool = pool_of(stack, handle)
-            freed += rx.tokens_back(tcp.g, tcp.t, c, self.a, tokens, n, pool.p, pool.area_a, handle)
-            if pool.pv[ly.P_RELEASE_N]:
+            freed += rx.tokens_back(tcp.g, tcp.t, c, self.a, tokens, n, pool.at, handle)
+            if pool.record.released:
                 pool.flush()
             n = self.v[rx.TK_DUE + 1]
         if freed and not stack.dev.running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from netmem.base.arena import Words
-from netmem.base.board import arena_words, boards, layout
+from netmem.base.board import arena_words, boards, layout, record_in, table_in
 from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.inet.udp import kernels as uk
-from netmem.memory import layout as ly
+from netmem.memory.layout import AreaRecord, Holder, NetmemRecord
+from netmem.memory.ref import ref_of
 
-HOLDERS = {
-    ly.ST_DRIVER: "driver",
-    ly.ST_NIC: "ring slot",
-    ly.ST_BATCH: "received batch",
-    ly.ST_TX: "transmit in flight",
+HOLDERS: dict[int, str] = {
+    Holder.DRIVER: "driver",
+    Holder.NIC: "ring slot",
+    Holder.BATCH: "received batch",
+    Holder.TX: "transmit in flight",
 }
 
 
@@ -50,16 +52,16 @@ def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
     areas = {pool["area"]: pool for pool in [*board["pools"], *board["tx"]]}
     now = time.monotonic_ns()
     for fd, pool in areas.items():
-        a = arena_words(pid, fd)
-        count, shift, tag = (int(a[at]) for at in (ly.A_COUNT, ly.A_SHIFT, ly.A_TAG))
-        records = a[ly.A_REC : ly.A_REC + ly.REC_WORDS * count].reshape(-1, ly.REC_WORDS).copy()
-        states = records[:, ly.REC_STATE] & 0xFF
+        words = arena_words(pid, fd)
+        area = record_in(words, AreaRecord)
+        netmems = table_in(words, NetmemRecord, ctypes.sizeof(AreaRecord), area.count)
+        holders = netmems["holder"]
         groups: dict[tuple[str, str], list[int]] = {}
-        for index in np.flatnonzero((states > ly.ST_RING) & (records[:, ly.REC_REF] > 0)).tolist():
-            key = named.get(tag + (index << 1)) or (HOLDERS.get(int(states[index]), "stack"), "")
+        for index in np.flatnonzero((holders > Holder.RING) & (netmems["pp_ref_count"] > 0)).tolist():
+            key = named.get(ref_of(area.tag, index)) or (HOLDERS.get(int(holders[index]), "stack"), "")
             groups.setdefault(key, []).append(index)
         for (holder, who), held in sorted(groups.items()):
-            times = records[held, ly.REC_TIME]
+            times = netmems["changed"][held]
             ages = ((now - times[times > 0]) / 1e9).round(6).tolist()
             yield {
                 "pid": pid,
@@ -68,7 +70,7 @@ def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "holder": holder,
                 "who": who,
                 "count": len(held),
-                "bytes": len(held) << shift,
+                "bytes": len(held) << area.shift,
                 "oldest": max(ages, default=None),
                 "youngest": min(ages, default=None),
             }

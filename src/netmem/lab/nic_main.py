@@ -15,7 +15,6 @@ from netmem.base.errors import NetmemError
 from netmem.base.privileges import drop_capabilities
 from netmem.hw.process import Control, close_all, raise_file_limit
 from netmem.hw.softnic.model import SoftNic
-from netmem.hw.softnic.regs import R_ITR_NS
 from netmem.hw.tap import TapWire
 from netmem.hw.wire import cable
 from netmem.inet.tcp import tcb as T
@@ -99,7 +98,7 @@ class NicProcess:
         self.nic = SoftNic(
             args.bar_fd, args.irq_fd, self.end.wire, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
         )
-        self.nic.bar[R_ITR_NS] = ITR_NS
+        self.nic.bar.itr_ns = ITR_NS
         self.epoll = select.epoll()
         self.end.register(self.epoll)
         self.epoll.register(self.control.sock.fileno(), select.EPOLLIN)

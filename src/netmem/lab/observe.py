@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 from typing import Any
 
 import numpy as np
 
-from netmem.base.arena import Words, offsets
-from netmem.base.board import arena_words, boards, layout
+from netmem.base.arena import Words
+from netmem.base.board import arena_words, boards, layout, record_in, table_in
 from netmem.base.formats import endpoint, ip_number
+from netmem.base.record import items
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp import tcb as T
 from netmem.inet.udp import kernels as uk
+from netmem.memory.layout import AreaRecord, NetmemRecord, PoolRecord
 from netmem.memory.page_pool import accounts
-from netmem.netdev import ring
-from netmem.netdev.batch import M_COUNTERS, NETDEV_COUNTERS
+from netmem.netdev.batch import BatchRecord
+from netmem.netdev.ring import RxRingRecord
 
 log = logging.getLogger("netmem.observe")
-
-RING_COUNTERS = {
-    name: at for name, at in offsets(vars(ring), "S_").items() if ring.S_PACKETS <= at < ring.S_DRIVER
-}
 
 
 def observe(pid: int | None = None) -> list[dict[str, Any]]:
@@ -47,13 +46,15 @@ def observe(pid: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
-def _words(pid: int, fd: int) -> Words:
-    return arena_words(pid, fd)
+def _accounts(pool: Words, area: Words) -> dict[str, int]:
+    head = record_in(area, AreaRecord)
+    netmems = table_in(area, NetmemRecord, ctypes.sizeof(AreaRecord), head.count)
+    return accounts(record_in(pool, PoolRecord), head, netmems)
 
 
 def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
     pools = {
-        pool["id"]: {**pool, **accounts(_words(pid, pool["words"]), _words(pid, pool["area"]))}
+        pool["id"]: {**pool, **_accounts(arena_words(pid, pool["words"]), arena_words(pid, pool["area"]))}
         for pool in board["pools"]
     }
     for pool in pools.values():
@@ -62,13 +63,13 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
     for queue in board["queues"]:
         counters = {}
         if queue["ring"] >= 0:
-            words = _words(pid, queue["ring"])
-            counters = {name: int(words[at]) for name, at in RING_COUNTERS.items()}
+            ring = record_in(arena_words(pid, queue["ring"]), RxRingRecord)
+            counters = items(ring.counters)
         queues.append(
             {"id": queue["id"], "provider": queue["provider"], **counters, "pool": pools.get(queue["pool"])}
         )
     in_use = {queue["pool"] for queue in board["queues"]}
-    batch = _words(pid, board["batch"])
+    batch = record_in(arena_words(pid, board["batch"]), BatchRecord)
     device = {
         "pid": pid,
         **{name: board[name] for name in ("name", "driver", "mtu", "running", "present", "link", "ring")},
@@ -79,10 +80,10 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
             pool for pool in pools.values() if pool["id"] not in in_use and pool["provider"]
         ],
         "sockets": [],
-        "counters": {name: int(batch[M_COUNTERS + at]) for name, at in NETDEV_COUNTERS.items()},
+        "counters": items(batch.counters),
     }
     if board["stack"]:
-        words = _words(pid, board["stack"]["globals"])
+        words = arena_words(pid, board["stack"]["globals"])
         device["tcp"] = {name: int(words[T.G_COUNTERS + at]) for name, at in T.TCP_COUNTERS.items()}
         table = arena_words(pid, board["stack"]["table"])
         rows = table[: int(words[T.G_ROWS]) * T.TCB_WORDS].reshape(-1, T.TCB_WORDS)

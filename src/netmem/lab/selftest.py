@@ -13,21 +13,27 @@ from netmem.base import folders, jit
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip
+from netmem.base.record import address_of
 from netmem.drivers.igb import kernels as igb
+from netmem.drivers.igb.regs import IgbTxRing
 from netmem.hw.faults import PlainFrames
 from netmem.hw.gve.steering import Steering
 from netmem.hw.tap.kernels import VNET_BYTES
 from netmem.hw.tap.wire import TapWire
-from netmem.hw.wire import F_HDR, F_HLEN, FRAME_WORDS
+from netmem.hw.wire import FrameRow
 from netmem.inet.neighbour import arp_request
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import output as o
 from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp import tcb as T
 from netmem.lab.local import LocalHost, pair
+from netmem.memory.layout import PoolRecord
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
+from netmem.netdev.batch import RxBatch
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.ring import RxRingRecord
+from netmem.netdev.tx import TxQueueRecord
 
 SIZE = 100_000
 PORT = 7
@@ -51,11 +57,16 @@ def selftest() -> None:
 
 def _compile_igb() -> None:
     """The igb driver's kernels on rings that hold nothing: an 82576 is not needed to compile them."""
-    words, rows = np.zeros(64, np.int64), np.zeros((1, 64), np.int64)
-    igb.igb_rx(words, words, words, words, words, rows, 0)
-    igb.igb_refill(words, words, words, words, words)
-    igb.igb_pending(words)
-    igb.igb_xmit(words, words, rows)
+    nothing, batch, queue = PoolRecord(), RxBatch(1), TxQueueRecord()
+    at = address_of(nothing)
+    rx = RxRingRecord(pool=at, header_pool=at, mask=-1)  # room for no descriptor
+    igb.igb_rx(address_of(rx), batch.at, 0)
+    igb.igb_refill(address_of(rx))
+    igb.igb_pending(address_of(rx))
+    tx = IgbTxRing()
+    tx.ring.queue = address_of(queue)
+    igb.igb_xmit(address_of(tx))
+    batch.arena.close()
 
 
 def compile_frames() -> None:
@@ -67,8 +78,7 @@ def compile_frames() -> None:
     ip4 = b"\x45" + bytes(8) + b"\x06" + bytes(10)
     frame = bytes(12) + b"\x08\x00" + ip4 + bytes(12) + b"\x50" + bytes(100)
     data = np.frombuffer(frame, np.uint8)
-    row = np.zeros(FRAME_WORDS, np.int64)
-    row[F_HDR], row[F_HLEN] = data.ctypes.data, len(data)
+    row = FrameRow(header=data.ctypes.data, header_len=len(data))
     Steering(1).see(row)
     PlainFrames().of(row)
 

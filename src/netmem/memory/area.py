@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import weakref
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
-from netmem.memory import layout as ly
 from netmem.memory import sanitizer
-from netmem.memory.shadow import shadow_words
+from netmem.memory.layout import AreaRecord, NetmemRecord
+from netmem.memory.ref import AREA_SHIFT, indexes_of
+from netmem.memory.shadow import shadow_bytes
 
 # Area ids are to netmem what page frame numbers are to the kernel: one number space for the
 # process, so that netmem_address() needs nothing but the reference. Nothing else lives here.
@@ -27,7 +31,7 @@ class Area:
     """``count`` netmems of ``1 << shift`` bytes each (struct net_iov_area, or a run of pages).
 
     ``address`` is where the memory is mapped in this process, 0 when it is not; ``net_iov`` says
-    which kind of reference the pieces get. ``arena`` holds reference count, state and time of each.
+    which kind of reference the pieces get. ``arena`` holds ``record`` and one NetmemRecord for each piece.
     """
 
     def __init__(
@@ -38,25 +42,24 @@ class Area:
             self.id = next(_ids) & 0xFFFF
         self.name, self.count, self.shift = name, count, shift
         self.net_iov, self.address = net_iov, address
-        stack = ly.A_REC + ly.REC_WORDS * count
-        shadow = stack + count
-        self.arena = Arena(f"area:{self.id}:{name}", shadow + (shadow_words(count) if sanitizer.ON else 0))
-        a = self.arena.a
-        a[ly.A_ID], a[ly.A_COUNT], a[ly.A_SHIFT] = self.id, count, shift
-        a[ly.A_TAG] = self.id << 32 | int(net_iov)
-        a[ly.A_NID] = nid
-        a[ly.A_STACK] = stack
-        a[ly.A_SHADOW] = shadow if sanitizer.ON else 0
-        a[stack : stack + count] = np.arange(count - 1, -1, -1)
-        a[ly.A_FREE] = count
+        netmems = ctypes.sizeof(AreaRecord)
+        stack = netmems + count * ctypes.sizeof(NetmemRecord)
+        shadow = stack + 8 * count
+        extra = shadow_bytes(count) if sanitizer.ON else 0
+        self.arena = Arena(f"area:{self.id}:{name}", shadow + extra)
+        self.at = self.arena.address
+        self.record = self.arena.record(AreaRecord)
+        self.record.id, self.record.count, self.record.shift = self.id, count, shift
+        self.record.tag = self.id << AREA_SHIFT | int(net_iov)
+        self.record.nid = nid
+        self.record.netmems, self.record.free_stack = self.at + netmems, self.at + stack
+        self.record.shadow = self.at + shadow if sanitizer.ON else 0
+        self._stack: Words = self.arena.bytes[stack:shadow].view(np.int64)
+        self._stack[:] = np.arange(count - 1, -1, -1)
+        self.record.free = count
         _areas[self.id] = self
         if sanitizer.ON:
-            sanitizer.shadows[self.id] = a
-
-    @property
-    def a(self) -> Words:
-        """The arena's words."""
-        return self.arena.a
+            sanitizer.shadowed[self.id] = self.record
 
     @property
     def size(self) -> int:
@@ -66,30 +69,29 @@ class Area:
     @property
     def free(self) -> int:
         """Netmems that no pool holds."""
-        return int(self.a[ly.A_FREE])
+        return self.record.free
 
-    def records(self) -> Words:
-        """The per-netmem records, shape (count, 4): reference count, state, time, unused."""
-        return self.a[ly.A_REC : ly.A_REC + ly.REC_WORDS * self.count].reshape(-1, ly.REC_WORDS)
+    def netmems(self) -> npt.NDArray[Any]:
+        """The NetmemRecords as a structured array of shape (count,)."""
+        return self.arena.table(NetmemRecord, ctypes.sizeof(AreaRecord), self.count)
 
     def take(self, n: int) -> Words:
         """Up to ``n`` free netmems as references, the lowest index first from a fresh area."""
-        free = int(self.a[ly.A_FREE])
+        free = self.record.free
         n = min(n, free)
-        at = int(self.a[ly.A_STACK]) + free
-        index = self.a[at - n : at][::-1].copy()
-        self.a[ly.A_FREE] = free - n
-        return self.a[ly.A_TAG] + (index << 1)
+        index = self._stack[free - n : free][::-1].copy()
+        self.record.free = free - n
+        return self.record.tag + (index << 1)
 
     def give(self, refs: Words) -> None:
-        """Put netmems back on the free stack."""
-        index = (refs >> 1) & 0x7FFFFFFF
-        at = int(self.a[ly.A_STACK] + self.a[ly.A_FREE])
-        self.a[at : at + len(index)] = index
-        self.a[ly.A_FREE] += len(index)
+        """Put netmems back on the free stack; what somebody gives twice may find no room."""
+        free = self.record.free
+        refs = refs[: self.count - free]
+        self._stack[free : free + len(refs)] = indexes_of(refs)
+        self.record.free = free + len(refs)
 
     def close(self) -> None:
         """Forget the area; references to it resolve to nothing."""
         _areas.pop(self.id, None)
-        sanitizer.shadows.pop(self.id, None)
+        sanitizer.shadowed.pop(self.id, None)
         self.arena.close()

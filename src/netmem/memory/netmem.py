@@ -12,17 +12,12 @@ from typing import NewType
 
 from netmem.base.errors import NetmemError
 from netmem.memory.area import area_of
+from netmem.memory.ref import AREA_SHIFT, NET_IOV, area_id_of, index_of, offset_of, ref_of
 
 NetmemRef = NewType("NetmemRef", int)
 """netmem_ref: a page or a net_iov, told apart by bit 0."""
 Page = NewType("Page", int)
 """struct page *: a netmem reference whose bit 0 is clear."""
-
-NET_IOV = 1
-INDEX_SHIFT = 1
-INDEX_MASK = (1 << 31) - 1
-AREA_SHIFT = 32
-AREA_MAX = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -55,18 +50,18 @@ def netmem_to_net_iov(netmem: int) -> NetIov | None:
     ref = int(netmem)
     if not ref & NET_IOV:
         return None
-    return NetIov(ref >> AREA_SHIFT, (ref >> INDEX_SHIFT) & INDEX_MASK)
+    return NetIov(area_id_of(ref), index_of(ref))
 
 
 def net_iov_to_netmem(niov: NetIov) -> NetmemRef:
     """net_iov_to_netmem(): the reference to a net_iov."""
-    return NetmemRef(niov.area << AREA_SHIFT | niov.index << INDEX_SHIFT | NET_IOV)
+    return NetmemRef(ref_of(niov.area << AREA_SHIFT | NET_IOV, niov.index))
 
 
 def netmem_address(netmem: int) -> int | None:
     """netmem_address(): host address of the memory, or None when the CPU side cannot read it."""
     ref = int(netmem)
-    area = area_of(ref >> AREA_SHIFT)
+    area = area_of(area_id_of(ref))
     if area is None or ref & NET_IOV or not area.address:
         return None
-    return area.address + (((ref >> INDEX_SHIFT) & INDEX_MASK) << area.shift)
+    return area.address + offset_of(ref, area.shift)

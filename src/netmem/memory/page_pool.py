@@ -6,6 +6,7 @@ provider. State lives in one arena that kernels share; this class decides, kerne
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import logging
@@ -14,26 +15,31 @@ from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from netmem.base.arena import PAGE_SIZE, Arena, Region, Words, memfd, offsets
+from netmem.base.arena import PAGE_SIZE, Arena, Region, Words, memfd
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.memory import kernels as k
-from netmem.memory import layout as ly
-from netmem.memory import sanitizer
-from netmem.memory import shadow as sh
+from netmem.base.record import Word, items
+from netmem.memory import calls, sanitizer
 from netmem.memory.area import Area
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.layout import (
+    PP_ALLOC_CACHE_REFILL,
+    PP_ALLOC_CACHE_SIZE,
     PP_FLAG_ALL,
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
     PP_FLAG_DMA_SYNC_DEV,
     PP_FLAG_SYSTEM_POOL,
+    AreaRecord,
+    NetmemRecord,
+    PoolRecord,
 )
 from netmem.memory.netmem import NetmemRef, Page
 from netmem.memory.provider import MemoryProvider
-from netmem.memory.records import INDEX_MASK, pp_is_mine, record, state_of
+from netmem.memory.ref import index_of, indexes_of, offset_of, tag_of
+from netmem.memory.shadow import Event
 
 __all__ = [
     "PP_FLAG_ALL",
@@ -49,33 +55,33 @@ log = logging.getLogger("netmem.page_pool")
 
 DEFAULT_RING, MAX_RING, MAX_PAGE_ORDER = 1024, 16384, 10
 DEFER_WARN = 60 * SEC
-STATS = offsets(vars(ly), "PS_")
-EXTRA_STATS = offsets(vars(ly), "PX_")
 _ids = itertools.count(1)  # pool ids, cyclic from 1, as page_pool_list() gives them
 
 
-def accounts(p: Words, a: Words) -> dict[str, int]:
-    """What a pool's words and its area's say: id, levels and all counters, by name.
+def accounts(pool: PoolRecord, area: AreaRecord, netmems: npt.NDArray[Any]) -> dict[str, int]:
+    """What is known of a pool: id, levels and all counters, by name. Copies of the records will do.
 
     ``inflight``: taken from the provider and not handed back; ``outstanding``: of these, held by
     somebody outside cache and ring; ``available``: buffers that can still be received into, of
-    ``buffers`` in an area that ``share`` pools draw on.
+    ``buffers`` in an area that ``share`` pools draw on. ``netmems``: the area's.
     """
-    inflight = int(p[ly.P_HOLD] - p[ly.P_RELEASED])
-    cached = int(p[ly.P_CACHE_N] + p[ly.P_RING_TAIL] - p[ly.P_RING_HEAD] + p[ly.P_RELEASE_N])
-    cutting = int(p[ly.P_FRAG_REF])
+    inflight = pool.pages_state_hold_cnt - pool.pages_state_release_cnt
+    waiting = pool.alloc.count + pool.ring.producer - pool.ring.consumer
+    cutting = pool.frag_netmem
     # The netmem being cut into fragments counts as held only when somebody beside the pool has a part.
-    idle = int(cutting != 0 and a[record(cutting) + ly.REC_REF] == 1)
+    idle = int(cutting != 0 and netmems["pp_ref_count"][index_of(cutting)] == 1)
+    per = max(pool.buffers_per_netmem, 1)
     return {
-        "id": int(p[ly.P_ID]),
+        "id": pool.id,
         "inflight": inflight,
-        "inflight_mem": inflight << int(p[ly.P_SHIFT]),
-        "outstanding": inflight - cached - idle,
-        "posted": int(p[ly.P_POSTED]),
-        "available": int(k.pp_available(p, a)),
-        "share": int(p[ly.P_SHARE]),
-        "buffers": int(a[ly.A_COUNT]) * max(int(p[ly.P_PER]), 1),
-        **{name: int(p[at]) for name, at in (*STATS.items(), *EXTRA_STATS.items())},
+        "inflight_mem": inflight << pool.shift,
+        "outstanding": inflight - waiting - pool.released - idle,
+        "posted": pool.posted,
+        "available": (area.free // max(pool.share, 1) + waiting) * per + pool.posted,
+        "share": pool.share,
+        "buffers": area.count * per,
+        **items(pool.stats),
+        **items(pool.counters),
     }
 
 
@@ -138,11 +144,11 @@ class PagePool:
     queue has a provider and DMA_MAP or DMA_SYNC_DEV is missing; what the provider's init raises;
     EINVAL for an order above the page allocator's.
 
-    ``p`` and ``area_a``: the words of the pool's and the area's arena, for kernels (``layout``).
+    ``record`` is its PoolRecord, ``at`` the address of that, for kernels.
     """
 
-    p: Words
-    area_a: Words
+    record: PoolRecord
+    at: int
 
     def __new__(cls, params: PagePoolParams) -> PagePool:
         return super().__new__(SanitizedPagePool if sanitizer.ON and cls is PagePool else cls)
@@ -212,23 +218,26 @@ class PagePool:
 
     def _open(self, ring: int, size: int) -> None:
         params, area = self.params, self.area
-        release = ly.P_RING + ring
-        shadowed = area.a[ly.A_SHADOW] != 0
-        self.arena = Arena(f"pool:{self.id}", release + area.count * (1 + shadowed))
-        p = self.p = self.arena.a
+        queue = ctypes.sizeof(PoolRecord)
+        release = queue + 8 * ring
+        synced = release + 8 * area.count
+        shadowed = area.record.shadow != 0
+        self.arena = Arena(f"pool:{self.id}", synced + 8 * area.count * shadowed)
+        self.at = self.arena.address
+        pool = self.record = self.arena.record(PoolRecord)
+        self._releases: Words = self.arena.bytes[release:synced].view(np.int64)
         if shadowed:
-            p[ly.P_SHADOW] = release + area.count
-            sanitizer.called(area.a)
-        self.pv = p.data  # the same words as plain ints, cheaper one at a time
-        self.area_a = area.arena.a
-        p[ly.P_ID], p[ly.P_SHIFT], p[ly.P_AREA] = self.id, area.shift, area.a[ly.A_TAG]
-        p[ly.P_RING_AT], p[ly.P_RING_MASK], p[ly.P_RELEASE_AT] = ly.P_RING, ring - 1, release
-        p[ly.P_RING_SIZE] = size
-        p[ly.P_MAX_LEN], p[ly.P_OFFSET], p[ly.P_NID] = params.max_len, params.offset, params.nid
-        p[ly.P_HOST] = area.address
-        p[ly.P_PROVIDER] = self.provider is not None
-        p[ly.P_UNREADABLE] = self.is_unreadable()
-        p[ly.P_PER] = p[ly.P_SHARE] = 1
+            pool.synced = self.at + synced
+            sanitizer.called(area.record)
+        pool.id, pool.shift, pool.tag = self.id, area.shift, area.record.tag
+        pool.area, pool.netmems, pool.count = area.at, area.record.netmems, area.count
+        pool.ring.queue, pool.ring.mask, pool.ring.size = self.at + queue, ring - 1, size
+        pool.release = self.at + release
+        pool.max_len, pool.offset, pool.nid = params.max_len, params.offset, params.nid
+        pool.host = area.address
+        pool.has_provider = self.provider is not None
+        pool.unreadable = self.is_unreadable()
+        pool.buffers_per_netmem = pool.share = 1
         self._mapped: int | None = None
         self._watch: sanitizer.DmaWatch | None = None
         if params.flags & PP_FLAG_DMA_MAP:
@@ -238,16 +247,16 @@ class PagePool:
                 io = self.provider.io_address(params.dev)
                 if io is None:
                     raise self._gave_up(errno.EINVAL, "the provider is not mapped for a device")
-                p[ly.P_DMA] = io
+                pool.dma = io
             else:
                 fd = self.provider.fd if self.provider is not None else self._page_fd()
                 self._mapped = params.dev.dma_map(fd, 0, area.size, params.dma_dir)
-                p[ly.P_DMA] = self._mapped
-                p[ly.P_BOUNCE] = params.dev.dma_bounce(self._mapped)
-                p[ly.P_SYNC_CPU] = 1
-                p[ly.P_SYNC_DEV] = bool(params.flags & PP_FLAG_DMA_SYNC_DEV)
+                pool.dma = self._mapped
+                pool.bounce = params.dev.dma_bounce(self._mapped)
+                pool.dma_sync_for_cpu = 1
+                pool.dma_sync = bool(params.flags & PP_FLAG_DMA_SYNC_DEV)
             if shadowed:
-                self._watch = sanitizer.DmaWatch(p, self.area_a)
+                self._watch = sanitizer.DmaWatch(self.at, pool, area.record)
                 params.dev.watchers.append(self._watch)
 
     def _page_fd(self) -> int:
@@ -264,27 +273,30 @@ class PagePool:
 
     # -- allocation ---------------------------------------------------------------------------
 
-    def refill(self, n: int = ly.PP_ALLOC_CACHE_REFILL) -> int:
+    def refill(self, n: int = PP_ALLOC_CACHE_REFILL) -> int:
         """__page_pool_alloc_netmems_slow(): netmems from the provider into the cache; how many."""
         if self.destroyed_at is not None:
             return 0
-        p = self.p
-        have = int(p[ly.P_CACHE_N])
-        n = min(n, ly.PP_ALLOC_CACHE_SIZE - have)
+        pool = self.record
+        have = pool.alloc.count
+        n = min(n, PP_ALLOC_CACHE_SIZE - have)
         if self.provider is not None:
             refs = self.provider.alloc_netmems(self, n)
         else:
             refs = self.area.take(n if self.params.order == 0 else 1)
         if not len(refs):
             return 0
-        self.area.records()[(refs >> 1) & INDEX_MASK, ly.REC_REF] = 1
-        p[ly.P_CACHE + have : ly.P_CACHE + have + len(refs)] = refs
-        p[ly.P_CACHE_N] = have + len(refs)
-        p[ly.P_HOLD] += len(refs)
+        self.area.netmems()["pp_ref_count"][indexes_of(refs)] = 1
+        pool.alloc.cache[have : have + len(refs)] = refs.tolist()
+        pool.alloc.count = have + len(refs)
+        pool.pages_state_hold_cnt += len(refs)
         if self.provider is None:  # what a provider gives is not counted, as in the kernel
-            p[ly.PS_ALLOC_SLOW_HIGH_ORDER if self.params.order else ly.PS_ALLOC_SLOW] += 1
+            if self.params.order:
+                pool.stats.alloc_slow_high_order += 1
+            else:
+                pool.stats.alloc_slow += 1
         # What comes out of the cache next was paid for here, not on the fast path.
-        p[ly.PS_ALLOC_FAST] -= 1
+        pool.stats.alloc_fast -= 1
         return len(refs)
 
     def alloc_netmems(self, n: int, out: Words | None = None) -> Words:
@@ -295,7 +307,7 @@ class PagePool:
         """
         if out is None:
             out = np.empty(n, np.int64)
-        got = k.pp_alloc_bulk(self.p, self.area_a, out, n)
+        got = calls.alloc_bulk(self.at, out, n)
         if got == n:
             return out
         return self._alloc_slow(out, got, n)
@@ -303,7 +315,7 @@ class PagePool:
     def _alloc_slow(self, out: Words, got: int, n: int) -> Words:
         self.flush()
         while got < n and self.refill():
-            got += k.pp_alloc_bulk(self.p, self.area_a, out[got:], n - got)
+            got += calls.alloc_bulk(self.at, out[got:], n - got)
         return out[:got]
 
     def alloc_netmem(self, size: int) -> tuple[NetmemRef, int]:
@@ -311,20 +323,20 @@ class PagePool:
 
         A whole netmem when two of ``size`` would not fit one, else a fragment.
         """
-        return self._with_refill(k.pp_alloc_buffer, size)
+        return self._with_refill(calls.alloc_buffer, size)
 
     def alloc_frag_netmem(self, size: int) -> tuple[NetmemRef, int]:
         """page_pool_alloc_frag_netmem(): a fragment of ``size`` bytes; EINVAL when it cannot fit."""
-        return self._with_refill(k.pp_alloc_frag, size)
+        return self._with_refill(calls.alloc_frag, size)
 
     def _with_refill(self, kernel: Any, size: int) -> tuple[NetmemRef, int]:
         if not 0 < size <= 1 << self.area.shift:
             raise NetmemError(errno.EINVAL, f"a fragment of {size} bytes does not fit a netmem")
-        ref, offset = kernel(self.p, self.area_a, size)
+        ref, offset = kernel(self.at, size)
         if not ref:
             self.flush()
             if self.refill():
-                ref, offset = kernel(self.p, self.area_a, size)
+                ref, offset = kernel(self.at, size)
         return NetmemRef(int(ref)), int(offset)
 
     def alloc(self, size: int) -> tuple[Page | None, int]:
@@ -363,10 +375,10 @@ class PagePool:
         cache; only the polling side may. EINVAL for a netmem that is not held from this pool.
         """
         if isinstance(netmem, np.ndarray):
-            refused = k.pp_put_bulk(self.p, self.area_a, netmem, len(netmem), allow_direct)
+            refused = calls.put_bulk(self.at, netmem, len(netmem), allow_direct)
         else:
-            refused = not k.pp_put(self.p, self.area_a, int(netmem), allow_direct)
-        if self.pv[ly.P_RELEASE_N]:
+            refused = not calls.put(self.at, int(netmem), allow_direct)
+        if self.record.released:
             self.flush()
         if refused:
             raise NetmemError(
@@ -399,13 +411,11 @@ class PagePool:
 
     def flush(self) -> None:
         """Hand netmems that left the pool to the provider, and finish a deferred destruction."""
-        p = self.arena.a
-        n = int(p[ly.P_RELEASE_N])
+        n = self.record.released
         if n:
-            at = int(p[ly.P_RELEASE_AT])
-            refs = p[at : at + n].copy()
-            p[ly.P_RELEASE_N] = 0
-            p[ly.P_RELEASED] += n
+            refs = self._releases[:n].copy()
+            self.record.released = 0
+            self.record.pages_state_release_cnt += n
             if self.provider is not None:
                 self.provider.release_netmem(self, refs)
             else:
@@ -417,17 +427,17 @@ class PagePool:
 
     def fragment_netmem(self, netmem: int, nr: int) -> None:
         """page_pool_fragment_netmem(): set the reference count to ``nr`` of a netmem just allocated."""
-        self._held(netmem)
+        record = self._held(netmem)
         if nr < 1:
             raise NetmemError(errno.EINVAL, "a netmem has at least one user")
-        self._note(netmem, sh.EV_FRAGMENT)
-        self.area_a[record(int(netmem)) + ly.REC_REF] = nr
+        self._note(netmem, Event.FRAGMENT)
+        record.pp_ref_count = nr
 
     def ref_netmem(self, netmem: int, nr: int = 1) -> None:
         """page_pool_ref_netmem(): ``nr`` more references."""
-        self._held(netmem)
-        self._note(netmem, sh.EV_REF)
-        self.area_a[record(int(netmem)) + ly.REC_REF] += nr
+        record = self._held(netmem)
+        self._note(netmem, Event.REF)
+        record.pp_ref_count += nr
 
     def unref_netmem(self, netmem: int, nr: int = 1) -> int:
         """page_pool_unref_netmem(): drop ``nr``; what is left. At 0 the caller is the last user.
@@ -435,21 +445,21 @@ class PagePool:
         The last user finds the count at 1 again and puts the netmem. EINVAL below zero.
         """
         self._held(netmem)
-        left = int(k.pp_unref(self.p, self.area_a, int(netmem), nr))
+        left = int(calls.unref(self.at, int(netmem), nr))
         if left < 0:
             raise NetmemError(errno.EINVAL, f"page_pool_unref_netmem(): fewer than {nr} references held")
         return left
 
-    def _held(self, netmem: int) -> None:
-        if not pp_is_mine(self.p, self.area_a, int(netmem)):
+    def _held(self, netmem: int) -> NetmemRecord:
+        index = index_of(int(netmem))
+        if tag_of(int(netmem)) != self.record.tag or index >= self.record.count:
             raise NetmemError(errno.EINVAL, f"netmem {int(netmem):#x} is not of pool {self.id}")
+        return NetmemRecord.nth(self.record.netmems, index)
 
     def _note(self, netmem: int, event: int) -> None:
         """Something is done with a netmem that must be held: for the sanitiser."""
-        if self.pv[ly.P_SHADOW]:
-            if state_of(self.area_a, int(netmem)) <= ly.ST_RING:
-                sh.sh_trap(self.p, self.area_a, sh.TRAP_USE_AFTER_RETURN, int(netmem), event, 0, 0)
-            sh.sh_event(self.p, self.area_a, int(netmem), event)
+        if self.record.synced:
+            calls.note_use(self.at, int(netmem), event)
 
     # -- addresses and syncing ----------------------------------------------------------------
 
@@ -461,10 +471,10 @@ class PagePool:
         """page_pool_get_dma_addr_netmem(): the I/O address of one netmem or an array of them."""
         if not self.params.flags & PP_FLAG_DMA_MAP:
             raise NetmemError(errno.EINVAL, "the pool was made without PP_FLAG_DMA_MAP")
-        base, shift = int(self.p[ly.P_DMA]), self.area.shift
+        base, shift = self.record.dma, self.area.shift
         if isinstance(netmem, np.ndarray):
-            return base + (((netmem >> 1) & INDEX_MASK) << shift)
-        return base + (((int(netmem) >> 1) & INDEX_MASK) << shift)
+            return base + (indexes_of(netmem) << shift)
+        return base + offset_of(int(netmem), shift)
 
     def get_dma_addr(self, page: int) -> int:
         """page_pool_get_dma_addr(): the page twin; EINVAL for a net_iov (R3)."""
@@ -478,8 +488,8 @@ class PagePool:
         self._held(netmem)
         if offset < 0 or size < 0 or self.params.offset + offset + size > 1 << self.area.shift:
             raise NetmemError(errno.EINVAL, f"sync of {size} bytes at {offset} is outside the netmem")
-        self._note(netmem, sh.EV_SYNC_CPU)
-        k.pp_sync_for_cpu(self.p, int(netmem), offset, size)
+        self._note(netmem, Event.SYNC_CPU)
+        calls.sync_for_cpu(self.at, int(netmem), offset, size)
 
     def is_unreadable(self) -> bool:
         """page_pool_is_unreadable()."""
@@ -489,33 +499,35 @@ class PagePool:
 
     def get_stats(self) -> dict[str, int]:
         """page_pool_get_stats(): the kernel's eleven counters by name."""
-        return {name: self.pv[at] for name, at in STATS.items()}
+        return items(self.record.stats)
+
+    def _accounts(self) -> dict[str, int]:
+        return accounts(self.record, self.area.record, self.area.netmems())
 
     def inflight(self) -> int:
         """page_pool_inflight(): netmems taken from the provider and not handed back."""
-        return accounts(self.p, self.area_a)["inflight"]
+        return self._accounts()["inflight"]
 
     def outstanding(self) -> int:
         """Netmems that somebody outside cache and ring holds."""
-        return accounts(self.p, self.area_a)["outstanding"]
+        return self._accounts()["outstanding"]
 
     def destroy(self, now: int = 0) -> None:
         """page_pool_destroy(): nothing is recycled any more; freed when the last netmem is back."""
         if self.destroyed_at is not None:
             return
-        p = self.p
-        if p[ly.P_FRAG_REF]:
-            ref, p[ly.P_FRAG_REF] = int(p[ly.P_FRAG_REF]), 0
-            k.pp_put(p, self.area_a, ref, True)
+        pool = self.record
+        if pool.frag_netmem:
+            ref, pool.frag_netmem = pool.frag_netmem, 0
+            calls.put(self.at, ref, True)
         self.destroyed_at, self._warned_at = now, now
-        p[ly.P_DESTROYED] = 1
-        n = int(p[ly.P_CACHE_N])
-        head, tail = int(p[ly.P_RING_HEAD]), int(p[ly.P_RING_TAIL])
-        refs = [int(ref) for ref in p[ly.P_CACHE : ly.P_CACHE + n]]
-        refs += [int(p[ly.P_RING + (i & int(p[ly.P_RING_MASK]))]) for i in range(head, tail)]
-        p[ly.P_CACHE_N], p[ly.P_RING_HEAD] = 0, tail
+        pool.destroyed = 1
+        ring = pool.ring
+        refs = list(pool.alloc.cache[: pool.alloc.count])
+        refs += [Word.nth(ring.queue, i & ring.mask).value for i in range(ring.consumer, ring.producer)]
+        pool.alloc.count, ring.consumer = 0, ring.producer
         for ref in refs:
-            k.pp_release(p, self.area_a, ref)
+            calls.release(self.at, ref)
         self.flush()
 
     def release_retry(self, now: int) -> bool:
@@ -562,7 +574,7 @@ class PagePool:
             "ifname": self.params.netdev.name if self.params.netdev else None,
             "queue": self.params.queue_idx,
             "io": self.provider.describe() if self.provider else None,
-            **accounts(self.p, self.area_a),
+            **self._accounts(),
         }
 
 

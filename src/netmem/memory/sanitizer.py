@@ -14,53 +14,52 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
-import numpy as np
-
-from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
-from netmem.memory import layout as ly
+from netmem.memory import calls
 from netmem.memory import shadow as sh
-from netmem.memory.records import INDEX_MASK, record, state_of
+from netmem.memory.layout import AreaRecord, Holder, NetmemRecord, PoolRecord
+from netmem.memory.ref import area_id_of, index_of, ref_of
+from netmem.memory.shadow import Event, Trap
 
 ON: bool = bool(os.environ.get("NETMEM_SANITIZE"))
 """True while memory that is made gets a shadow."""
 
-TRAPS = {
-    sh.TRAP_DOUBLE_PUT: ("double put", "R7"),
-    sh.TRAP_WRONG_POOL: ("wrong pool", "R3"),
-    sh.TRAP_USE_AFTER_RETURN: ("use after return", "R7"),
-    sh.TRAP_SYNC_MISSING: ("sync missing", "R6"),
-    sh.TRAP_SYNC_DIRECTION: ("sync in the wrong direction", "R6"),
-    sh.TRAP_WRITE_AFTER_UNMAP: ("write by the NIC after unmap", "R4"),
-    sh.TRAP_NEGATIVE_COUNT: ("negative reference count", "R7"),
-    sh.TRAP_TOKEN_TWICE: ("token returned twice", ""),
-    sh.TRAP_PLEDGES: ("more buffers pledged than there are", ""),
+TRAPS: dict[int, tuple[str, str]] = {
+    Trap.DOUBLE_PUT: ("double put", "R7"),
+    Trap.WRONG_POOL: ("wrong pool", "R3"),
+    Trap.USE_AFTER_RETURN: ("use after return", "R7"),
+    Trap.SYNC_MISSING: ("sync missing", "R6"),
+    Trap.SYNC_DIRECTION: ("sync in the wrong direction", "R6"),
+    Trap.WRITE_AFTER_UNMAP: ("write by the NIC after unmap", "R4"),
+    Trap.NEGATIVE_COUNT: ("negative reference count", "R7"),
+    Trap.TOKEN_TWICE: ("token returned twice", ""),
+    Trap.PLEDGES: ("more buffers pledged than there are", ""),
 }
 """What is trapped, and which requirement a driver breaks by it ("": the application's fault)."""
 
-EVENTS = {
-    ly.ST_FREE: "returned to the provider",
-    ly.ST_CACHE: "put into the cache",
-    ly.ST_RING: "put into the ring",
-    ly.ST_DRIVER: "allocated",
-    ly.ST_NIC: "posted to the NIC",
-    ly.ST_BATCH: "received",
-    ly.ST_USER: "handed to the application",
-    sh.EV_PUT: "put",
-    sh.EV_UNREF: "a reference dropped",
-    sh.EV_REF: "a reference taken",
-    sh.EV_FRAGMENT: "a fragment cut",
-    sh.EV_SYNC_CPU: "synced for the CPU",
-    sh.EV_SYNC_DEV: "synced for the device",
-    sh.EV_UNMAP: "unmapped",
-    sh.EV_NIC_WRITE: "written by the NIC",
-    sh.EV_DELIVER: "handed to the stack",
-    sh.EV_TOKEN: "its token returned",
+EVENTS: dict[int, str] = {
+    Holder.FREE: "returned to the provider",
+    Holder.CACHE: "put into the cache",
+    Holder.RING: "put into the ring",
+    Holder.DRIVER: "allocated",
+    Holder.NIC: "posted to the NIC",
+    Holder.BATCH: "received",
+    Holder.USER: "handed to the application",
+    Event.PUT: "put",
+    Event.UNREF: "a reference dropped",
+    Event.REF: "a reference taken",
+    Event.FRAGMENT: "a fragment cut",
+    Event.SYNC_CPU: "synced for the CPU",
+    Event.SYNC_DEV: "synced for the device",
+    Event.UNMAP: "unmapped",
+    Event.NIC_WRITE: "written by the NIC",
+    Event.DELIVER: "handed to the stack",
+    Event.TOKEN: "its token returned",
 }
 # Rooms that act for somebody else: who called them is to blame. Drivers are not among them.
 OURS = tuple(f"netmem.{room}" for room in ("base", "memory", "hw", "netdev", "inet", "lab", "contract.rig"))
 
-shadows: dict[int, Words] = {}  # the words of each area that has a shadow, by its id
+shadowed: dict[int, AreaRecord] = {}  # each area that has a shadow, by its id
 _numbers: dict[tuple[CodeType, int] | str, int] = {}
 _texts: list[str] = ["?"]
 _collected: list[SanitizerError] | None = None
@@ -92,17 +91,21 @@ def _number(key: tuple[CodeType, int] | str, text: Callable[[], str]) -> int:
 
 
 def number(who: str) -> int:
-    """The number of somebody to blame, for A_SITE of an area that kernels work on."""
+    """The number of somebody to blame, for ``site`` of an area that kernels work on."""
     return _numbers.get(who) or _number(who, lambda: who)
 
 
-def called(a: Words) -> None:
-    """From now on the nearest caller outside of netmem's own rooms is."""
+def called(area: AreaRecord) -> None:
+    """From now on the nearest caller outside of netmem's own rooms is to blame."""
+    area.site = _caller()
+
+
+def _caller() -> int:
     frame = sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(OURS):
         frame = frame.f_back
     code, line = frame.f_code, frame.f_lineno
-    a[ly.A_SITE] = _number(
+    return _number(
         (code, line), lambda: f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}"
     )
 
@@ -118,17 +121,22 @@ def collecting() -> Iterator[list[SanitizerError]]:
         _collected = before
 
 
-def check(areas: Iterable[Words]) -> None:
+def check(areas: Iterable[AreaRecord]) -> None:
     """Raise the first thing trapped since the last look, as SanitizerError; the rest it only counts."""
-    for a in areas:
-        head = int(a[ly.A_SHADOW])
-        told, traps = int(a[head + sh.SH_TOLD]), int(a[head + sh.SH_TRAPS])
-        if not head or traps == told:
+    for area in areas:
+        if not area.shadow:
             continue
-        a[head + sh.SH_TOLD] = traps
-        found = [_read(a, head, n) for n in range(told, min(traps, told + sh.LOG_ENTRIES))]
-        if traps > told + 1 and _collected is None:
-            found[0] = found[0][0], f"{found[0][1]}; and {traps - told - 1} more"
+        shadow = sh.ShadowRecord.at(area.shadow)
+        told, trapped = shadow.told, shadow.trapped
+        if trapped == told:
+            continue
+        shadow.told = trapped
+        found = [
+            _describe(shadow.log[n % sh.LOG_ENTRIES])
+            for n in range(told, min(trapped, told + sh.LOG_ENTRIES))
+        ]
+        if trapped > told + 1 and _collected is None:
+            found[0] = found[0][0], f"{found[0][1]}; and {trapped - told - 1} more"
         for trap, text in found:
             _report(SanitizerError(trap, text))
 
@@ -139,114 +147,101 @@ def _report(error: SanitizerError) -> None:
     _collected.append(error)
 
 
-def _read(a: Words, head: int, n: int) -> tuple[int, str]:
-    """The ``n``-th thing trapped in an area, and its description."""
-    at = head + sh.SH_LOG + n % sh.LOG_ENTRIES * sh.LOG_WORDS
-    entry = a[at : at + sh.LOG_WORDS].copy()
-    if not entry[sh.T_BEFORE]:  # another area's netmem
-        entry[sh.T_BEFORE : sh.T_BEFORE + 2 * sh.EVENTS] = history(int(entry[sh.T_REF]))
-    return int(entry[sh.T_TRAP]), _describe(entry)
-
-
 def token_twice(ref: int) -> None:
     """Raise: the caller, an application, returned a token of ``ref`` twice."""
-    entry = np.zeros(sh.LOG_WORDS, np.int64)
-    here = np.zeros(ly.A_REC, np.int64)
-    called(here)
-    entry[sh.T_REF], entry[sh.T_EVENT] = ref, sh.EV_TOKEN | int(here[ly.A_SITE]) << 32
-    entry[sh.T_BEFORE : sh.T_BEFORE + 2 * sh.EVENTS] = history(ref)
-    _report(SanitizerError(sh.TRAP_TOKEN_TWICE, _describe(entry)))
+    entry = sh.TrapRecord(trap=Trap.TOKEN_TWICE, netmem=ref)
+    entry.event.kind, entry.event.site = Event.TOKEN, _caller()
+    _report(SanitizerError(*_describe(entry)))
 
 
-def history(ref: int) -> Words:
-    """The last events of a netmem: EVENTS pairs of event and time, the newest first."""
-    a, index = shadows.get(ref >> 32), (ref >> 1) & INDEX_MASK
-    if a is None or index >= a[ly.A_COUNT]:
-        return np.zeros(2 * sh.EVENTS, np.int64)
-    at = int(a[ly.A_SHADOW]) + sh.SH_REC + (index << sh.SH_SHIFT)
-    return a[at : at + 2 * sh.EVENTS]
+def _history(ref: int) -> sh.History | None:
+    """The last events of a netmem, None when nothing is known of it."""
+    area = shadowed.get(area_id_of(ref))
+    if area is None or index_of(ref) >= area.count:
+        return None
+    return sh.History.nth(area.shadow + sh.SHADOW_BYTES, index_of(ref))
 
 
-def _describe(entry: Words) -> str:
-    ref = int(entry[sh.T_REF])
-    index, area = (ref >> 1) & INDEX_MASK, ref >> 32
+def _describe(entry: sh.TrapRecord) -> tuple[int, str]:
+    """What was trapped, and its description."""
+    ref = entry.netmem
     what = "net_iov" if ref & 1 else "page"
-    parts = [f"netmem {ref:#x} ({what} {index} of area {area}) {_event(int(entry[sh.T_EVENT]))}"]
-    if entry[sh.T_SIZE]:
-        parts[0] += f", bytes {entry[sh.T_OFFSET]} to {entry[sh.T_OFFSET] + entry[sh.T_SIZE] - 1}"
-    now = int(entry[sh.T_TIME])
-    for i in range(sh.EVENTS):
-        event, time = (int(word) for word in entry[sh.T_BEFORE + 2 * i : sh.T_BEFORE + 2 * i + 2])
-        if event:
-            ago = f", {(now - time) / 1e6:.3f} ms earlier" if 0 < time < now else ""
+    parts = [f"netmem {ref:#x} ({what} {index_of(ref)} of area {area_id_of(ref)}) {_event(entry.event)}"]
+    if entry.size:
+        parts[0] += f", bytes {entry.offset} to {entry.offset + entry.size - 1}"
+    now = entry.event.time
+    # Another area's netmem: who trapped did not know its events.
+    before = entry.before if entry.before.events[0].kind else _history(ref)
+    for i, event in enumerate(before.events if before is not None else ()):
+        if event.kind:
+            ago = f", {(now - event.time) / 1e6:.3f} ms earlier" if 0 < event.time < now else ""
             parts.append(f"{'before' if i == 0 else 'before that'}: {_event(event)}{ago}")
     if len(parts) == 1:
         parts.append("before: nothing is known of it")
-    return "; ".join(parts)
+    return entry.trap, "; ".join(parts)
 
 
-def _event(word: int) -> str:
-    kind, pool, site = word & 0xFF, (word >> 8) & 0xFFFFFF, word >> 32
-    where = f" (pool {pool})" if pool else ""
-    return f"{EVENTS.get(kind, f'event {kind}')}{where} by {_texts[site]}"
+def _event(event: sh.EventRecord) -> str:
+    where = f" (pool {event.pool})" if event.pool else ""
+    return f"{EVENTS.get(event.kind, f'event {event.kind}')}{where} by {_texts[event.site]}"
 
 
 def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of a page pool that notes its caller first, and raises what was trapped."""
 
     def call(pool: Any, *args: Any, **kwargs: Any) -> Any:
-        a = pool.area_a
-        called(a)
+        area = pool.area.record
+        called(area)
         try:
             result = method(pool, *args, **kwargs)
         except NetmemError as error:
-            _prefer_trap(a, error)
+            _prefer_trap(area, error)
             raise
-        check((a,))
+        check((area,))
         return result
 
     call.__name__, call.__doc__, call.__wrapped__ = method.__name__, method.__doc__, method  # type: ignore[attr-defined]
     return call
 
 
-def _prefer_trap(a: Words, error: NetmemError) -> None:
+def _prefer_trap(area: AreaRecord, error: NetmemError) -> None:
     """The report says more than the refusal that came of it."""
     if not isinstance(error, SanitizerError):
         try:
-            check((a,))
+            check((area,))
         except SanitizerError as trapped:
             raise trapped from error
 
 
 class DmaWatch:
-    """Looks at what is unmapped and synced beside a pool of words ``p`` and area words ``a``."""
+    """Looks at what is unmapped and synced beside a pool, ``at`` its address, and its area."""
 
-    def __init__(self, p: Words, a: Words) -> None:
-        self._p, self._a = p, a
+    def __init__(self, at: int, pool: PoolRecord, area: AreaRecord) -> None:
+        self._at, self._pool, self._area = at, pool, area
 
     def __call__(self, call: str, io: int, length: int) -> None:
         """Before a DMA call: ``unmap``, ``sync_for_cpu`` or ``sync_for_device`` of an I/O range."""
-        p, a = self._p, self._a
-        start, shift, count = int(p[ly.P_DMA]), int(p[ly.P_SHIFT]), int(a[ly.A_COUNT])
+        start, shift, count = self._pool.dma, self._pool.shift, self._pool.count
         if not start <= io < start + (count << shift):
             return
-        called(a)
+        called(self._area)
         first, last = (io - start) >> shift, (io + max(length, 1) - 1 - start) >> shift
         for index in range(first, min(last, count - 1) + 1):
-            ref = int(p[ly.P_AREA]) | index << 1
             offset = max(io - start - (index << shift), 0)
             size = min(io + length - start, (index + 1) << shift) - (index << shift) - offset
-            if a[record(ref) + ly.REC_STATE] >> 8 == p[ly.P_ID] and self._traps(call, ref, offset, size):
+            netmem = NetmemRecord.nth(self._pool.netmems, index)
+            ref = ref_of(self._pool.tag, index)
+            if netmem.pool == self._pool.id and self._traps(call, netmem.holder, ref, offset, size):
                 return  # one report for each call
 
-    def _traps(self, call: str, ref: int, offset: int, size: int) -> bool:
-        p, a, state = self._p, self._a, state_of(self._a, ref)
+    def _traps(self, call: str, holder: int, ref: int, offset: int, size: int) -> bool:
         if call == "sync_for_cpu":
-            sh.sh_synced(p, ref, offset, size)
-        elif call == "unmap" and state == ly.ST_NIC:
-            sh.sh_trap(p, a, sh.TRAP_WRITE_AFTER_UNMAP, ref, sh.EV_UNMAP, 0, 0)
+            calls.note_synced(self._at, ref, offset, size)
+        elif call == "unmap" and holder == Holder.NIC:
+            calls.trap(self._at, Trap.WRITE_AFTER_UNMAP, ref, Event.UNMAP, 0, 0)
             return True
-        elif call == "sync_for_device" and state >= ly.ST_NIC and not sh.sh_any_synced(p, ref, offset, size):
-            sh.sh_trap(p, a, sh.TRAP_SYNC_DIRECTION, ref, sh.EV_SYNC_DEV, offset, size)
-            return True
+        elif call == "sync_for_device" and holder >= Holder.NIC:
+            if not calls.any_synced(self._at, ref, offset, size):
+                calls.trap(self._at, Trap.SYNC_DIRECTION, ref, Event.SYNC_DEV, offset, size)
+                return True
         return False

@@ -1,190 +1,243 @@
 """The sanitiser's shadow of each netmem: its last events, and which of its bytes were synced (kernels).
 
-Behind an area's free stack stand a header, the log of what was trapped, and SH_WORDS words for each
-netmem: its last three events with their times, the newest first. A pool's arena has one word for
-each netmem: a bit for each 32nd of it, set when that part was synced for the CPU since it was posted.
-An event is a kind (ST_* or EV_*), the pool's id << 8, and the number of the caller << 32.
+At the end of an area's arena stand a ShadowRecord and a History for each netmem. A pool's arena has one word
+for each netmem (``PoolRecord.synced``): a bit for each 32nd of it, set when that part was synced for the CPU
+since it was posted. A pool has these words if and only if its area has a shadow.
 """
 
 from __future__ import annotations
 
-from netmem.base.jit import inline_kernel, kernel
-from netmem.memory.layout import (
-    A_NOW,
-    A_SHADOW,
-    A_SITE,
-    P_ID,
-    P_SHADOW,
-    P_SHIFT,
-    PX_DEAD,
-    PX_FOREIGN,
-    REC_REF,
-    REC_STATE,
-    ST_DRIVER,
-    ST_RING,
-)
-from netmem.memory.records import INDEX_MASK, pp_is_mine, record, state_of
+import ctypes
+import enum
+from typing import Annotated
 
-# The shadow's header and log.
-SH_TRAPS = 0  # trapped so far
-SH_TOLD = 1  # of these, reported
-SH_LOG = 8
+from netmem.base.jit import inline_kernel, kernel
+from netmem.base.record import Items, Record, Word, i32, i64
+from netmem.memory.layout import AreaRecord, Holder, NetmemRecord, PoolRecord
+from netmem.memory.ref import index_of, tag_of
+
+EVENTS = 3  # of each netmem are remembered
 LOG_ENTRIES = 16
-LOG_WORDS = 16
-SH_REC = SH_LOG + LOG_ENTRIES * LOG_WORDS
-SH_SHIFT = 3
-SH_WORDS = 1 << SH_SHIFT
-EVENTS = 3
 GRAIN_BITS = 5  # a netmem has 32 grains, each synced or not
 
-# A log entry: what was trapped, the netmem, the event that trapped, and the netmem's events before it.
-T_TRAP = 0
-T_REF = 1
-T_EVENT = 2
-T_TIME = 3
-T_BEFORE = 4  # EVENTS pairs of event and time
-T_OFFSET = 10
-T_SIZE = 11
 
-TRAP_DOUBLE_PUT = 1
-TRAP_WRONG_POOL = 2
-TRAP_USE_AFTER_RETURN = 3
-TRAP_SYNC_MISSING = 4
-TRAP_SYNC_DIRECTION = 5
-TRAP_WRITE_AFTER_UNMAP = 6
-TRAP_NEGATIVE_COUNT = 7
-TRAP_TOKEN_TWICE = 8
-TRAP_PLEDGES = 9
+class Trap(enum.IntEnum):
+    """What the sanitiser traps."""
 
-# Events beside the ST_* that a netmem goes to.
-EV_PUT = 16
-EV_UNREF = 17
-EV_FRAGMENT = 18
-EV_SYNC_CPU = 19
-EV_SYNC_DEV = 20
-EV_UNMAP = 21
-EV_NIC_WRITE = 22
-EV_DELIVER = 23
-EV_TOKEN = 24
-EV_REF = 25
+    DOUBLE_PUT = 1
+    WRONG_POOL = 2
+    USE_AFTER_RETURN = 3
+    SYNC_MISSING = 4
+    SYNC_DIRECTION = 5
+    WRITE_AFTER_UNMAP = 6
+    NEGATIVE_COUNT = 7
+    TOKEN_TWICE = 8
+    PLEDGES = 9
 
 
-def shadow_words(count: int) -> int:
-    """Words that the shadow of ``count`` netmems takes."""
-    return SH_REC + SH_WORDS * count
+class Event(enum.IntEnum):
+    """What happens to a netmem beside going to another Holder, whose numbers are events too."""
+
+    PUT = 16
+    UNREF = 17
+    FRAGMENT = 18
+    SYNC_CPU = 19
+    SYNC_DEV = 20
+    UNMAP = 21
+    NIC_WRITE = 22
+    DELIVER = 23
+    TOKEN = 24
+    REF = 25
+
+
+class EventRecord(Record):
+    """Something that happened to a netmem."""
+
+    kind: i32  # Event or Holder
+    pool: i32  # the pool's id
+    site: i64  # who called
+    time: i64  # ns
+
+
+class History(Record):
+    """The last events of a netmem, the newest first; kind 0 where there was none."""
+
+    events: Annotated[Items[EventRecord], EventRecord * EVENTS]
+
+
+class TrapRecord(Record):
+    """What was trapped: the event that did it, and those before it."""
+
+    trap: i64  # Trap
+    netmem: i64
+    event: Annotated[EventRecord, EventRecord]
+    before: Annotated[History, History]
+    offset: i64  # the bytes in question, of the netmem
+    size: i64
+
+
+class ShadowRecord(Record):
+    """The head of an area's shadow."""
+
+    trapped: i64  # so far
+    told: i64  # of these, reported
+    log: Annotated[Items[TrapRecord], TrapRecord * LOG_ENTRIES]
+
+
+SHADOW_BYTES = ctypes.sizeof(ShadowRecord)
+
+
+def shadow_bytes(count: int) -> int:
+    """What the shadow of ``count`` netmems takes."""
+    return SHADOW_BYTES + ctypes.sizeof(History) * count
+
+
+@inline_kernel
+def netmem_of(pool: PoolRecord, ref: int) -> NetmemRecord:
+    """The record of a netmem of this pool's area."""
+    return NetmemRecord.nth(pool.netmems, index_of(ref))
+
+
+@inline_kernel
+def pp_is_mine(pool: PoolRecord, ref: int) -> bool:
+    """True when ``ref`` is a netmem of this pool's area."""
+    return tag_of(ref) == pool.tag and index_of(ref) < pool.count
+
+
+@inline_kernel
+def history_of(area: AreaRecord, ref: int) -> History:
+    """The last events of a netmem of this area."""
+    return History.nth(area.shadow + SHADOW_BYTES, index_of(ref))
+
+
+@inline_kernel
+def copy_event(to: EventRecord, of: EventRecord) -> None:
+    """``to`` becomes what ``of`` is."""
+    to.kind, to.pool = of.kind, of.pool
+    to.site, to.time = of.site, of.time
+
+
+@inline_kernel
+def set_event(event: EventRecord, kind: int, pool: PoolRecord) -> None:
+    """``kind`` happens now, by the caller that the area knows."""
+    area = AreaRecord.at(pool.area)
+    event.kind, event.pool = kind, pool.id
+    event.site, event.time = area.site, area.now
 
 
 @kernel
-def sh_event(p, a, ref, kind):
-    """Note what happened to a netmem of this area."""
-    at = a[A_SHADOW] + SH_REC + (((ref >> 1) & INDEX_MASK) << SH_SHIFT)
-    for i in range(2 * EVENTS - 1, 1, -1):
-        a[at + i] = a[at + i - 2]
-    a[at] = kind | p[P_ID] << 8 | a[A_SITE] << 32
-    a[at + 1] = a[A_NOW]
+def note(pool: PoolRecord, ref: int, kind: int) -> None:
+    """Note what happened to a netmem of this pool's area."""
+    history = history_of(AreaRecord.at(pool.area), ref)
+    for i in range(EVENTS - 1, 0, -1):
+        copy_event(history.events[i], history.events[i - 1])
+    set_event(history.events[0], kind, pool)
 
 
 @kernel
-def sh_trap(p, a, trap, ref, kind, offset, size):
+def trap(pool: PoolRecord, what: int, ref: int, kind: int, offset: int, size: int) -> None:
     """Note that something was trapped: event ``kind`` on ``ref``, with the events before it."""
-    head = a[A_SHADOW]
-    n = a[head + SH_TRAPS]
-    a[head + SH_TRAPS] = n + 1
-    if n - a[head + SH_TOLD] >= LOG_ENTRIES:
+    area = AreaRecord.at(pool.area)
+    shadow = ShadowRecord.at(area.shadow)
+    n = shadow.trapped
+    shadow.trapped = n + 1
+    if n - shadow.told >= LOG_ENTRIES:
         return
-    at = head + SH_LOG + (n % LOG_ENTRIES) * LOG_WORDS
-    a[at + T_TRAP], a[at + T_REF] = trap, ref
-    a[at + T_EVENT], a[at + T_TIME] = kind | p[P_ID] << 8 | a[A_SITE] << 32, a[A_NOW]
-    a[at + T_OFFSET], a[at + T_SIZE] = offset, size
-    mine = pp_is_mine(p, a, ref)
-    before = head + SH_REC + (((ref >> 1) & INDEX_MASK) << SH_SHIFT)
-    for i in range(2 * EVENTS):
-        a[at + T_BEFORE + i] = a[before + i] if mine else 0
+    entry = shadow.log[n % LOG_ENTRIES]
+    entry.trap, entry.netmem = what, ref
+    entry.offset, entry.size = offset, size
+    set_event(entry.event, kind, pool)
+    mine = pp_is_mine(pool, ref)
+    for i in range(EVENTS):
+        if mine:
+            copy_event(entry.before.events[i], history_of(area, ref).events[i])
+        else:
+            entry.before.events[i].kind = 0
+
+
+@inline_kernel
+def synced_word(pool: PoolRecord, ref: int) -> Word:
+    """Which grains of a netmem were synced for the CPU."""
+    return Word.nth(pool.synced, index_of(ref))
 
 
 @kernel
-def sh_moved(p, a, ref, state):
-    """A netmem goes to ``state``: from pool or free list only an allocation takes it away."""
-    if not pp_is_mine(p, a, ref):
-        sh_trap(p, a, TRAP_WRONG_POOL, ref, state, 0, 0)
+def moved(pool: PoolRecord, ref: int, holder: int) -> None:
+    """A netmem goes to ``holder``: from pool or free list only an allocation takes it away."""
+    if not pp_is_mine(pool, ref):
+        trap(pool, Trap.WRONG_POOL, ref, holder, 0, 0)
         return
-    if state > ST_DRIVER and state_of(a, ref) <= ST_RING:
-        sh_trap(p, a, TRAP_USE_AFTER_RETURN, ref, state, 0, 0)
-    if state == ST_DRIVER and p[P_SHADOW] != 0:
-        p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] = 0
-    sh_event(p, a, ref, state)
+    if holder > Holder.DRIVER and netmem_of(pool, ref).holder <= Holder.RING:
+        trap(pool, Trap.USE_AFTER_RETURN, ref, holder, 0, 0)
+    if holder == Holder.DRIVER:
+        synced_word(pool, ref).value = 0
+    note(pool, ref, holder)
 
 
 @kernel
-def sh_may_put(p, a, ref):
+def may_put(pool: PoolRecord, ref: int) -> bool:
     """Look at a put before it is done. False: trapped, and not to be done."""
-    r = record(ref)
-    state = a[r + REC_STATE]
-    if state & 0xFF <= ST_RING:
-        p[PX_DEAD] += 1
-        sh_trap(p, a, TRAP_DOUBLE_PUT, ref, EV_PUT, 0, 0)
+    netmem = netmem_of(pool, ref)
+    if netmem.holder <= Holder.RING:
+        pool.counters.dead += 1
+        trap(pool, Trap.DOUBLE_PUT, ref, Event.PUT, 0, 0)
         return False
-    if state >> 8 != p[P_ID]:
-        p[PX_FOREIGN] += 1
-        sh_trap(p, a, TRAP_WRONG_POOL, ref, EV_PUT, 0, 0)
+    if netmem.pool != pool.id:
+        pool.counters.foreign += 1
+        trap(pool, Trap.WRONG_POOL, ref, Event.PUT, 0, 0)
         return False
-    if a[r + REC_REF] < 1:
-        p[PX_DEAD] += 1
-        sh_trap(p, a, TRAP_NEGATIVE_COUNT, ref, EV_PUT, 0, 0)
+    if netmem.pp_ref_count < 1:
+        pool.counters.dead += 1
+        trap(pool, Trap.NEGATIVE_COUNT, ref, Event.PUT, 0, 0)
         return False
-    if a[r + REC_REF] > 1:
-        sh_event(p, a, ref, EV_UNREF)
+    if netmem.pp_ref_count > 1:
+        note(pool, ref, Event.UNREF)
     return True
 
 
 @inline_kernel
-def grain_mask(first, stop):
+def grain_mask(first: int, stop: int) -> int:
     """Bits of the grains ``first`` to ``stop`` (exclusive) of a netmem."""
     return ((1 << (stop - first)) - 1) << first if stop > first else 0
 
 
 @inline_kernel
-def touched(p, offset, size):
+def touched(pool: PoolRecord, offset: int, size: int) -> int:
     """Bits of the grains that ``size`` bytes at ``offset`` touch; 0 when they are outside the netmem."""
-    shift = p[P_SHIFT] - GRAIN_BITS
-    if size <= 0 or offset < 0 or offset + size > 1 << p[P_SHIFT]:
+    shift = pool.shift - GRAIN_BITS
+    if size <= 0 or offset < 0 or offset + size > 1 << pool.shift:
         return 0
     return grain_mask(offset >> shift, ((offset + size - 1) >> shift) + 1)
 
 
 @kernel
-def sh_posted(p, ref, offset, size):
+def posted(pool: PoolRecord, ref: int, offset: int, size: int) -> None:
     """The NIC gets a buffer to write to: nothing of it is synced. Grains shared with others stay."""
-    shift = p[P_SHIFT] - GRAIN_BITS
+    shift = pool.shift - GRAIN_BITS
     first, stop = (offset + (1 << shift) - 1) >> shift, (offset + size) >> shift
-    p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] &= ~grain_mask(first, stop)
+    synced_word(pool, ref).value &= ~grain_mask(first, stop)
 
 
 @kernel
-def sh_synced(p, ref, offset, size):
+def synced(pool: PoolRecord, ref: int, offset: int, size: int) -> None:
     """A part of a netmem was synced for the CPU."""
-    p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] |= touched(p, offset, size)
+    synced_word(pool, ref).value |= touched(pool, offset, size)
 
 
 @inline_kernel
-def sh_any_synced(p, ref, offset, size):
+def any_synced(pool: PoolRecord, ref: int, offset: int, size: int) -> bool:
     """True when some of a part was synced for the CPU."""
-    return p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] & touched(p, offset, size) != 0
-
-
-@inline_kernel
-def sh_is_synced(p, ref, offset, size):
-    """True when all of a part was synced for the CPU."""
-    want = touched(p, offset, size)
-    return p[p[P_SHADOW] + ((ref >> 1) & INDEX_MASK)] & want == want
+    return synced_word(pool, ref).value & touched(pool, offset, size) != 0
 
 
 @kernel
-def sh_delivered(p, a, ref, offset, size):
+def delivered(pool: PoolRecord, ref: int, offset: int, size: int) -> None:
     """A driver hands ``size`` bytes of a netmem up: it must hold it, and have synced them."""
-    if not pp_is_mine(p, a, ref):
-        sh_trap(p, a, TRAP_WRONG_POOL, ref, EV_DELIVER, offset, size)
-    elif state_of(a, ref) <= ST_RING:
-        sh_trap(p, a, TRAP_USE_AFTER_RETURN, ref, EV_DELIVER, offset, size)
-    elif not sh_is_synced(p, ref, offset, size):
-        sh_trap(p, a, TRAP_SYNC_MISSING, ref, EV_DELIVER, offset, size)
+    if not pp_is_mine(pool, ref):
+        trap(pool, Trap.WRONG_POOL, ref, Event.DELIVER, offset, size)
+        return
+    want = touched(pool, offset, size)
+    if netmem_of(pool, ref).holder <= Holder.RING:
+        trap(pool, Trap.USE_AFTER_RETURN, ref, Event.DELIVER, offset, size)
+    elif synced_word(pool, ref).value & want != want:
+        trap(pool, Trap.SYNC_MISSING, ref, Event.DELIVER, offset, size)

@@ -1,127 +1,179 @@
-"""A received batch: what one NAPI poll hands from driver to stack, as rows of words.
+"""A received batch: what one NAPI poll hands from driver to stack.
 
-A packet is one row, or a row and its continuation rows (one for each further descriptor). The
-batch is a loan: the stack takes a buffer by setting its netmem word to 0 (``take`` in the kernels);
-what it leaves, the driver posts again.
+A packet is one row, or a row and its continuation rows (one for each further descriptor). The batch is a
+loan: the stack takes a buffer by setting its netmem to 0; what it leaves, the driver posts again.
 """
 
 from __future__ import annotations
 
+import ctypes
+import enum
+from typing import Annotated
+
 import numpy as np
 
-from netmem.base.arena import Arena, Words, offsets
+from netmem.base.arena import Arena, Words
+from netmem.base.jit import inline_kernel
+from netmem.base.record import Items, Record, Word, i64, items
 
-ROW_WORDS = 40
-B_HDR = 0  # host address of the first byte of the frame
-B_HLEN = 1  # readable bytes there
-B_STATUS = 2  # RX_*
-B_NETMEM = 3  # payload buffer, 0: none (any more)
-B_OFFSET = 4  # of the payload in it
-B_SIZE = 5
-B_HNETMEM = 6  # the netmem that B_HDR lies in, 0: taken
-B_HOFFSET = 7  # offset of B_HDR in it
-B_MORE = 8  # continuation row of the same packet, -1: none
-B_QUEUE = 9
-B_POOL = 10  # pool handles, for whoever gives the buffers back
-B_HPOOL = 11
-B_SLOT = 12  # the driver's own
-B_KIND = 13  # KIND_*
-B_NEXT = 14  # next packet merged into this one, -1: none
-B_LAST = 15  # last packet merged
-B_L3 = 16  # offsets of the headers from B_HDR
-B_L4 = 17
-B_SRC = 18  # low words of the addresses
-B_DST = 19
-B_PORTS = 20  # source port << 16 | destination port
-B_SEQ = 21
-B_ACK = 22
-B_TFLAGS = 23
-B_WND = 24  # as in the header, unscaled
-B_TSVAL = 25
-B_TSECR = 26
-B_TS = 27  # 1 with a timestamp option
-B_LEN = 28  # TCP payload of this packet and those merged into it
-B_OWN = 29  # TCP payload of this packet
-B_LIN = 30  # offset of its linear payload from B_HDR
-B_LINLEN = 31
-B_SRC_HI = 32  # high words of the addresses, 0 for IPv4
-B_DST_HI = 33
-B_SACK = 34  # offset from B_HDR of the SACK option, 0: none
-B_GSO = 35  # payload bytes of the segments that the NIC merged into this packet, 0: it is one
+FLOWS = 32  # slots of GRO's table
 
-RX_SPLIT = 1
-RX_L3_OK = 2
-RX_L4_OK = 4
-RX_L3_BAD = 8
-RX_L4_BAD = 16
 
-KIND_CONT = 0  # continuation row
-KIND_TCP = 1
-KIND_ARP = 2
-KIND_ICMP = 3
-KIND_MERGED = 4
-KIND_DROP = 5  # malformed or unwanted: counted, nobody looks at it again
-KIND_UDP = 6
-KIND_ICMP6 = 7
+class Rx(enum.IntEnum):
+    """What a NIC says of a packet: bits of RxRow.status."""
 
-# Words beside the rows.
-M_ROWS = 0  # rows in use
-M_HEADS = 1  # packets for the stack, after merging
-M_PACKETS = 2
-M_FLOW = 8  # direct-mapped table of GRO: head row + 1 by flow
-FLOWS = 32
-M_COUNTERS = 64
+    SPLIT = 1  # the header buffer holds exactly the headers
+    L3_OK = 2
+    L4_OK = 4
+    L3_BAD = 8
+    L4_BAD = 16
 
-# Counters of parsing and GRO, by cause.
-N_RX_PACKETS = 0
-N_RX_BYTES = 1
-N_RX_TCP = 2
-N_RX_ARP = 3
-N_RX_ICMP = 4
-N_GRO_MERGED = 5
-N_RX_RUNT = 6
-N_RX_UNKNOWN_ETHERTYPE = 7
-N_RX_BAD_IP_HEADER = 8
-N_RX_BAD_IP_LENGTH = 9
-N_RX_BAD_IP_CSUM = 10
-N_RX_FRAGMENT = 11
-N_RX_UNKNOWN_PROTO = 12
-N_RX_BAD_TCP_HEADER = 13
-N_RX_BAD_L4_CSUM = 14
-N_RX_UNVERIFIED_CSUM = 15
-N_RX_HEADER_UNREADABLE = 16
-N_RX_TRUNCATED = 17
-N_RX_FAULT = 18
-N_RX_UDP = 19
-N_RX_ICMP6 = 20
-N_RX_BAD_UDP_HEADER = 21
-N_RX_MERGED_BY_NIC = 22
-NETDEV_COUNTERS = offsets(globals(), "N_")
 
-M_WORDS = 128
-HEADS = M_WORDS  # the list of head rows follows the words
+class Kind(enum.IntEnum):
+    """What a row is."""
+
+    CONT = 0  # continuation row
+    TCP = 1
+    ARP = 2
+    ICMP = 3
+    MERGED = 4
+    DROP = 5  # malformed or unwanted: counted, nobody looks at it again
+    UDP = 6
+    ICMP6 = 7
+
+
+class RxRow(Record):
+    """A descriptor's worth of a received packet; what is of the whole packet stands in its first row."""
+
+    header: i64  # host address of the first byte of the frame
+    header_len: i64  # readable bytes there
+    status: i64  # Rx bits
+    netmem: i64  # payload buffer, 0: none (any more)
+    offset: i64  # of the payload in it
+    size: i64
+    header_netmem: i64  # the netmem that the header lies in, 0: taken
+    header_offset: i64  # of the header in it
+    more: i64  # continuation row of the same packet, -1: none
+    queue: i64
+    pool: i64  # handles of the buffers' pools, for whoever gives them back
+    header_pool: i64
+    slot: i64  # the driver's own
+    kind: i64  # Kind
+    next: i64  # next packet merged into this one, -1: none
+    last: i64  # last packet merged
+    l3: i64  # offsets of the headers from ``header``
+    l4: i64
+    src: i64  # low words of the addresses
+    dst: i64
+    ports: i64  # source port << 16 | destination port
+    seq: i64
+    ack: i64
+    tcp_flags: i64
+    window: i64  # as in the header, unscaled
+    tsval: i64
+    tsecr: i64
+    has_timestamp: i64  # RFC 7323
+    len: i64  # TCP payload of this packet and those merged into it
+    own_len: i64  # TCP payload of this packet
+    linear: i64  # offset of its linear payload from ``header``
+    linear_len: i64
+    src_hi: i64  # high words of the addresses, 0 for IPv4
+    dst_hi: i64
+    sack: i64  # offset from ``header`` of the SACK option, 0: none
+    gso_size: i64  # payload bytes of the segments that the NIC merged into this packet, 0: it is one
+
+
+class RxCounters(Record):
+    """What parsing and GRO saw, by cause."""
+
+    rx_packets: i64
+    rx_bytes: i64
+    rx_tcp: i64
+    rx_arp: i64
+    rx_icmp: i64
+    gro_merged: i64
+    rx_runt: i64
+    rx_unknown_ethertype: i64
+    rx_bad_ip_header: i64
+    rx_bad_ip_length: i64
+    rx_bad_ip_csum: i64
+    rx_fragment: i64
+    rx_unknown_proto: i64
+    rx_bad_tcp_header: i64
+    rx_bad_l4_csum: i64
+    rx_unverified_csum: i64
+    rx_header_unreadable: i64
+    rx_truncated: i64
+    rx_fault: i64
+    rx_udp: i64
+    rx_icmp6: i64
+    rx_bad_udp_header: i64
+    rx_merged_by_nic: i64
+
+
+class BatchRecord(Record):
+    """A batch's head."""
+
+    rows: i64  # address of RxRow 0
+    room: i64  # rows at most
+    used: i64  # rows in use
+    packets: i64
+    heads: i64  # address: a word for each packet for the stack, after merging: its first row
+    head_count: i64
+    flows: Annotated[Items[int], ctypes.c_int64 * FLOWS]  # GRO: head row + 1 by flow
+    counters: Annotated[RxCounters, RxCounters]
+
+
+@inline_kernel
+def row_of(batch: BatchRecord, i: int) -> RxRow:
+    """Row ``i`` of a batch."""
+    return RxRow.nth(batch.rows, i)
+
+
+@inline_kernel
+def head_of(batch: BatchRecord, i: int) -> int:
+    """Number of the first row of the batch's ``i``-th packet."""
+    return Word.nth(batch.heads, i).value
 
 
 class RxBatch:
-    """Room for ``rows`` rows. ``meta`` holds counts, counters and the list of packets."""
+    """Room for ``rows`` rows. ``record`` holds counts and counters, ``at`` is its address."""
 
     def __init__(self, rows: int = 1024) -> None:
-        self.rows: Words = np.zeros((rows, ROW_WORDS), np.int64)
-        self.arena = Arena("netdev:batch", M_WORDS + rows)
-        self.meta: Words = self.arena.a[: M_WORDS + rows]
+        heads = ctypes.sizeof(BatchRecord)
+        self.arena = Arena("netdev:batch", heads + 8 * rows)
+        self._rows = (RxRow * rows)()
+        self.at = self.arena.address
+        self.record = self.arena.record(BatchRecord)
+        self.record.rows, self.record.room = ctypes.addressof(self._rows), rows
+        self.record.heads = self.at + heads
+        self._heads: Words = self.arena.bytes[heads:].view("q")
+
+        self.rows: Words = np.ctypeslib.as_array(self._rows).view(np.int64).reshape(rows, -1)
+        self.meta: Words = self.arena.words()
 
     def __len__(self) -> int:
-        return int(self.meta[M_HEADS])
+        return self.record.head_count
+
+    def row(self, i: int) -> RxRow:
+        """Row ``i``."""
+        return self._rows[i]
+
+    def used(self) -> list[RxRow]:
+        """The rows in use."""
+        return self._rows[: self.record.used]
 
     def clear(self) -> None:
         """Empty the batch; counters go on."""
-        self.meta[:M_COUNTERS] = 0
+        record = self.record
+        record.used = record.packets = record.head_count = 0
+        ctypes.memset(ctypes.addressof(record.flows), 0, 8 * FLOWS)  # type: ignore[arg-type]
 
     def heads(self) -> list[int]:
         """Row numbers of the packets, in order of arrival."""
-        heads: list[int] = self.meta[HEADS : HEADS + int(self.meta[M_HEADS])].tolist()
+        heads: list[int] = self._heads[: self.record.head_count].tolist()
         return heads
 
     def counters(self) -> dict[str, int]:
         """What was received, merged and refused, by name."""
-        return {name: int(self.meta[M_COUNTERS + at]) for name, at in NETDEV_COUNTERS.items()}
+        return items(self.record.counters)

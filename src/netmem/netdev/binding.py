@@ -8,9 +8,9 @@ import itertools
 from typing import TYPE_CHECKING
 
 from netmem.base.errors import NetmemError
+from netmem.memory import calls
 from netmem.memory.area import Area
 from netmem.memory.dma import DmaDevice, DmaDirection
-from netmem.memory.kernels import hold_range
 from netmem.memory.provider import MemoryProvider, check_size
 from netmem.netdev.driver import NetmemTx, TcpDataSplit
 
@@ -182,12 +182,12 @@ class TxBinding:
     def hold(self, offset: int, size: int, now: int) -> None:
         """A send that names this range is in flight (net_devmem_get_net_iov)."""
         self.in_flight += 1
-        hold_range(self.area.a, offset, size, 1, now)
+        calls.hold_range(self.area.at, offset, size, 1, now)
 
     def release(self, offset: int, size: int, now: int) -> None:
         """It is over: the device reads the range no more (net_devmem_put_net_iov)."""
         self.in_flight -= 1
-        hold_range(self.area.a, offset, size, -1, now)
+        calls.hold_range(self.area.at, offset, size, -1, now)
         self.reap()
 
     def close(self) -> None:

@@ -11,34 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from netmem.base.errors import MissingError
-from netmem.netdev.batch import (
-    B_HDR,
-    B_HLEN,
-    B_KIND,
-    B_MORE,
-    B_NETMEM,
-    B_OFFSET,
-    B_POOL,
-    B_SIZE,
-    KIND_CONT,
-    M_ROWS,
-    RxBatch,
-)
-from netmem.netdev.tx import (
-    SLOT_BYTES,
-    T_HOST,
-    T_IO,
-    T_SLOTS,
-    T_TAIL,
-    TX_NETMEM,
-    TX_ROWS,
-    X_FLAGS,
-    X_HLEN,
-    X_P2LEN,
-    X_PAY,
-    X_PAY2,
-    X_PLEN,
-)
+from netmem.memory.ref import offset_of
+from netmem.netdev.batch import Kind, RxBatch, RxRow
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx
 
 if TYPE_CHECKING:
     from netmem.netdev.device import NetDevice
@@ -66,7 +41,7 @@ class Capture:
             options={"if_name": dev.name},
         )  # fmt: skip
         self._writer: Any = FileWriter(file, self._section)
-        self._sent = int(dev.tx.meta[T_TAIL])
+        self._sent = dev.tx.record.filled
         self._offset = time.time_ns() - time.monotonic_ns()
         self.packets = 0
 
@@ -81,49 +56,46 @@ class Capture:
 
     def received(self, batch: RxBatch, now: int) -> None:
         """The packets of a batch, in order of arrival, before the stack takes them."""
-        rows = batch.rows
-        for i in range(int(batch.meta[M_ROWS])):
-            if rows[i, B_KIND] == KIND_CONT:
+        for i in range(batch.record.used):
+            row = batch.row(i)
+            if row.kind == Kind.CONT:
                 continue
-            data = ctypes.string_at(int(rows[i, B_HDR]), int(rows[i, B_HLEN])) if rows[i, B_HDR] else b""
-            length, pieces, part, whole = len(data), list[str](), i, True
-            while part >= 0:
-                size = int(rows[part, B_SIZE])
-                if size:
-                    text, readable = self._piece(rows[part])
+            data = ctypes.string_at(row.header, row.header_len) if row.header else b""
+            length, pieces, whole = len(data), list[str](), True
+            while True:
+                if row.size:
+                    text, readable = self._piece(row)
                     whole = whole and bool(readable)
                     data += readable if whole else b""
                     pieces += [] if readable else [text]
-                    length += size
-                part = int(rows[part, B_MORE])
+                    length += row.size
+                if row.more < 0:
+                    break
+                row = batch.row(row.more)
             self._write(now, data[:SNAP], length, pieces)
 
-    def _piece(self, row: Any) -> tuple[str, bytes]:
+    def _piece(self, row: RxRow) -> tuple[str, bytes]:
         """Where a buffer's payload lies, and its bytes where the pool's memory is ordinary pages."""
-        pool = self._dev.pools[int(row[B_POOL])]
-        index = (int(row[B_NETMEM]) >> 1) & 0x7FFFFFFF
-        at, size = (index << pool.area.shift) + int(row[B_OFFSET]), int(row[B_SIZE])
+        pool = self._dev.pools[row.pool]
+        at = offset_of(row.netmem, pool.area.shift) + row.offset
         if pool.provider is None:
-            return "", ctypes.string_at(pool.area.address + at, size)
-        return f"dmabuf {pool.binding_id} offset {at} length {size}", b""
+            return "", ctypes.string_at(pool.area.address + at, row.size)
+        return f"dmabuf {pool.binding_id} offset {at} length {row.size}", b""
 
     def sent(self, now: int) -> None:
         """The rows that were filled since last asked, before the driver takes them."""
-        tx = self._dev.tx
-        meta = tx.meta
-        tail = int(meta[T_TAIL])
-        for number in range(max(self._sent, tail - TX_ROWS), tail):
-            row = tx.rows[number % TX_ROWS]
-            header = int(meta[T_SLOTS]) + number % TX_ROWS * SLOT_BYTES
-            data = ctypes.string_at(header, int(row[X_HLEN]))
-            length, pieces = len(data) + int(row[X_PLEN] + row[X_P2LEN]), list[str]()
-            for io, size in ((int(row[X_PAY]), int(row[X_PLEN])), (int(row[X_PAY2]), int(row[X_P2LEN]))):
-                if size and row[X_FLAGS] & TX_NETMEM:
+        queue = self._dev.tx.record
+        for number in range(max(self._sent, queue.filled - TX_ROWS), queue.filled):
+            row = self._dev.tx.row(number)
+            data = ctypes.string_at(queue.slots + number % TX_ROWS * SLOT_BYTES, row.header_len)
+            length, pieces = len(data) + row.payload_len + row.payload2_len, list[str]()
+            for io, size in ((row.payload, row.payload_len), (row.payload2, row.payload2_len)):
+                if size and row.flags & Tx.NETMEM:
                     pieces.append(self._reference(io, size))
                 elif size:
-                    data += ctypes.string_at(int(meta[T_HOST]) + io - int(meta[T_IO]), size)
+                    data += ctypes.string_at(queue.host + io - queue.io, size)
             self._write(now, data[:SNAP], length, pieces)
-        self._sent = tail
+        self._sent = queue.filled
 
     def _reference(self, io: int, size: int) -> str:
         for binding in self._dev.tx_bindings:

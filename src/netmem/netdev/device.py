@@ -13,9 +13,7 @@ from typing import Any
 
 from netmem.base.board import Board
 from netmem.base.errors import NetmemError
-from netmem.memory import layout as ly
-from netmem.memory import sanitizer
-from netmem.memory.kernels import pp_available
+from netmem.memory import calls, sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
 from netmem.netdev.batch import RxBatch
@@ -200,7 +198,7 @@ class NetDevice:
         self.rx_queues[index].pool = pool
         pools = [queue.pool for queue in self.rx_queues if queue.pool is not None]
         for one in pools:
-            one.p[ly.P_SHARE] = sum(one.area is other.area for other in pools)
+            one.record.share = sum(one.area is other.area for other in pools)
         self.queue_generation += 1
 
     def check_memory_provider(self, queue: RxQueue) -> None:
@@ -324,13 +322,13 @@ class NetDevice:
             got = driver.napi_poll(queue.index, budget, batch)
             pool = queue.pool
             if not got:
-                if pool is not None and pool.pv[ly.P_POSTED] == 0:
+                if pool is not None and pool.record.posted == 0:
                     driver.rx_refill(queue.index, batch)  # it ran dry: try again
                 continue
             available = 0
             if pool is not None:
-                pool.area_a[ly.A_NOW] = now
-                available = pp_available(pool.p, pool.area_a)
+                pool.area.record.now = now
+                available = calls.available(pool.at)
             if sanitizer.ON:
                 self.watch.batch(queue.index, batch)
                 self.watch.blame(queue.index, "the stack")
@@ -357,7 +355,7 @@ class NetDevice:
     def available(self, queue: int) -> int:
         """Buffers that a queue's pool can still receive into."""
         pool = self.rx_queues[queue].pool
-        return int(pp_available(pool.p, pool.area_a)) if pool is not None else 0
+        return calls.available(pool.at) if pool is not None else 0
 
     def publish(self) -> None:
         """Say on the board what the device is like now; ``lab.observe`` reads it from outside."""

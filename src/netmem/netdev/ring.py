@@ -1,30 +1,75 @@
-"""A descriptor ring's arena ``q``: words of its own, then four words a slot of a receive ring.
-
-A slot holds payload netmem and offset, header netmem and offset. We move the tail, the device moves
-the head. A transmit ring uses the words S_RING, S_MASK, S_HEAD, S_TAIL and S_DRIVER.
-"""
+"""What all drivers' descriptor rings have in common, and what is in their slots."""
 
 from __future__ import annotations
 
-S_RING = 0  # host address of the descriptors
-S_MASK = 1
-S_HEAD = 2  # next descriptor to clean, free running
-S_TAIL = 3  # next descriptor to post
-S_QUEUE = 4
-S_POOL = 5  # handles of the payload and the header pool
-S_HPOOL = 6
-S_BUFLEN = 7
-S_HDRLEN = 8  # 0: no header split
-S_PACKETS = 9
-S_BYTES = 10
-S_HDS_HIT = 11
-S_HDS_MISS = 12
-S_STARVED = 13  # refills that ended for want of memory
-S_DRIVER = 14  # the driver's own
-S_SLOTS = 16
-SLOT_WORDS = 4
-L_NETMEM, L_OFFSET, L_HNETMEM, L_HOFFSET = range(4)
+import enum
+from typing import Annotated
 
-REFILL_DONE, REFILL_PAYLOAD, REFILL_HEADER = 0, 1, 2
+from netmem.base.jit import inline_kernel
+from netmem.base.record import Record, i64
+
 HEADER_BYTES = 256  # of a header buffer
 DMA_ALIGN = 64
+
+
+class Refill(enum.IntEnum):
+    """How filling a ring ended: done, or which pool must be refilled first."""
+
+    DONE = 0
+    PAYLOAD = 1
+    HEADER = 2
+
+
+class Slot(Record):
+    """The buffers behind one descriptor of a receive ring; netmem 0: none."""
+
+    netmem: i64
+    offset: i64
+    header_netmem: i64
+    header_offset: i64
+
+
+class QueueCounters(Record):
+    """What a receive queue saw; they go on when it gets new memory."""
+
+    packets: i64
+    bytes: i64
+    hds_hit: i64  # headers split off
+    hds_miss: i64
+    starved: i64  # refills that ended for want of memory
+
+
+class RxRingRecord(Record):
+    """A receive ring: the device moves its head, we move the tail. ``mask`` makes slots of indexes."""
+
+    desc: i64  # host address of the descriptors
+    mask: i64
+    next_to_clean: i64
+    next_to_use: i64
+    slots: i64  # address of Slot 0
+    queue: i64
+    pool: i64  # addresses of the payload and the header pool's PoolRecord
+    header_pool: i64
+    pool_handle: i64  # as received buffers name them
+    header_pool_handle: i64
+    buf_len: i64  # bytes of a payload buffer
+    header_len: i64  # bytes of a header buffer, 0: no header split
+    tail: i64  # the driver's own: where its device's tail is, or what it was told
+    counters: Annotated[QueueCounters, QueueCounters]
+
+
+class TxRingRecord(Record):
+    """A transmit ring."""
+
+    desc: i64  # host address of the descriptors
+    mask: i64
+    next_to_clean: i64
+    next_to_use: i64
+    tail: i64  # the driver's own
+    queue: i64  # address of the TxQueueRecord whose rows it takes
+
+
+@inline_kernel
+def slot_of(ring: RxRingRecord, i: int) -> Slot:
+    """The slot behind descriptor ``i``."""
+    return Slot.nth(ring.slots, i & ring.mask)

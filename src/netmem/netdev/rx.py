@@ -7,11 +7,11 @@ memory the queue was given.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable
 
-from netmem.base.arena import Arena, Region, Words, memfd
-from netmem.memory import layout as ly
+from netmem.base.arena import Arena, Region, memfd
 from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
@@ -23,28 +23,7 @@ from netmem.memory.page_pool import (
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import QueueConfig, TcpDataSplit
-from netmem.netdev.ring import (
-    DMA_ALIGN,
-    HEADER_BYTES,
-    L_HNETMEM,
-    L_NETMEM,
-    REFILL_DONE,
-    REFILL_PAYLOAD,
-    S_BUFLEN,
-    S_DRIVER,
-    S_HDRLEN,
-    S_HEAD,
-    S_HPOOL,
-    S_MASK,
-    S_PACKETS,
-    S_POOL,
-    S_QUEUE,
-    S_RING,
-    S_SLOTS,
-    S_STARVED,
-    S_TAIL,
-    SLOT_WORDS,
-)
+from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES, QueueCounters, Refill, RxRingRecord, Slot
 
 
 class DescriptorRing:
@@ -69,7 +48,7 @@ class DescriptorRing:
 class RxRing:
     """What ``queue_mem_alloc`` makes: descriptors, slots, payload pool and header pool.
 
-    ``p``, ``a``: words of the payload pool and of its area; ``hp``, ``ha``: of the header pool.
+    ``record``, ``at`` its address: what kernels work on.
     """
 
     def __init__(
@@ -85,16 +64,20 @@ class RxRing:
             undo.callback(self.hpool.destroy)
             self.desc = DescriptorRing(dma, f"{name}:rx-ring{queue}", ring.rx_pending, desc_bytes)
             undo.pop_all()
-        self.arena = Arena(f"{name}:rx{queue}", S_SLOTS + SLOT_WORDS * ring.rx_pending)
-        self.q, self.p, self.a = self.arena.a, self.pool.p, self.pool.area_a
-        self.qv = self.q.data  # the same words as plain ints
-        self.hp, self.ha = self.hpool.p, self.hpool.area_a
-        buflen = min(ring.rx_buf_len, qcfg.rx_page_size)
-        q = self.q
-        q[S_RING], q[S_MASK], q[S_QUEUE] = self.desc.region.address, self.desc.size - 1, queue
-        q[S_BUFLEN], q[S_HDRLEN] = buflen, HEADER_BYTES if split else 0
-        q[S_POOL], q[S_HPOOL] = dev.register_pool(self.pool), dev.register_pool(self.hpool)
-        self.p[ly.P_PER] = max(1, qcfg.rx_page_size // -(-buflen // DMA_ALIGN * DMA_ALIGN))
+        slots = ctypes.sizeof(RxRingRecord)
+        self.arena = Arena(f"{name}:rx{queue}", slots + ctypes.sizeof(Slot) * ring.rx_pending)
+        self.at = self.arena.address
+        self._slots = self.arena.table(Slot, slots, ring.rx_pending)
+        record = self.record = self.arena.record(RxRingRecord)
+        record.desc, record.mask, record.queue = self.desc.region.address, self.desc.size - 1, queue
+        record.slots = self.at + slots
+        record.buf_len = min(ring.rx_buf_len, qcfg.rx_page_size)
+        record.header_len = HEADER_BYTES if split else 0
+        record.pool, record.header_pool = self.pool.at, self.hpool.at
+        record.pool_handle = dev.register_pool(self.pool)
+        record.header_pool_handle = dev.register_pool(self.hpool)
+        piece = -(-record.buf_len // DMA_ALIGN * DMA_ALIGN)
+        self.pool.record.buffers_per_netmem = max(1, qcfg.rx_page_size // piece)
 
     @staticmethod
     def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
@@ -126,43 +109,46 @@ class RxRing:
     @property
     def split(self) -> bool:
         """True when the device is to split headers from payload."""
-        return self.qv[S_HDRLEN] != 0
+        return self.record.header_len != 0
 
-    def start(self, counters: Words | None) -> None:
+    def start(self, counters: QueueCounters | None) -> None:
         """Both ends of the ring back to its beginning: the queue is about to start.
 
         ``counters`` are those of the queue's memory before this, so that they go on.
         """
-        self.q[S_HEAD] = self.q[S_TAIL] = self.p[ly.P_POSTED] = 0
+        self.record.next_to_clean = self.record.next_to_use = self.pool.record.posted = 0
         if counters is not None:
-            self.counters[:] = counters
+            self.record.counters = counters
 
     @property
-    def counters(self) -> Words:
-        """The queue's counters, S_PACKETS and following."""
-        return self.q[S_PACKETS:S_DRIVER]
+    def counters(self) -> QueueCounters:
+        """A copy of the queue's counters."""
+        return QueueCounters.from_buffer_copy(self.record.counters)
+
+    def slot(self, i: int) -> Slot:
+        """The slot behind descriptor ``i``."""
+        return Slot.nth(self.record.slots, i & self.record.mask)
 
     def poll(self, kernel: Callable[..., int], batch: RxBatch, budget: int) -> int:
         """Clean the ring with the driver's ``kernel``; descriptors cleaned."""
-        return int(kernel(self.q, self.p, self.a, self.hp, batch.meta, batch.rows, budget))
+        return kernel(self.at, batch.at, budget)
 
     def fill(self, kernel: Callable[..., int]) -> None:
         """Post buffers with the driver's ``kernel``, refilling the pools as it asks."""
         while True:
-            short = kernel(self.q, self.p, self.a, self.hp, self.ha)
-            if short == REFILL_DONE:
+            short = kernel(self.at)
+            if short == Refill.DONE:
                 return
-            pool = self.pool if short == REFILL_PAYLOAD else self.hpool
+            pool = self.pool if short == Refill.PAYLOAD else self.hpool
             pool.flush()
             if not pool.refill():
-                self.q[S_STARVED] += 1
+                self.record.counters.starved += 1
                 return  # starve politely: what comes back is posted at the next poll
 
     def free(self) -> None:
         """Give all buffers back to their pools, destroy these, and let the memory go."""
-        slots = self.q[S_SLOTS:].reshape(-1, SLOT_WORDS)[: self.desc.size]
-        for column, pool in ((L_NETMEM, self.pool), (L_HNETMEM, self.hpool)):
-            held = slots[:, column]
+        for column, pool in (("netmem", self.pool), ("header_netmem", self.hpool)):
+            held = self._slots[column]
             pool.put_full_netmem(held[held != 0].copy())
             held[:] = 0
             pool.destroy(self._dev.now)

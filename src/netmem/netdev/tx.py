@@ -6,43 +6,66 @@ of its row; payload is named by I/O address.
 
 from __future__ import annotations
 
+import ctypes
+import enum
 import os
 from collections import deque
 
 import numpy as np
 
-from netmem.base.arena import Region, Words, memfd
+from netmem.base.arena import Region, memfd
+from netmem.base.jit import inline_kernel
+from netmem.base.record import Record, i64
 
 TX_ROWS = 512
 SLOT_BYTES = 256
 BUFFER_LEAST = 64 << 10
 
-X_WORDS = 8
-X_HLEN = 0
-X_PAY = 1  # I/O address
-X_PLEN = 2
-X_PAY2 = 3
-X_P2LEN = 4
-X_GSO = 5  # payload bytes of a segment, 0: send as it is
-X_FLAGS = 6
-X_NDESC = 7
-TX_CSUM = 1  # the NIC fills in the TCP checksum
-TX_UDP = 2  # ... which is UDP's
-TX_NETMEM = 4  # payload is device memory (skb_frags_not_readable)
 
-T_HEAD = 0  # rows completed
-T_SENT = 1  # rows handed to the NIC
-T_TAIL = 2  # rows filled
-T_SLOTS = 3  # host address of the header slots
-T_IO = 4  # I/O address of the memory, and so of slot 0
-T_HOST = 5  # host address of the memory
-T_FULL = 6  # times a sender found no free row
-T_PACKETS = 7
-T_BYTES = 8
+class Tx(enum.IntEnum):
+    """Bits of TxRow.flags."""
+
+    CSUM = 1  # the NIC fills in the TCP checksum
+    UDP = 2  # ... which is UDP's
+    NETMEM = 4  # payload is device memory (skb_frags_not_readable)
+
+
+class TxRow(Record):
+    """A packet to send; its headers stand in the slot of its row."""
+
+    header_len: i64
+    payload: i64  # I/O address
+    payload_len: i64
+    payload2: i64  # I/O address of a second piece
+    payload2_len: i64
+    gso_size: i64  # payload bytes of a segment, 0: send as it is
+    flags: i64  # Tx bits
+    descriptors: i64  # that the driver used for it
+
+
+class TxQueueRecord(Record):
+    """Rows from the stack to the driver; those from ``completed`` to ``filled`` are in use. Counts run on."""
+
+    completed: i64
+    sent: i64  # handed to the NIC
+    filled: i64
+    rows: i64  # address of TxRow 0
+    slots: i64  # host address of the header slots
+    io: i64  # I/O address of the memory, and so of slot 0
+    host: i64  # host address of the memory
+    full: i64  # times a sender found no free row
+    packets: i64
+    bytes: i64
+
+
+@inline_kernel
+def tx_row(queue: TxQueueRecord, n: int) -> TxRow:
+    """The ``n``-th row ever."""
+    return TxRow.nth(queue.rows, n & (TX_ROWS - 1))
 
 
 class TxQueue:
-    """Rows from the stack to the driver. Rows between T_HEAD and T_TAIL are in use.
+    """``record`` and its rows, ``at`` its address, and the memory that they name.
 
     ``size`` bytes of address space for header slots and send buffers; only what is touched costs
     memory. A power of two, so that it fits a PCI BAR.
@@ -53,10 +76,14 @@ class TxQueue:
         self.size = size
         self.fd = memfd("tx", self.size)
         self.region = Region(self.fd, self.size)
-        self.rows: Words = np.zeros((TX_ROWS, X_WORDS), np.int64)
-        self.meta: Words = np.zeros(16, np.int64)
-        self.mv = self.meta.data  # the same words as plain ints
-        self.meta[T_SLOTS] = self.meta[T_HOST] = self.region.address
+        self._rows = (TxRow * TX_ROWS)()
+        self.record = TxQueueRecord(
+            rows=ctypes.addressof(self._rows), slots=self.region.address, host=self.region.address
+        )
+        self.at = ctypes.addressof(self.record)
+        self.rows = np.ctypeslib.as_array(self._rows).view(np.int64).reshape(TX_ROWS, -1)
+        self.meta = np.frombuffer(self.record, np.int64)  # type: ignore[call-overload]
+        self.mv = self.meta.data
         self._free: list[tuple[int, int]] = []
         self._later: deque[tuple[int, int, int]] = deque()  # with the row before which it is in use
         self._next = self.slots_size
@@ -72,7 +99,7 @@ class TxQueue:
 
     def alloc_buffer(self, size: int) -> int | None:
         """Offset of ``size`` bytes for a send buffer, None when the memory is used up."""
-        while self._later and self._later[0][2] <= self.mv[T_HEAD]:
+        while self._later and self._later[0][2] <= self.record.completed:
             self._free.append(self._later.popleft()[:2])
         offset = self._take(size)
         if offset is None:
@@ -106,11 +133,15 @@ class TxQueue:
 
     def free_buffer(self, offset: int, size: int) -> None:
         """Give a send buffer back; it is used again when no row that waits can name it."""
-        self._later.append((offset, size, self.mv[T_TAIL]))
+        self._later.append((offset, size, self.record.filled))
 
     def pending(self) -> int:
         """Rows that wait for the driver."""
-        return int(self.meta[T_TAIL] - self.meta[T_SENT])
+        return self.record.filled - self.record.sent
+
+    def row(self, n: int) -> TxRow:
+        """The ``n``-th row ever."""
+        return self._rows[n % TX_ROWS]
 
     def close(self) -> None:
         """Close the memory's descriptor: the device is gone."""
@@ -120,4 +151,4 @@ class TxQueue:
 
     def reset(self) -> None:
         """Forget all rows: the device was stopped."""
-        self.meta[T_HEAD] = self.meta[T_SENT] = self.meta[T_TAIL]
+        self.record.completed = self.record.sent = self.record.filled

@@ -152,7 +152,7 @@ class Network:
         text = f"netmems that never came back, by pool: {missing}; before closing: {held or 'nobody'}"
         if missing:
             raise AssertionError(text)
-        sanitizer.check([pool.area_a for pool in self._pools if pool.area_a.nbytes])
+        sanitizer.check([pool.area.record for pool in self._pools])
         if self.provider is not None:
             area = self.provider.area
             if area.free != area.count:

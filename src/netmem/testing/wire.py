@@ -12,7 +12,7 @@ import numpy as np
 
 from netmem.base.arena import Bytes
 from netmem.hw.faults import FRAME_ROOM, Faults, PlainFrames
-from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FrameQueue
+from netmem.hw.wire import FQ_FRAMES, FrameQueue
 
 
 class PacketWire:
@@ -20,6 +20,8 @@ class PacketWire:
 
     Frames that the NIC leaves to segmentation and checksum offload are cut and completed here.
     """
+
+    tap = 0
 
     def __init__(self) -> None:
         self.rx, self.tx = FrameQueue(), FrameQueue()
@@ -43,9 +45,8 @@ class PacketWire:
             self._next += 1
             moved = True
         while len(self.tx):
-            row = self.tx.rows[int(self.tx.state[FQ_HEAD]) % FQ_FRAMES]
-            self.sent += self._plain.of(row)
-            self.tx.state[FQ_HEAD] += 1
+            self.sent += self._plain.of(self.tx.row(self.tx.record.head))
+            self.tx.record.head += 1
             moved = True
         return moved
 

@@ -6,11 +6,8 @@ import errno
 
 from netmem.base.errors import NetmemError
 from netmem.contract.rig import QUEUE, MakeDriver, Rig, Violation, payload
-from netmem.memory import layout as ly
-from netmem.netdev.batch import B_NETMEM, B_SIZE
+from netmem.memory.ref import tag_of
 from netmem.testing import frames
-
-INDEX = 0x7FFFFFFF << 1
 
 
 def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
@@ -28,10 +25,10 @@ def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
         if not posted:
             raise Violation("R1", "the queue runs, and no netmem was taken from the provider")
         rows = rig.rows(frames.tcp(payload(1000)))
-        used = [int(row[B_NETMEM]) for row in rows if row[B_SIZE]]
+        used = [row.netmem for row in rows if row.size]
         if not used:
             raise Violation("R1", "1000 bytes of payload came in no buffer")
-        if any(ref & ~INDEX != int(provider.area.a[ly.A_TAG]) for ref in used):
+        if any(tag_of(ref) != provider.area.record.tag for ref in used):
             raise Violation("R1", "payload came in memory that is not the provider's")
         rig.inspect()
         assert rig.net.binding is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from netmem.contract.rig import MakeDriver, Rig, Violation, payload
-from netmem.netdev.batch import B_HLEN, B_SIZE
 from netmem.netdev.driver import TcpDataSplit
 from netmem.testing import frames
 
@@ -22,7 +21,7 @@ def check_r2_data_split(make_driver: MakeDriver, memory: str = "none") -> str:
             name = value.name.lower()
             if len(rows) != 1:
                 raise Violation("R2", f"with split {name} one frame came as {len(rows)} descriptors")
-            got = int(rows[0][B_HLEN]), int(rows[0][B_SIZE])
+            got = rows[0].header_len, rows[0].size
             wanted = {on: (HEADERS, SIZE), off: (HEADERS + SIZE, 0)}.get(value, got)
             if got != wanted:
                 raise Violation(
@@ -42,9 +41,9 @@ def check_r2_threshold(make_driver: MakeDriver, memory: str = "none") -> str:
             return "no threshold, and none claimed"
         rig.split(TcpDataSplit.ENABLED, hds_thresh=SIZE)
         short, long = rig.rows(frames.tcp(payload(SIZE // 2)), frames.tcp(payload(SIZE)))
-        if int(short[B_HLEN]) == HEADERS or int(long[B_HLEN]) != HEADERS:
+        if short.header_len == HEADERS or long.header_len != HEADERS:
             raise Violation(
                 "R2", f"threshold {SIZE}: frames of {HEADERS + SIZE // 2} and {HEADERS + SIZE} bytes "
-                f"came with {int(short[B_HLEN])} and {int(long[B_HLEN])} header bytes"
+                f"came with {short.header_len} and {long.header_len} header bytes"
             )  # fmt: skip
     return f"threshold {SIZE}: shorter frames stay whole"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, Violation, payload
-from netmem.memory import layout as ly
 
 SIZE = 60_000
 
@@ -19,11 +18,11 @@ def check_r6_sync(make_driver: MakeDriver, memory: str = "pages") -> str:
             raise Violation("R6", f"old bytes: {SIZE - fresh} of {SIZE} were never synced for the CPU")
         pool = rig.dev.rx_queues[QUEUE].pool
         assert pool is not None
-        synced = int(pool.p[ly.PX_SYNC_CPU] + pool.p[ly.PX_SYNC_CPU_NOOP])
+        synced = pool.record.counters.sync_cpu + pool.record.counters.sync_cpu_noop
         packets = SIZE // 1460
         if synced < packets:
             raise Violation(
                 "R6", f"{synced} calls of page_pool_dma_sync_netmem_for_cpu() for at least {packets} packets"
             )
-        copies = int(pool.p[ly.PX_SYNC_CPU])
+        copies = pool.record.counters.sync_cpu
     return f"{synced} syncs through the pool, of which {copies} had something to copy"

@@ -8,7 +8,6 @@ from netmem.base.errors import NetmemError
 from netmem.contract.rig import PORT, MakeDriver, Rig, Violation, never_mapped, payload
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import NetmemTx
-from netmem.netdev.tx import T_HEAD, T_SENT
 
 SIZE = 60_000
 MEMORY_BYTES = 1 << 20
@@ -62,7 +61,7 @@ def _held(rig: Rig) -> None:
     for _ in range(PATIENCE):
         host.step(rig.net.clock.advance(1000))
     waiting = len(host.nic.wire.tx)  # type: ignore[union-attr]
-    meta = rig.dev.tx.meta
-    undone = int(meta[T_SENT] - meta[T_HEAD])
+    queue = rig.dev.tx.record
+    undone = queue.sent - queue.completed
     if undone < waiting:
         raise Violation("TX1", f"{waiting - undone} packets are called done that the wire has not taken")

@@ -14,8 +14,8 @@ import errno
 import struct
 from typing import ClassVar
 
-from netmem.base.arena import Arena, Words
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.record import address_of, clear, items
 from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
 from netmem.hw.bus import PciBus
@@ -25,21 +25,8 @@ from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
 from netmem.netdev.driver import NetmemTx, QueueConfig, RingParams, SteeringRule
 from netmem.netdev.kernels import rx_return
-from netmem.netdev.ring import (
-    HEADER_BYTES,
-    S_BUFLEN,
-    S_BYTES,
-    S_DRIVER,
-    S_HDS_HIT,
-    S_HDS_MISS,
-    S_MASK,
-    S_PACKETS,
-    S_RING,
-    S_STARVED,
-    S_TAIL,
-)
+from netmem.netdev.ring import HEADER_BYTES, QueueCounters
 from netmem.netdev.rx import DescriptorRing, RxRing
-from netmem.netdev.tx import T_HEAD, T_IO, T_TAIL
 
 TX_RING = 2048
 MIN_RING = 32  # the device takes 8, but QEMU's then delivers out of order, and pauses
@@ -78,9 +65,9 @@ class IgbDriver:
         self.regs = RegisterFile(bus, r.REGISTERS)
         self._dev: NetDevice | None = None
         self._rx: dict[int, RxRing] = {}
-        self._counters: dict[int, Words] = {}  # of queues that were stopped
+        self._counters: dict[int, QueueCounters] = {}  # of queues that were stopped
         self._tx: DescriptorRing | None = None
-        self._t = Arena("igb:tx", 64)
+        self._tx_ring = r.IgbTxRing()
         self._tx_io: int | None = None
         self._totals = dict.fromkeys(r.STATISTICS, 0)
         self._missed: dict[int, int] = {}
@@ -151,11 +138,11 @@ class IgbDriver:
     def _start_transmit(self, dev: NetDevice) -> None:
         """Transmit queue 0, and the transmitter [4.5.10]."""
         self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
-        dev.tx.meta[T_IO] = self._tx_io
+        dev.tx.record.io = self._tx_io
         self._tx = DescriptorRing(self.bus, "igb:tx-ring", TX_RING, r.DESC_BYTES)
-        t = self._t.a
-        t[:] = 0
-        t[S_RING], t[S_MASK] = self._tx.region.address, TX_RING - 1
+        clear(self._tx_ring)
+        ring = self._tx_ring.ring
+        ring.desc, ring.mask, ring.queue = self._tx.region.address, TX_RING - 1, dev.tx.at
         self._place_ring("T", 0, self._tx)
         self.regs.write("TXDCTL", ENABLE=1)
         self.bus.wait(lambda: bool(self.regs.get("TXDCTL", "ENABLE")), "transmit queue 0", WAIT_NS)
@@ -183,7 +170,6 @@ class IgbDriver:
             self._tx_io = None
 
     def close(self) -> None:
-        self._t.close()
         self.bus.close()
 
     def dma_device(self) -> DmaDevice | None:
@@ -211,7 +197,7 @@ class IgbDriver:
         ring = self._rx.get(queue)
         if ring is None:
             return
-        rx_return(ring.q, batch.meta, batch.rows)
+        rx_return(ring.at, batch.at)
         self._post(ring, queue)
 
     def _post(self, ring: RxRing, queue: int) -> None:
@@ -220,21 +206,21 @@ class IgbDriver:
         What it was not told of yet is less than a quarter of the ring, so it never waits for it.
         """
         ring.fill(k.igb_refill)
-        tail = ring.qv[S_TAIL]
-        if tail - ring.qv[S_DRIVER] >= min(DOORBELL, ring.desc.size // 4):
-            ring.q[S_DRIVER] = tail
-            self.bus.post32(self.regs.offset("RDT", queue), tail & ring.qv[S_MASK])
+        tail = ring.record.next_to_use
+        if tail - ring.record.tail >= min(DOORBELL, ring.desc.size // 4):
+            ring.record.tail = tail
+            self.bus.post32(self.regs.offset("RDT", queue), tail & ring.record.mask)
 
     def xmit(self) -> None:
         tx = self.dev.tx
-        if self._tx is None or tx.mv[T_TAIL] == tx.mv[T_HEAD]:
+        if self._tx is None or tx.record.filled == tx.record.completed:
             return
-        if k.igb_xmit(self._t.a, tx.meta, tx.rows):
-            tail = int(self._t.a[S_TAIL]) & (TX_RING - 1)
+        if k.igb_xmit(address_of(self._tx_ring)):
+            tail = self._tx_ring.ring.next_to_use & (TX_RING - 1)
             self.bus.post32(self.regs.offset("TDT"), tail)
 
     def has_work(self) -> bool:
-        return any(k.igb_pending(ring.q) for ring in self._rx.values())
+        return any(k.igb_pending(ring.at) for ring in self._rx.values())
 
     def irq_arm(self) -> None:
         self.bus.irq_arm()
@@ -331,11 +317,9 @@ class IgbDriver:
         ring = self._rx.get(queue)
         with contextlib.suppress(DeviceGoneError):
             self._missed[queue] = self._missed.get(queue, 0) + self.regs.read("RQDPC", queue)
-        names = {
-            "rx_packets": S_PACKETS, "rx_bytes": S_BYTES, "hds_hit": S_HDS_HIT, "hds_miss": S_HDS_MISS,
-            "rx_alloc_fail": S_STARVED,
-        }  # fmt: skip
-        stats = {name: ring.qv[at] if ring else 0 for name, at in names.items()}
+        counters = items(ring.record.counters if ring else QueueCounters())
+        names = {"packets": "rx_packets", "bytes": "rx_bytes", "starved": "rx_alloc_fail"}
+        stats = {names.get(name, name): value for name, value in counters.items()}
         return {**stats, "rx_no_desc": self._missed.get(queue, 0)}
 
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
@@ -349,12 +333,12 @@ class IgbDriver:
     def queue_start(self, mem: RxRing, queue: int) -> None:
         """Program ring and buffer sizes, and enable the queue [4.5.9]."""
         mem.start(self._counters.get(queue))
-        mem.q[S_DRIVER] = 0
+        mem.record.tail = 0
         self._place_ring("R", queue, mem.desc)
         self.regs.write(
             "SRRCTL",
             n=queue,
-            BSIZEPACKET=mem.qv[S_BUFLEN] // 1024,
+            BSIZEPACKET=mem.record.buf_len // 1024,
             BSIZEHEADER=HEADER_BYTES // 64,
             DESCTYPE=r.DESCTYPE_SPLIT_ALWAYS if mem.split else r.DESCTYPE_ADV_ONE_BUFFER,
             DROP_EN=1,
@@ -376,7 +360,7 @@ class IgbDriver:
             )
         self.dev.set_queue_pool(queue, None)
         ring = self._rx.pop(queue)
-        self._counters[queue] = ring.counters.copy()
+        self._counters[queue] = ring.counters
         return ring
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import enum
+from typing import Annotated
+
+from netmem.base.record import Items, Record, field_offset, i64
 from netmem.hw.registers import Register
+from netmem.netdev.ring import TxRingRecord
 
 QUEUES = 16
 QUEUE_STRIDE = 0x40
@@ -155,8 +161,6 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "tx_tso": ("TSCTC",),
 }
 
-DESC_BYTES = 16
-
 # SRRCTL.DESCTYPE (8.10.2)
 DESCTYPE_ADV_ONE_BUFFER = 1
 DESCTYPE_SPLIT_ALWAYS = 5
@@ -168,36 +172,87 @@ MDIC_WRITE = 1
 
 MRQC_RSS = 2
 
-# Advanced receive descriptor, written back (7.1.5.2): first word, then second.
 RXD_HDR_LEN_SHIFT = 21  # 10 bits
 RXD_HDR_LEN_MASK = 0x3FF
 RXD_SPH = 1 << 31
-RXD_DD = 1 << 0
-RXD_EOP = 1 << 1
-RXD_L4CS = 1 << 5
-RXD_IPCS = 1 << 6
-RXD_L4E = 1 << 29
-RXD_IPE = 1 << 30
-RXD_RXE = 1 << 31
 RXD_LEN_SHIFT = 32
 
-# Advanced transmit descriptors (7.2.2.3, 7.2.2.4): data, then context.
-TXD_DTYP_CTXT = 0x0020_0000
-TXD_DTYP_DATA = 0x0030_0000
-TXD_EOP = 0x0100_0000
-TXD_IFCS = 0x0200_0000
-TXD_RS = 0x0800_0000
-TXD_DEXT = 0x2000_0000
-TXD_TSE = 0x8000_0000
+
+class RxDesc(Record):
+    """Advanced receive descriptor, as the driver writes it (7.1.5.1) and as the device does (7.1.5.2)."""
+
+    packet: i64  # bus address of the packet buffer; then RSS hash << 32 | SPH and header length
+    header: i64  # bus address of the header buffer; then VLAN << 48 | length << 32 | status
+
+
+RXD_STATUS = field_offset(RxDesc, "header")
+
+
+class Rxd(enum.IntEnum):
+    """Extended status and error bits of a receive descriptor that was written back (7.1.5.2)."""
+
+    DD = 1 << 0
+    EOP = 1 << 1
+    L4CS = 1 << 5
+    IPCS = 1 << 6
+    L4E = 1 << 29
+    IPE = 1 << 30
+    RXE = 1 << 31
+
+
+class TxDesc(Record):
+    """Advanced transmit descriptor: data (7.2.2.3), context (7.2.2.4), or written back (7.2.2.5)."""
+
+    address: i64  # bus address of the buffer; of a context VLAN, MAC and IP header length
+    command: i64  # olinfo_status << 32 | command | length; then status << 32
+
+
+TXD_STATUS = field_offset(TxDesc, "command")
+DESC_BYTES = ctypes.sizeof(TxDesc)
+
+
+class Txd(enum.IntEnum):
+    """Bits of a transmit descriptor's command, of its olinfo_status, and of the status written back."""
+
+    DTYP_CTXT = 0x0020_0000
+    DTYP_DATA = 0x0030_0000
+    EOP = 0x0100_0000
+    IFCS = 0x0200_0000
+    RS = 0x0800_0000
+    DEXT = 0x2000_0000
+    TSE = 0x8000_0000
+    IXSM = 0x100  # olinfo_status
+    TXSM = 0x200
+    DD = 1  # status
+
+
 TXD_IDX_SHIFT = 4  # of olinfo_status and of the context's last word
-TXD_IXSM = 0x100
-TXD_TXSM = 0x200
 TXD_PAYLEN_SHIFT = 14
-TXD_DD = 1  # of the status that is written back
-TXC_MACLEN_SHIFT = 9
-TXC_IPV4 = 0x400
-TXC_L4T_UDP = 0
-TXC_L4T_TCP = 0x800
-TXC_L4LEN_SHIFT = 8
-TXC_MSS_SHIFT = 16
 TX_DATA_MAX = 1 << 14  # bytes that we give one data descriptor
+
+
+class Context(enum.IntEnum):
+    """Bits of a context descriptor's command."""
+
+    IPV4 = 0x400
+    L4T_UDP = 0
+    L4T_TCP = 0x800
+
+
+CONTEXT_MACLEN_SHIFT = 9
+CONTEXT_L4LEN_SHIFT = 8
+CONTEXT_MSS_SHIFT = 16
+
+
+class TxContext(Record):
+    """A context that the device has: what the descriptor said."""
+
+    lengths: i64
+    command: i64
+
+
+class IgbTxRing(Record):
+    """The transmit ring, and the device's two contexts."""
+
+    ring: Annotated[TxRingRecord, TxRingRecord]
+    contexts: Annotated[Items[TxContext], TxContext * 2]

@@ -2,214 +2,174 @@
 
 from __future__ import annotations
 
-from netmem.base.jit import kernel
-from netmem.base.native import load64, load_acquire, store64, store_release
-from netmem.hw.softnic.regs import (
-    RXD_HASH,
-    RXD_HDR,
-    RXD_PKT,
-    RXD_STATUS,
-    RXS_DD,
-    RXS_EOP,
-    RXS_FAULT,
-    RXS_L3_BAD,
-    RXS_L3_OK,
-    RXS_L4_BAD,
-    RXS_L4_OK,
-    RXS_SPH,
-    TXC_CSUM,
-    TXC_EOP,
-    TXC_TSO,
-    TXD_ADDR,
-    TXD_LEN,
-    TXD_META,
-    TXD_STATUS,
-)
+from netmem.base.jit import inline_kernel, kernel
+from netmem.base.native import load_acquire, store_release
+from netmem.base.record import address_of
+from netmem.hw.softnic.regs import RXD_STATUS, TXD_STATUS, RxDesc, Rxs, Txc, TxDesc
 from netmem.memory.kernels import pp_fault, pp_io_address
-from netmem.memory.layout import P_POSTED
-from netmem.netdev.batch import (
-    B_GSO,
-    B_STATUS,
-    M_COUNTERS,
-    M_ROWS,
-    N_RX_FAULT,
-    RX_L3_BAD,
-    RX_L3_OK,
-    RX_L4_BAD,
-    RX_L4_OK,
-    RX_SPLIT,
-)
+from netmem.memory.layout import PoolRecord
+from netmem.netdev.batch import BatchRecord, Rx, row_of
 from netmem.netdev.kernels import gro_receive, rx_count, rx_fill_slot, rx_row
-from netmem.netdev.ring import (
-    L_HNETMEM,
-    L_HOFFSET,
-    L_NETMEM,
-    L_OFFSET,
-    REFILL_DONE,
-    S_DRIVER,
-    S_HDRLEN,
-    S_HEAD,
-    S_MASK,
-    S_RING,
-    S_SLOTS,
-    S_TAIL,
-    SLOT_WORDS,
-)
-from netmem.netdev.tx import (
-    SLOT_BYTES,
-    T_BYTES,
-    T_HEAD,
-    T_IO,
-    T_PACKETS,
-    T_SENT,
-    T_TAIL,
-    TX_CSUM,
-    TX_ROWS,
-    X_FLAGS,
-    X_GSO,
-    X_HLEN,
-    X_NDESC,
-    X_P2LEN,
-    X_PAY,
-    X_PAY2,
-    X_PLEN,
-)
+from netmem.netdev.ring import Refill, RxRingRecord, TxRingRecord, slot_of
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueueRecord, tx_row
+
+
+@inline_kernel
+def rx_desc(ring: RxRingRecord, i: int) -> RxDesc:
+    """Descriptor ``i``."""
+    return RxDesc.nth(ring.desc, i & ring.mask)
+
+
+@inline_kernel
+def rx_status(ring: RxRingRecord, i: int) -> int:
+    """The status of descriptor ``i``, before anything else of it is read."""
+    return load_acquire(address_of(rx_desc(ring, i)) + RXD_STATUS)
+
+
+@inline_kernel
+def status_of(word: int) -> int:
+    """Rx bits of a descriptor's status."""
+    status = 0
+    if word & Rxs.SPH:
+        status |= Rx.SPLIT
+    if word & Rxs.L3_OK:
+        status |= Rx.L3_OK
+    if word & Rxs.L4_OK:
+        status |= Rx.L4_OK
+    if word & Rxs.L3_BAD:
+        status |= Rx.L3_BAD
+    if word & Rxs.L4_BAD:
+        status |= Rx.L4_BAD
+    return status
 
 
 @kernel
-def softnic_rx(q, p, a, hp, meta, rows, budget):
+def softnic_rx(ring_at: int, batch_at: int, budget: int) -> int:
     """Clean up to ``budget`` packets from the ring into the batch; returns descriptors cleaned."""
-    at, mask, ring = q[S_HEAD], q[S_MASK], q[S_RING]
-    tail = q[S_TAIL]
+    ring, batch = RxRingRecord.at(ring_at), BatchRecord.at(batch_at)
+    at, tail = ring.next_to_clean, ring.next_to_use
     first = at
-    room = rows.shape[0]
-    n = meta[M_ROWS]
+    n = batch.used
     packets = 0
     while packets < budget:
         # The device writes a packet's descriptors in order: take it only when its last is there.
         last = at
-        status = 0
+        word = 0
         while last < tail:
-            status = load_acquire(ring + (last & mask) * 32 + 8 * RXD_STATUS)
-            if status & RXS_DD == 0 or status & RXS_EOP:
+            word = rx_status(ring, last)
+            if word & Rxs.DD == 0 or word & Rxs.EOP:
                 break
             last += 1
-        if last >= tail or status & RXS_DD == 0 or n + last - at >= room:
+        if last >= tail or word & Rxs.DD == 0 or n + last - at >= batch.room:
             break
+        head = row_of(batch, n)
         head_row = n
         total = 0
         for i in range(at, last + 1):
-            status = load64(ring + (i & mask) * 32 + 8 * RXD_STATUS)
-            row = rows[n]
-            hlen, size = (status >> 16) & 0xFFFF, (status >> 32) & 0xFFFF
-            rx_row(q, p, a, hp, row, i, i == at, n + 1 if i < last else -1, hlen, size)
+            desc, row = rx_desc(ring, i), row_of(batch, n)
+            word = desc.status
+            hlen, size = (word >> 16) & 0xFFFF, (word >> 32) & 0xFFFF
+            rx_row(ring, row, i, i == at, n + 1 if i < last else -1, hlen, size)
             total += hlen + size
             if i == at:
-                row[B_GSO] = load64(ring + (i & mask) * 32 + 8 * RXD_HASH) >> 32
-                row[B_STATUS] = 0
-                if status & RXS_SPH:
-                    row[B_STATUS] |= RX_SPLIT
-                if status & RXS_L3_OK:
-                    row[B_STATUS] |= RX_L3_OK
-                if status & RXS_L4_OK:
-                    row[B_STATUS] |= RX_L4_OK
-                if status & RXS_L3_BAD:
-                    row[B_STATUS] |= RX_L3_BAD
-                if status & RXS_L4_BAD:
-                    row[B_STATUS] |= RX_L4_BAD
-            if status & RXS_FAULT:
-                meta[M_COUNTERS + N_RX_FAULT] += 1
-                pp_fault(p, a, q[S_SLOTS + (i & mask) * SLOT_WORDS + L_NETMEM])
+                row.gso_size = desc.hash >> 32
+                row.status = status_of(word)
+            if word & Rxs.FAULT:
+                batch.counters.rx_fault += 1
+                pp_fault(PoolRecord.at(ring.pool), slot_of(ring, i).netmem)
             n += 1
-        rx_count(q, rows[head_row, B_STATUS] & RX_SPLIT != 0, total)
-        gro_receive(meta, rows, head_row)
+        rx_count(ring, head.status & Rx.SPLIT != 0, total)
+        gro_receive(batch, head_row)
         packets += 1
         at = last + 1
-    meta[M_ROWS] = n
-    q[S_HEAD] = at
-    p[P_POSTED] -= at - first
+    batch.used = n
+    ring.next_to_clean = at
+    PoolRecord.at(ring.pool).posted -= at - first
     return at - first
 
 
 @kernel
-def softnic_refill(q, p, a, hp, ha):
-    """Post buffers until the ring is full; REFILL_* tells which pool must be refilled first."""
-    mask, ring = q[S_MASK], q[S_RING]
-    tail, stop = q[S_TAIL], q[S_HEAD] + mask + 1
+def softnic_refill(ring_at: int) -> int:
+    """Post buffers until the ring is full; Refill tells which pool must be refilled first."""
+    ring = RxRingRecord.at(ring_at)
+    pool, header_pool = PoolRecord.at(ring.pool), PoolRecord.at(ring.header_pool)
+    tail, stop = ring.next_to_use, ring.next_to_clean + ring.mask + 1
     first = tail
-    short = REFILL_DONE
+    short = int(Refill.DONE)
     while tail < stop:
-        short = rx_fill_slot(q, p, a, hp, ha, tail, stop)
-        if short != REFILL_DONE:
+        short = rx_fill_slot(ring, tail, stop)
+        if short != Refill.DONE:
             break
-        slot = S_SLOTS + (tail & mask) * SLOT_WORDS
-        io_header = 0
-        if q[S_HDRLEN] != 0:
-            io_header = pp_io_address(hp, q[slot + L_HNETMEM]) + q[slot + L_HOFFSET]
-        desc = ring + (tail & mask) * 32
-        store64(desc + 8 * RXD_PKT, pp_io_address(p, q[slot + L_NETMEM]) + q[slot + L_OFFSET])
-        store64(desc + 8 * RXD_HDR, io_header)
-        store64(desc + 8 * RXD_HASH, 0)
-        store64(desc + 8 * RXD_STATUS, 0)
+        slot, desc = slot_of(ring, tail), rx_desc(ring, tail)
+        desc.packet = pp_io_address(pool, slot.netmem) + slot.offset
+        desc.header = 0
+        if ring.header_len != 0:
+            desc.header = pp_io_address(header_pool, slot.header_netmem) + slot.header_offset
+        desc.hash = 0
+        desc.status = 0
         tail += 1
     if tail != first:
-        p[P_POSTED] += tail - first
-        q[S_TAIL] = tail
-        store_release(q[S_DRIVER], tail)
+        pool.posted += tail - first
+        ring.next_to_use = tail
+        store_release(ring.tail, tail)
     return short
 
 
 @kernel
-def softnic_pending(q):
+def softnic_pending(ring_at: int) -> bool:
     """True when a descriptor waits to be cleaned."""
-    at = q[S_HEAD]
-    if at >= q[S_TAIL]:
-        return False
-    return load_acquire(q[S_RING] + (at & q[S_MASK]) * 32 + 8 * RXD_STATUS) & RXS_DD != 0
+    ring = RxRingRecord.at(ring_at)
+    at = ring.next_to_clean
+    return at < ring.next_to_use and rx_status(ring, at) & Rxs.DD != 0
+
+
+@inline_kernel
+def tx_desc(ring: TxRingRecord, i: int) -> TxDesc:
+    """Descriptor ``i``."""
+    return TxDesc.nth(ring.desc, i & ring.mask)
 
 
 @kernel
-def softnic_xmit(t, meta, rows):
+def softnic_xmit(ring_at: int) -> int:
     """Clean what was sent and post what waits; returns descriptors posted."""
-    ring, mask = t[S_RING], t[S_MASK]
-    head = meta[T_HEAD]
-    while head < meta[T_SENT]:
-        row = rows[head & (TX_ROWS - 1)]
-        end = t[S_HEAD] + row[X_NDESC]
-        if load_acquire(ring + ((end - 1) & mask) * 32 + 8 * TXD_STATUS) == 0:
+    ring = TxRingRecord.at(ring_at)
+    queue = TxQueueRecord.at(ring.queue)
+    while queue.completed < queue.sent:
+        end = ring.next_to_clean + tx_row(queue, queue.completed).descriptors
+        if load_acquire(address_of(tx_desc(ring, end - 1)) + TXD_STATUS) == 0:
             break
-        t[S_HEAD] = end
-        head += 1
-    meta[T_HEAD] = head
-    at = t[S_TAIL]
+        ring.next_to_clean = end
+        queue.completed += 1
+    at = ring.next_to_use
     first = at
-    sent = meta[T_SENT]
-    while sent < meta[T_TAIL] and at - t[S_HEAD] + 3 <= mask + 1:
-        row = rows[sent & (TX_ROWS - 1)]
-        count = 1 + (row[X_PLEN] > 0) + (row[X_P2LEN] > 0)
-        flags = TXC_CSUM if row[X_FLAGS] & TX_CSUM else 0
-        if row[X_GSO] > 0:
-            flags |= TXC_TSO
-        header = meta[T_IO] + (sent & (TX_ROWS - 1)) * SLOT_BYTES
+    while queue.sent < queue.filled and at - ring.next_to_clean + 3 <= ring.mask + 1:
+        row = tx_row(queue, queue.sent)
+        count = 1 + (row.payload_len > 0) + (row.payload2_len > 0)
+        flags = 0
+        if row.flags & Tx.CSUM:
+            flags |= Txc.CSUM
+        if row.gso_size > 0:
+            flags |= Txc.TSO
+        header = queue.io + (queue.sent & (TX_ROWS - 1)) * SLOT_BYTES
         for i in range(count):
-            desc = ring + ((at + i) & mask) * 32
+            desc = tx_desc(ring, at + i)
             if i == 0:
-                addr, size = header, row[X_HLEN]
-            elif i == 1 and row[X_PLEN] > 0:
-                addr, size = row[X_PAY], row[X_PLEN]
+                desc.address, size = header, row.header_len
+            elif i == 1 and row.payload_len > 0:
+                desc.address, size = row.payload, row.payload_len
             else:
-                addr, size = row[X_PAY2], row[X_P2LEN]
-            store64(desc + 8 * TXD_ADDR, addr)
-            store64(desc + 8 * TXD_LEN, size | (flags | (TXC_EOP if i == count - 1 else 0)) << 32)
-            store64(desc + 8 * TXD_META, row[X_GSO] << 16 | row[X_HLEN])
-            store64(desc + 8 * TXD_STATUS, 0)
-        row[X_NDESC] = count
-        meta[T_PACKETS] += 1
-        meta[T_BYTES] += row[X_HLEN] + row[X_PLEN] + row[X_P2LEN]
+                desc.address, size = row.payload2, row.payload2_len
+            if i == count - 1:
+                flags |= Txc.EOP
+            desc.length = size | flags << 32
+            desc.meta = row.gso_size << 16 | row.header_len
+            desc.status = 0
+        row.descriptors = count
+        queue.packets += 1
+        queue.bytes += row.header_len + row.payload_len + row.payload2_len
         at += count
-        sent += 1
-    meta[T_SENT] = sent
+        queue.sent += 1
     if at != first:
-        t[S_TAIL] = at
-        store_release(t[S_DRIVER], at)
+        ring.next_to_use = at
+        store_release(ring.tail, at)
     return at - first

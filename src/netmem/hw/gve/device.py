@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Words
+from netmem.base.arena import Bytes
 from netmem.base.clock import MS, SEC
 from netmem.base.formats import ETH_HLEN
 from netmem.hw.faults import FRAME_ROOM, PlainFrames
@@ -22,7 +22,7 @@ from netmem.hw.gve.rx import RxQueue
 from netmem.hw.gve.steering import Steering
 from netmem.hw.gve.tx import TxQueue
 from netmem.hw.vfio_user.dma import DmaFault, DmaTable
-from netmem.hw.wire import F_GSO, F_HLEN, F_P2LEN, F_PLEN, FQ_FRAMES, FQ_HEAD, Wire
+from netmem.hw.wire import FQ_FRAMES, FrameRow, Wire
 
 GOOGLE, GVE_DEVICE = 0x1AE0, 0x0042
 CLASS_ETHERNET = 0x020000
@@ -247,28 +247,28 @@ class Gve:
     def _receive(self, now: int) -> bool:
         queue, moved = self.wire.rx, False
         while len(queue):
-            row = queue.rows[int(queue.state[FQ_HEAD]) % FQ_FRAMES]
-            if row[F_HLEN] >= ETH_HLEN and not self._take(row, now):
+            frame = queue.row(queue.record.head)
+            if frame.header_len >= ETH_HLEN and not self._take(frame, now):
                 break
-            queue.state[FQ_HEAD] += 1
+            queue.record.head += 1
             moved = True
             self._held_at = 0
         return moved
 
-    def _take(self, row: Words, now: int) -> bool:
+    def _take(self, frame: FrameRow, now: int) -> bool:
         """Deliver or drop a frame; False while it waits for buffers."""
-        seen = self.steering.see(row)
+        seen = self.steering.see(frame)
         rx = self.rx_queues.get(seen.queue) or self.rx_queues.get(0)
         if rx is None or not self.link:
             self.counters["rx_no_queue"] += 1
             return True
-        size = int(row[F_HLEN] + row[F_PLEN] + row[F_P2LEN])
-        gso = int(row[F_GSO])
+        size = frame.header_len + frame.payload_len + frame.payload2_len
+        gso = frame.gso_size
         if (gso or size) > self.mtu + 22 and not (gso and gso + seen.header <= self.mtu + 22):
             rx.over_mru += 1
             return True
         segmented = gso and not rx.rsc
-        needed = rx.needs(row) * (2 if segmented else 1)
+        needed = rx.needs(frame) * (2 if segmented else 1)
         if self.faults.starved_now() or needed >= rx.buffers_size:
             rx.no_buffers += 1
             rx.dropped += 1
@@ -283,12 +283,11 @@ class Gve:
             rx.dropped += 1
             return True
         if not segmented:
-            rx.deliver(row, seen)
+            rx.deliver(frame, seen)
             return True
-        for frame in self._plain.of(row):
-            part = np.zeros_like(row)
-            self._segment[: len(frame)] = np.frombuffer(frame, np.uint8)
-            part[:2] = self._segment.ctypes.data, len(frame)
+        for segment in self._plain.of(frame):
+            self._segment[: len(segment)] = np.frombuffer(segment, np.uint8)
+            part = FrameRow(header=self._segment.ctypes.data, header_len=len(segment))
             if rx.posted() < rx.needs(part):
                 rx.no_buffers += 1
                 continue

@@ -7,12 +7,11 @@ from collections import deque
 from ctypes import c_uint64
 from typing import TYPE_CHECKING
 
-from netmem.base.arena import Words
 from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
 from netmem.hw.gve.steering import Seen
 from netmem.hw.vfio_user.dma import DmaFault
-from netmem.hw.wire import F_GSO, F_HDR, F_HLEN, F_P2LEN, F_PAY, F_PAY2, F_PLEN
+from netmem.hw.wire import FrameRow
 
 if TYPE_CHECKING:
     from netmem.hw.gve.device import Gve
@@ -53,15 +52,15 @@ class RxQueue:
         """Buffers that can be filled."""
         return (self.tail - self.head) % self.buffers_size
 
-    def needs(self, row: Words) -> int:
+    def needs(self, frame: FrameRow) -> int:
         """Buffers that a frame takes at most; more than the ring has for one that fits nowhere."""
-        size = int(row[F_HLEN] + row[F_PLEN] + row[F_P2LEN])
+        size = frame.header_len + frame.payload_len + frame.payload2_len
         return max(1, -(-size // self.buffer_bytes))
 
     def _splits(self, seen: Seen) -> bool:
         return seen.tcp and 0 < seen.header <= min(self.header_bytes, MAX_HEADER)
 
-    def deliver(self, row: Words, seen: Seen) -> None:
+    def deliver(self, frame: FrameRow, seen: Seen) -> None:
         """Put a frame into as many buffers as ``needs`` says, which must be posted."""
         device, faults = self.device, self.device.faults
         split, overflow = self._splits(seen), False
@@ -71,11 +70,11 @@ class RxQueue:
             elif faults.overflow_now():
                 overflow = True
                 split = False
-        pieces = _pieces(row, seen.header if split else 0)
+        pieces = _pieces(frame, seen.header if split else 0)
         c = self._completion
         c.packet_type, c.hash = seen.packet_type, seen.hash
         c.l3_l4_processed, c.csum_ip_err, c.csum_l4_err = seen.checked, seen.l3_bad, seen.l4_bad
-        gso = int(row[F_GSO])
+        gso = frame.gso_size
         c.rsc, c.rsc_seg_len = int(gso > 0), gso
         c.split_header, c.header_len = int(split or overflow), seen.header if split or overflow else 0
         c.header_buffer_overflow = int(overflow)
@@ -88,7 +87,7 @@ class RxQueue:
                 return
             try:
                 if first and split:
-                    device.dma.copy_in(buffer.header_buf_addr, int(row[F_HDR]), seen.header)
+                    device.dma.copy_in(buffer.header_buf_addr, frame.header, seen.header)
                 c.packet_len = self._fill(buffer.buf_addr, pieces)
             except DmaFault as fault:
                 device.dma_fault(fault, f"receive queue {self.id}, buffer {buffer.buf_id}")
@@ -149,12 +148,12 @@ class RxQueue:
         self.block.event()
 
 
-def _pieces(row: Words, skip: int) -> list[tuple[int, int]]:
+def _pieces(frame: FrameRow, skip: int) -> list[tuple[int, int]]:
     """Where a frame lies behind its first ``skip`` bytes, which are in its first piece: (address, bytes)."""
     found = [
-        (int(row[F_HDR]) + skip, int(row[F_HLEN]) - skip),
-        (int(row[F_PAY]), int(row[F_PLEN])),
-        (int(row[F_PAY2]), int(row[F_P2LEN])),
+        (frame.header + skip, frame.header_len - skip),
+        (frame.payload, frame.payload_len),
+        (frame.payload2, frame.payload2_len),
     ]
     return [(at, size) for at, size in found if size > 0]
 

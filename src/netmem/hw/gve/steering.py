@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-import numpy as np
-
-from netmem.base.arena import Words
 from netmem.base.formats import (
     IP6_DST,
     IP6_HLEN,
@@ -18,11 +15,12 @@ from netmem.base.formats import (
     PROTO_TCP,
     PROTO_UDP,
 )
+from netmem.base.record import address_of
 from netmem.hw.gve import layout as ly
-from netmem.hw.softnic import regs as softnic
-from netmem.hw.softnic.look import look, toeplitz_table
-from netmem.hw.softnic.state import D_WORDS
-from netmem.hw.wire import F_HASH, F_HDR, F_HLEN, F_L3, F_L4, F_SEEN, F_SPLIT, F_STATUS
+from netmem.hw.softnic.look import look_at, toeplitz_table
+from netmem.hw.softnic.regs import Bar, Rxs
+from netmem.hw.softnic.state import NicState
+from netmem.hw.wire import FrameRow
 
 HASH_KEY_BYTES, LUT_ENTRIES = 40, 128
 FLOWS_KEPT = 4096
@@ -72,8 +70,8 @@ class Steering:
     """
 
     def __init__(self, queues: int) -> None:
-        self._d: Words = np.zeros(D_WORDS, np.int64)
-        self._bar: Words = np.zeros(softnic.BAR_WORDS, np.int64)
+        self._bar = Bar()
+        self._nic = NicState(bar=address_of(self._bar))
         self.rules: dict[int, ly.FlowRule] = {}
         self._flows: dict[tuple[int, bytes], int] = {}  # what the rules say of flows seen
         self.hash_types, self.hash_alg = 0, 0
@@ -83,7 +81,8 @@ class Steering:
     def set_key(self, key: bytes) -> None:
         """Hash with another key from now on (Toeplitz)."""
         self.rss_key = key
-        toeplitz_table(self._d, np.frombuffer(key.ljust(HASH_KEY_BYTES + 8, b"\0"), np.uint8).ctypes.data)
+        self._bar.rss_key[:] = list(key)
+        toeplitz_table(address_of(self._nic))
 
     def set_rule(self, location: int, rule: ly.FlowRule | None) -> None:
         """Set, or take away, the rule at a location: of those that match, the lowest one counts."""
@@ -98,30 +97,30 @@ class Steering:
         self.rules.clear()
         self._flows.clear()
 
-    def see(self, row: Words) -> Seen:
+    def see(self, frame: FrameRow) -> Seen:
         """Look at a frame: headers, checksums, hash, and the queue it goes to."""
-        if not row[F_SEEN]:
-            look(self._d, self._bar, row)
-        l3, l4, size = int(row[F_L3]), int(row[F_L4]), int(row[F_HLEN])
-        status = int(row[F_STATUS])
+        if not frame.seen:
+            look_at(address_of(self._nic), address_of(frame))
+        l3, l4, size = frame.l3, frame.l4, frame.header_len
+        status = frame.status
         if not l3:
             kind = packet_type(ly.L3Type.OTHER, ly.L4Type.UNKNOWN)
             return Seen(0, kind, size, False, 0, False, False, False)
-        head = ctypes.string_at(int(row[F_HDR]), min(size, 256))
+        head = ctypes.string_at(frame.header, min(size, 256))
         version = head[l3] >> 4
         if version == 4:
             proto, kind = head[l3 + IP_PROTO], ly.L3Type.IPV4
         else:
             proto, kind = _last_header(head, l3), ly.L3Type.IPV6
         upper = _L4.get(proto, ly.L4Type.OTHER)
-        hash_ = int(row[F_HASH])
+        hash_ = frame.hash
         queue = self._by_rule(version, proto, head, l3, l4) if self.rules and l4 else -1
         if queue < 0:
             queue = self.lut[hash_ % LUT_ENTRIES]
         return Seen(
-            queue, packet_type(kind, upper), int(row[F_SPLIT]) if l4 else size,
-            l4 > 0 and proto == PROTO_TCP, hash_, bool(status & softnic.RXS_L3_BAD),
-            bool(status & softnic.RXS_L4_BAD), bool(status & (softnic.RXS_L4_OK | softnic.RXS_L4_BAD)),
+            queue, packet_type(kind, upper), frame.split if l4 else size,
+            l4 > 0 and proto == PROTO_TCP, hash_, bool(status & Rxs.L3_BAD),
+            bool(status & Rxs.L4_BAD), bool(status & (Rxs.L4_OK | Rxs.L4_BAD)),
         )  # fmt: skip
 
     def _by_rule(self, version: int, proto: int, head: bytes, l3: int, l4: int) -> int:

@@ -11,7 +11,7 @@ from netmem.hw.faults import FRAME_ROOM
 from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
 from netmem.hw.vfio_user.dma import DmaFault
-from netmem.hw.wire import FQ_TAIL, FRAME_NEEDS_CSUM
+from netmem.hw.wire import Frame
 
 if TYPE_CHECKING:
     from netmem.hw.gve.device import Gve
@@ -128,7 +128,7 @@ class TxQueue:
     def _offer(self, pieces: list[desc.TxPacket], total: int, mss: int, header: int) -> bool:
         """Copy a packet into the wire's next slot, and hand it over."""
         device, queue = self.device, self.device.wire.tx
-        slot = device.slot(int(queue.state[FQ_TAIL]))
+        slot = device.slot(queue.record.tail)
         at = slot
         try:
             for one in pieces:
@@ -140,7 +140,7 @@ class TxQueue:
         first = min(total, HEADERS)
         gso = mss if mss and total - header > mss else 0
         offload = mss or any(one.checksum_offload_enable for one in pieces)
-        flags = FRAME_NEEDS_CSUM if offload else 0
+        flags = Frame.NEEDS_CSUM if offload else 0
         return queue.offer(slot, first, pay=slot + first, plen=total - first, gso=gso, flags=flags)
 
     def _complete(self, kind: int, tag: int) -> None:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from netmem.base.arena import PAGE_SIZE, Region, Words, memfd
+from netmem.base.arena import PAGE_SIZE, Region, memfd
 from netmem.base.errors import DeviceGoneError
 from netmem.base.native import full_fence
 from netmem.hw.bus import DmaSpace
@@ -27,9 +27,8 @@ class _SoftnicBus(DmaSpace):
 
     def __init__(self, *, bounce: bool = False) -> None:
         super().__init__(bounce=bounce)
-        self.bar_fd = memfd("softnic-bar", -(-r.BAR_WORDS * 8 // PAGE_SIZE) * PAGE_SIZE)
-        self._bar = Region(self.bar_fd, r.BAR_WORDS * 8)
-        self.regs: Words = self._bar.words()
+        self.bar_fd = memfd("softnic-bar", -(-r.BAR_BYTES // PAGE_SIZE) * PAGE_SIZE)
+        self.regs = Region(self.bar_fd, r.BAR_BYTES).record(r.Bar)
         self._next = IO_BASE
 
     def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
@@ -43,11 +42,11 @@ class _SoftnicBus(DmaSpace):
         raise NotImplementedError
 
     def irq_arm(self) -> None:
-        self.regs[r.R_IRQ_ARMED] = 1
+        self.regs.irq_armed = 1
         full_fence()
 
     def irq_ack(self) -> None:
-        self.regs[r.R_IRQ_ARMED] = 0
+        self.regs.irq_armed = 0
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.irq_fd)
 
@@ -147,8 +146,8 @@ class ProcessBus(_SoftnicBus):
 
     def doorbell(self) -> None:
         full_fence()
-        if self.regs[r.R_DB_ARMED]:
-            self.regs[r.R_DB_ARMED] = 0
+        if self.regs.db_armed:
+            self.regs.db_armed = 0
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self.doorbell_fd, 1)
 

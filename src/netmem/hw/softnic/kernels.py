@@ -1,8 +1,4 @@
-"""The software NIC's data path: frames to descriptors and back. It knows addresses only.
-
-``bar`` holds the registers (``regs``), ``d`` what the device keeps for itself, ``maps`` the DMA
-mappings (I/O address, length, host address, direction).
-"""
+"""The software NIC's data path: frames to descriptors and back. It knows addresses only."""
 
 from __future__ import annotations
 
@@ -29,134 +25,89 @@ from netmem.base.formats import (
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import (
-    load64,
     load_acquire,
     load_be16,
     load_be32,
     load_u8,
     memcpy,
-    store64,
     store_be16,
     store_be32,
     store_release,
     store_u8,
 )
+from netmem.base.record import address_of, clear
 from netmem.hw.softnic.look import look, payload_piece
 from netmem.hw.softnic.regs import (
-    C_DMA_FAULT,
-    C_RX_BYTES,
-    C_RX_DISABLED,
-    C_RX_FRAMES,
-    C_RX_NO_DESC,
-    C_RX_OVERSIZE,
-    C_RX_PAUSED,
-    C_RX_RUNT,
-    C_TX_BAD_DESC,
-    C_TX_BYTES,
-    C_TX_FRAMES,
     HDS_ON,
-    Q_BUFLEN,
-    Q_BYTES,
-    Q_DROPS,
-    Q_HDRLEN,
-    Q_HDS,
+    MAX_QUEUES,
     Q_HEAD,
-    Q_MERGE,
-    Q_PACKETS,
-    Q_SPLIT_HIT,
-    Q_SPLIT_MISS,
     Q_STATE,
     Q_TAIL,
-    R_COUNTERS,
-    R_MTU,
-    R_PAUSE_NS,
-    R_RXQ,
-    R_TXQ,
-    RXD_HASH,
-    RXD_HDR,
-    RXD_PKT,
     RXD_STATUS,
-    RXQ_STRIDE,
-    RXS_DD,
-    RXS_EOP,
-    RXS_FAULT,
-    RXS_HBO,
-    RXS_SPH,
-    STATE_FAULT,
     TX_MAX_DESC,
-    TXC_CSUM,
-    TXC_EOP,
-    TXC_TSO,
-    TXD_ADDR,
-    TXD_LEN,
-    TXD_META,
     TXD_STATUS,
     TXS_DD,
+    Bar,
+    QueueRegs,
+    QueueState,
+    RxDesc,
+    Rxs,
+    Txc,
+    TxDesc,
 )
-from netmem.hw.softnic.state import (
-    D_LAST_MAP,
-    D_NMAPS,
-    D_PAUSED_AT,
-    D_RXQ,
-    D_STRIDE,
-    D_TX_DONE,
-    D_TXQ,
-    DQ_DRY,
-    DQ_FETCH,
-    DQ_HEAD,
-    DQ_MASK,
-    DQ_RING,
-)
-from netmem.hw.wire import (
-    F_DONE,
-    F_FLAGS,
-    F_GSO,
-    F_HASH,
-    F_HDR,
-    F_HLEN,
-    F_L3,
-    F_L4,
-    F_NDESC,
-    F_P2LEN,
-    F_PAY,
-    F_PAY2,
-    F_PLEN,
-    F_QUEUE,
-    F_SEEN,
-    F_SEGS,
-    F_SPLIT,
-    F_STATUS,
-    F_TOTAL,
-    F_TXQ,
-    FQ_FRAMES,
-    FQ_HEAD,
-    FQ_TAIL,
-    FRAME_NEEDS_CSUM,
-)
+from netmem.hw.softnic.state import NicState, QueueWork
+from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FQ_TAIL, Frame, FrameQueueRecord, FrameRow, frame_of
 
 IP_MAX = 65535
 TO_DEVICE, FROM_DEVICE = 1, 2
 
 
+@inline_kernel
+def rx_desc(work: QueueWork, i: int) -> RxDesc:
+    """Receive descriptor ``i``."""
+    return RxDesc.nth(work.ring, i & work.mask)
+
+
+@inline_kernel
+def tx_desc(work: QueueWork, i: int) -> TxDesc:
+    """Transmit descriptor ``i``."""
+    return TxDesc.nth(work.ring, i & work.mask)
+
+
+@inline_kernel
+def posted_to(q: QueueRegs) -> int:
+    """How many descriptors the driver has posted to a queue so far."""
+    return load_acquire(address_of(q) + Q_TAIL)
+
+
 @kernel
-def translate(d, maps, io, n, direction):
+def translate(nic: NicState, io: int, n: int, direction: int) -> int:
     """Host address of ``n`` bytes at an I/O address, 0 when nobody mapped them so."""
-    last = d[D_LAST_MAP]
-    for i in range(-1, d[D_NMAPS]):
+    last = nic.last_map
+    for i in range(-1, nic.maps_used):
         m = last if i < 0 else i
-        if m < d[D_NMAPS] and maps[m, 0] <= io and io + n <= maps[m, 0] + maps[m, 1]:
-            if maps[m, 3] != 0 and maps[m, 3] != direction:
+        if m >= nic.maps_used:
+            continue
+        mapped = nic.maps[m]
+        if mapped.io <= io and io + n <= mapped.io + mapped.length:
+            if mapped.direction != 0 and mapped.direction != direction:
                 return 0
-            d[D_LAST_MAP] = m
-            return maps[m, 2] + io - maps[m, 0]
+            nic.last_map = m
+            return mapped.host + io - mapped.io
     return 0
 
 
 @kernel
-def payload_copy(row, offset, n, dst):
+def host_address(nic_at: int, io: int, n: int, direction: int) -> int:
+    """``translate``, for Python."""
+    return translate(NicState.at(nic_at), io, n, direction)
+
+
+@kernel
+def payload_copy(frame: FrameRow, offset: int, n: int, dst: int) -> None:
     """Copy ``n`` payload bytes from ``offset`` of a frame, from up to three pieces."""
     for piece in range(3):
-        at, size = payload_piece(row, piece)
+        at, size = payload_piece(frame, piece)
         if offset < size:
             take = min(n, size - offset)
             if take > 0:
@@ -171,8 +122,9 @@ def payload_copy(row, offset, n, dst):
 
 
 @kernel
-def patch_segment(hdr, l3, l4, header, done, size, index, last):
+def patch_segment(frame: FrameRow, hdr: int, done: int, size: int, index: int, last: bool) -> None:
     """Make a copied header that of segment ``index``: lengths, IP id, sequence, FIN and PSH."""
+    header, l3 = frame.split, frame.l3
     ip = hdr + l3
     if load_u8(ip) >> 4 == 4:
         store_be16(ip + IP_TOTLEN, header - l3 + size)
@@ -181,289 +133,302 @@ def patch_segment(hdr, l3, l4, header, done, size, index, last):
         store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, (load_u8(ip) & 15) * 4, 0)))
     else:
         store_be16(ip + IP6_PLEN, header - l3 + size - IP6_HLEN)
-    tcp = hdr + l4
+    tcp = hdr + frame.l4
     store_be32(tcp + TCP_SEQ, load_be32(tcp + TCP_SEQ) + done)
     if not last:
         store_u8(tcp + TCP_FLAGS, load_u8(tcp + TCP_FLAGS) & ~(FIN | PSH))
 
 
 @inline_kernel
-def merged_size(bar, q, ring, header, gso):
+def merged_size(q: QueueRegs, work: QueueWork, header: int, gso: int) -> int:
     """Payload bytes of a segmented frame that go into one packet: a segment's, or many (rx-gro-hw).
 
     ``header`` counts from the IP header. A packet takes at most half the ring.
     """
-    if bar[q + Q_MERGE] == 0:
+    if q.merge == 0:
         return gso
-    most = min(IP_MAX - header, (ring >> 1) * bar[q + Q_BUFLEN] - header)
+    most = min(IP_MAX - header, ((work.mask + 1) >> 1) * q.buf_len - header)
     return max(most // gso, 1) * gso
 
 
 @kernel
-def nic_rx(d, bar, maps, state, rows, now):
-    """Deliver frames of a wire's queue to receive rings. Returns packets delivered or dropped.
+def nic_rx(nic: NicState, now: int) -> int:
+    """Deliver frames of the wire's queue to receive rings. Returns packets delivered or dropped.
 
     A frame whose queue has no descriptor holds the wire for up to R_PAUSE_NS (802.3x PAUSE in
     spirit); then it and all that follow for that queue are dropped until its tail moves.
     """
-    head, tail = state[FQ_HEAD], load_acquire(state.ctypes.data + 8 * FQ_TAIL)
+    bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.rx)
+    head, tail = queue.head, load_acquire(address_of(queue) + FQ_TAIL)
     handled = 0
-    mtu = bar[R_MTU]
     while head < tail:
-        row = rows[head & (FQ_FRAMES - 1)]
-        if row[F_SEEN] == 0:
-            if row[F_HLEN] < ETH_HLEN:
-                bar[R_COUNTERS + C_RX_RUNT] += 1
-                d[D_PAUSED_AT] = 0
+        frame = frame_of(queue, head)
+        if frame.seen == 0:
+            if frame.header_len < ETH_HLEN:
+                bar.counters.rx_runt += 1
+                nic.paused_at = 0
                 head += 1
                 handled += 1
                 continue
-            look(d, bar, row)
-        header, total, done = row[F_SPLIT], row[F_TOTAL], row[F_DONE]
+            look(nic, frame)
+        header, total, done = frame.split, frame.total, frame.done
         size = total - done
-        q = R_RXQ + RXQ_STRIDE * row[F_QUEUE]
-        dq = D_RXQ + D_STRIDE * row[F_QUEUE]
-        gso, segments = row[F_GSO], 1
+        q, work = bar.rxq[frame.queue], nic.rxq[frame.queue]
+        gso, segments = frame.gso_size, 1
         on_wire = size
-        if gso > 0 and row[F_L4] != 0:
+        if gso > 0 and frame.l4 != 0:
             on_wire = min(size, gso)
-            size = min(size, merged_size(bar, q, d[dq + DQ_MASK] + 1, header - row[F_L3], gso))
+            size = min(size, merged_size(q, work, header - frame.l3, gso))
             segments = (size + gso - 1) // gso
-        if header + on_wire - (row[F_L3] if row[F_L3] != 0 else ETH_HLEN) > mtu:
-            bar[R_COUNTERS + C_RX_OVERSIZE] += 1
+        if header + on_wire - (frame.l3 if frame.l3 != 0 else ETH_HLEN) > bar.mtu:
+            bar.counters.rx_oversize += 1
             head += 1
             handled += 1
             continue
         last = done + size >= total
-        outcome = nic_rx_one(d, bar, maps, row, q, dq, size, last)
+        outcome = nic_rx_one(nic, frame, size, last)
         if outcome < 0:  # no descriptor
-            posted = load_acquire(bar.ctypes.data + 8 * (q + Q_TAIL))
-            if d[dq + DQ_DRY] != posted + 1:
-                if d[D_PAUSED_AT] == 0:
-                    d[D_PAUSED_AT] = now
-                    bar[R_COUNTERS + C_RX_PAUSED] += 1
-                if now - d[D_PAUSED_AT] < bar[R_PAUSE_NS]:
+            posted = posted_to(q)
+            if work.dry != posted + 1:
+                if nic.paused_at == 0:
+                    nic.paused_at = now
+                    bar.counters.rx_paused += 1
+                if now - nic.paused_at < bar.pause_ns:
                     break
-                d[dq + DQ_DRY] = posted + 1
-            bar[R_COUNTERS + C_RX_NO_DESC] += 1
-            bar[q + Q_DROPS] += 1
-        d[D_PAUSED_AT] = 0
+                work.dry = posted + 1
+            bar.counters.rx_no_desc += 1
+            q.drops += 1
+        nic.paused_at = 0
         handled += 1
         if outcome == 0:
-            bar[R_COUNTERS + C_RX_DISABLED] += 1
+            bar.counters.rx_disabled += 1
         else:
-            bar[R_COUNTERS + C_RX_FRAMES] += segments
-            bar[R_COUNTERS + C_RX_BYTES] += segments * header + size
-        row[F_DONE] = done + size
-        row[F_SEGS] += segments
+            bar.counters.rx_frames += segments
+            bar.counters.rx_bytes += segments * header + size
+        frame.done = done + size
+        frame.segments += segments
         if last:
             head += 1
-    store_release(state.ctypes.data + 8 * FQ_HEAD, head)
+    store_release(address_of(queue) + FQ_HEAD, head)
     return handled
 
 
 @kernel
-def nic_rx_one(d, bar, maps, row, q, dq, size, last):
-    """One packet into one queue's ring: 1 done, 0 queue not running, -1 too few descriptors."""
-    if d[dq + DQ_RING] == 0:
+def rx_step(nic_at: int, now: int) -> int:
+    """``nic_rx``, for Python."""
+    return nic_rx(NicState.at(nic_at), now)
+
+
+@kernel
+def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
+    """One packet into its queue's ring: 1 done, 0 queue not running, -1 too few descriptors."""
+    q, work = Bar.at(nic.bar).rxq[frame.queue], nic.rxq[frame.queue]
+    if work.ring == 0:
         return 0
-    ring, mask, at = d[dq + DQ_RING], d[dq + DQ_MASK], d[dq + DQ_HEAD]
-    posted = load_acquire(bar.ctypes.data + 8 * (q + Q_TAIL)) - at
-    header, buflen, hdrlen = row[F_SPLIT], bar[q + Q_BUFLEN], bar[q + Q_HDRLEN]
-    hds = bar[q + Q_HDS]
-    status = row[F_STATUS]
+    at = work.head
+    posted = posted_to(q) - at
+    header, buflen, hdrlen = frame.split, q.buf_len, q.header_len
+    hds = q.hds
+    status = frame.status
     into_header = 0
     if hds & HDS_ON:
-        if row[F_L4] != 0 and header <= hdrlen and header + size > hds >> 8:
+        if frame.l4 != 0 and header <= hdrlen and header + size > hds >> 8:
             into_header = header
-            status |= RXS_SPH
+            status |= Rxs.SPH
         else:
             into_header = min(header + size, hdrlen)
             if header + size > hdrlen:
-                status |= RXS_HBO
+                status |= Rxs.HBO
     rest = header + size - into_header
     need = max(1, (rest + buflen - 1) // buflen)
     if posted < need:
         return -1
-    slot = ring + (at & mask) * 32
     hdr_host = 0
     if into_header > 0:
-        hdr_host = translate(d, maps, load64(slot + 8 * RXD_HDR), into_header, FROM_DEVICE)
+        hdr_host = translate(nic, rx_desc(work, at).header, into_header, FROM_DEVICE)
         if hdr_host == 0:
-            return nic_fault(d, bar, q, dq, slot)
+            return nic_fault(nic, q, work, at)
     offset = 0  # of the next byte in the packet, headers included
     if into_header > 0:
         if into_header < header:
-            memcpy(hdr_host, row[F_HDR], into_header)
+            memcpy(hdr_host, frame.header, into_header)
         else:
-            nic_header(row, hdr_host, size, last)
+            nic_header(frame, hdr_host, size, last)
         if into_header > header:
-            payload_copy(row, row[F_DONE], into_header - header, hdr_host + header)
+            payload_copy(frame, frame.done, into_header - header, hdr_host + header)
         offset = into_header
     for i in range(need):
-        slot = ring + ((at + i) & mask) * 32
         n = min(buflen, header + size - offset)
         if n > 0:
-            host = translate(d, maps, load64(slot + 8 * RXD_PKT), n, FROM_DEVICE)
+            host = translate(nic, rx_desc(work, at + i).packet, n, FROM_DEVICE)
             if host == 0:
-                return nic_fault(d, bar, q, dq, slot)
+                return nic_fault(nic, q, work, at + i)
             fill = 0
             if offset < header:  # not split: the headers lead the packet buffer
                 fill = min(n, header - offset)
-                memcpy(host, row[F_HDR] + offset, fill)
-                if row[F_GSO] > 0 and row[F_L4] != 0 and offset == 0 and fill == header:
-                    patch_segment(host, row[F_L3], row[F_L4], header, row[F_DONE], size, row[F_SEGS], last)
+                memcpy(host, frame.header + offset, fill)
+                if frame.gso_size > 0 and frame.l4 != 0 and offset == 0 and fill == header:
+                    patch_segment(frame, host, frame.done, size, frame.segments, last)
             if n > fill:
-                payload_copy(row, row[F_DONE] + offset + fill - header, n - fill, host + fill)
+                payload_copy(frame, frame.done + offset + fill - header, n - fill, host + fill)
             offset += n
     if hds & HDS_ON:
-        bar[q + (Q_SPLIT_HIT if status & RXS_SPH else Q_SPLIT_MISS)] += 1
-    nic_done(d, bar, q, dq, row, need, into_header, status, rest)
+        if status & Rxs.SPH:
+            q.split_hit += 1
+        else:
+            q.split_miss += 1
+    nic_done(q, work, frame, need, into_header, status, rest)
     return 1
 
 
 @kernel
-def nic_header(row, host, size, last):
+def nic_header(frame: FrameRow, host: int, size: int, last: bool) -> None:
     """Copy a frame's headers to ``host`` as those of its next ``size`` payload bytes."""
-    memcpy(host, row[F_HDR], row[F_SPLIT])
-    if row[F_GSO] > 0 and row[F_L4] != 0:
-        patch_segment(host, row[F_L3], row[F_L4], row[F_SPLIT], row[F_DONE], size, row[F_SEGS], last)
+    memcpy(host, frame.header, frame.split)
+    if frame.gso_size > 0 and frame.l4 != 0:
+        patch_segment(frame, host, frame.done, size, frame.segments, last)
 
 
 @kernel
-def nic_done(d, bar, q, dq, row, need, into_header, status, rest):
+def nic_done(
+    q: QueueRegs, work: QueueWork, frame: FrameRow, need: int, into_header: int, status: int, rest: int
+) -> None:
     """Give ``need`` descriptors back: ``into_header`` bytes in the first's header buffer, ``rest`` in all."""
-    ring, mask, at = d[dq + DQ_RING], d[dq + DQ_MASK], d[dq + DQ_HEAD]
-    extra = row[F_HASH] | (row[F_GSO] << 32 if rest > row[F_GSO] else 0)
-    bar[q + Q_BYTES] += into_header + rest
+    at = work.head
+    extra = frame.hash | (frame.gso_size << 32 if rest > frame.gso_size else 0)
+    q.bytes += into_header + rest
     for i in range(need):
-        slot = ring + ((at + i) & mask) * 32
-        n = min(bar[q + Q_BUFLEN], rest)
+        desc = rx_desc(work, at + i)
+        n = min(q.buf_len, rest)
         rest -= n
-        word = status | RXS_DD | (into_header << 16 if i == 0 else 0) | n << 32
+        word = status | Rxs.DD | (into_header << 16 if i == 0 else 0) | n << 32
         if i == need - 1:
-            word |= RXS_EOP
-        store64(slot + 8 * RXD_HASH, extra)
-        store_release(slot + 8 * RXD_STATUS, word)
-    d[dq + DQ_HEAD] = at + need
-    bar[q + Q_HEAD] = at + need
-    bar[q + Q_PACKETS] += 1
+            word |= Rxs.EOP
+        desc.hash = extra
+        store_release(address_of(desc) + RXD_STATUS, word)
+    work.head = at + need
+    q.head = at + need
+    q.packets += 1
 
 
 @kernel
-def nic_fault(d, bar, q, dq, slot):
+def nic_fault(nic: NicState, q: QueueRegs, work: QueueWork, at: int) -> int:
     """A descriptor with an address that nobody mapped: say so in it, and stop the queue."""
-    bar[R_COUNTERS + C_DMA_FAULT] += 1
-    store_release(slot + 8 * RXD_STATUS, RXS_DD | RXS_EOP | RXS_FAULT)
-    d[dq + DQ_RING] = 0
-    store_release(bar.ctypes.data + 8 * (q + Q_STATE), STATE_FAULT)
+    Bar.at(nic.bar).counters.dma_fault += 1
+    store_release(address_of(rx_desc(work, at)) + RXD_STATUS, int(Rxs.DD | Rxs.EOP | Rxs.FAULT))
+    work.ring = 0
+    store_release(address_of(q) + Q_STATE, int(QueueState.FAULT))
     return 0
 
 
 @kernel
-def nic_tx(d, bar, maps, state, rows, queues):
+def tx_step(nic_at: int) -> int:
     """Turn transmit descriptors into frames on the wire's queue; returns packets taken.
 
     Descriptors of frames that the wire has taken are completed first.
     """
-    nic_tx_complete(d, bar, state, rows)
-    tail = state[FQ_TAIL]
-    room = FQ_FRAMES - (tail - d[D_TX_DONE])
+    nic = NicState.at(nic_at)
+    bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.tx)
+    nic_tx_complete(nic)
+    tail = queue.tail
+    room = FQ_FRAMES - (tail - nic.tx_done)
     taken = 0
-    for queue in range(queues):
-        q = R_TXQ + RXQ_STRIDE * queue
-        dq = D_TXQ + D_STRIDE * queue
-        ring, mask = d[dq + DQ_RING], d[dq + DQ_MASK]
-        if ring == 0:
+    for number in range(min(bar.tx_queues, MAX_QUEUES)):
+        q, work = bar.txq[number], nic.txq[number]
+        if work.ring == 0:
             continue
-        posted = load_acquire(bar.ctypes.data + 8 * (q + Q_TAIL))
-        at = d[dq + DQ_FETCH]
+        posted = posted_to(q)
+        at = work.fetch
         while at < posted and room > 0:
-            row = rows[tail & (FQ_FRAMES - 1)]
-            n = nic_tx_one(d, bar, maps, ring, mask, at, posted, row)
+            frame = frame_of(queue, tail)
+            n = nic_tx_one(nic, work, at, posted, frame)
             if n < 0:  # a bad address or chain: the queue stops, the driver sees it
-                d[dq + DQ_RING] = 0
-                store_release(bar.ctypes.data + 8 * (q + Q_STATE), STATE_FAULT)
+                work.ring = 0
+                store_release(address_of(q) + Q_STATE, int(QueueState.FAULT))
                 break
-            row[F_NDESC], row[F_TXQ] = n, queue
+            frame.descriptors, frame.txq = n, number
             at += n
             tail += 1
             room -= 1
             taken += 1
-            size = row[F_HLEN] + row[F_PLEN] + row[F_P2LEN]
-            bar[q + Q_PACKETS] += 1
-            bar[q + Q_BYTES] += size
-            bar[R_COUNTERS + C_TX_FRAMES] += 1
-            bar[R_COUNTERS + C_TX_BYTES] += size
-        d[dq + DQ_FETCH] = at
-    store_release(state.ctypes.data + 8 * FQ_TAIL, tail)
+            size = frame.header_len + frame.payload_len + frame.payload2_len
+            q.packets += 1
+            q.bytes += size
+            bar.counters.tx_frames += 1
+            bar.counters.tx_bytes += size
+        work.fetch = at
+    store_release(address_of(queue) + FQ_TAIL, tail)
     return taken
 
 
 @kernel
-def nic_tx_one(d, bar, maps, ring, mask, at, posted, row):
+def nic_tx_one(nic: NicState, work: QueueWork, at: int, posted: int, frame: FrameRow) -> int:
     """Read one packet's descriptors into a frame row; how many, or -1 when they make no sense."""
-    row[:] = 0
+    counters = Bar.at(nic.bar).counters
+    clear(frame)
     n = 0
     while True:
         if at + n >= posted or n >= TX_MAX_DESC:
-            bar[R_COUNTERS + C_TX_BAD_DESC] += 1
+            counters.tx_bad_desc += 1
             return -1
-        slot = ring + ((at + n) & mask) * 32
-        word = load64(slot + 8 * TXD_LEN)
+        desc = tx_desc(work, at + n)
+        word = desc.length
         size, flags = word & 0xFFFFFFFF, word >> 32
-        host = translate(d, maps, load64(slot + 8 * TXD_ADDR), size, TO_DEVICE)
-        if host == 0 or n > 2:
-            bar[R_COUNTERS + (C_DMA_FAULT if host == 0 else C_TX_BAD_DESC)] += 1
+        host = translate(nic, desc.address, size, TO_DEVICE)
+        if host == 0:
+            counters.dma_fault += 1
+            return -1
+        if n > 2:
+            counters.tx_bad_desc += 1
             return -1
         if n == 0:
-            row[F_HDR], row[F_HLEN] = host, size
-            if flags & TXC_CSUM:
-                row[F_FLAGS] = FRAME_NEEDS_CSUM
-            if flags & TXC_TSO:
-                row[F_GSO] = load64(slot + 8 * TXD_META) >> 16
+            frame.header, frame.header_len = host, size
+            if flags & Txc.CSUM:
+                frame.flags = Frame.NEEDS_CSUM
+            if flags & Txc.TSO:
+                frame.gso_size = desc.meta >> 16
         elif n == 1:
-            row[F_PAY], row[F_PLEN] = host, size
+            frame.payload, frame.payload_len = host, size
         else:
-            row[F_PAY2], row[F_P2LEN] = host, size
+            frame.payload2, frame.payload2_len = host, size
         n += 1
-        if flags & TXC_EOP:
+        if flags & Txc.EOP:
             return n
 
 
 @kernel
-def nic_tx_complete(d, bar, state, rows):
+def nic_tx_complete(nic: NicState) -> None:
     """Mark done the descriptors of frames that the wire has taken."""
-    done, head = d[D_TX_DONE], load_acquire(state.ctypes.data + 8 * FQ_HEAD)
+    bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.tx)
+    done, head = nic.tx_done, load_acquire(address_of(queue) + FQ_HEAD)
     while done < head:
-        row = rows[done & (FQ_FRAMES - 1)]
-        dq = D_TXQ + D_STRIDE * row[F_TXQ]
-        q = R_TXQ + RXQ_STRIDE * row[F_TXQ]
-        if d[dq + DQ_RING] != 0 and row[F_NDESC] > 0:
-            at = d[dq + DQ_HEAD] + row[F_NDESC]
-            slot = d[dq + DQ_RING] + ((at - 1) & d[dq + DQ_MASK]) * 32
-            store_release(slot + 8 * TXD_STATUS, TXS_DD)
-            d[dq + DQ_HEAD] = at
-            store_release(bar.ctypes.data + 8 * (q + Q_HEAD), at)
+        frame = frame_of(queue, done)
+        work = nic.txq[frame.txq]
+        if work.ring != 0 and frame.descriptors > 0:
+            at = work.head + frame.descriptors
+            store_release(address_of(tx_desc(work, at - 1)) + TXD_STATUS, TXS_DD)
+            work.head = at
+            store_release(address_of(bar.txq[frame.txq]) + Q_HEAD, at)
         done += 1
-    d[D_TX_DONE] = done
+    nic.tx_done = done
 
 
 @kernel
-def frame_render(row, dst, index, done):
+def frame_render(frame_at: int, dst: int, index: int, done: int) -> tuple[int, int]:
     """Write segment ``index`` of a frame as plain bytes with all checksums; (length, payload).
 
     For wires that carry bytes only. ``done`` is the payload already rendered.
     """
-    header, l3, l4 = row[F_SPLIT], row[F_L3], row[F_L4]
-    size = row[F_TOTAL] - done
-    if row[F_GSO] > 0 and l4 != 0:
-        size = min(size, row[F_GSO])
-    memcpy(dst, row[F_HDR], header)
-    payload_copy(row, done, size, dst + header)
-    if row[F_GSO] > 0 and l4 != 0:
-        patch_segment(dst, l3, l4, header, done, size, index, done + size >= row[F_TOTAL])
-    if l4 != 0 and row[F_FLAGS] & FRAME_NEEDS_CSUM:
+    frame = FrameRow.at(frame_at)
+    header, l3, l4 = frame.split, frame.l3, frame.l4
+    size = frame.total - done
+    if frame.gso_size > 0 and l4 != 0:
+        size = min(size, frame.gso_size)
+    memcpy(dst, frame.header, header)
+    payload_copy(frame, done, size, dst + header)
+    if frame.gso_size > 0 and l4 != 0:
+        patch_segment(frame, dst, done, size, index, done + size >= frame.total)
+    if l4 != 0 and frame.flags & Frame.NEEDS_CSUM:
         ip = dst + l3
         proto = load_u8(ip + IP_PROTO)
         if load_u8(ip) >> 4 == 6:

@@ -35,82 +35,42 @@ from netmem.base.formats import (
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be16, load_be32, load_be64, load_u8
-from netmem.hw.softnic.regs import (
-    C_RX_CSUM_BAD,
-    C_RX_RULE_HIT,
-    INDIR_SIZE,
-    R_COUNTERS,
-    R_INDIR,
-    R_NRULES,
-    R_RULES,
-    RULE_DPORT,
-    RULE_DST,
-    RULE_DST_HI,
-    RULE_PROTO,
-    RULE_QUEUE,
-    RULE_SPORT,
-    RULE_SRC,
-    RULE_SRC_HI,
-    RULE_VALID,
-    RULE_WORDS,
-    RXS_L3_BAD,
-    RXS_L3_OK,
-    RXS_L4_BAD,
-    RXS_L4_OK,
-)
-from netmem.hw.softnic.state import D_TOEPLITZ, HASH_BYTES
-from netmem.hw.wire import (
-    F_DONE,
-    F_FLAGS,
-    F_GSO,
-    F_HASH,
-    F_HDR,
-    F_HLEN,
-    F_L3,
-    F_L4,
-    F_P2LEN,
-    F_PAY,
-    F_PAY2,
-    F_PLEN,
-    F_QUEUE,
-    F_SEEN,
-    F_SEGS,
-    F_SPLIT,
-    F_STATUS,
-    F_TOTAL,
-    FRAME_CSUM_OK,
-    FRAME_NEEDS_CSUM,
-)
+from netmem.base.record import address_of
+from netmem.hw.softnic.regs import INDIR_SIZE, MAX_RULES, RSS_KEY, Bar, Rxs
+from netmem.hw.softnic.state import HASH_BYTES, NicState
+from netmem.hw.wire import Frame, FrameRow
 
 
 @kernel
-def toeplitz_table(d, key_addr):
-    """Work out the Toeplitz hash of each value of each input byte for a 40-byte key."""
+def toeplitz_table(nic_at: int) -> None:
+    """Work out the Toeplitz hash of each value of each input byte for the key in the registers."""
+    nic = NicState.at(nic_at)
+    key = address_of(Bar.at(nic.bar)) + RSS_KEY
     for i in range(HASH_BYTES):
         for value in range(256):
             total = 0
             for bit in range(8):
                 if value & (0x80 >> bit):
-                    word = load_be32(key_addr + i) << 8 | load_u8(key_addr + i + 4)
+                    word = load_be32(key + i) << 8 | load_u8(key + i + 4)
                     total ^= (word >> (8 - bit)) & 0xFFFFFFFF
-            d[D_TOEPLITZ + i * 256 + value] = total
+            nic.toeplitz[i * 256 + value] = total
 
 
 @kernel
-def rss_hash(d, ip, l4):
+def rss_hash(nic: NicState, ip: int, l4: int) -> int:
     """Toeplitz hash over addresses, and ports when there is a TCP or UDP header."""
     at, size = (IP_SRC, 8) if load_u8(ip) >> 4 == 4 else (IP6_SRC, 32)
     total = 0
     for i in range(size):
-        total ^= d[D_TOEPLITZ + i * 256 + load_u8(ip + at + i)]
+        total ^= nic.toeplitz[i * 256 + load_u8(ip + at + i)]
     if l4 != 0:
         for i in range(4):
-            total ^= d[D_TOEPLITZ + (size + i) * 256 + load_u8(l4 + i)]
+            total ^= nic.toeplitz[(size + i) * 256 + load_u8(l4 + i)]
     return total
 
 
 @kernel
-def match_rule(bar, ip, l4, proto):
+def match_rule(bar: Bar, ip: int, l4: int, proto: int) -> int:
     """The queue of the first rule that matches, or -1."""
     if load_u8(ip) >> 4 == 4:
         src_hi, src = 0, V4_MAPPED | load_be32(ip + IP_SRC)
@@ -120,38 +80,38 @@ def match_rule(bar, ip, l4, proto):
         dst_hi, dst = load_be64(ip + IP6_DST), load_be64(ip + IP6_DST + 8)
     sport = load_be16(l4) if l4 != 0 else 0
     dport = load_be16(l4 + 2) if l4 != 0 else 0
-    for i in range(bar[R_NRULES]):
-        r = R_RULES + i * RULE_WORDS
-        any_src = bar[r + RULE_SRC] == 0 and bar[r + RULE_SRC_HI] == 0
-        any_dst = bar[r + RULE_DST] == 0 and bar[r + RULE_DST_HI] == 0
+    for i in range(min(bar.n_rules, MAX_RULES)):
+        rule = bar.rules[i]
+        any_src = rule.src == 0 and rule.src_hi == 0
+        any_dst = rule.dst == 0 and rule.dst_hi == 0
         if (
-            bar[r + RULE_VALID] != 0
-            and (any_src or (bar[r + RULE_SRC] == src and bar[r + RULE_SRC_HI] == src_hi))
-            and (any_dst or (bar[r + RULE_DST] == dst and bar[r + RULE_DST_HI] == dst_hi))
-            and (bar[r + RULE_SPORT] == 0 or bar[r + RULE_SPORT] == sport)
-            and (bar[r + RULE_DPORT] == 0 or bar[r + RULE_DPORT] == dport)
-            and (bar[r + RULE_PROTO] == 0 or bar[r + RULE_PROTO] == proto)
+            rule.valid != 0
+            and (any_src or (rule.src == src and rule.src_hi == src_hi))
+            and (any_dst or (rule.dst == dst and rule.dst_hi == dst_hi))
+            and (rule.src_port == 0 or rule.src_port == sport)
+            and (rule.dst_port == 0 or rule.dst_port == dport)
+            and (rule.proto == 0 or rule.proto == proto)
         ):
-            return bar[r + RULE_QUEUE]
+            return rule.queue
     return -1
 
 
 @inline_kernel
-def payload_piece(row, n):
+def payload_piece(frame: FrameRow, n: int) -> tuple[int, int]:
     """Where piece ``n`` (0 to 2) of a frame's payload lies, and its bytes."""
     if n == 0:
-        return row[F_HDR] + row[F_SPLIT], row[F_HLEN] - row[F_SPLIT]
+        return frame.header + frame.split, frame.header_len - frame.split
     if n == 1:
-        return row[F_PAY], row[F_PLEN]
-    return row[F_PAY2], row[F_P2LEN]
+        return frame.payload, frame.payload_len
+    return frame.payload2, frame.payload2_len
 
 
 @kernel
-def payload_sum(row, total):
+def payload_sum(frame: FrameRow, total: int) -> int:
     """Add a frame's payload to a one's complement sum, whatever the pieces' lengths."""
     odd = 0
     for piece in range(3):
-        at, size = payload_piece(row, piece)
+        at, size = payload_piece(frame, piece)
         if size > 0 and odd == 1:
             total += load_u8(at)
             at += 1
@@ -164,14 +124,15 @@ def payload_sum(row, total):
 
 
 @kernel
-def look(d, bar, row):
+def look(nic: NicState, frame: FrameRow) -> None:
     """Parse a frame's headers once: split point, queue, hash, checksum verdict."""
-    hdr, have = row[F_HDR], row[F_HLEN]
-    frame = have + row[F_PLEN] + row[F_P2LEN]
-    row[F_SEEN] = 1
-    row[F_SPLIT], row[F_L3], row[F_L4] = have, 0, 0
-    row[F_QUEUE], row[F_HASH], row[F_STATUS] = 0, 0, 0
-    row[F_DONE], row[F_SEGS] = 0, 0
+    bar = Bar.at(nic.bar)
+    hdr, have = frame.header, frame.header_len
+    length = have + frame.payload_len + frame.payload2_len
+    frame.seen = 1
+    frame.split, frame.l3, frame.l4 = have, 0, 0
+    frame.queue, frame.hash, frame.status = 0, 0, 0
+    frame.done, frame.segments = 0, 0
     l3 = ETH_HLEN
     kind = load_be16(hdr + ETH_TYPE)
     if kind == ETHERTYPE_VLAN and have >= ETH_HLEN + VLAN_HLEN:
@@ -182,7 +143,7 @@ def look(d, bar, row):
     if (kind == ETHERTYPE_IPV4 and room >= IP_HLEN and load_u8(ip) >> 4 == 4) or (
         kind == ETHERTYPE_IPV6 and room >= IP6_HLEN and load_u8(ip) >> 4 == 6
     ):
-        trusted = row[F_FLAGS] & (FRAME_CSUM_OK | FRAME_NEEDS_CSUM)
+        trusted = frame.flags & (Frame.CSUM_OK | Frame.NEEDS_CSUM)
         whole, at = True, 0
         if kind == ETHERTYPE_IPV4:
             at = (load_u8(ip + IP_VIHL) & 15) * 4
@@ -192,17 +153,17 @@ def look(d, bar, row):
             good = IP_HLEN <= at <= room
         else:
             total = IP6_HLEN + load_be16(ip + IP6_PLEN)
-            proto, at = ip6_upper(ip, room, frame - l3)
+            proto, at = ip6_upper(ip, room, length - l3)
             good = proto >= 0
-        if row[F_GSO] != 0:
-            total = frame - l3  # a segment's length field is filled in when it is cut
-        if good and at <= total <= frame - l3:
-            row[F_L3] = l3
+        if frame.gso_size != 0:
+            total = length - l3  # a segment's length field is filled in when it is cut
+        if good and at <= total <= length - l3:
+            frame.l3 = l3
             if kind == ETHERTYPE_IPV4:
                 if trusted or csum_fold(csum_add(ip, at, 0)) == 0:
-                    status |= RXS_L3_OK
+                    status |= Rxs.L3_OK
                 else:
-                    status |= RXS_L3_BAD
+                    status |= Rxs.L3_BAD
             l4 = 0
             body = total - at
             if whole:
@@ -211,42 +172,48 @@ def look(d, bar, row):
                     size = (load_u8(hdr + at + TCP_DATAOFF) >> 4) * 4
                     if TCP_HLEN <= size <= body and have >= at + size:
                         l4 = at
-                        row[F_SPLIT] = at + size
+                        frame.split = at + size
                 elif proto == PROTO_UDP and body >= UDP_HLEN and have >= at + UDP_HLEN:
                     l4 = at
-                    row[F_SPLIT] = at + UDP_HLEN
+                    frame.split = at + UDP_HLEN
                 if l4 != 0:
-                    row[F_L4] = l4
+                    frame.l4 = l4
                     unsummed = proto == PROTO_UDP and load_be16(hdr + l4 + UDP_CSUM) == 0
                     unsummed = unsummed and kind == ETHERTYPE_IPV4
                     if trusted or unsummed:
-                        status |= RXS_L4_OK
+                        status |= Rxs.L4_OK
                     else:
-                        status |= check_l4(row, ip, hdr + l4, body, proto)
-            row[F_HASH] = rss_hash(d, ip, hdr + l4 if l4 != 0 else 0)
+                        status |= check_l4(frame, ip, hdr + l4, body, proto)
+            frame.hash = rss_hash(nic, ip, hdr + l4 if l4 != 0 else 0)
             queue = match_rule(bar, ip, hdr + l4 if l4 != 0 else 0, proto)
             if queue >= 0:
-                bar[R_COUNTERS + C_RX_RULE_HIT] += 1
+                bar.counters.rx_rule_hit += 1
             elif l4 != 0:
-                queue = bar[R_INDIR + (row[F_HASH] & (INDIR_SIZE - 1))]
+                queue = bar.indir[frame.hash & (INDIR_SIZE - 1)]
             else:
                 queue = 0
-            row[F_QUEUE] = queue
-    if status & (RXS_L3_BAD | RXS_L4_BAD):
-        bar[R_COUNTERS + C_RX_CSUM_BAD] += 1
-    row[F_STATUS] = status
-    row[F_TOTAL] = frame - row[F_SPLIT]
+            frame.queue = queue
+    if status & (Rxs.L3_BAD | Rxs.L4_BAD):
+        bar.counters.rx_csum_bad += 1
+    frame.status = status
+    frame.total = length - frame.split
 
 
 @kernel
-def check_l4(row, ip, l4, body, proto):
+def look_at(nic_at: int, frame_at: int) -> None:
+    """``look``, for Python."""
+    look(NicState.at(nic_at), FrameRow.at(frame_at))
+
+
+@kernel
+def check_l4(frame: FrameRow, ip: int, l4: int, body: int, proto: int) -> int:
     """Verify a TCP or UDP checksum over headers and payload, padding left out."""
-    header = row[F_SPLIT] - (l4 - row[F_HDR])
+    header = frame.split - (l4 - frame.header)
     total = csum_add(l4, header, pseudo_sum(ip, proto, body))
     payload = body - header
-    spare = row[F_HLEN] + row[F_PLEN] + row[F_P2LEN] - row[F_SPLIT] - payload
+    spare = frame.header_len + frame.payload_len + frame.payload2_len - frame.split - payload
     if spare > 0:  # Ethernet padding: only frames in one piece are that short
-        total = csum_add(row[F_HDR] + row[F_SPLIT], payload, total)
+        total = csum_add(frame.header + frame.split, payload, total)
     else:
-        total = payload_sum(row, total)
-    return RXS_L4_OK if csum_fold(total) == 0 else RXS_L4_BAD
+        total = payload_sum(frame, total)
+    return int(Rxs.L4_OK if csum_fold(total) == 0 else Rxs.L4_BAD)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
-import numpy as np
-
-from netmem.base.arena import Region, Words
+from netmem.base.arena import Region
 from netmem.base.errors import NetmemError
-from netmem.base.native import full_fence, publish_word, read_word
+from netmem.base.native import full_fence, read_word
+from netmem.base.record import address_of, clear, field_offset, publish
 from netmem.hw.softnic import kernels as k
 from netmem.hw.softnic import look
 from netmem.hw.softnic import regs as r
-from netmem.hw.softnic import state as st
-from netmem.hw.softnic.scatter import nic_scatter
-from netmem.hw.wire import F_GSO, F_HLEN, F_NDESC, F_P2LEN, F_PLEN, F_SEEN, F_TXQ, FQ_HEAD, FQ_TAIL, Wire
+from netmem.hw.softnic.regs import QueueRegs, QueueState
+from netmem.hw.softnic.scatter import scatter_step
+from netmem.hw.softnic.state import MAX_MAPS, NicState, QueueWork
+from netmem.hw.wire import Wire
 
-MAX_MAPS = 256
 PAUSE_NS = 50_000_000
 SCATTER_BUDGET = 32  # frames
 
@@ -26,28 +26,27 @@ SCATTER_BUDGET = 32  # frames
 class SoftNic:
     """A NIC over a register file in shared memory and a wire.
 
-    ``bar_fd``: memfd of ``regs.BAR_WORDS`` words. ``irq_fd``: eventfd written when work arrived and
+    ``bar_fd``: memfd of ``regs.BAR_BYTES`` bytes. ``irq_fd``: eventfd written when work arrived and
     the driver armed its interrupt. Nothing happens but in ``step``.
     """
 
     def __init__(
         self, bar_fd: int, irq_fd: int, wire: Wire, *, rx_queues: int, tx_queues: int, mac: int
     ) -> None:
-        self._bar = Region(bar_fd, r.BAR_WORDS * 8)
-        self.bar: Words = self._bar.words()
+        self._region = Region(bar_fd, r.BAR_BYTES)
+        self.bar = self._region.record(r.Bar)
         self.irq_fd, self.wire = irq_fd, wire
-        self.d: Words = np.zeros(st.D_WORDS, np.int64)
-        self.maps: Words = np.zeros((MAX_MAPS, 4), np.int64)
+        self.nic = NicState(bar=self._region.address, rx=wire.rx.at, tx=wire.tx.at, tap=wire.tap)
+        self.at = address_of(self.nic)
         self._regions: dict[int, Region] = {}
         self._generation = 0
-        self._scatter: Words | None = getattr(wire, "scatter", None)
         self._pending, self._last_irq = False, 0
-        self._generation_at = self._bar.address + 8 * r.R_GENERATION
+        self._generation_at = self._region.address + field_offset(r.Bar, "generation")
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
         bar = self.bar
-        bar[r.R_RX_QUEUES], bar[r.R_TX_QUEUES], bar[r.R_MAC] = rx_queues, tx_queues, mac
-        bar[r.R_PAUSE_NS], bar[r.R_MTU] = PAUSE_NS, 1500
-        bar[r.R_MAGIC], bar[r.R_STATUS] = r.MAGIC, r.STATUS_LINK
+        bar.rx_queues, bar.tx_queues, bar.mac = rx_queues, tx_queues, mac
+        bar.pause_ns, bar.mtu = PAUSE_NS, 1500
+        bar.magic, bar.status = r.MAGIC, r.STATUS_LINK
 
     def map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
         """Let the device reach ``length`` bytes of ``fd`` at I/O address ``io``."""
@@ -59,90 +58,86 @@ class SoftNic:
             raise NetmemError(errno.EINVAL, f"cannot map {length} bytes for the NIC: {error}") from None
         self._regions[io] = region
         n = len(self._regions) - 1
-        self.maps[n] = io, length, region.address, direction
-        self.d[st.D_NMAPS] = n + 1
+        mapped = self.nic.maps[n]
+        mapped.io, mapped.length, mapped.host, mapped.direction = io, length, region.address, direction
+        self.nic.maps_used = n + 1
 
     def unmap(self, io: int) -> None:
         """End a mapping; queues whose ring lay in it stop with a fault."""
         if io not in self._regions:
             raise NetmemError(errno.EINVAL, f"I/O address {io:#x} is not mapped")
         region = self._regions.pop(io)
-        n = int(self.d[st.D_NMAPS])
-        at = int(np.flatnonzero(self.maps[:n, 0] == io)[0])
-        self.maps[at : n - 1] = self.maps[at + 1 : n]
-        self.d[st.D_NMAPS], self.d[st.D_LAST_MAP] = n - 1, 0
-        for base, regs, count in self._queues():
-            for queue in range(count):
-                ring = int(self.d[base + st.D_STRIDE * queue + st.DQ_RING])
-                if region.address <= ring < region.address + region.size:
-                    self._stop(base, regs, queue, r.STATE_FAULT)
+        nic = self.nic
+        n = nic.maps_used
+        at = next(i for i in range(n) if nic.maps[i].io == io)
+        for i in range(at, n - 1):
+            nic.maps[i] = nic.maps[i + 1]
+        nic.maps_used, nic.last_map = n - 1, 0
+        for q, work in self._queues():
+            if region.address <= work.ring < region.address + region.size:
+                self._stop(q, work, QueueState.FAULT)
 
-    def _queues(self) -> tuple[tuple[int, int, int], ...]:
-        return ((st.D_RXQ, r.R_RXQ, self.rx_queues), (st.D_TXQ, r.R_TXQ, self.tx_queues))
+    def _queues(self) -> Iterator[tuple[QueueRegs, QueueWork]]:
+        bar, nic = self.bar, self.nic
+        yield from ((bar.rxq[i], nic.rxq[i]) for i in range(self.rx_queues))
+        yield from ((bar.txq[i], nic.txq[i]) for i in range(self.tx_queues))
 
-    def _stop(self, base: int, regs: int, queue: int, state: int) -> None:
-        self.d[base + st.D_STRIDE * queue + st.DQ_RING] = 0
-        self._set(regs + r.RXQ_STRIDE * queue + r.Q_STATE, state)
-
-    def _set(self, at: int, value: int) -> None:
-        publish_word(self._bar.address + 8 * at, value)
+    def _stop(self, q: QueueRegs, work: QueueWork, state: QueueState) -> None:
+        work.ring = 0
+        publish(q, "state", int(state))
 
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
-        bar, d = self.bar, self.d
-        look.toeplitz_table(d, bar.ctypes.data + 8 * r.R_RSS_KEY)
-        for base, regs, count in self._queues():
-            for queue in range(count):
-                q, dq = regs + r.RXQ_STRIDE * queue, base + st.D_STRIDE * queue
-                want, state = int(bar[q + r.Q_CTRL]), int(bar[q + r.Q_STATE])
-                if want and state == r.STATE_STOPPED:
-                    size = int(bar[q + r.Q_SIZE])
-                    ring = k.translate(d, self.maps, int(bar[q + r.Q_RING]), size * 32, 0)
-                    if not ring or size & (size - 1) or not size:
-                        bar[r.R_COUNTERS + r.C_DMA_FAULT] += 1
-                        self._set(q + r.Q_STATE, r.STATE_FAULT)
-                        continue
-                    d[dq : dq + st.D_STRIDE] = 0
-                    d[dq + st.DQ_MASK] = size - 1
-                    bar[q + r.Q_HEAD] = 0
-                    d[dq + st.DQ_RING] = ring
-                    self._set(q + r.Q_STATE, r.STATE_RUNNING)
-                elif not want and state != r.STATE_STOPPED:
-                    if base == st.D_TXQ:
-                        self._forget_frames(queue)
-                    self._stop(base, regs, queue, r.STATE_STOPPED)
+        look.toeplitz_table(self.at)
+        for number, (q, work) in enumerate(self._queues()):
+            if q.ctrl and q.state == QueueState.STOPPED:
+                self._start(q, work)
+            elif not q.ctrl and q.state != QueueState.STOPPED:
+                if number >= self.rx_queues:
+                    self._forget_frames(number - self.rx_queues)
+                self._stop(q, work, QueueState.STOPPED)
+
+    def _start(self, q: QueueRegs, work: QueueWork) -> None:
+        size = q.size
+        ring = k.host_address(self.at, q.ring, size * r.DESC_BYTES, 0)
+        if not ring or size & (size - 1) or not size:
+            self.bar.counters.dma_fault += 1
+            publish(q, "state", int(QueueState.FAULT))
+            return
+        clear(work)
+        work.mask = size - 1
+        q.head = 0
+        work.ring = ring
+        publish(q, "state", int(QueueState.RUNNING))
 
     def _forget_frames(self, queue: int) -> None:
         """Take back frames of a transmit queue that stops: its memory may go away."""
-        state, rows = self.wire.tx.state, self.wire.tx.rows
-        for at in range(int(state[FQ_HEAD]), int(state[FQ_TAIL])):
-            row = rows[at % len(rows)]
-            if row[F_TXQ] == queue:
+        for frame in self.wire.tx.waiting():
+            if frame.txq == queue:
                 # No bytes, not looked at: the other side counts a runt.
-                row[F_HLEN] = row[F_PLEN] = row[F_P2LEN] = row[F_SEEN] = row[F_GSO] = 0
-                row[F_NDESC] = 0
+                frame.header_len = frame.payload_len = frame.payload2_len = frame.seen = frame.gso_size = 0
+                frame.descriptors = 0
 
     def step(self, now: int) -> bool:
         """Do what there is to do: configuration, frames in, frames out. True when anything was."""
-        bar = self.bar
+        bar, nic = self.bar, self.nic
         generation = read_word(self._generation_at)
         if generation != self._generation:
             self._generation = generation
             self._configure()
         worked = self.wire.exchange(now)
-        rx, tx = self.wire.rx, self.wire.tx
         got = 0
-        if self._scatter is not None:
-            got = nic_scatter(self.d, bar, self.maps, rx.state, rx.rows, self._scatter, now, SCATTER_BUDGET)
-        elif len(rx):
-            got = k.nic_rx(self.d, bar, self.maps, rx.state, rx.rows, now)
-        held = self.d[st.D_PAUSED_AT] != 0
-        if bar[r.R_HELD] != held:
-            self._set(r.R_HELD, int(held))
-        sent = k.nic_tx(self.d, bar, self.maps, tx.state, tx.rows, self.tx_queues)
+        if nic.tap:
+            got = scatter_step(self.at, now, SCATTER_BUDGET)
+        elif len(self.wire.rx):
+            got = k.rx_step(self.at, now)
+        held = nic.paused_at != 0
+        if bar.held != held:
+            publish(bar, "held", int(held))
+        sent = k.tx_step(self.at)
         if got:
             self._pending = True
-        if self._pending and now - self._last_irq >= bar[r.R_ITR_NS]:
+        if self._pending and now - self._last_irq >= bar.itr_ns:
             self.interrupt(now)
         return bool(worked or got or sent)
 
@@ -152,27 +147,26 @@ class SoftNic:
             return
         self._pending, self._last_irq = False, now
         full_fence()
-        if self.bar[r.R_IRQ_ARMED]:
-            self.bar[r.R_IRQ_ARMED] = 0
-            self.bar[r.R_COUNTERS + r.C_IRQ] += 1
+        if self.bar.irq_armed:
+            self.bar.irq_armed = 0
+            self.bar.counters.irq += 1
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self.irq_fd, 1)
 
     def arm_doorbell(self) -> None:
         """Ask for a doorbell; look at the rings again after this, before sleeping."""
-        self.bar[r.R_DB_ARMED] = 1
+        self.bar.db_armed = 1
         full_fence()
 
     def is_paused(self) -> bool:
         """True while a frame holds the wire for want of descriptors."""
-        return bool(self.d[st.D_PAUSED_AT])
+        return self.nic.paused_at != 0
 
     def close(self) -> None:
         """Stop all queues and let go of all memory."""
-        self.bar[r.R_STATUS] = 0
-        for base, regs, count in self._queues():
-            for queue in range(count):
-                self._stop(base, regs, queue, r.STATE_STOPPED)
-        self.d[st.D_NMAPS] = 0
+        self.bar.status = 0
+        for q, work in self._queues():
+            self._stop(q, work, QueueState.STOPPED)
+        self.nic.maps_used = 0
         self._regions.clear()
         self.wire.close()

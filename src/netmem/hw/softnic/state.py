@@ -1,23 +1,52 @@
-"""What the software NIC keeps for itself: words of its arena ``d``."""
+"""What the software NIC keeps for itself."""
 
 from __future__ import annotations
 
-D_NMAPS = 0
-D_PAUSED_AT = 1  # when the wire was first held for the frame at its head, 0: it is not
-D_TX_DONE = 2  # frames whose descriptors were completed
-D_LAST_MAP = 3
-D_LAND_QUEUE = 4  # queue + 1 that the next frame is expected on, 0: nothing is expected
-D_LAND_HEADER = 5  # ... and its header bytes
-D_LANDED = 6  # frames that were read straight into their buffers, and those that were guessed wrong
-D_MISLANDED = 7
-D_RXQ = 16  # per receive queue, D_STRIDE words
-D_TXQ = 16 + 8 * 16
-D_STRIDE = 8
-DQ_RING = 0  # host address of the ring, 0: not running
-DQ_MASK = 1
-DQ_HEAD = 2
-DQ_DRY = 3  # tail + 1 at which the queue was found dry, 0: it was not
-DQ_FETCH = 4  # transmit: descriptors taken from the ring
-D_TOEPLITZ = 16 + 2 * 8 * 16  # HASH_BYTES bytes of input, 256 values each
+import ctypes
+from typing import Annotated
+
+from netmem.base.record import Items, Record, i64
+from netmem.hw.softnic.regs import MAX_QUEUES
+
 HASH_BYTES = 36  # two IPv6 addresses and two ports
-D_WORDS = D_TOEPLITZ + HASH_BYTES * 256
+MAX_MAPS = 256
+
+
+class DmaMap(Record):
+    """A DMA mapping."""
+
+    io: i64
+    length: i64
+    host: i64
+    direction: i64  # DmaDirection
+
+
+class QueueWork(Record):
+    """Where the device is in a queue's ring."""
+
+    ring: i64  # host address of the ring, 0: not running
+    mask: i64
+    head: i64
+    dry: i64  # tail + 1 at which the queue was found dry, 0: it was not
+    fetch: i64  # transmit: descriptors taken from the ring
+
+
+class NicState(Record):
+    """The device."""
+
+    bar: i64  # address of its Bar
+    rx: i64  # addresses of the wire's FrameQueueRecords
+    tx: i64
+    tap: i64  # address of the TapRecord of a wire that leaves reading to the NIC, 0
+    maps_used: i64
+    last_map: i64
+    paused_at: i64  # when the wire was first held for the frame at its head, 0: it is not
+    tx_done: i64  # frames whose descriptors were completed
+    land_queue: i64  # queue + 1 that the next frame is expected on, 0: nothing is expected
+    land_header: i64  # ... and its header bytes
+    landed: i64  # frames that were read straight into their buffers, and those that were guessed wrong
+    mislanded: i64
+    maps: Annotated[Items[DmaMap], DmaMap * MAX_MAPS]
+    rxq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]
+    txq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]
+    toeplitz: Annotated[Items[int], ctypes.c_int64 * (HASH_BYTES * 256)]  # each value of each input byte

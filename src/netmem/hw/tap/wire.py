@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import ipaddress
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Words
+from netmem.base.arena import Bytes
 from netmem.base.errors import MissingError, NetmemError
 from netmem.hw.tap import kernels as k
-from netmem.hw.wire import FQ_FRAMES, FQ_TAIL, FrameQueue
+from netmem.hw.wire import FrameQueue
 
 # include/uapi/linux/if_tun.h
 TUN = "/dev/net/tun"
@@ -119,10 +120,9 @@ def _configure(name: str, interfaces: list[tuple[Any, Any]], mtu: int) -> list[s
 class TapWire:
     """netmem.hw.wire.Wire over a TAP interface's descriptor, which it closes in the end.
 
-    ``scatter``: what a NIC needs to read frames by itself, into their buffers where it can guess them.
+    ``scatter``: a NIC reads frames by itself (``tap`` is the address of what it needs), into their buffers
+    where it can guess them.
     """
-
-    scatter: Words | None
 
     def __init__(self, fd: int, *, scatter: bool = True) -> None:
         self.fd = fd
@@ -130,25 +130,21 @@ class TapWire:
         self._slots: Bytes = np.zeros(k.SLOTS * k.SLOT_BYTES, np.uint8)
         self._scratch: Bytes = np.zeros(4096, np.uint8)
         self._zeros: Bytes = np.zeros(k.ZEROS, np.uint8)
-        self.w: Words = np.zeros(k.W_WORDS, np.int64)
-        self.scatter = self.w if scatter else None  # without: frames come whole, for a wire around this one
         scratch = self._scratch.ctypes.data
-        w = self.w
-        w[k.W_FD], w[k.W_SLOTS] = fd, self._slots.ctypes.data
-        w[k.W_ZEROS] = self._zeros.ctypes.data
-        w[k.W_IOV], w[k.W_VNET], w[k.W_HEADER] = scratch, scratch + 2048, scratch + 3072
+        self.record = k.TapRecord(
+            fd=fd, slots=self._slots.ctypes.data, zeros=self._zeros.ctypes.data,
+            iov=scratch, vnet=scratch + 2048, header=scratch + 3072,
+        )  # fmt: skip
+        self._at = ctypes.addressof(self.record)
+        self.tap = self._at if scatter else 0  # without: frames come whole, for a wire around this one
 
     def exchange(self, now: int) -> bool:
-        """Write what is to be sent; True when there was any. The NIC reads by itself (``scatter``)."""
+        """Write what is to be sent; True when there was any. The NIC reads by itself (``tap``)."""
         moved = 0
         if len(self.tx):
-            moved = k.tap_tx(self.w, self.tx.state, self.tx.rows)
-        while self.scatter is None and len(self.rx) < k.SLOTS:
-            tail = int(self.rx.state[FQ_TAIL])
-            if not k.tap_rx(self.w, self.rx.rows[tail % FQ_FRAMES]):
-                break
-            self.rx.state[FQ_TAIL] = tail + 1
-            moved += 1
+            moved = k.tap_tx(self._at, self.tx.at)
+        if not self.tap:
+            moved += k.tap_rx_all(self._at, self.rx.at)
         return bool(moved)
 
     def filenos(self) -> list[int]:
@@ -156,11 +152,8 @@ class TapWire:
 
     def statistics(self) -> dict[str, int]:
         """Frames and bytes, and frames that the host refused."""
-        names = {
-            "rx_frames": k.W_RX, "rx_bytes": k.W_RX_BYTES, "tx_frames": k.W_TX, "tx_bytes": k.W_TX_BYTES,
-            "tx_refused": k.W_TX_REFUSED,
-        }  # fmt: skip
-        return {name: int(self.w[at]) for name, at in names.items()}
+        names = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes", "tx_refused")
+        return {name: getattr(self.record, name) for name in names}
 
     def close(self) -> None:
         """Unplug: the interface goes, unless it is persistent."""
@@ -168,4 +161,4 @@ class TapWire:
             with contextlib.suppress(OSError):
                 os.close(self.fd)
             self.fd = -1
-            self.w[k.W_FD] = -1
+            self.record.fd = -1

@@ -45,9 +45,11 @@ from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_u8, memcpy, store_be16, store_be32, store_u8
 from netmem.inet.tcp.segment import tx_row
 from netmem.inet.tcp.tcb import G_COUNTERS, MASK32, S_OUT_SEGS
-from netmem.netdev.batch import B_HDR, B_L3, B_PORTS
-from netmem.netdev.tx import (
-    SLOT_BYTES,
+from netmem.netdev.tx import SLOT_BYTES
+from netmem.netdev.words import (
+    B_HDR,
+    B_L3,
+    B_PORTS,
     T_SLOTS,
     T_TAIL,
     TX_CSUM,

@@ -38,7 +38,7 @@ from netmem.inet.tcp import window as w
 from netmem.inet.tcp.cookies import SynCookies
 from netmem.inet.tcp.entries import entry_free
 from netmem.memory.sanitizer import SanitizerError
-from netmem.memory.shadow import TRAP_PLEDGES
+from netmem.memory.shadow import Trap
 from netmem.netdev.device import NetDevice
 
 INITIAL_RTO = 1 * SEC
@@ -85,9 +85,9 @@ class Connections:
     def __init__(self, dev: NetDevice, ip: Ip, config: TcpConfig) -> None:
         self.dev, self.ip, self.config = dev, ip, config
         buckets = 1 << (2 * config.connections - 1).bit_length()
-        self.arena = Arena("tcp:globals", T.G_HASH_AT + buckets)
-        self.table = Arena("tcp:connections", config.connections * T.TCB_WORDS)
-        self.entry_arena = Arena("tcp:entries", (config.entries + 1) * T.ENTRY_WORDS)
+        self.arena = Arena("tcp:globals", 8 * (T.G_HASH_AT + buckets))
+        self.table = Arena("tcp:connections", 8 * config.connections * T.TCB_WORDS)
+        self.entry_arena = Arena("tcp:entries", 8 * (config.entries + 1) * T.ENTRY_WORDS)
         self.g: Words = self.arena.a
         size = config.connections * T.TCB_WORDS
         self.t: Words = self.table.a[:size].reshape(-1, T.TCB_WORDS)
@@ -330,7 +330,7 @@ class Connections:
             each = rows[rows[:, T.QUEUE] == queue, T.PLEDGED]
             if each.sum() != pledged or (len(each) and each.min() < 0) or pledged > max(available, 0):
                 raise SanitizerError(
-                    TRAP_PLEDGES,
+                    Trap.PLEDGES,
                     f"pledges of queue {queue}: {pledged} in all, {each.sum()} by connection, "
                     f"{available} buffers available",
                 )

@@ -117,8 +117,9 @@ from netmem.inet.tcp.tcb import (
     seq_lt,
 )
 from netmem.inet.tcp.window import came, may_take, pressure, reclaim, took, trim
-from netmem.memory.records import INDEX_MASK
-from netmem.netdev.batch import (
+from netmem.memory.ref import offset_of
+from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES
+from netmem.netdev.words import (
     B_ACK,
     B_DST,
     B_DST_HI,
@@ -150,7 +151,6 @@ from netmem.netdev.batch import (
     M_HEADS,
     M_ROWS,
 )
-from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES
 
 OOO_SHARE, OOO_LEAST = 8, 4
 STALE_NS = 1_000_000_000  # a sender has tried again by then, several times
@@ -279,7 +279,7 @@ def host_of(g, credit, ref, offset, pool):
     """Host address of a place in the queue's payload or header memory, which must be readable."""
     at = credit + (CR_HOST if pool == g[credit + CR_POOL] else CR_HHOST)
     shift = g[credit + (CR_SHIFT if pool == g[credit + CR_POOL] else CR_HSHIFT)]
-    return g[at] + (((ref >> 1) & INDEX_MASK) << shift) + offset
+    return g[at] + offset_of(ref, shift) + offset
 
 
 @kernel

@@ -29,7 +29,9 @@ from netmem.inet.tcp import sack
 from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp import window as w
 from netmem.inet.tcp.opening import MSS_LEAST, Opening
-from netmem.netdev.batch import (
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.tx import BUFFER_LEAST
+from netmem.netdev.words import (
     B_ACK,
     B_DST,
     B_DST_HI,
@@ -45,9 +47,7 @@ from netmem.netdev.batch import (
     B_TSECR,
     B_TSVAL,
     B_WND,
-    RxBatch,
 )
-from netmem.netdev.tx import BUFFER_LEAST
 
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC

@@ -31,7 +31,8 @@ from netmem.inet.tcp.answer import answer
 from netmem.inet.tcp.connections import MSS_DEFAULT, Listener
 from netmem.inet.tcp.cookies import Offer
 from netmem.inet.tcp.timers import Timed
-from netmem.netdev.batch import (
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.words import (
     B_ACK,
     B_HDR,
     B_L4,
@@ -44,7 +45,6 @@ from netmem.netdev.batch import (
     B_TSECR,
     B_TSVAL,
     B_WND,
-    RxBatch,
 )
 
 MSS_LEAST = 48

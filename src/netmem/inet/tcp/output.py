@@ -116,9 +116,7 @@ from netmem.inet.tcp.tcb import (
     seq_lt,
 )
 from netmem.inet.tcp.window import reclaim, window_update_due
-from netmem.netdev.tx import (
-    T_HEAD,
-)
+from netmem.netdev.words import T_HEAD
 
 FAR = 1 << 62
 INITIAL_WINDOW = 10  # segments (RFC 6928)

@@ -34,9 +34,10 @@ from netmem.inet.tcp.tcb import (
     USER,
 )
 from netmem.inet.tcp.window import note_starved, trim, was_read, window_update_due
-from netmem.memory.kernels import pp_available, pp_put, set_state
-from netmem.memory.layout import P_HOST, P_SHIFT, REC_REF, ST_USER
-from netmem.memory.records import INDEX_MASK, record
+from netmem.memory.kernels import pp_available, pp_host_address, pp_put, set_holder
+from netmem.memory.layout import Holder, PoolRecord
+from netmem.memory.ref import offset_of
+from netmem.memory.shadow import netmem_of
 
 TK_FREE = 0  # free tokens
 TK_CAPACITY = 1
@@ -57,13 +58,13 @@ def pop_entry(g, t, e, c):
 
 
 @kernel
-def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
+def frags_out(g, t, e, c, tok, pool_at, handle, binding, out, limit):
     """Hand out frags of one pool, up to ``limit`` bytes, as rows of struct dmabuf_cmsg.
 
     A frag that the limit cuts keeps its rest in the queue, with a reference and token of its own.
     """
+    pool = PoolRecord.at(pool_at)
     n, asked = 0, limit
-    shift = p[P_SHIFT]
     while n < out.shape[0] and limit > 0:
         i = t[c, RQ_HEAD]
         if i == 0 or e[i, E_KIND] != EK_FRAG or e[i, E_POOL] != handle or tok[TK_FREE] == 0:
@@ -74,9 +75,9 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
         tok[TK_FREE] = free
         at = TK_SLOTS + 2 * (token - 1)
         tok[at], tok[at + 1] = ref, handle
-        set_state(p, a, ref, ST_USER)
+        set_holder(pool, ref, Holder.USER)
         t[c, USER] += 1
-        start = (((ref >> 1) & INDEX_MASK) << shift) + offset
+        start = offset_of(ref, pool.shift) + offset
         take = min(size, limit)
         out[n, 0] = start
         out[n, 1] = take | token << 32
@@ -85,7 +86,7 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
         t[c, RQ_BYTES] -= take
         limit -= take
         if take < size:
-            a[record(ref) + REC_REF] += 1
+            netmem_of(pool, ref).pp_ref_count += 1
             e[i, E_OFFSET] += take
             e[i, E_LEN] -= take
         else:
@@ -95,8 +96,9 @@ def frags_out(g, t, e, c, tok, p, a, handle, binding, out, limit):
 
 
 @kernel
-def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
+def copy_out(g, t, e, c, tok, pool_at, handle, dst, limit, linear_only):
     """Copy readable data of one pool to the application; returns bytes copied."""
+    pool = PoolRecord.at(pool_at)
     done = 0
     while done < limit:
         i = t[c, RQ_HEAD]
@@ -106,8 +108,7 @@ def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
             break
         ref = e[i, E_NETMEM]
         take = min(e[i, E_LEN], limit - done)
-        host = p[P_HOST] + (((ref >> 1) & INDEX_MASK) << p[P_SHIFT]) + e[i, E_OFFSET]
-        memcpy(dst + done, host, take)
+        memcpy(dst + done, pp_host_address(pool, ref, e[i, E_OFFSET]), take)
         done += take
         t[c, RQ_BYTES] -= take
         if take < e[i, E_LEN]:
@@ -115,14 +116,14 @@ def copy_out(g, t, e, c, tok, p, a, handle, dst, limit, linear_only):
             e[i, E_LEN] -= take
         else:
             pop_entry(g, t, e, c)
-            pp_put(p, a, ref, False)
+            pp_put(pool, ref, False)
     was_read(g, t, c, done)
-    note_window(g, t, c, tok, p, a, handle)
+    note_window(g, t, c, tok, pool_at, handle)
     return done
 
 
 @kernel
-def note_window(g, t, c, tok, p, a, handle):
+def note_window(g, t, c, tok, pool_at, handle):
     """Work out the pool's room anew, and whether the peer should be told.
 
     Only the payload pool of the connection's queue counts: buffers may come back to a pool that the
@@ -133,7 +134,7 @@ def note_window(g, t, c, tok, p, a, handle):
         return
     credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
     if g[credit + CR_POOL] == handle:
-        g[credit + CR_AVAIL] = pp_available(p, a)
+        g[credit + CR_AVAIL] = pp_available(PoolRecord.at(pool_at))
         trim(g, t, t[c, QUEUE])
     note_starved(g, t, c)
     if window_update_due(g, t, c):
@@ -142,12 +143,13 @@ def note_window(g, t, c, tok, p, a, handle):
 
 
 @kernel
-def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
+def tokens_back(g, t, c, tok, tokens, n, pool_at, handle):
     """SO_DEVMEM_DONTNEED for tokens of one pool; returns how many were freed.
 
     Unknown and repeated tokens are skipped, and so are tokens of other pools: ``tokens`` keeps
     those, compacted to its front, and their number stands in the token arena at TK_DUE + 1.
     """
+    pool = PoolRecord.at(pool_at)
     freed = 0
     other = 0
     capacity = tok[TK_CAPACITY]
@@ -166,12 +168,12 @@ def tokens_back(g, t, c, tok, tokens, n, p, a, handle):
         tok[at], tok[at + 1] = 0, -ref
         tok[tok[TK_STACK] + tok[TK_FREE]] = token
         tok[TK_FREE] += 1
-        pp_put(p, a, ref, False)
+        pp_put(pool, ref, False)
         freed += 1
     tok[TK_DUE + 1] = other
     if c >= 0:
         t[c, USER] -= freed
-        note_window(g, t, c, tok, p, a, handle)
+        note_window(g, t, c, tok, pool_at, handle)
     return freed
 
 

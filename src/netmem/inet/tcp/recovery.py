@@ -81,7 +81,7 @@ from netmem.inet.tcp.tcb import (
     seq_le,
     seq_lt,
 )
-from netmem.netdev.tx import T_TAIL
+from netmem.netdev.words import T_TAIL
 
 MS = 1_000_000
 RTO_MIN = 200 * MS

@@ -78,8 +78,8 @@ from netmem.inet.tcp.tcb import (
     seq_diff,
 )
 from netmem.inet.tcp.window import select_window
-from netmem.netdev.tx import (
-    SLOT_BYTES,
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
+from netmem.netdev.words import (
     T_FULL,
     T_HEAD,
     T_IO,
@@ -87,7 +87,6 @@ from netmem.netdev.tx import (
     T_TAIL,
     TX_CSUM,
     TX_NETMEM,
-    TX_ROWS,
     X_FLAGS,
     X_GSO,
     X_HLEN,

@@ -42,10 +42,10 @@ from netmem.inet.tcp.tcb import (
     S_UDP_IN,
     S_UDP_NO_SOCKET,
 )
-from netmem.memory.kernels import set_state
-from netmem.memory.layout import P_SHIFT, ST_USER
-from netmem.memory.records import INDEX_MASK
-from netmem.netdev.batch import (
+from netmem.memory.kernels import set_holder
+from netmem.memory.layout import Holder, PoolRecord
+from netmem.memory.ref import offset_of
+from netmem.netdev.words import (
     B_DST,
     B_DST_HI,
     B_HDR,
@@ -180,8 +180,8 @@ def udp_rx(g, u, e, rows, i):
         if piece[B_SIZE] > 0:
             at, kind = 0, EK_FRAG
             if g[G_TOKENS] == 0:
-                index = (piece[B_NETMEM] >> 1) & INDEX_MASK
-                at, kind = host + (index << g[credit + CR_SHIFT]) + piece[B_OFFSET], EK_LINEAR
+                at = host + offset_of(piece[B_NETMEM], g[credit + CR_SHIFT]) + piece[B_OFFSET]
+                kind = EK_LINEAR
             tail = queue_piece(
                 g, e, tail, at, piece[B_SIZE], piece[B_NETMEM], piece[B_OFFSET], piece[B_POOL], kind
             )
@@ -234,11 +234,12 @@ def udp_head(e, u, s, want):
 
 
 @kernel
-def udp_out(g, u, e, s, tok, p, a, handle, binding, dgrams, frags, linear, room):
+def udp_out(g, u, e, s, tok, pool_at, handle, binding, dgrams, frags, linear, room):
     """Hand out datagrams: rows of ``dgrams`` and of struct dmabuf_cmsg, linear bytes to ``linear``.
 
     Ends early where frags of another pool come next, or where frags, tokens or ``room`` do not suffice.
     """
+    pool = PoolRecord.at(pool_at)
     n = used = 0
     copied = 0
     while n < dgrams.shape[0] and u[s, U_HEAD] != 0:
@@ -264,8 +265,8 @@ def udp_out(g, u, e, s, tok, p, a, handle, binding, dgrams, frags, linear, room)
                 token = tok[tok[TK_STACK] + tok[TK_FREE]]
                 at = TK_SLOTS + 2 * (token - 1)
                 tok[at], tok[at + 1] = ref, handle
-                set_state(p, a, ref, ST_USER)
-                frags[used, 0] = (((ref >> 1) & INDEX_MASK) << p[P_SHIFT]) + e[i, E_OFFSET]
+                set_holder(pool, ref, Holder.USER)
+                frags[used, 0] = offset_of(ref, pool.shift) + e[i, E_OFFSET]
                 frags[used, 1] = e[i, E_LEN] | token << 32
                 frags[used, 2] = binding
                 used += 1

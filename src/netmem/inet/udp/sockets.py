@@ -35,16 +35,19 @@ from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
 from netmem.inet.udp import kernels as k
 from netmem.inet.zerocopy import Completions, as_ranges
 from netmem.memory import sanitizer
-from netmem.netdev.batch import B_HDR, B_HLEN, B_SRC, B_SRC_HI, RxBatch
-from netmem.netdev.tx import (
-    SLOT_BYTES,
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
+from netmem.netdev.words import (
+    B_HDR,
+    B_HLEN,
+    B_SRC,
+    B_SRC_HI,
     T_HEAD,
     T_HOST,
     T_IO,
     T_TAIL,
     TX_CSUM,
     TX_NETMEM,
-    TX_ROWS,
     TX_UDP,
     X_FLAGS,
     X_HLEN,
@@ -91,7 +94,7 @@ class Udp:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.arena = Arena("udp:sockets", k.SOCKETS * k.U_WORDS)
+        self.arena = Arena("udp:sockets", 8 * k.SOCKETS * k.U_WORDS)
         self.u: Words = self.arena.a[: k.SOCKETS * k.U_WORDS].reshape(-1, k.U_WORDS)
         self.v = self.u.data
         self.sockets: dict[int, UdpSocket] = {}
@@ -285,7 +288,7 @@ class UdpSocket:
             frags = np.empty((max_frags, 3), np.int64)
             linear = np.empty(LINEAR_ROOM, np.uint8)
             n = int(k.udp_out(
-                tcp.g, udp.u, tcp.e, s, self._tokens.a, pool.p, pool.area_a, handle, binding, found, frags,
+                tcp.g, udp.u, tcp.e, s, self._tokens.a, pool.at, handle, binding, found, frags,
                 linear.ctypes.data, len(linear),
             ))  # fmt: skip
             if not n:

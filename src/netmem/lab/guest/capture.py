@@ -6,10 +6,9 @@ import os
 import time
 from typing import Any
 
-from netmem.base.arena import Words
 from netmem.base.errors import MissingError
 from netmem.hw.faults import PlainFrames
-from netmem.hw.wire import Wire
+from netmem.hw.wire import FrameRow, Wire
 from netmem.hw.wrap import WatchedWire
 
 LINKTYPE_ETHERNET = 1
@@ -39,9 +38,9 @@ class CaptureWire(WatchedWire):
         )
         self._writer: Any = FileWriter(self._file, self._section)
 
-    def _frame(self, direction: str, row: Words) -> None:
+    def _frame(self, direction: str, frame: FrameRow) -> None:
         stamp = time.time_ns() // 1000
-        for data in self._plain.of(row):
+        for data in self._plain.of(frame):
             packet = self._section.new_member(
                 self._blocks.EnhancedPacket, options={"epb_flags": 1 if direction == "in" else 2}
             )

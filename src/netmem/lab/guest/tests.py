@@ -191,7 +191,8 @@ class Runner:
         if not found:
             why = limit_of(name, "")
             note = why or did.last_words()
-            found = [("", LIMIT if why else FAIL, note)]
+            skipped = re.match(r"[\w.]*KsftSkipEx: (.*)", note)
+            found = [("", SKIP, skipped[1])] if skipped else [("", LIMIT if why else FAIL, note)]
         complaints = guest.complaints[before:]
         for test, outcome, note in found:
             why = limit_of(name, test.rpartition(".")[2]) if outcome == FAIL else ""
