@@ -15,7 +15,6 @@ import pytest
 from conftest import payload, scaled
 from netmem.base.errors import NetmemError
 from netmem.inet.aio import AsyncStack
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -266,7 +265,7 @@ def test_a_thousand_connections_at_once_and_many_short_ones_leave_nothing_behind
                     assert client.wait(LIMIT_S) == 0, client.stderr.read()
         assert total[0] == count * 20_000 + SHORT * 3000
         tcp = device.stack.tcp
-        assert tcp.gv[T.G_ECOUNT] == tcp.config.entries
+        assert tcp.record.free_entries == tcp.config.entries
         (before, fds), (after, fds_after) = marks
         assert abs(fds - fds_after) < 20  # a socket or two more or less are open at each moment
         assert after <= before * 1.02

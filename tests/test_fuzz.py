@@ -19,7 +19,7 @@ from netmem.base.clock import MS, SEC
 from netmem.base.formats import ACK, SYN, ip
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import MASK32, seq_diff
 from netmem.testing import frames
 from netmem.testing.net import PORT, Network
 
@@ -47,7 +47,7 @@ class Fuzzer:
             self.feed(frames.tcp(sport=1000 + number, dport=PORT, seq=5000, ack=0, flags=SYN,
                                  options=bytes.fromhex("0101 0402 020405b4") if number % 2 else b""))
             c = self.row(1000 + number)
-            self.feed(frames.tcp(sport=1000 + number, dport=PORT, seq=5001, ack=self.word(c, T.SND_NXT), flags=ACK))
+            self.feed(frames.tcp(sport=1000 + number, dport=PORT, seq=5001, ack=self.word(c, "snd_nxt"), flags=ACK))
         while self.listener.pending():
             self.socks.append(self.listener.accept(timeout=0))
         for sock in self.socks[:4]:
@@ -56,11 +56,11 @@ class Fuzzer:
             sock.shutdown()
 
     def word(self, c, at):
-        return self.stack.tcp.v[c, at]
+        return getattr(self.stack.tcp.tcbs[c], at)
 
     def row(self, port):
-        v = self.stack.tcp.v
-        return next((c for c in range(64) if v[c, T.PORTS] >> 16 == port), 0)
+        tcbs = self.stack.tcp.tcbs
+        return next((c for c in range(64) if tcbs[c].ports >> 16 == port), 0)
 
     def feed(self, frame):
         self.net.wire.inject(frame[:1500], flags=self.random.choice((0, 0, 1)))
@@ -74,10 +74,10 @@ class Fuzzer:
         c = self.row(port)
 
         def near(at):
-            return (self.word(c, at) + rng.choice((0, 0, 0, 1, -1, 100, -100, 1448, 70_000, -70_000))) & T.MASK32
+            return (self.word(c, at) + rng.choice((0, 0, 0, 1, -1, 100, -100, 1448, 70_000, -70_000))) & MASK32
 
         sack = b"".join(
-            struct.pack("!II", near(rng.choice((T.SND_UNA, T.SND_NXT))), near(T.SND_NXT)) for _ in range(rng.randrange(4))
+            struct.pack("!II", near(rng.choice(("snd_una", "snd_nxt"))), near("snd_nxt")) for _ in range(rng.randrange(4))
         )
         options = b""
         if sack:
@@ -87,8 +87,8 @@ class Fuzzer:
         if rng.random() < 0.1:
             options += rng.randbytes(rng.randrange(8))
         return frames.tcp(
-            rng.randbytes(rng.choice((0, 0, 1, 100, 1000))), sport=port, dport=PORT, seq=near(T.RCV_NXT),
-            ack=near(rng.choice((T.SND_UNA, T.SND_NXT))), flags=rng.choice((16, 16, 16, 24, 17, 2, 4, 18, 0, 255)),
+            rng.randbytes(rng.choice((0, 0, 1, 100, 1000))), sport=port, dport=PORT, seq=near("rcv_nxt"),
+            ack=near(rng.choice(("snd_una", "snd_nxt"))), flags=rng.choice((16, 16, 16, 24, 17, 2, 4, 18, 0, 255)),
             window=rng.choice((0, 1, 1000, 65535)), options=options[:40],
         )  # fmt: skip
 
@@ -119,10 +119,10 @@ class Fuzzer:
         tcp = self.stack.tcp
         for sock in self.socks:
             c = sock._c
-            if tcp.v[c, T.STATE]:
-                assert 0 <= tcp.v[c, T.RETRANS] <= tcp.v[c, T.LOST]
-                flight = T.seq_diff(tcp.v[c, T.SND_NXT], tcp.v[c, T.SND_UNA])
-                assert tcp.v[c, T.SACKED] + tcp.v[c, T.LOST] <= flight
+            if tcp.tcbs[c].state:
+                assert 0 <= tcp.tcbs[c].retrans <= tcp.tcbs[c].lost
+                flight = seq_diff(tcp.tcbs[c].snd_nxt, tcp.tcbs[c].snd_una)
+                assert tcp.tcbs[c].sacked + tcp.tcbs[c].lost <= flight
 
     def close(self):
         for sock in self.socks:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conftest import make_provider, payload
 from netmem.base.formats import csum_add, csum_fold, inet_checksum
 from netmem.base.jit import kernel
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import TcpState
 from netmem.netdev import batch as bt
 from netmem.netdev.kernels import gro_receive, parse
 from netmem.testing import frames
@@ -213,7 +213,7 @@ def test_any_segments_never_raise_and_bytes_are_right(specs):
                     got += view[at : at + int(frag["frag_size"])].tobytes()
                 sock.devmem_dontneed(message.frags["frag_token"])
         assert stream.startswith(bytes(got))
-        assert sock.state() == T.ESTABLISHED
+        assert sock.state() == TcpState.ESTABLISHED
 
 
 @given(st.lists(st.binary(max_size=150), max_size=20), st.booleans())

@@ -20,8 +20,8 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.hw.process import Child
 from netmem.inet.aio import AsyncStack
 from netmem.inet.stack import Stack
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.tokens import Tokens
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -54,7 +54,7 @@ def test_a_closed_socket_says_nothing_of_whoever_has_its_row(network):
     assert other._c == c  # the row is another connection's now
     peer.send(b"not for the closed one")
     net.until(other.queued)
-    assert ours.state() == T.CLOSED
+    assert ours.state() == TcpState.CLOSED
     assert ours.queued() == 0
     assert ours.statistics()["bytes_in"] == 3
     assert ours.acknowledged() == 0
@@ -64,7 +64,7 @@ def test_a_closed_socket_says_nothing_of_whoever_has_its_row(network):
     for call in (ours.recv, ours.recvmsg_devmem):
         refused(errno.EBADF, call, 1)
     refused(errno.EBADF, ours.send, b"x")
-    assert other.state() == T.ESTABLISHED
+    assert other.state() == TcpState.ESTABLISHED
 
 
 def test_wait_drained_after_close_waits_for_the_last_acknowledgement(network):
@@ -353,7 +353,7 @@ def test_tokens_that_outlive_their_device_let_the_memory_go():
         device.close()
     assert len(message.frags)
     sock.close()
-    assert sock._tcp.v[sock._c, T.USER] >= 0
+    assert sock._tcp.tcbs[sock._c].user >= 0
     assert not memory._mapped
     assert memory.area.free == memory.area.count
     memory.close()

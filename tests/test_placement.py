@@ -11,7 +11,6 @@ import pytest
 from conftest import make_provider, need_qemu, payload
 from netmem.base import board
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp import tcb as T
 from netmem.lab.device import open_device
 from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
@@ -197,10 +196,9 @@ def test_the_pool_never_runs_below_what_is_pledged(network):
             while ours.queued():
                 kept[n] += ours.recvmsg_devmem().frags["frag_token"].tolist()
         net.run(1)
-    gv = net.ours.stack.tcp.gv
     for queue in (1, 2):
-        at = T.G_CREDIT + T.CR_WORDS * queue
-        assert gv[at + T.CR_PLEDGED] <= max(net.ours.dev.available(queue), 0)
+        account = net.ours.stack.tcp.record.accounts[queue]
+        assert account.pledged <= max(net.ours.dev.available(queue), 0)
     for (ours, _), tokens in zip(pairs, kept, strict=True):
         ours.devmem_dontneed(tokens)
     second.close()

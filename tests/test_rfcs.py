@@ -12,8 +12,8 @@ from conftest import payload, take
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ACK, FIN, RST, SYN
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import MASK32, TRANSITIONS, TcpState, seq_lt
 from netmem.inet.tcp.timers import Timed
 from netmem.testing import frames
 from netmem.testing.net import PORT
@@ -48,7 +48,7 @@ class ByHand:
     def send(self, flags=ACK, data=b"", *, seq=None, ack=None, options=b"", window=65535, rounds=2):
         """A segment from the peer; by default in sequence, acknowledging all there is."""
         if ack is None:
-            ack = self.stack.tcp.v[0, T.SND_NXT]
+            ack = self.stack.tcp.tcbs[0].snd_nxt
         self.net.wire.inject(frames.tcp(
             data, sport=PEER, dport=PORT, seq=self.seq if seq is None else seq, ack=ack, flags=flags,
             options=options, window=window,
@@ -71,7 +71,7 @@ class ByHand:
         return self.stack.tcp.counters()
 
     def state(self):
-        return self.stack.tcp.v[0, T.STATE]
+        return self.stack.tcp.tcbs[0].state
 
 
 def sack_blocks(segment):
@@ -128,7 +128,7 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     enter = Timed.enter
 
     def noting(self, c, state):
-        before = self.v[c, T.STATE]
+        before = self.tcbs[c].state
         if before != state:
             seen.add((before, state))
         enter(self, c, state)
@@ -144,26 +144,26 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     two.send(FIN | ACK)  # the FIN with the ACK of ours: FIN-WAIT-1, (FIN-WAIT-2,) TIME-WAIT
     two.sock.close()
     three = ByHand(network)
-    before = three.stack.tcp.v[0, T.SND_NXT]
+    before = three.stack.tcp.tcbs[0].snd_nxt
     three.sock.shutdown()
     three.net.run(1)
     three.send(FIN | ACK, ack=before)  # CLOSING
-    assert three.state() == T.CLOSING
+    assert three.state() == TcpState.CLOSING
     three.sock.abort()  # CLOSING to CLOSED
     four = ByHand(network)
-    before = four.stack.tcp.v[0, T.SND_NXT]
+    before = four.stack.tcp.tcbs[0].snd_nxt
     four.sock.shutdown()
     four.net.run(1)
     four.send(FIN | ACK, ack=before)
     four.seq += 1
     four.send(ACK)  # CLOSING to TIME-WAIT
-    assert four.state() == T.TIME_WAIT
+    assert four.state() == TcpState.TIME_WAIT
     four.sock.close()
     four.send(SYN, seq=four.seq + 100_000, ack=0, options=SACK_OK)  # TIME-WAIT ended by a new SYN
     five = ByHand(network, accept=False)
     five.stack.tcp.shutdown(0)
     five.send(ACK)  # SYN-RECEIVED to FIN-WAIT-1: the FIN waited for it
-    assert five.state() == T.FIN_WAIT_1
+    assert five.state() == TcpState.FIN_WAIT_1
     six = network(alone=True)
     six.wire.inject(frames.arp())
     six.run(1)
@@ -172,15 +172,15 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     six.wire.inject(frames.tcp(sport=7, dport=sock.port, seq=5, flags=SYN, options=SACK_OK))  # both at once
     six.run(1)
     six.wire.inject(frames.tcp(
-        sport=7, dport=sock.port, seq=6, ack=six.ours.stack.tcp.v[0, T.SND_NXT], flags=ACK))
+        sport=7, dport=sock.port, seq=6, ack=six.ours.stack.tcp.tcbs[0].snd_nxt, flags=ACK))
     six.run(1)
-    assert sock.state() == T.ESTABLISHED
+    assert sock.state() == TcpState.ESTABLISHED
     sock.abort()
-    assert seen <= set(T.TRANSITIONS), sorted(seen - set(T.TRANSITIONS))
+    assert seen <= set(TRANSITIONS), sorted(seen - set(TRANSITIONS))
     # FIN-WAIT-1 to TIME-WAIT goes by FIN-WAIT-2 here: the ACK of a segment counts before its FIN.
-    by_another_way = {(T.FIN_WAIT_1, T.TIME_WAIT)}
-    missing = set(T.TRANSITIONS) - seen - by_another_way
-    names = {f"{T.STATE_NAMES[a]} to {T.STATE_NAMES[b]}" for a, b in missing}
+    by_another_way = {(TcpState.FIN_WAIT_1, TcpState.TIME_WAIT)}
+    missing = set(TRANSITIONS) - seen - by_another_way
+    names = {f"{a.title} to {b.title}" for a, b in missing}
     assert not names
 
 
@@ -243,11 +243,11 @@ def test_only_what_is_missing_is_sent_again(network):
     hand.net.run(30, MS)
     again = [(s.seq, s.seq + len(s.data)) for s in hand.sent() if len(s.data) and s.seq < first + 6 * size]
     assert again == lost
-    v = hand.stack.tcp.v
-    assert v[hand.c, T.SACKED] == 4 * size
+    tcbs = hand.stack.tcp.tcbs
+    assert tcbs[hand.c].sacked == 4 * size
     hand.send(ack=first + 14_000)
-    assert (v[hand.c, T.SACKED], v[hand.c, T.LOST], v[hand.c, T.RETRANS]) == (0, 0, 0)
-    assert v[hand.c, T.TQ_HEAD] == 0
+    assert (tcbs[hand.c].sacked, tcbs[hand.c].lost, tcbs[hand.c].retrans) == (0, 0, 0)
+    assert tcbs[hand.c].tq_head == 0
 
 
 def test_without_sack_three_duplicates_mean_a_loss(network):
@@ -275,17 +275,17 @@ def test_sack_that_lies_does_no_harm(network):
     hand.net.run(20, 100 * MS)
     hand.send(ack=first + 5000)
     assert hand.sock.drained()
-    assert hand.stack.tcp.v[hand.c, T.SACKED] == 0
+    assert hand.stack.tcp.tcbs[hand.c].sacked == 0
 
 
 def test_a_peer_cannot_make_us_keep_an_entry_for_every_byte(network):
     hand = ByHand(network)
     hand.sock.send(payload(14_000))
     hand.net.run(2)
-    first, free = hand.isn + 1, hand.stack.tcp.gv[T.G_ECOUNT]
+    first, free = hand.isn + 1, hand.stack.tcp.record.free_entries
     for at in range(0, 10_000, 40):
         hand.send(ack=first, options=sacks(*((first + at + n, first + at + n + 1) for n in (1, 11, 21))))
-    assert free - hand.stack.tcp.gv[T.G_ECOUNT] <= 14_000 // 536
+    assert free - hand.stack.tcp.record.free_entries <= 14_000 // 536
 
 
 # -- windows ----------------------------------------------------------------------------------------
@@ -293,11 +293,11 @@ def test_a_peer_cannot_make_us_keep_an_entry_for_every_byte(network):
 
 def test_a_window_closes_for_a_peer_that_sends_a_byte_at_a_time(network):
     hand = ByHand(network, options=bytes.fromhex("0103030002040218"), rcvbuf=1 << 17)
-    v = hand.stack.tcp.v
+    tcbs = hand.stack.tcp.tcbs
     hand.send(data=payload(1400))
     hand.seq += 1400
-    while T.seq_lt(hand.seq & T.MASK32, v[0, T.RCV_ADV]) and v[0, T.RCV_ADV] - hand.seq > 200:
-        size = min(1400, v[0, T.RCV_ADV] - hand.seq - 100)
+    while seq_lt(hand.seq & MASK32, tcbs[0].rcv_adv) and tcbs[0].rcv_adv - hand.seq > 200:
+        size = min(1400, tcbs[0].rcv_adv - hand.seq - 100)
         hand.send(data=payload(size))
         hand.seq += size
     for _ in range(400):
@@ -314,7 +314,7 @@ def test_a_user_timeout_counts_from_when_something_was_to_be_sent(network):
     hand.net.run(60, SEC)
     hand.sock.send(b"after a long silence, into a closed window")
     hand.net.run(20, SEC // 10)
-    assert hand.state() == T.ESTABLISHED
+    assert hand.state() == TcpState.ESTABLISHED
 
 
 # -- RFC 7323, 5961, 6528 ------------------------------------------------------------------------------
@@ -347,17 +347,17 @@ def test_resets_and_syns_that_might_be_forged_are_challenged(network):
     hand.send(SYN, seq=hand.seq + 10)  # too soon: not again within half a second
     assert hand.sent() == []
     assert hand.counters()["challenge_ack"] == 2
-    assert hand.state() == T.ESTABLISHED
-    hand.send(RST, seq=(hand.seq - 100_000) & T.MASK32)  # outside: nothing at all
-    assert hand.state() == T.ESTABLISHED
+    assert hand.state() == TcpState.ESTABLISHED
+    hand.send(RST, seq=(hand.seq - 100_000) & MASK32)  # outside: nothing at all
+    assert hand.state() == TcpState.ESTABLISHED
     hand.send(RST)
-    assert hand.state() == T.CLOSED
+    assert hand.state() == TcpState.CLOSED
 
 
 def test_acknowledgements_outside_what_was_sent_are_refused(network):
     hand = ByHand(network)
     hand.send(data=b"evil", ack=hand.isn + 100_000)
-    hand.send(data=b"evil", ack=(hand.isn - 200_000) & T.MASK32)
+    hand.send(data=b"evil", ack=(hand.isn - 200_000) & MASK32)
     assert hand.counters()["bad_ack"] == 2
     assert hand.sock.queued() == 0
     hand.send(data=b"good")
@@ -371,7 +371,7 @@ def test_initial_sequence_numbers_differ_by_peer_and_grow_with_time(network):
     a, b = tcp.initial_sequence(1, 2, 3), tcp.initial_sequence(1, 2, 4)
     assert a != b
     net.run(1, SEC)
-    assert (tcp.initial_sequence(1, 2, 3) - a) & T.MASK32 == pytest.approx(250_000, rel=0.01)
+    assert (tcp.initial_sequence(1, 2, 3) - a) & MASK32 == pytest.approx(250_000, rel=0.01)
 
 
 # -- RFC 9293 3.8.4, 5482; 1191, 8201 ------------------------------------------------------------------
@@ -383,10 +383,10 @@ def test_keepalive_finds_a_peer_that_is_gone(network):
     ours.set_keepalive(10.0, interval=2.0, count=3)
     net.run(20, SEC)
     assert net.ours.stack.tcp.counters()["keepalives"] >= 1
-    assert ours.state() == T.ESTABLISHED  # it answers
+    assert ours.state() == TcpState.ESTABLISHED  # it answers
     net.theirs.bus.unplug()
     net.run(30, SEC)
-    assert ours.state() == T.CLOSED
+    assert ours.state() == TcpState.CLOSED
     with pytest.raises(NetmemError) as error:
         ours.recv(1)
     assert error.value.errno == errno.ETIMEDOUT
@@ -399,7 +399,7 @@ def test_user_timeout_bounds_how_long_data_waits(network):
     net.theirs.bus.unplug()
     ours.send(b"anybody?")
     start = net.clock.now()
-    net.until(lambda: ours.state() == T.CLOSED, 1000, 20 * MS)
+    net.until(lambda: ours.state() == TcpState.CLOSED, 1000, 20 * MS)
     assert 2.9 * SEC < net.clock.now() - start < 4 * SEC
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import scaled
 from netmem.base.clock import MS
 from netmem.base.jit import COMPILED
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import TRANSITIONS, TcpState
 from netmem.inet.tcp.timers import Timed
 from netmem.testing.simulate import Path, goodput_table, rough, simulate
 
@@ -80,7 +80,7 @@ def test_every_change_of_state_is_in_the_table_of_rfc_9293(monkeypatch):
     enter = Timed.enter
 
     def noting(self, c, state):
-        before = self.v[c, T.STATE]
+        before = self.tcbs[c].state
         if before != state:
             seen.add((before, state))
         enter(self, c, state)
@@ -88,6 +88,6 @@ def test_every_change_of_state_is_in_the_table_of_rfc_9293(monkeypatch):
     monkeypatch.setattr(Timed, "enter", noting)
     for seed in range(scaled(10) + 2):
         assert not rough(seed, connections=3).failed
-    assert seen <= set(T.TRANSITIONS), sorted(seen - set(T.TRANSITIONS))
-    assert (T.ESTABLISHED, T.FIN_WAIT_1) in seen
-    assert (T.SYN_SENT, T.ESTABLISHED) in seen
+    assert seen <= set(TRANSITIONS), sorted(seen - set(TRANSITIONS))
+    assert (TcpState.ESTABLISHED, TcpState.FIN_WAIT_1) in seen
+    assert (TcpState.SYN_SENT, TcpState.ESTABLISHED) in seen

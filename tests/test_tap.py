@@ -20,8 +20,8 @@ from netmem.base.errors import NetmemError
 from netmem.hw.tap import TapWire, open_tap
 from netmem.hw.tap import kernels as tap
 from netmem.hw.wrap import FaultyWire, TraceWire
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.device import steer
 from netmem.lab.local import LocalHost
 from netmem.netdev.driver import TcpDataSplit
@@ -124,8 +124,8 @@ class Linux:
         deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             sock = self.stack.connect_nowait(host, port)
-            self.until(lambda s=sock: s.state() not in (T.SYN_SENT, T.SYN_RECEIVED))
-            if sock.state() == T.ESTABLISHED:
+            self.until(lambda s=sock: s.state() not in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED))
+            if sock.state() == TcpState.ESTABLISHED:
                 return sock
             sock.close()
         raise AssertionError(f"nobody listens on port {port}")

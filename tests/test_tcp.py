@@ -9,8 +9,8 @@ import pytest
 from conftest import make_provider, payload, scaled, take, transfer
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import Flag, TcpState
 from netmem.testing import frames
 from netmem.testing.net import PORT
 from netmem.testing.wire import FaultyLink
@@ -37,12 +37,12 @@ def test_both_directions_and_half_close(network):
     ours, theirs, _ = net.connect()
     data = payload(scaled(500_000))
     assert transfer(net, theirs, ours, data, None) == data
-    assert theirs.state() == T.FIN_WAIT_2
+    assert theirs.state() == TcpState.FIN_WAIT_2
     assert ours.recv(10) == b""  # end of stream, and still open for sending
     assert transfer(net, ours, theirs, data[::-1], None) == data[::-1]
     net.run(20)
-    assert theirs.state() == T.TIME_WAIT
-    assert ours.state() == T.CLOSED
+    assert theirs.state() == TcpState.TIME_WAIT
+    assert ours.state() == TcpState.CLOSED
     ours.close()
     theirs.close()
 
@@ -140,7 +140,7 @@ def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
     provider = make_provider("dmabuf", size=1 << 20)  # 256 netmems
     net.bind(provider)
     ours, theirs, _ = net.connect()
-    net.peer.stack.tcp.v[theirs._c, T.FLAGS] |= T.CF_NODELAY
+    net.peer.stack.tcp.tcbs[theirs._c].flags |= Flag.NODELAY
     data = payload(2000)
     held, got, sent = [], bytearray(), 0
     view = provider.map()
@@ -221,7 +221,7 @@ def test_stalls_that_end_do_not_add_up(network):
         got += take(ours, None)
     assert net.peer.stack.tcp.counters()["rto"] >= 15
     assert bytes(got) == data
-    assert theirs.state() == T.ESTABLISHED
+    assert theirs.state() == TcpState.ESTABLISHED
 
 
 def test_a_fin_that_was_acknowledged_after_a_timeout_is_acknowledged(network):
@@ -233,10 +233,10 @@ def test_a_fin_that_was_acknowledged_after_a_timeout_is_acknowledged(network):
         net.peer.step(net.clock.advance(SEC))  # the receiver sleeps; the sender times out
     net.run(100)
     assert ours.recv(10_000) == payload(6000)
-    assert theirs.state() == T.FIN_WAIT_2
+    assert theirs.state() == TcpState.FIN_WAIT_2
     ours.close()
     net.run(100)
-    assert theirs.state() == T.TIME_WAIT
+    assert theirs.state() == TcpState.TIME_WAIT
     assert net.peer.stack.tcp.counters()["timeouts"] == 0
 
 
@@ -294,15 +294,15 @@ def test_out_of_order_data_of_all_connections_holds_at_most_a_quarter(network):
         net.run(2)
         row = net.ours.stack.statistics()["connections"][-1]
         assert row["state"] == "SYN-RECEIVED"
-        c = next(c for c in range(8) if net.ours.stack.tcp.v[c, T.PORTS] >> 16 == port)
-        ack = net.ours.stack.tcp.v[c, T.SND_NXT]
+        c = next(c for c in range(8) if net.ours.stack.tcp.tcbs[c].ports >> 16 == port)
+        ack = net.ours.stack.tcp.tcbs[c].snd_nxt
         net.wire.inject(frames.tcp(sport=port, seq=100, ack=ack))
         for i in range(40):
             net.wire.inject(frames.tcp(payload(1000), sport=port, seq=110 + 1100 * i, ack=ack))
         net.run(3)
     stack = net.ours.stack
-    held = int(stack.tcp.t[:8, T.OQ_BUFS].sum())
-    assert held == stack.tcp.gv[T.G_CREDIT + T.CR_OOO_N] <= 64
+    held = sum(tcb.oq_bufs for tcb in stack.tcp.tcbs[:8])
+    assert held == stack.tcp.record.accounts[0].ooo <= 64
     assert all(c["out_of_order"] for c in stack.statistics()["connections"])  # nobody took it all
     assert stack.tcp.counters()["ooo_pruned"] > 0
 
@@ -339,7 +339,7 @@ def test_backlog_is_bounded_and_a_syn_flood_costs_no_netmem(network):
     counters = net.ours.stack.tcp.counters()
     assert counters["passive"] == 8
     assert counters["cookies_out"] == 492
-    assert net.ours.stack.tcp.gv[T.G_CREDIT + T.CR_PLEDGED] == 0
+    assert net.ours.stack.tcp.record.accounts[0].pledged == 0
     assert len(net.ours.stack.statistics()["connections"]) == 8
     assert [(pool, pool.outstanding()) for pool, _ in pools] == pools
     listener.close()
@@ -395,7 +395,7 @@ def test_a_connection_reset_before_it_was_accepted_is_accepted_and_says_so(netwo
     for accept in (True, False):
         theirs = net.peer.stack.connect_nowait("10.0.2.15", 7)
         net.until(listener.pending)
-        net.until(lambda sock=theirs: sock.state() == T.ESTABLISHED)
+        net.until(lambda sock=theirs: sock.state() == TcpState.ESTABLISHED)
         theirs.send(b"before")
         net.run(5)
         theirs.abort()

@@ -94,7 +94,7 @@ def test_a_batch_makes_no_object_for_a_datagram(network):
 def test_a_socket_that_is_not_read_holds_no_more_than_its_limit(network):
     net, _, ours, theirs = bound(network, "dmabuf")
     meet(net, theirs, frames.OURS)
-    net.ours.stack.udp.v[ours._s, 7] = 20_000
+    net.ours.stack.udp.records[ours._s].limit = 20_000
     for _ in range(scaled(100) + 25):
         theirs.sendto(payload(1000), (frames.OURS, PORT))
         net.run(1)

@@ -14,11 +14,12 @@ from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.formats import ip
 from netmem.base.jit import COMPILED
-from netmem.inet.tcp import cookies
-from netmem.inet.tcp import tcb as T
+from netmem.base.record import address_of
+from netmem.inet.tcp import calls, cookies
 from netmem.inet.tcp import window as w
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.cookies import Offer, SynCookies
+from netmem.inet.tcp.tcb import MASK32, Flag, StackRecord, Tcb, TcpState
 from netmem.testing import frames
 from netmem.testing.crowd import PROFILES, Profile, run
 from netmem.testing.net import PORT
@@ -30,12 +31,12 @@ SMALL = TcpConfig(connections=64)
 
 def account(net, queue=1):
     """Available and pledged buffers of a queue."""
-    at = T.G_CREDIT + T.CR_WORDS * queue
-    return net.ours.stack.tcp.gv[at + T.CR_AVAIL], net.ours.stack.tcp.gv[at + T.CR_PLEDGED]
+    found = net.ours.stack.tcp.record.accounts[queue]
+    return found.available, found.pledged
 
 
 def pledged(net, sock):
-    return net.ours.stack.tcp.v[sock._c, T.PLEDGED]
+    return net.ours.stack.tcp.tcbs[sock._c].pledged
 
 
 def take_all(sock, *, keep=False):
@@ -57,12 +58,12 @@ def take_all(sock, *, keep=False):
 )  # fmt: skip
 def test_room_is_what_the_shares_leave(available, reserve, pledges, mine, queued, disorder, user):
     """Against the words of the plan: held at most once what is free, with the application's four times."""
-    g, t = np.zeros(T.G_COUNTERS, np.int64), np.zeros((1, T.TCB_WORDS), np.int64)
+    tcb, stack = Tcb(), StackRecord()
+    stack.tcbs, account = address_of(tcb), stack.accounts[0]
     pledges = max(pledges, mine)
-    g[T.G_CREDIT + T.CR_AVAIL], g[T.G_CREDIT + T.CR_RESERVE] = available, reserve
-    g[T.G_CREDIT + T.CR_PLEDGED] = pledges
-    t[0, T.PLEDGED], t[0, T.RQ_BUFS], t[0, T.OQ_BUFS], t[0, T.USER] = mine, queued, disorder, user
-    more = int(w.room(g, t, 0))
+    account.available, account.reserve, account.pledged = available, reserve, pledges
+    tcb.pledged, tcb.rq_bufs, tcb.oq_bufs, tcb.user = mine, queued, disorder, user
+    more = calls.room(address_of(stack), 0)
     held, free = mine + queued + disorder, available - reserve - pledges
 
     def fits(n):
@@ -85,16 +86,16 @@ def test_states_that_receive_nothing_more_pledge_nothing(network):
     take_all(closing)
     peer.shutdown()  # its FIN is seen: CLOSE-WAIT here
     net.run(20)
-    assert closing.state() == T.CLOSE_WAIT
+    assert closing.state() == TcpState.CLOSE_WAIT
     assert pledged(net, closing) == 0
     take_all(half)
     half.shutdown()  # FIN-WAIT-2 here: data may still come
     net.run(20)
-    assert half.state() == T.FIN_WAIT_2
+    assert half.state() == TcpState.FIN_WAIT_2
     assert pledged(net, half) > 0
     other.shutdown()
     net.run(20)
-    assert half.state() == T.TIME_WAIT
+    assert half.state() == TcpState.TIME_WAIT
     assert account(net)[1] == 0
 
 
@@ -109,7 +110,7 @@ def test_an_orphan_pledges_nothing(network):
     net.run(20)
     c = ours._c
     ours.close()
-    assert net.ours.stack.tcp.v[c, T.STATE] == T.FIN_WAIT_2
+    assert net.ours.stack.tcp.tcbs[c].state == TcpState.FIN_WAIT_2
     assert account(net)[1] == 0
 
 
@@ -150,7 +151,7 @@ def test_short_segments_share_a_buffer_where_memory_is_readable(network, memory)
     net.run(5)
     assert ours.queued() == len(data)
     tcp = net.ours.stack.tcp
-    assert tcp.v[ours._c, T.RQ_BUFS] <= 2
+    assert tcp.tcbs[ours._c].rq_bufs <= 2
     assert tcp.counters()["merged"] >= len(data) - 2
     if memory == "none":
         assert ours.recv(1000) == data
@@ -175,7 +176,7 @@ def test_a_peer_of_single_bytes_that_nobody_reads_leaves_the_pool_to_others(netw
         sent += theirs.send(b"x")
         net.run(1)
     tcp = net.ours.stack.tcp
-    assert tcp.v[ours._c, T.RQ_BUFS] <= 64
+    assert tcp.tcbs[ours._c].rq_bufs <= 64
     assert tcp.counters()["over_share"] > 0
     good, peer, _ = net.connect()
     left, got = memoryview(payload(scaled(500_000))), 0
@@ -238,14 +239,14 @@ def test_what_the_application_keeps_is_charged_to_its_connection(network):
         net.run(1)
         kept += take_all(ours, keep=True)[1]
     tcp = net.ours.stack.tcp
-    assert tcp.v[ours._c, T.USER] == len(kept)
+    assert tcp.tcbs[ours._c].user == len(kept)
     assert 100 < len(kept) < 220  # most of the pool, and then its window is closed
     second, peer, _ = net.connect()
     peer.send(payload(20_000))
     net.until(lambda: second.queued() == 20_000, 2000)
     take_all(second)
     ours.devmem_dontneed(np.array(kept))
-    assert tcp.v[ours._c, T.USER] == 0
+    assert tcp.tcbs[ours._c].user == 0
 
 
 def test_a_flood_of_syns_is_answered_with_cookies_and_a_real_client_gets_through(network):
@@ -264,10 +265,10 @@ def test_a_flood_of_syns_is_answered_with_cookies_and_a_real_client_gets_through
     assert account(net)[1] == 0  # half open, nothing pledged
     ours, theirs, _ = net.connect()
     assert net.ours.stack.tcp.counters()["cookies_in"] == 1
-    v = net.ours.stack.tcp.v
+    tcbs = net.ours.stack.tcp.tcbs
     # What the SYN offered came back in the timestamp.
-    assert v[ours._c, T.FLAGS] & (T.CF_TS | T.CF_WSCALE | T.CF_SACK) == T.CF_TS | T.CF_WSCALE | T.CF_SACK
-    assert v[ours._c, T.SND_SCALE] == net.peer.stack.tcp.scale
+    assert tcbs[ours._c].flags & (Flag.TS | Flag.WSCALE | Flag.SACK) == Flag.TS | Flag.WSCALE | Flag.SACK
+    assert tcbs[ours._c].snd_scale == net.peer.stack.tcp.scale
     theirs.send(payload(50_000))
     ours.send(payload(50_000))
     net.until(lambda: ours.queued() == theirs.queued() == 50_000)
@@ -306,14 +307,14 @@ def test_a_segment_that_is_no_cookie_is_not_answered_while_cookies_are_out(netwo
 
 @given(
     mss=st.integers(64, 9000), scale=st.integers(-1, 14), sack=st.booleans(), stamp=st.booleans(),
-    seq=st.integers(0, T.MASK32), now=st.integers(0, 10**15), late=st.integers(0, 200 * SEC),
+    seq=st.integers(0, MASK32), now=st.integers(0, 10**15), late=st.integers(0, 200 * SEC),
 )  # fmt: skip
 def test_a_cookie_brings_back_what_was_offered(mss, scale, sack, stamp, seq, now, late):
     jar = SynCookies(b"k" * 16)
     offer = Offer(mss, scale, sack, stamp)
     args = ip("10.0.2.15"), ip("10.0.2.2"), 40000 << 16 | 5001, seq
     cookie = jar.make(offer, *args, now)
-    assert 0 <= cookie <= T.MASK32
+    assert 0 <= cookie <= MASK32
     back = jar.mss(cookie, *args, now + late)
     if late < cookies.PERIOD_NS:
         assert back == max((m for m in cookies.MSS if m <= mss), default=64)
@@ -322,7 +323,7 @@ def test_a_cookie_brings_back_what_was_offered(mss, scale, sack, stamp, seq, now
     assert jar.mss(cookie ^ 1, *args, now) == 0
     assert jar.mss(cookie, args[0], args[1] ^ 1, *args[2:], now) == 0
     assert SynCookies(b"l" * 16).mss(cookie, *args, now) == 0
-    told = cookies.stamp(offer, now // MS & T.MASK32)
+    told = cookies.stamp(offer, now // MS & MASK32)
     echoed = cookies.offered(back, told if stamp else None)
     if back:
         jar.use(cookie, args[1], args[2], now)
@@ -330,7 +331,7 @@ def test_a_cookie_brings_back_what_was_offered(mss, scale, sack, stamp, seq, now
             jar.use(other, args[1], args[2] + 1, now)
         assert jar.mss(cookie, *args, now + late) == 0  # an ACK that comes twice makes one connection
     assert echoed == (Offer(back, scale, sack, True) if stamp else Offer(back, -1, False, False))
-    assert (now // MS - told) & T.MASK32 < 1 << 6  # never from the future
+    assert (now // MS - told) & MASK32 < 1 << 6  # never from the future
 
 
 def test_more_cookies_than_can_be_remembered_are_refused_until_they_are_too_old(monkeypatch):

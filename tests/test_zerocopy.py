@@ -12,7 +12,7 @@ import pytest
 from conftest import make_provider, need_nic, payload, scaled, take
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.leaks import leaks
 from netmem.lab.qemu import bar_memory
 from netmem.netdev.driver import NetmemTx
@@ -145,12 +145,12 @@ def test_a_reset_completes_what_will_never_be_acknowledged(network):
     provider = make_provider("dmabuf")
     binding = net.ours.dev.bind_tx(provider)
     ours, theirs, _ = net.connect()
-    net.peer.stack.tcp.v[theirs._c, T.RCV_BUF] = 0
+    net.peer.stack.tcp.tcbs[theirs._c].rcv_buf = 0
     for _ in range(3):
         ours.sendmsg_devmem([(0, 60_000)], binding)
     theirs.abort()
     net.run(5)
-    assert ours.state() == T.CLOSED  # and the socket is still open
+    assert ours.state() == TcpState.CLOSED  # and the socket is still open
     net.run(5)
     assert ours.wait_zerocopy(0) == [(0, 2)]
     assert binding.in_flight == 0
@@ -180,8 +180,8 @@ def test_a_send_buffer_is_not_used_again_while_rows_name_it(network):
     ours, _, _ = net.connect()
     ours.send(b"x" * 1000)
     assert tx.record.completed < tx.record.filled  # a row waits
-    at = net.ours.stack.tcp.v[ours._c, T.SB_OFFSET]
-    size = net.ours.stack.tcp.v[ours._c, T.SB_SIZE]
+    at = net.ours.stack.tcp.tcbs[ours._c].sb_offset
+    size = net.ours.stack.tcp.tcbs[ours._c].sb_size
     ours.abort()
     assert tx.alloc_buffer(size) != at
     net.run(5)

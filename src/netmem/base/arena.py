@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.record import Record
+from netmem.base.record import Items, Record
 
 R = TypeVar("R", bound=Record)
 
@@ -58,6 +58,10 @@ class Region:
     def record(self, layout: type[R], offset: int = 0) -> R:
         """A record in this memory, which it keeps."""
         return layout.from_buffer(self._map, offset)
+
+    def array(self, layout: type[R], offset: int, count: int) -> Items[R]:
+        """``count`` records in this memory, which they keep."""
+        return (layout * count).from_buffer(self._map, offset)
 
     def table(self, layout: type[Record], offset: int, count: int) -> npt.NDArray[Any]:
         """``count`` records as a structured array, which is for whole tables at once; it keeps the memory."""

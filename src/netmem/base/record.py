@@ -12,8 +12,8 @@ A layout is a subclass of ``Record`` whose annotations are its fields, in order:
 
 ``Tcb.at(address)`` is the record at an address, ``Tcb.nth(address, i)`` the i-th of a table that begins
 there; both read the same in Python, where the result is a ctypes.Structure, and in a kernel, where it is a
-pointer that costs nothing. Kernels that Python calls take addresses and make their records; kernels that kernels
-call take records. Nothing keeps the memory: that is its owner's business (``Arena``).
+pointer that costs nothing. Kernels that Python calls take addresses and make their records; kernels that
+kernels call take records. Nothing keeps the memory: that is its owner's business (``Arena``).
 """
 
 from __future__ import annotations

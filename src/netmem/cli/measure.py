@@ -20,7 +20,6 @@ from netmem.base.clock import MonotonicClock
 from netmem.cli import kernels as ck
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
-from netmem.inet.tcp import tcb as T
 from netmem.lab.local import pair
 from netmem.memory import sanitizer
 from netmem.memory.dma import DmaDirection, DmaWatcher
@@ -194,13 +193,13 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
             host.step(clock.now())
     sock = listener.accept(timeout=1)
     # From here on this loop is the NIC: it completes descriptors, and swallows what is sent.
-    stack, v, c = ours.stack, ours.stack.tcp.v, 0
+    stack, tcb = ours.stack, ours.stack.tcp.tcbs[0]
     assert isinstance(ours.driver, SoftnicDriver)
     mem = ours.driver._rx[1]
     wire = ours.nic.wire.tx.record
-    options = bytes.fromhex("0101080a") + v[c, T.TS_RECENT].to_bytes(4, "big") + bytes(4)
+    options = bytes.fromhex("0101080a") + tcb.ts_recent.to_bytes(4, "big") + bytes(4)
     header = frames.tcp(
-        b"", sport=v[c, T.PORTS] >> 16, dport=PORT, ack=v[c, T.SND_NXT], options=options, window=512
+        b"", sport=tcb.ports >> 16, dport=PORT, ack=tcb.snd_nxt, options=options, window=512
     )
     header = header[:16] + (52 + SEGMENT).to_bytes(2, "big") + header[18:]  # IP total length
     template = np.frombuffer(header, np.uint8).copy()
@@ -208,7 +207,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
 
     def batch(n: int) -> int:
         nonlocal at
-        seq = v[c, T.RCV_NXT]
+        seq = tcb.rcv_nxt
         at = ck.complete(mem.at, at, n, template.ctypes.data, len(header), SEGMENT, seq)
         start = time.perf_counter_ns()
         stack.poll()

@@ -20,7 +20,6 @@ from netmem.cli.measure import Figure
 from netmem.drivers.igb import IgbDriver
 from netmem.hw.process import python_argv
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.qemu import QemuHost
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -59,7 +58,7 @@ def packet_rate(rounds: int, packets: int) -> PacketRate:
             binding = host.dev.bind_rx([0], provider)
             sock = _connect(host)
             frame = frames.tcp(
-                bytes(SEGMENT), sport=PEER_PORT, dport=PORT, seq=0, ack=host.stack.tcp.v[0, T.SND_NXT]
+                bytes(SEGMENT), sport=PEER_PORT, dport=PORT, seq=0, ack=host.stack.tcp.tcbs[0].snd_nxt
             )
             _open_window(host, sock, frame)
             by_stack, by_loop, acks = [], [], 0.0
@@ -104,7 +103,7 @@ def _open_window(host: QemuHost, sock: TcpSocket, frame: bytes) -> None:
     while sock.statistics()["window"] < WINDOW:
         if time.monotonic() > deadline:
             raise NetmemError(errno.ETIMEDOUT, f"the window is {sock.statistics()['window']} bytes")
-        seq = host.stack.tcp.v[c, T.RCV_NXT]
+        seq = host.stack.tcp.tcbs[c].rcv_nxt
         ck.number_segments(burst.ctypes.data, BURST, size, seq, SEGMENT)
         for n in range(BURST):
             wire.inject(burst[n * size + 4 : (n + 1) * size].tobytes())
@@ -148,7 +147,7 @@ def _stack_round(host: QemuHost, sock: TcpSocket, frame: bytes, packets: int) ->
             left -= message.size
         return time.monotonic() - start
 
-    seconds = _blast(host, frame, packets, host.stack.tcp.v[0, T.RCV_NXT], run)
+    seconds = _blast(host, frame, packets, host.stack.tcp.tcbs[0].rcv_nxt, run)
     return packets / seconds, (host.stack.tcp.counters()["out_acks"] - before) / packets
 
 

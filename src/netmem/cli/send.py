@@ -16,8 +16,8 @@ from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire
 from netmem.cli.receiver import make_memory
 from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.device import Device, open_device
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.netdev.binding import TxBinding
@@ -146,7 +146,7 @@ def _handed(device: Device, sock: TcpSocket) -> tuple[int, bool]:
     try:
         return device.handed(sock)
     except OSError:
-        return sock.acknowledged(), sock.state() == T.CLOSED
+        return sock.acknowledged(), sock.state() == TcpState.CLOSED
 
 
 def _until_read(device: Device, sock: TcpSocket, total: int, timeout: float) -> None:

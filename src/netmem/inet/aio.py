@@ -19,7 +19,7 @@ import numpy.typing as npt
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.tokens import DevmemMessage
 from netmem.inet.udp import UdpMessage, UdpSocket
 
@@ -124,7 +124,7 @@ class AsyncStack:
         if rounds >= 16 or stack.arm():  # more waits: let others run, then go on
             self._timer = self._loop.call_later(0, self._work)
             return
-        left = min(stack.tcp.gv[T.G_TIMER] - stack.clock.now(), BACKSTOP_NS)
+        left = min(stack.tcp.record.timer - stack.clock.now(), BACKSTOP_NS)
         self._timer = self._loop.call_later(max(left, 0) / SEC, self._work)
 
     def _wake(self) -> None:
@@ -166,7 +166,7 @@ class AsyncStack:
         self.stack.dev.xmit()
         try:
             await self.wait(
-                lambda: sock.state() not in (T.SYN_SENT, T.SYN_RECEIVED), timeout,
+                lambda: sock.state() not in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED), timeout,
                 f"the connection to {host}:{port}",
             )  # fmt: skip
             sock.wait_connected(0)

@@ -13,27 +13,11 @@ from netmem.base.errors import NetmemError
 from netmem.base.formats import ETH_ZLEN, ND_ADVERT, ND_SOLICIT, ip, ip_from, ip_text, is_ip4
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import MAX_ADDRESSES, InetCounters
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
 from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
-from netmem.netdev.words import (
-    B_HDR,
-    B_HLEN,
-    B_MORE,
-    B_NETMEM,
-    B_OFFSET,
-    B_POOL,
-    B_SIZE,
-    T_HEAD,
-    T_HOST,
-    T_IO,
-    T_TAIL,
-    X_HLEN,
-    X_PAY,
-    X_PLEN,
-)
 
 FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
 PMTU_CACHE, PMTU_AGE = 256, 600 * SEC  # RFC 1191, 6.3
@@ -61,7 +45,7 @@ class Ip:
         self.dev = dev
         self.mac = dev.driver.mac_address()
         self.cache = nb.NeighbourCache()
-        self.count: Callable[[int], None] = lambda counter: None
+        self.stats = InetCounters()  # the stack puts its own here
         self.neighbour_up: Callable[[int], None] = lambda address: None
         self.failed: Callable[[icmp.IcmpError], None] = lambda error: None
         self.now = 0
@@ -87,8 +71,8 @@ class Ip:
         parsed = ipaddress.ip_address(host)
         if parsed.is_multicast or parsed.is_unspecified:
             raise NetmemError(errno.EINVAL, f"{host} is no address that a host can have")
-        if len(self._prefixes) + 2 > T.MAX_ADDRESSES:
-            raise NetmemError(errno.ENOBUFS, f"a stack has at most {T.MAX_ADDRESSES} addresses")
+        if len(self._prefixes) + 2 > MAX_ADDRESSES:
+            raise NetmemError(errno.ENOBUFS, f"a stack has at most {MAX_ADDRESSES} addresses")
         self._prefixes[address] = 128 - width + (int(bits) if slash else 24 if width == 32 else 64)
         if width == 128:
             self._prefixes.setdefault(nb.link_local(self.mac), 64)
@@ -145,10 +129,10 @@ class Ip:
             except NetmemError:
                 return mac
             if is_ip4(hop):
-                self.count(T.S_ARP_OUT)
+                self.stats.arp_out += 1
                 self.send_frame(nb.arp_request(self.mac, ours, hop))
             else:
-                self.count(T.S_ND_OUT)
+                self.stats.nd_out += 1
                 self.send_frame(nb.nd_solicit(self.mac, ours, hop))
         return mac
 
@@ -163,24 +147,27 @@ class Ip:
 
     def _frame(self, batch: RxBatch, i: int) -> bytes:
         """A whole frame as bytes, empty when a part of it cannot be read or it is too long."""
-        row = batch.rows[i]
-        frame = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
+        row = batch.row(i)
+        frame = ctypes.string_at(row.header, row.header_len)
         while True:
-            if row[B_SIZE]:
-                pool = self.dev.pools[int(row[B_POOL])]
-                if pool.is_unreadable() or len(frame) + int(row[B_SIZE]) > FRAME_MAX:
+            if row.size:
+                pool = self.dev.pools[row.pool]
+                if pool.is_unreadable() or len(frame) + row.size > FRAME_MAX:
                     return b""
-                at = pool.area.address + offset_of(int(row[B_NETMEM]), pool.area.shift) + int(row[B_OFFSET])
-                frame += ctypes.string_at(at, int(row[B_SIZE]))
-            if row[B_MORE] < 0:
+                at = pool.area.address + offset_of(row.netmem, pool.area.shift) + row.offset
+                frame += ctypes.string_at(at, row.size)
+            if row.more < 0:
                 return frame
-            row = batch.rows[int(row[B_MORE])]
+            row = batch.row(row.more)
 
     def arp_in(self, batch: RxBatch, i: int) -> None:
         """An ARP packet."""
         self.cache.now = self.now
         seen = nb.arp_in(self.cache, self._frame(batch, i), self.mac, self.ours)
-        self.count(T.S_ARP_IN if seen.good else T.S_BAD_ARP)
+        if seen.good:
+            self.stats.arp_in += 1
+        else:
+            self.stats.bad_arp += 1
         self._neighbour(seen)
 
     def _neighbour(self, seen: nb.Seen) -> None:
@@ -194,9 +181,9 @@ class Ip:
         frame = self._frame(batch, i)
         body = icmp.body4(frame) if frame else b""
         if not body or ip_from(frame[30:34]) not in self.ours:
-            self.count(T.S_ICMP_DROPPED)
+            self.stats.icmp_dropped += 1
         elif icmp.is_echo4(body):
-            self.count(T.S_ICMP_ECHO)
+            self.stats.icmp_echo += 1
             self.send_frame(icmp.echo_reply4(frame, body))
         else:
             self._error(icmp.error4(body))
@@ -207,25 +194,28 @@ class Ip:
         body = icmp.body6(frame) if frame else b""
         target = ip_from(frame[38:54]) if body else 0
         if not body:
-            self.count(T.S_ICMP_DROPPED)
+            self.stats.icmp_dropped += 1
         elif body[0] in ND_MESSAGES:
             self.cache.now = self.now
             seen = nb.nd_in(self.cache, frame[: 54 + len(body)], self.mac, self.ours)
-            self.count(T.S_ND_IN if seen.good else T.S_BAD_ND)
+            if seen.good:
+                self.stats.nd_in += 1
+            else:
+                self.stats.bad_nd += 1
             self._neighbour(seen)
         elif target not in self.ours:
-            self.count(T.S_ICMP_DROPPED)
+            self.stats.icmp_dropped += 1
         elif icmp.is_echo6(body):
-            self.count(T.S_ICMP_ECHO)
+            self.stats.icmp_echo += 1
             self.send_frame(icmp.echo_reply6(frame, body, self.mac, target))
         else:
             self._error(icmp.error6(body))
 
     def _error(self, error: icmp.IcmpError | None) -> None:
         if error is None or error.source not in self.ours:
-            self.count(T.S_ICMP_DROPPED)
+            self.stats.icmp_dropped += 1
             return
-        self.count(T.S_ICMP_ERRORS)
+        self.stats.icmp_errors += 1
         self.failed(error)
 
     def note_mtu(self, error: icmp.IcmpError) -> None:
@@ -240,23 +230,18 @@ class Ip:
     def send_frame(self, frame: bytes) -> None:
         """Send a frame built in Python; dropped and counted when no transmit row is free."""
         tx = self.dev.tx
-        if tx.meta[T_TAIL] - tx.meta[T_HEAD] >= TX_ROWS or len(frame) > FRAME_MAX + SLOT_BYTES:
-            self.count(T.S_TX_FULL)
-            return
         frame = frame.ljust(ETH_ZLEN, b"\0")
-        r = int(tx.meta[T_TAIL]) % TX_ROWS
         head, rest = frame[:SLOT_BYTES], frame[SLOT_BYTES:]
-        host = int(tx.meta[T_HOST])
-        ctypes.memmove(host + r * SLOT_BYTES, head, len(head))
-        row = tx.rows[r]
-        row[:] = 0
-        row[X_HLEN] = len(head)
+        row = tx.begin(head) if len(rest) <= FRAME_MAX else None
+        if row is None:
+            self.stats.tx_full += 1
+            return
         if rest:
             if self._control is None:
                 self._control = tx.alloc_buffer(TX_ROWS * FRAME_MAX)
                 if self._control is None:
                     return
-            at = self._control + r * FRAME_MAX
-            ctypes.memmove(host + at, rest, len(rest))
-            row[X_PAY], row[X_PLEN] = int(tx.meta[T_IO]) + at, len(rest)
-        tx.meta[T_TAIL] += 1
+            at = self._control + tx.record.filled % TX_ROWS * FRAME_MAX
+            ctypes.memmove(tx.record.host + at, rest, len(rest))
+            row.payload, row.payload_len = tx.record.io + at, len(rest)
+        tx.record.filled += 1

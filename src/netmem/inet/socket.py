@@ -11,9 +11,9 @@ import numpy.typing as npt
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.base.formats import ip_text
-from netmem.inet.tcp import output as o
+from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
 from netmem.inet.tokens import (
     FRAG,
     NO_FRAGS,
@@ -43,9 +43,9 @@ class TcpSocket:
         self._tcp, self._dev = stack.tcp, stack.dev
         self._generation = stack.tcp.generations[c]
         self._last: dict[str, int] = {}  # statistics, when the row was left
-        v = self._tcp.v
-        self.peer = (ip_text(self._tcp.remote(c)), v[c, T.PORTS] >> 16)
-        self.port = v[c, T.PORTS] & 0xFFFF
+        self._tcb = stack.tcp.tcbs[c]
+        self.peer = (ip_text(self._tcp.remote(c)), self._tcb.ports >> 16)
+        self.port = self._tcb.ports & 0xFFFF
         try:
             self._tokens = Tokens()
         except OSError as error:
@@ -53,7 +53,7 @@ class TcpSocket:
             self._tcp.abort(c)
             text = f"no memory for a socket's tokens: {error.strerror}"
             raise NetmemError(error.errno or errno.ENOMEM, text) from None
-        v[c, T.TOKENS_FD] = self._tokens.fd
+        self._tcb.tokens_fd = self._tokens.fd
         self._closed = False
         self._completions = Completions()
         self.timeout: float | None = None
@@ -71,7 +71,7 @@ class TcpSocket:
 
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
-        return self.state() in (T.CLOSED, T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT)
+        return self.state() in (TcpState.CLOSED, TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT)
 
     def readable(self) -> bool:
         """True when a receive call would not wait: data, end of stream, or an error."""
@@ -79,8 +79,7 @@ class TcpSocket:
 
     def _wait_readable(self, timeout: float | None) -> bool:
         """True when data is there, False at the end of the stream; raises the socket's error."""
-        v, c = self._tcp.v, self._c
-        if not v[c, T.RQ_BYTES]:
+        if not self._tcb.rq_bytes:
             if not self.at_end():
                 try:
                     self._stack.wait(
@@ -90,7 +89,7 @@ class TcpSocket:
                 except TimeoutError as error:
                     raise TimeoutError(error.errno, f"{error.strerror}{self._why_nothing_comes()}") from None
             self._check_open()
-            if not v[c, T.RQ_BYTES]:
+            if not self._tcb.rq_bytes:
                 self._raise_error()
                 return False
         return True
@@ -99,7 +98,7 @@ class TcpSocket:
         """When it is the application that holds the memory: how much of it, and the window that leaves."""
         held, total = self._tcp.held_of(self._c)
         window = self.statistics()["window"]
-        if not held or window >= self._tcp.v[self._c, T.RCV_MSS]:
+        if not held or window >= self._tcb.rcv_mss:
             return ""
         return (
             f": the application holds {held} of {total} buffers of the pool, and the window is {window} "
@@ -112,12 +111,11 @@ class TcpSocket:
 
     def _raise_error(self) -> None:
         """Report a pending error once, as SO_ERROR does."""
-        v, c = self._tcp.v, self._c
-        error = v[c, T.ERROR]
+        error = self._tcb.error
         if error:
             if error == errno.ENODEV and self._stack.gone is not None:
                 raise self._stack.gone
-            v[c, T.ERROR] = 0
+            self._tcb.error = 0
             what = {
                 errno.ECONNRESET: "reset the connection",
                 errno.ECONNREFUSED: "refused the connection",
@@ -128,11 +126,11 @@ class TcpSocket:
 
     def _head(self) -> tuple[int, int]:
         """Kind and pool handle of what is next in the receive queue; (-1, -1) when it is empty."""
-        i = self._tcp.v[self._c, T.RQ_HEAD]
+        i = self._tcb.rq_head
         if not i:
             return -1, -1
-        ev = self._tcp.ev
-        return ev[i, T.E_KIND], ev[i, T.E_POOL]
+        entry = self._tcp.entries[i]
+        return entry.kind, entry.pool
 
     def recvmsg_devmem(
         self, bufsize: int = 1 << 30, *, max_frags: int = 256, timeout: float | None = None
@@ -147,29 +145,25 @@ class TcpSocket:
         """
         with self._stack.lock:
             self._check_open()
-            if not self._tcp.v[self._c, T.RQ_BYTES] and not self._wait_readable(timeout):
+            if not self._tcb.rq_bytes and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
-            tcp, c = self._tcp, self._c
-            if self._tokens.v[rx.TK_FREE] < max_frags:  # before anything is taken: it may fail
+            if self._tokens.record.free < max_frags:  # before anything is taken: it may fail
                 self._tokens.reserve(max_frags)
-                tcp.v[c, T.TOKENS_FD] = self._tokens.fd
+                self._tcb.tokens_fd = self._tokens.fd
             linear, copied = b"", False
             kind, handle = self._head()
-            if kind != T.EK_FRAG:
-                copied = kind == T.EK_COPY  # readable data ends the call: never mixed with frags
+            if kind != EntryKind.FRAG:
+                copied = kind == EntryKind.COPY  # readable data ends the call: never mixed with frags
                 linear = self._copy(bufsize, linear_only=True)
                 bufsize -= len(linear)
                 kind, handle = self._head()
-                if copied or kind != T.EK_FRAG or bufsize <= 0 or max_frags < 1:
+                if copied or kind != EntryKind.FRAG or bufsize <= 0 or max_frags < 1:
                     return DevmemMessage(linear, NO_FRAGS, copied)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._stack, handle)
-            n = rx.frags_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.at, handle,
-                pool.binding_id, out, bufsize,
-            )
+            n = rx.frags_out(self._tcp.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
@@ -181,10 +175,10 @@ class TcpSocket:
         """
         with self._stack.lock:
             self._check_open()
-            batch = named_tokens(tokens, int(self._tokens.v[rx.TK_CAPACITY]))
-            repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
+            batch = named_tokens(tokens, self._tokens.record.capacity)
+            repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._stack, self._c if self._has_row() else -1, batch)
-            if self._tokens.v[rx.TK_DUE]:
+            if self._tokens.record.due:
                 self._window_update()
             if sanitizer.ON:
                 self._dev.watch.check()
@@ -193,22 +187,22 @@ class TcpSocket:
         return freed
 
     def _window_update(self) -> None:
-        self._tcp.gv[T.G_NOW] = self._stack.clock.now()
-        self._tcp.count(T.S_WINDOW_UPDATES)
+        self._tcp.record.now = self._stack.clock.now()
+        self._tcp.stats.window_updates += 1
         self._tcp.output(self._c)
         self._dev.xmit()
 
     def _copy(self, limit: int, *, linear_only: bool) -> bytes:
-        size = min(limit, self._tcp.v[self._c, T.RQ_BYTES])
+        size = min(limit, self._tcb.rq_bytes)
         buffer = bytearray(size)
         return bytes(buffer[: self._copy_into(memoryview(buffer), linear_only=linear_only)])
 
     def _copy_into(self, buffer: memoryview, *, linear_only: bool = False) -> int:
-        tcp, c, done = self._tcp, self._c, 0
+        done = 0
         array = np.frombuffer(buffer, np.uint8)
         while done < len(array):
             kind, handle = self._head()
-            if handle < 0 or (linear_only and kind == T.EK_FRAG):
+            if handle < 0 or (linear_only and kind == EntryKind.FRAG):
                 break
             pool = pool_of(self._stack, handle)
             if pool.is_unreadable():
@@ -216,7 +210,7 @@ class TcpSocket:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
             got = rx.copy_out(
-                tcp.g, tcp.t, tcp.e, c, self._tokens.a, pool.at, handle,
+                self._tcp.at, self._c, self._tokens.at, pool.at,
                 array.ctypes.data + done, len(array) - done, linear_only,
             )
             if pool.record.released:
@@ -224,7 +218,7 @@ class TcpSocket:
             done += int(got)
             if not got:
                 break
-        if self._tokens.a[rx.TK_DUE]:
+        if self._tokens.record.due:
             self._window_update()
         return done
 
@@ -255,7 +249,7 @@ class TcpSocket:
             if not len(view):
                 return 0
             self._wait_room(timeout)
-            n = int(o.write_send_buffer(self._tcp.t, self._c, view.ctypes.data, len(view)))
+            n = calls.write(self._tcp.at, self._c, view.ctypes.data, len(view))
             self.push()
             return n
 
@@ -311,8 +305,7 @@ class TcpSocket:
         """True when a send call would not wait: there is room, or an error to tell of."""
         if self._closed or not self.can_send():
             return True
-        v, c = self._tcp.v, self._c
-        return not v[c, T.SB_SIZE] or self.room() > 0
+        return not self._tcb.sb_size or self.room() > 0
 
     def zerocopy_done(self) -> bool:
         """True when every call of sendmsg_devmem is over."""
@@ -326,20 +319,19 @@ class TcpSocket:
 
     def push(self) -> None:
         """Send what windows allow now, without waiting for the next poll."""
-        self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+        self._tcp.record.now = self._stack.clock.now()
         self._tcp.output(self._c)
         self._dev.xmit()
 
     def can_send(self) -> bool:
         """True while data may be sent: connected, and not shut down."""
-        if self._closed or self.state() not in (T.ESTABLISHED, T.CLOSE_WAIT):
+        if self._closed or self.state() not in (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT):
             return False
-        return not self._tcp.v[self._c, T.FLAGS] & T.CF_FIN_QUEUED
+        return not self._tcb.flags & Flag.FIN_QUEUED
 
     def room(self) -> int:
         """Free bytes of the send buffer; 0 before the first send."""
-        v, c = self._tcp.v, self._c
-        return v[c, T.SB_SIZE] - (v[c, T.SB_TAIL] - v[c, T.SB_HEAD])
+        return self._tcb.sb_size - (self._tcb.sb_tail - self._tcb.sb_head)
 
     def _fail_send(self) -> None:
         self._raise_error()
@@ -356,17 +348,17 @@ class TcpSocket:
                 self._fail_send()
             tcp, c = self._tcp, self._c
             tcp.send_buffer(c)
-            v, tx = tcp.v, self._dev.tx
-            at = v[c, T.SB_TAIL] % v[c, T.SB_SIZE]
-            start = v[c, T.SB_HOST] - tx.region.address + at
-            size = min(self.room(), v[c, T.SB_SIZE] - at)
+            tx = self._dev.tx
+            at = self._tcb.sb_tail % self._tcb.sb_size
+            start = self._tcb.sb_host - tx.region.address + at
+            size = min(self.room(), self._tcb.sb_size - at)
             return tx.region.bytes[start : start + size].data
 
     def commit(self, n: int) -> None:
         """``n`` bytes of ``send_window`` were filled: send them."""
         with self._stack.lock:
             self._check_open()
-            self._tcp.v[self._c, T.SB_TAIL] += n
+            self._tcb.sb_tail += n
             self.push()
 
     def sendall(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
@@ -385,31 +377,30 @@ class TcpSocket:
         """
         with self._stack.lock:
             self._check_open()
-            self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+            self._tcp.record.now = self._stack.clock.now()
             self._tcp.set_keepalive(self._c, int((idle or 0) * SEC), int(interval * SEC), count)
 
     def set_user_timeout(self, seconds: float | None) -> None:
         """TCP_USER_TIMEOUT (RFC 5482): how long sent data may stay unacknowledged; None: the default."""
         with self._stack.lock:
             self._check_open()
-            self._tcp.v[self._c, T.USER_TIMEOUT] = int((seconds or 0) * SEC)
+            self._tcb.user_timeout = int((seconds or 0) * SEC)
 
     def set_nodelay(self, on: bool = True) -> None:
         """TCP_NODELAY: send short segments at once."""
         with self._stack.lock:
             self._check_open()
-            (self._tcp.set_flag if on else self._tcp.clear_flag)(self._c, T.CF_NODELAY)
+            (self._tcp.set_flag if on else self._tcp.clear_flag)(self._c, Flag.NODELAY)
             self.push()
 
     # -- state and end ------------------------------------------------------------------------
 
     def wait_connected(self, timeout: float | None) -> None:
         """Until the handshake is over; raises what went wrong."""
-        v, c = self._tcp.v, self._c
         with self._stack.lock:
             self._dev.xmit()
         self._stack.wait(
-            lambda: v[c, T.STATE] not in (T.SYN_SENT, T.SYN_RECEIVED),
+            lambda: self._tcb.state not in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED),
             timeout,
             f"the connection to {self.peer[0]}:{self.peer[1]}",
         )
@@ -419,17 +410,17 @@ class TcpSocket:
         """shutdown(SHUT_WR): FIN after what was sent; receiving goes on."""
         with self._stack.lock:
             self._check_open()
-            self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+            self._tcp.record.now = self._stack.clock.now()
             self._tcp.shutdown(self._c)
             self._dev.xmit()
 
     def state(self) -> int:
-        """The connection's state, a number of ``tcb`` (RFC 9293, 3.3.2); CLOSED once it is gone."""
-        return self._tcp.v[self._c, T.STATE] if self._has_row() else T.CLOSED
+        """The connection's state, a TcpState (RFC 9293, 3.3.2); CLOSED once it is gone."""
+        return self._tcb.state if self._has_row() else TcpState.CLOSED
 
     def queued(self) -> int:
         """Payload bytes that can be received without waiting."""
-        return self._tcp.v[self._c, T.RQ_BYTES] if not self._closed and self._has_row() else 0
+        return self._tcb.rq_bytes if not self._closed and self._has_row() else 0
 
     def acknowledged(self) -> int:
         """Payload bytes that were sent and that the peer has acknowledged."""
@@ -437,9 +428,8 @@ class TcpSocket:
 
     def drained(self) -> bool:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
-        v, c = self._tcp.v, self._c
-        return self.state() == T.CLOSED or (
-            v[c, T.SB_HEAD] == v[c, T.SB_TAIL] and v[c, T.SND_UNA] == v[c, T.SND_NXT]
+        return self.state() == TcpState.CLOSED or (
+            self._tcb.sb_head == self._tcb.sb_tail and self._tcb.snd_una == self._tcb.snd_nxt
         )
 
     def check_error(self) -> None:
@@ -472,8 +462,8 @@ class TcpSocket:
                 self._tokens.give_back(self._stack, self._c if self._has_row() else -1, tokens)
             self._tokens.close()
             if self._has_row():
-                self._tcp.v[self._c, T.TOKENS_FD] = 0
-                self._tcp.gv[T.G_NOW] = self._stack.clock.now()
+                self._tcb.tokens_fd = 0
+                self._tcp.record.now = self._stack.clock.now()
                 if abort:
                     self._tcp.abort(self._c)
                 else:
@@ -488,22 +478,21 @@ class TcpSocket:
         """
         if self._closed or not self._has_row():
             return self._last
-        v, c = self._tcp.v, self._c
         return {
-            "bytes_in": v[c, T.BYTES_IN],
-            "bytes_out": v[c, T.BYTES_OUT],
-            "acknowledged": v[c, T.SB_HEAD],
-            "queued": v[c, T.RQ_BYTES],
+            "bytes_in": self._tcb.bytes_in,
+            "bytes_out": self._tcb.bytes_out,
+            "acknowledged": self._tcb.sb_head,
+            "queued": self._tcb.rq_bytes,
             "tokens": self._tokens.held(),
-            "window": (v[c, T.RCV_ADV] - v[c, T.RCV_NXT]) & T.MASK32,
-            "peer_window": v[c, T.SND_WND],
-            "cwnd": v[c, T.CWND],
-            "srtt_ns": v[c, T.SRTT],
+            "window": (self._tcb.rcv_adv - self._tcb.rcv_nxt) & MASK32,
+            "peer_window": self._tcb.snd_wnd,
+            "cwnd": self._tcb.cwnd,
+            "srtt_ns": self._tcb.srtt,
         }
 
     def pool(self) -> PagePool | None:
         """The payload pool of the queue that the flow arrives on."""
-        return self._dev.rx_queues[self._tcp.v[self._c, T.QUEUE]].pool
+        return self._dev.rx_queues[self._tcb.queue].pool
 
     def __enter__(self) -> TcpSocket:
         return self

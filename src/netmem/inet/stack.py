@@ -17,19 +17,16 @@ from netmem.base.formats import PROTO_TCP, PROTO_UDP, endpoint, ip_words
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip, address_of
 from netmem.inet.socket import TcpListener, TcpSocket
-from netmem.inet.tcp import kernels as k
-from netmem.inet.tcp import output as o
-from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp import window as w
+from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp
+from netmem.inet.tcp.tcb import MASK32, MAX_ADDRESSES, MAX_QUEUES, Flag, TcpState
 from netmem.inet.udp import Udp, UdpSocket
-from netmem.inet.udp.kernels import udp_batch
+from netmem.inet.udp.kernels import udp_receive
 from netmem.inet.zerocopy import Zerocopy
 from netmem.memory import sanitizer
-from netmem.netdev.batch import RxBatch
+from netmem.netdev.batch import Kind, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
-from netmem.netdev.words import B_KIND, KIND_ARP, KIND_ICMP, KIND_ICMP6, KIND_TCP, KIND_UDP
 
 BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
 SERVICE_NS = 5 * MS
@@ -62,8 +59,9 @@ class Stack:
         self.tcp = Tcp(dev, self.ip, config or TcpConfig())
         self.zerocopy = Zerocopy(dev, self.tcp)
         self.udp = Udp(self)
+        self.tcp.record.sockets = self.udp.arena.address
         self._addresses_changed()
-        self.ip.count, self.ip.neighbour_up = self.tcp.count, self.tcp.neighbour_up
+        self.ip.stats, self.ip.neighbour_up = self.tcp.stats, self.tcp.neighbour_up
         self.ip.failed = self._icmp_error
         self._generation = -1
         self._next_reap = 0
@@ -95,11 +93,10 @@ class Stack:
             self.dev.publish()
 
     def _addresses_changed(self) -> None:
-        g = self.tcp.g
-        g[T.G_ADDRS] = min(len(self.ip.ours), T.MAX_ADDRESSES)
-        for n, address in enumerate(list(self.ip.ours)[: T.MAX_ADDRESSES]):
-            at = T.G_ADDRS + 1 + 2 * n
-            g[at], g[at + 1] = ip_words(address)
+        record, ours = self.tcp.record, list(self.ip.ours)[:MAX_ADDRESSES]
+        record.addresses_used = len(ours)
+        for address, number in zip(record.addresses, ours, strict=False):
+            address.hi, address.lo = ip_words(number)
 
     # -- polling ------------------------------------------------------------------------------
 
@@ -112,22 +109,22 @@ class Stack:
             if self._closed:
                 raise NetmemError(errno.EBADF, "the stack was closed")
             tcp, dev = self.tcp, self.dev
-            gv = tcp.gv
+            record = tcp.record
             # A call may have stamped a later time than the caller took: time never goes back.
-            now = max(self.clock.now() if now is None else now, gv[T.G_NOW])
+            now = max(self.clock.now() if now is None else now, record.now)
             self._last_poll = now
-            gv[T.G_NOW] = self.ip.now = now
+            record.now = self.ip.now = now
             if dev.queue_generation != self._generation:
                 self._queues_changed()
             got = dev.poll(now, self._receive, budget) if dev.running else 0
-            if now >= gv[T.G_TIMER]:
+            if now >= record.timer:
                 tcp.timers()
-            if gv[T.G_STARVED]:
+            if record.starved:
                 self._refresh_credits()
-                o.window_updates(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
-            if gv[T.G_RELEASE]:
+                calls.window_updates(tcp.at)
+            if record.releases:
                 tcp.put_released()
-            if gv[T.G_ZC_HEAD] and self.zerocopy.poll():
+            if record.zc_head and self.zerocopy.poll():
                 self._changed.notify_all()
             if now >= self._next_reap:
                 self._next_reap = now + SEC
@@ -141,69 +138,63 @@ class Stack:
     def _queues_changed(self) -> None:
         """A queue got another pool: take over its sizes for credit and reserve."""
         self._generation = self.dev.queue_generation
-        g = self.tcp.g
-        for queue in self.dev.rx_queues[: T.MAX_QUEUES]:
+        for queue in self.dev.rx_queues[:MAX_QUEUES]:
             pool = queue.pool
             if pool is None:
                 continue
-            at = T.G_CREDIT + T.CR_WORDS * queue.index
+            account = self.tcp.record.accounts[queue.index]
             total = pool.area.count * pool.record.buffers_per_netmem
-            g[at + T.CR_RESERVE] = max(4, min(128, total // 8))
-            g[at + T.CR_OOO] = min(total // 4, 2048)
-            g[at + T.CR_TOTAL] = total // max(pool.record.share, 1)
-            g[at + T.CR_GRANT] = min(16, total // 4 // self.tcp.config.connections)
-            g[at + T.CR_POOL] = g[at + T.CR_HPOOL] = 0
+            account.reserve = max(4, min(128, total // 8))
+            account.ooo_most = min(total // 4, 2048)
+            account.total = total // max(pool.record.share, 1)
+            account.grant = min(16, total // 4 // self.tcp.config.connections)
+            account.pool = account.header_pool = 0
             for handle, known in self.dev.pools.items():
                 if known is pool:
-                    g[at + T.CR_POOL] = handle
+                    account.pool = handle
                 elif known.params.queue_idx == queue.index and known.destroyed_at is None:
                     if known.provider is None:  # the queue's other live pool is of its header buffers
-                        g[at + T.CR_HPOOL] = handle
-                        g[at + T.CR_HHOST] = known.record.host
-                        g[at + T.CR_HSHIFT] = known.record.shift
-            g[at + T.CR_HOST], g[at + T.CR_SHIFT] = pool.record.host, pool.record.shift
-            g[at + T.CR_BUFLEN] = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
+                        account.header_pool = handle
+                        account.header_host = known.record.host
+                        account.header_shift = known.record.shift
+            account.host, account.shift = pool.record.host, pool.record.shift
+            account.buf_len = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 
     def _refresh_credits(self) -> None:
-        gv = self.tcp.gv
-        for queue in self.dev.rx_queues[: T.MAX_QUEUES]:
-            at = T.G_CREDIT + T.CR_WORDS * queue.index
-            gv[at + T.CR_AVAIL] = self.dev.available(queue.index)
-            w.trim(self.tcp.g, self.tcp.t, queue.index)
+        for queue in self.dev.rx_queues[:MAX_QUEUES]:
+            self.tcp.record.accounts[queue.index].available = self.dev.available(queue.index)
+            calls.trim(self.tcp.at, queue.index)
 
     def _receive(self, batch: RxBatch, queue: int, available: int) -> None:
         """A batch from the device: fast path, slow path, answers."""
-        tcp, dev = self.tcp, self.dev
-        gv, pool = tcp.gv, dev.rx_queues[queue].pool
-        gv[T.G_BATCH] += 1
-        gv[T.G_QUEUE] = queue
-        at = T.G_CREDIT + T.CR_WORDS * queue
-        gv[at + T.CR_AVAIL] = available
-        gv[T.G_TOKENS] = pool is not None and pool.provider is not None
-        if k.tcp_rx(tcp.g, tcp.t, tcp.e, batch.meta, batch.rows, dev.tx.meta) and udp_batch(
-            tcp.g, self.udp.u, tcp.e, batch.rows
-        ):
-            for i in tcp.g[T.G_SLOW_AT : T.G_SLOW_AT + gv[T.G_SLOW]].tolist():
+        tcp = self.tcp
+        record, pool = tcp.record, self.dev.rx_queues[queue].pool
+        record.batch += 1
+        record.queue = queue
+        record.accounts[queue].available = available
+        record.by_token = pool is not None and pool.provider is not None
+        if calls.receive(tcp.at, batch.at) and udp_receive(tcp.at, batch.at):
+            for i in tcp.left():
                 self._slow(batch, i)
-        if gv[T.G_TOUCHED]:
+        if record.touched:
             if tcp.touched is not None:
-                tcp.touched.update(tcp.g[T.G_TOUCHED_AT : T.G_TOUCHED_AT + gv[T.G_TOUCHED]].tolist())
-            o.tcp_flush(tcp.g, tcp.t, tcp.e, dev.tx.meta, dev.tx.rows)
-        if gv[T.G_RELEASE]:
+                tcp.touched.update(tcp.touched_now())
+            calls.flush(tcp.at)
+        if record.releases:
             tcp.put_released()
 
     def _slow(self, batch: RxBatch, i: int) -> None:
-        kind = batch.rows[i, B_KIND]
-        if kind == KIND_TCP:
+        kind = batch.row(i).kind
+        if kind == Kind.TCP:
             self.tcp.segment(batch, i)
-        elif kind == KIND_ARP:
+        elif kind == Kind.ARP:
             self.ip.arp_in(batch, i)
-        elif kind == KIND_ICMP:
+        elif kind == Kind.ICMP:
             self.ip.icmp_in(batch, i)
-        elif kind == KIND_ICMP6:
+        elif kind == Kind.ICMP6:
             self.ip.icmp6_in(batch, i)
-        elif kind == KIND_UDP:
+        elif kind == Kind.UDP:
             self.udp.refused(batch, i)
 
     def activity(self) -> set[int]:
@@ -271,7 +262,7 @@ class Stack:
         try:
             if driver.has_work() or self._stop.is_set():
                 return True
-            timer = self.tcp.gv[T.G_TIMER] - self.clock.now()
+            timer = self.tcp.record.timer - self.clock.now()
             limit = max(0, min(limit, timer))
             waiter = select.poll()
             for fd in (driver.irq_fd(), self._kick, *driver.filenos()):
@@ -317,8 +308,8 @@ class Stack:
             return
         self._gone = DeviceGoneError(f"{self.dev.name}: the NIC is gone")
         tcp = self.tcp
-        for c in range(tcp.gv[T.G_ROWS]):
-            if tcp.v[c, T.STATE]:
+        for c in range(tcp.record.rows):
+            if tcp.state(c):
                 tcp.closed(c, errno.ENODEV)
         self.dev.publish()
         self._changed.notify_all()
@@ -399,7 +390,7 @@ class Stack:
             self.check_device()
             if self._gone is not None:
                 raise self._gone
-            self.tcp.gv[T.G_NOW] = self.ip.now = self.clock.now()
+            self.tcp.record.now = self.ip.now = self.clock.now()
             if self.dev.queue_generation != self._generation:
                 self._queues_changed()
             return TcpSocket(self, self.tcp.connect(address_of(host), port))
@@ -420,7 +411,6 @@ class Stack:
 
     def statistics(self) -> dict[str, Any]:
         """Counters of the stack and of the device below, and every connection's state."""
-        v = self.tcp.v
         with self.lock:
             return {
                 "addresses": self.ip.addresses,
@@ -428,15 +418,15 @@ class Stack:
                 "device": self.dev.describe(),
                 "connections": [
                     {
-                        "peer": endpoint(self.tcp.remote(c), v[c, T.PORTS] >> 16),
-                        "port": v[c, T.PORTS] & 0xFFFF,
-                        "state": T.STATE_NAMES[v[c, T.STATE]],
-                        "queued": v[c, T.RQ_BYTES],
-                        "out_of_order": v[c, T.OQ_BYTES],
-                        "window": (v[c, T.RCV_ADV] - v[c, T.RCV_NXT]) & T.MASK32,
+                        "peer": endpoint(self.tcp.remote(c), tcb.ports >> 16),
+                        "port": tcb.ports & 0xFFFF,
+                        "state": TcpState(tcb.state).title,
+                        "queued": tcb.rq_bytes,
+                        "out_of_order": tcb.oq_bytes,
+                        "window": (tcb.rcv_adv - tcb.rcv_nxt) & MASK32,
                     }
-                    for c in range(self.tcp.gv[T.G_ROWS])
-                    if v[c, T.STATE]
+                    for c, tcb in enumerate(self.tcp.tcbs[: self.tcp.record.rows])
+                    if tcb.state
                 ],
             }
 
@@ -445,15 +435,15 @@ class Stack:
 
         At most ``timeout`` seconds without progress, and ``most`` in all.
         """
-        v, rows = self.tcp.v, self.tcp.gv
-        closing = (T.FIN_WAIT_1, T.CLOSING, T.LAST_ACK)
+        tcp = self.tcp
+        closing = (TcpState.FIN_WAIT_1, TcpState.CLOSING, TcpState.LAST_ACK)
 
         def left() -> tuple[int, int]:
             waiting = [
-                c for c in range(rows[T.G_ROWS])
-                if v[c, T.STATE] in closing and v[c, T.FLAGS] & T.CF_ORPHAN
-            ]
-            return len(waiting), sum(v[c, T.SB_HEAD] for c in waiting)
+                tcb for tcb in tcp.tcbs[: tcp.record.rows]
+                if tcb.state in closing and tcb.flags & Flag.ORPHAN
+            ]  # fmt: skip
+            return len(waiting), sum(tcb.sb_head for tcb in waiting)
 
         end = self.clock.now() + int(most * SEC)
         with contextlib.suppress(OSError):  # time is up, or the device is gone
@@ -475,8 +465,8 @@ class Stack:
             if self._closed:
                 return
             self._closed = True
-            for c in range(self.tcp.gv[T.G_ROWS]):
-                if self.tcp.v[c, T.STATE] and self._gone is None:
+            for c in range(self.tcp.record.rows):
+                if self.tcp.state(c) and self._gone is None:
                     self.tcp.abort(c)
             if self.dev.running and self._gone is None:
                 self.dev.xmit()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp.receive import TokenSlot, TokenTable, tokens_back
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 
@@ -81,35 +82,41 @@ class Tokens:
     """A socket's token table; grows as tokens are held."""
 
     def __init__(self, capacity: int = 1024) -> None:
-        self._arena = Arena("tcp:tokens", 8 * (rx.TK_SLOTS + 3 * capacity))
-        self.a: Words = self._arena.a
-        self.v = self.a.data  # the same words as plain ints
-        self._lay_out(capacity, 0)
+        self._arena = self._lay_out(capacity)
+        stack = self._stack()
+        stack[:] = np.arange(capacity, 0, -1)
+        self.record.free = capacity
 
-    def _lay_out(self, capacity: int, old: int) -> None:
-        a = self.a
-        stack = rx.TK_SLOTS + 2 * capacity
-        fresh = capacity - old
-        a[rx.TK_CAPACITY], a[rx.TK_STACK] = capacity, stack
-        a[stack : stack + fresh] = np.arange(capacity, old, -1)
-        a[rx.TK_FREE] = fresh
+    def _lay_out(self, capacity: int) -> Arena:
+        """An arena for so many tokens, which ``record``, ``at`` its address, describes."""
+        slots = ctypes.sizeof(TokenTable)
+        stack = slots + capacity * ctypes.sizeof(TokenSlot)
+        arena = Arena("tcp:tokens", stack + 8 * capacity)
+        self.at = arena.address
+        self.record = arena.record(TokenTable)
+        self.record.capacity = capacity
+        self.record.slots, self.record.stack = self.at + slots, self.at + stack
+        return arena
+
+    def _slots(self) -> npt.NDArray[Any]:
+        return self._arena.table(TokenSlot, ctypes.sizeof(TokenTable), self.record.capacity)
+
+    def _stack(self) -> Words:
+        return self._arena.bytes[self.record.stack - self.at :].view(np.int64)[: self.record.capacity]
 
     def reserve(self, n: int) -> None:
         """Have at least ``n`` free tokens (or as many as there can ever be)."""
-        free, capacity = int(self.a[rx.TK_FREE]), int(self.a[rx.TK_CAPACITY])
+        free, capacity = self.record.free, self.record.capacity
         if free >= n:
             return
-        spare = self.a[int(self.a[rx.TK_STACK]) :][:free].copy()
+        spare, used, before = self._stack()[:free].copy(), self._slots(), self._arena
         new = min(2 * max(capacity, n), MAX_TOKENS)
-        before, self._arena = self._arena, Arena("tcp:tokens", 8 * (rx.TK_SLOTS + 3 * new))
-        used = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity]
-        self.a = self._arena.a
-        self.v = self.a.data
-        self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity] = used
-        self._lay_out(new, capacity)
-        at = int(self.a[rx.TK_STACK]) + new - capacity
-        self.a[at : at + free] = spare
-        self.a[rx.TK_FREE] += free
+        self._arena = self._lay_out(new)
+        self._slots()[:capacity] = used
+        stack, fresh = self._stack(), new - capacity
+        stack[:fresh] = np.arange(new, capacity, -1)
+        stack[fresh : fresh + free] = spare
+        self.record.free = fresh + free
         before.close()
 
     @property
@@ -119,13 +126,11 @@ class Tokens:
 
     def held(self) -> int:
         """Tokens that the application has."""
-        return int(self.a[rx.TK_CAPACITY] - self.a[rx.TK_FREE])
+        return self.record.capacity - self.record.free
 
     def all(self) -> npt.NDArray[np.int64]:
         """The tokens that the application has."""
-        capacity = int(self.a[rx.TK_CAPACITY])
-        slots = self.a[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
-        return np.flatnonzero(slots) + 1
+        return np.flatnonzero(self._slots()["netmem"]) + 1
 
     def close(self) -> None:
         self._arena.close()
@@ -138,20 +143,20 @@ class Tokens:
             if not handle:
                 break
             pool = pool_of(stack, handle)
-            freed += rx.tokens_back(tcp.g, tcp.t, c, self.a, tokens, n, pool.at, handle)
+            freed += tokens_back(tcp.at, c, self.at, tokens, n, pool.at)
             if pool.record.released:
                 pool.flush()
-            n = self.v[rx.TK_DUE + 1]
+            n = self.record.left
         if freed and not stack.dev.running:
             stack.dev.reap(stack.clock.now())  # nobody polls any more: the memory's last user was this
         return int(freed)
 
     def _pool_of(self, tokens: Words, n: int) -> int:
         """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
-        tok, wanted = self.v, tokens.data
-        capacity = tok[rx.TK_CAPACITY]
+        wanted, record = tokens.data, self.record
         for i in range(n):
-            at = rx.TK_SLOTS + 2 * (wanted[i] - 1)
-            if 1 <= wanted[i] <= capacity and tok[at]:
-                return tok[at + 1]
+            if 1 <= wanted[i] <= record.capacity:
+                slot = TokenSlot.nth(record.slots, wanted[i] - 1)
+                if slot.netmem:
+                    return slot.pool
         return 0

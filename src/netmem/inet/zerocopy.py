@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp import output as o
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp import calls
 from netmem.inet.tcp.machine import Tcp
 from netmem.netdev.binding import TxBinding
 from netmem.netdev.device import NetDevice
@@ -112,7 +111,7 @@ class Zerocopy:
             part = min(length, room - taken)
             if part <= 0:
                 break
-            added = int(o.add_span(tcp.g, tcp.t, tcp.e, c, binding.io + offset, part, call))
+            added = calls.add_span(tcp.at, c, binding.io + offset, part, call)
             if added < 0:
                 break
             spans += added
@@ -130,7 +129,7 @@ class Zerocopy:
     def datagram(self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions) -> None:
         """A datagram from device memory was put into the transmit queue, before row ``mark``."""
         tcp, call = self._tcp, self._next
-        if not o.note_sent(tcp.g, tcp.e, call, mark):
+        if not calls.note_sent(tcp.at, call, mark):
             raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
         for offset, length in ranges:
             binding.hold(offset, length, tcp.now)
@@ -144,7 +143,7 @@ class Zerocopy:
         tcp = self._tcp
         found = False
         while True:
-            n = int(o.spans_done(tcp.g, tcp.e, self._dev.tx.meta, self._out))
+            n = calls.spans_done(tcp.at, self._out)
             for call in self._out[:n].tolist():
                 pending = self._calls[call]
                 pending.left -= 1
@@ -159,7 +158,7 @@ class Zerocopy:
         for offset, length in call.ranges:
             call.binding.release(offset, length, self._tcp.now)
         call.completions.over(call.number)
-        self._tcp.count(T.S_ZC_DONE)
+        self._tcp.stats.zc_done += 1
 
     def close(self) -> None:
         """The stack goes away: what the NIC may still read is over when the device has stopped."""

@@ -21,8 +21,8 @@ from netmem.hw.softnic.bus import ProcessBus
 from netmem.hw.tap.wire import configure_tap, open_tap
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.stack import Stack
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
 from netmem.lab.local import MAC_BASE, both, open_netdev
@@ -160,7 +160,7 @@ class Device:
         On the software NIC's user wire that is this host's kernel, beyond the gateway.
         """
         if isinstance(self.bus, QemuBus) or self.hosts:
-            return sock.acknowledged(), sock.state() == T.CLOSED
+            return sock.acknowledged(), sock.state() == TcpState.CLOSED
         handed, over = self.bus.child.call({"op": "handed", "port": sock.port})
         return int(handed), bool(over)
 

@@ -17,7 +17,7 @@ from collections import OrderedDict
 
 from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.local import LocalHost
 
 ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -54,14 +54,14 @@ class _Bridge:
     def pump(self, buffer: bytearray) -> bool:
         """Move bytes both ways; True when any moved. OSError ends the bridge."""
         state = self.ours.state()
-        if state in (T.SYN_SENT, T.SYN_RECEIVED):
+        if state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
             return False
         moved = False
         if not self.in_done and self.readable:
             moved = self._inward()
         if not self.out_done and self.writable:
             moved |= self._outward(buffer)
-        elif not self.out_done and state == T.CLOSED:
+        elif not self.out_done and state == TcpState.CLOSED:
             self.ours.check_error()  # a reset does not wait until the host reads
         return moved
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from netmem.base.arena import Words
 from netmem.base.board import arena_words, boards, layout, record_in, table_in
 from netmem.base.formats import endpoint, ip_number
-from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp import tcb as T
-from netmem.inet.udp import kernels as uk
+from netmem.inet.tcp.receive import TokenSlot, TokenTable
+from netmem.inet.tcp.tcb import Entry, EntryKind, StackRecord, Tcb
+from netmem.inet.udp.table import SOCKETS, UdpSocketRecord
 from netmem.memory.layout import AreaRecord, Holder, NetmemRecord
 from netmem.memory.ref import ref_of
 
@@ -79,52 +79,45 @@ def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _named(pid: int, stack: dict[str, Any]) -> dict[int, tuple[str, str]]:
     """netmem -> (holder, connection) for what sockets and applications hold."""
     named: dict[int, tuple[str, str]] = {}
-    rows_used = int(arena_words(pid, stack["globals"])[T.G_ROWS])
-    table = arena_words(pid, stack["table"])[: rows_used * T.TCB_WORDS].reshape(-1, T.TCB_WORDS)
-    entries = arena_words(pid, stack["entries"])
-    entries = entries[: len(entries) // T.ENTRY_WORDS * T.ENTRY_WORDS].reshape(-1, T.ENTRY_WORDS)
-    for row in table:
-        who = endpoint(ip_number(int(row[T.RADDR_HI]), int(row[T.RADDR])), int(row[T.PORTS]) >> 16)
-        if row[T.STATE] or row[T.RQ_HEAD]:
-            for head, holder in ((T.OQ_HEAD, "out-of-order queue"), (T.RQ_HEAD, "socket queue")):
-                for ref in _chain(entries, int(row[head])):
+    rows = record_in(arena_words(pid, stack["globals"]), StackRecord).rows
+    words = arena_words(pid, stack["entries"])
+    entries = table_in(words, Entry, 0, words.nbytes // ctypes.sizeof(Entry))
+    for tcb in table_in(arena_words(pid, stack["table"]), Tcb, 0, rows):
+        who = endpoint(ip_number(int(tcb["raddr_hi"]), int(tcb["raddr"])), int(tcb["ports"]) >> 16)
+        if tcb["state"] or tcb["rq_head"]:
+            for head, holder in (("oq_head", "out-of-order queue"), ("rq_head", "socket queue")):
+                for ref in _chain(entries, int(tcb[head])):
                     named[ref] = (holder, who)
-        if row[T.TOKENS_FD]:  # last: of a frag that was cut, the application's part counts
-            for ref in _tokens(pid, int(row[T.TOKENS_FD])):
+        if tcb["tokens_fd"]:  # last: of a frag that was cut, the application's part counts
+            for ref in _tokens(pid, int(tcb["tokens_fd"])):
                 named[ref] = ("user token", who)
-    udp = arena_words(pid, stack["udp"])[: uk.SOCKETS * uk.U_WORDS].reshape(-1, uk.U_WORDS)
-    for row in udp[np.flatnonzero(udp[:, uk.U_PORT])]:
-        who = f"UDP port {int(row[uk.U_PORT])}"
-        for ref in _datagrams(entries, int(row[uk.U_HEAD])):
+    udp = table_in(arena_words(pid, stack["udp"]), UdpSocketRecord, 0, SOCKETS)
+    for sock in udp[udp["port"] != 0]:
+        who = f"UDP port {int(sock['port'])}"
+        for ref in _chain(entries, int(sock["head"])):
             named[ref] = ("socket queue", who)
-        if row[uk.U_TOKENS_FD]:
-            for ref in _tokens(pid, int(row[uk.U_TOKENS_FD])):
+        if sock["tokens_fd"]:
+            for ref in _tokens(pid, int(sock["tokens_fd"])):
                 named[ref] = ("user token", who)
     return named
 
 
-def _datagrams(entries: Words, at: int) -> Iterator[int]:
-    """netmems of a chain of datagrams: each has a head entry, whose words are an address."""
+def _chain(entries: npt.NDArray[Any], at: int) -> Iterator[int]:
+    """netmems of a chain of entries, each once, however garbled it is by changes under way.
+
+    The head of a datagram has an address in that place.
+    """
     for _ in range(len(entries)):
         if not 0 < at < len(entries):
             return
-        if entries[at, T.E_KIND] != uk.EK_DGRAM and entries[at, T.E_NETMEM]:
-            yield int(entries[at, T.E_NETMEM])
-        at = int(entries[at, T.E_NEXT])
-
-
-def _chain(entries: Words, at: int) -> Iterator[int]:
-    """netmems of a chain of receive entries, each once, however garbled it is by changes under way."""
-    for _ in range(len(entries)):
-        if not 0 < at < len(entries):
-            return
-        if entries[at, T.E_NETMEM]:
-            yield int(entries[at, T.E_NETMEM])
-        at = int(entries[at, T.E_NEXT])
+        entry = entries[at]
+        if entry["netmem"] and entry["kind"] != EntryKind.DGRAM:
+            yield int(entry["netmem"])
+        at = int(entry["next"])
 
 
 def _tokens(pid: int, fd: int) -> list[int]:
-    table = arena_words(pid, fd)
-    capacity = int(table[rx.TK_CAPACITY])
-    refs = table[rx.TK_SLOTS : rx.TK_SLOTS + 2 * capacity : 2]
+    words = arena_words(pid, fd)
+    table = record_in(words, TokenTable)
+    refs = table_in(words, TokenSlot, ctypes.sizeof(TokenTable), table.capacity)["netmem"]
     return [int(ref) for ref in refs[refs != 0]]

@@ -17,7 +17,6 @@ from netmem.hw.process import Control, close_all, raise_file_limit
 from netmem.hw.softnic.model import SoftNic
 from netmem.hw.tap import TapWire
 from netmem.hw.wire import cable
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.gateway import Gateway
 from netmem.lab.local import LocalHost
@@ -49,7 +48,7 @@ class UserEnd:
 
     def timer(self) -> int:
         """When there is something to do next, whatever arrives."""
-        return int(self.host.stack.tcp.gv[T.G_TIMER])
+        return int(self.host.stack.tcp.record.timer)
 
     def register(self, epoll: select.epoll) -> None:
         """What to wake up for."""

@@ -13,9 +13,9 @@ from netmem.base.arena import Words
 from netmem.base.board import arena_words, boards, layout, record_in, table_in
 from netmem.base.formats import endpoint, ip_number
 from netmem.base.record import items
-from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp import tcb as T
-from netmem.inet.udp import kernels as uk
+from netmem.inet.tcp.receive import TokenTable
+from netmem.inet.tcp.tcb import MASK32, StackRecord, Tcb, TcpState
+from netmem.inet.udp.table import SOCKETS, UdpSocketRecord
 from netmem.memory.layout import AreaRecord, NetmemRecord, PoolRecord
 from netmem.memory.page_pool import accounts
 from netmem.netdev.batch import BatchRecord
@@ -83,13 +83,12 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         "counters": items(batch.counters),
     }
     if board["stack"]:
-        words = arena_words(pid, board["stack"]["globals"])
-        device["tcp"] = {name: int(words[T.G_COUNTERS + at]) for name, at in T.TCP_COUNTERS.items()}
-        table = arena_words(pid, board["stack"]["table"])
-        rows = table[: int(words[T.G_ROWS]) * T.TCB_WORDS].reshape(-1, T.TCB_WORDS)
-        device["sockets"] = [_socket(pid, row) for row in rows[np.flatnonzero(rows[:, T.STATE])]]
-        udp = arena_words(pid, board["stack"]["udp"])[: uk.SOCKETS * uk.U_WORDS].reshape(-1, uk.U_WORDS)
-        device["sockets"] += [_udp(pid, row) for row in udp[np.flatnonzero(udp[:, uk.U_PORT])]]
+        stack = record_in(arena_words(pid, board["stack"]["globals"]), StackRecord)
+        device["tcp"] = items(stack.counters)
+        tcbs = table_in(arena_words(pid, board["stack"]["table"]), Tcb, 0, stack.rows)
+        device["sockets"] = [_socket(pid, tcb) for tcb in tcbs[tcbs["state"] != TcpState.CLOSED]]
+        udp = table_in(arena_words(pid, board["stack"]["udp"]), UdpSocketRecord, 0, SOCKETS)
+        device["sockets"] += [_udp(pid, sock) for sock in udp[udp["port"] != 0]]
     return device
 
 
@@ -97,36 +96,36 @@ def _tokens(pid: int, fd: int) -> int:
     """Tokens that the application has of a socket."""
     if fd:
         with contextlib.suppress(OSError, ValueError, IndexError):  # closed since
-            table = arena_words(pid, fd)
-            return int(table[rx.TK_CAPACITY] - table[rx.TK_FREE])
+            table = record_in(arena_words(pid, fd), TokenTable)
+            return table.capacity - table.free
     return 0
 
 
-def _udp(pid: int, row: Words) -> dict[str, Any]:
-    peer = ""
-    if row[uk.U_PEER_PORT]:
-        peer = endpoint(ip_number(int(row[uk.U_PEER_HI]), int(row[uk.U_PEER])), int(row[uk.U_PEER_PORT]))
+def _udp(pid: int, sock: np.void) -> dict[str, Any]:
+    port = int(sock["peer_port"])
+    peer = endpoint(ip_number(int(sock["peer_hi"]), int(sock["peer"])), port) if port else ""
     return {
-        "peer": peer, "port": int(row[uk.U_PORT]), "state": "UDP", "queue": None,
-        "bytes_in": None, "bytes_out": None, "queued": int(row[uk.U_BYTES]), "out_of_order": 0,
-        "window": None, "pledged": 0, "buffers": int(row[uk.U_BUFS]),
-        "tokens": _tokens(pid, int(row[uk.U_TOKENS_FD])), "datagrams": int(row[uk.U_IN]),
-        "dropped": int(row[uk.U_DROPPED]),
+        "peer": peer, "port": int(sock["port"]), "state": "UDP", "queue": None,
+        "bytes_in": None, "bytes_out": None, "queued": int(sock["bytes"]), "out_of_order": 0,
+        "window": None, "pledged": 0, "buffers": int(sock["buffers"]),
+        "tokens": _tokens(pid, int(sock["tokens_fd"])), "datagrams": int(sock["received"]),
+        "dropped": int(sock["dropped"]),
     }  # fmt: skip
 
 
-def _socket(pid: int, row: Words) -> dict[str, Any]:
+def _socket(pid: int, tcb: np.void) -> dict[str, Any]:
+    ports = int(tcb["ports"])
     return {
-        "peer": endpoint(ip_number(int(row[T.RADDR_HI]), int(row[T.RADDR])), int(row[T.PORTS]) >> 16),
-        "port": int(row[T.PORTS]) & 0xFFFF,
-        "state": T.STATE_NAMES[int(row[T.STATE])],
-        "queue": int(row[T.QUEUE]),
-        "bytes_in": int(row[T.BYTES_IN]),
-        "bytes_out": int(row[T.BYTES_OUT]),
-        "queued": int(row[T.RQ_BYTES]),
-        "out_of_order": int(row[T.OQ_BYTES]),
-        "window": int(row[T.RCV_ADV] - row[T.RCV_NXT]) & T.MASK32,
-        "pledged": int(row[T.PLEDGED]),
-        "buffers": int(row[T.RQ_BUFS] + row[T.OQ_BUFS]),
-        "tokens": _tokens(pid, int(row[T.TOKENS_FD])),
+        "peer": endpoint(ip_number(int(tcb["raddr_hi"]), int(tcb["raddr"])), ports >> 16),
+        "port": ports & 0xFFFF,
+        "state": TcpState(tcb["state"]).title,
+        "queue": int(tcb["queue"]),
+        "bytes_in": int(tcb["bytes_in"]),
+        "bytes_out": int(tcb["bytes_out"]),
+        "queued": int(tcb["rq_bytes"]),
+        "out_of_order": int(tcb["oq_bytes"]),
+        "window": int(tcb["rcv_adv"] - tcb["rcv_nxt"]) & MASK32,
+        "pledged": int(tcb["pledged"]),
+        "buffers": int(tcb["rq_bufs"] + tcb["oq_bufs"]),
+        "tokens": _tokens(pid, int(tcb["tokens_fd"])),
     }

@@ -23,9 +23,7 @@ from netmem.hw.tap.wire import TapWire
 from netmem.hw.wire import FrameRow
 from netmem.inet.neighbour import arp_request
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp import output as o
-from netmem.inet.tcp import recovery as rec
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp import calls
 from netmem.lab.local import LocalHost, pair
 from netmem.memory.layout import PoolRecord
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -106,19 +104,18 @@ def _compile_tap() -> None:
 
 def _more_of_tcp(host: LocalHost, sock: TcpSocket, run: Callable[[], None]) -> None:
     """What only happens on bad networks: each once, on a connection with nothing in flight."""
-    tcp, c, tx = host.stack.tcp, sock._c, host.dev.tx
-    g, t, e = tcp.g, tcp.t, tcp.e
+    tcp, c = host.stack.tcp, sock._c
     option = np.zeros(16, np.uint8)
-    rec.sack_in(g, t, e, c, option.ctypes.data, 2, 0, -1)
-    rec.after_ack(g, t, e, c, int(tcp.v[c, T.SND_UNA]), False, False)
-    rec.rack_detect(g, t, e, c)
-    rec.all_lost(t, e, c)
-    o.loss_probe(g, t, e, c, tx.meta, tx.rows)
-    o.tcp_probe(g, t, e, c, tx.meta, tx.rows)
-    o.window_updates(g, t, e, tx.meta, tx.rows)
+    calls.sack_in(tcp.at, c, option.ctypes.data, 2, 0, -1)
+    calls.after_ack(tcp.at, c, tcp.tcbs[c].snd_una, False, False)
+    calls.overtaken(tcp.at, c)
+    calls.all_lost(tcp.at, c)
+    calls.duplicate_in(tcp.at, c, 0, 0)
+    calls.loss_probe(tcp.at, c)
+    calls.probe(tcp.at, c)
+    calls.window_updates(tcp.at)
     run()
-    rec.timed_out(g, t, e, c)
-    rec.enter_recovery(g, t, c)
+    calls.timed_out(tcp.at, c)
 
 
 def _datagrams(ours: LocalHost, theirs: LocalHost, memory: DmabufProvider, run: Callable[[], None]) -> None:

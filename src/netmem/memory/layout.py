@@ -144,6 +144,8 @@ class PoolRecord(Record):
     share: i64  # pools that draw on the same area
     posted: i64  # buffers that the driver has posted to its NIC
     has_provider: i64  # 1: payload is handed out by token
+    handle: i64  # as received buffers name the pool, 0: no device knows it
+    binding: i64  # as received frags name the memory (dmabuf_id), 0 without a binding
     unreadable: i64
     destroyed: i64  # nothing is recycled any more
     synced: i64  # address: a word for each netmem, what was synced of it (``shadow``); 0 without sanitiser

@@ -236,6 +236,7 @@ class PagePool:
         pool.max_len, pool.offset, pool.nid = params.max_len, params.offset, params.nid
         pool.host = area.address
         pool.has_provider = self.provider is not None
+        pool.binding = self.binding_id
         pool.unreadable = self.is_unreadable()
         pool.buffers_per_netmem = pool.share = 1
         self._mapped: int | None = None

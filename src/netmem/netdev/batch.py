@@ -10,8 +10,6 @@ import ctypes
 import enum
 from typing import Annotated
 
-import numpy as np
-
 from netmem.base.arena import Arena, Words
 from netmem.base.jit import inline_kernel
 from netmem.base.record import Items, Record, Word, i64, items
@@ -149,8 +147,6 @@ class RxBatch:
         self.record.heads = self.at + heads
         self._heads: Words = self.arena.bytes[heads:].view("q")
 
-        self.rows: Words = np.ctypeslib.as_array(self._rows).view(np.int64).reshape(rows, -1)
-        self.meta: Words = self.arena.words()
 
     def __len__(self) -> int:
         return self.record.head_count

@@ -292,6 +292,7 @@ class NetDevice:
         """A handle for a pool, to travel with the buffers that come from it."""
         handle = next(self._handles)
         self.pools[handle] = pool
+        pool.record.handle = handle
         return handle
 
     def reap(self, now: int) -> None:

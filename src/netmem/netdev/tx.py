@@ -11,11 +11,9 @@ import enum
 import os
 from collections import deque
 
-import numpy as np
-
 from netmem.base.arena import Region, memfd
 from netmem.base.jit import inline_kernel
-from netmem.base.record import Record, i64
+from netmem.base.record import Record, clear, i64
 
 TX_ROWS = 512
 SLOT_BYTES = 256
@@ -81,9 +79,6 @@ class TxQueue:
             rows=ctypes.addressof(self._rows), slots=self.region.address, host=self.region.address
         )
         self.at = ctypes.addressof(self.record)
-        self.rows = np.ctypeslib.as_array(self._rows).view(np.int64).reshape(TX_ROWS, -1)
-        self.meta = np.frombuffer(self.record, np.int64)  # type: ignore[call-overload]
-        self.mv = self.meta.data
         self._free: list[tuple[int, int]] = []
         self._later: deque[tuple[int, int, int]] = deque()  # with the row before which it is in use
         self._next = self.slots_size
@@ -148,6 +143,24 @@ class TxQueue:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def is_full(self) -> bool:
+        """True when all rows are in use."""
+        return self.record.filled - self.record.completed >= TX_ROWS
+
+    def begin(self, headers: bytes) -> TxRow | None:
+        """The next row, with ``headers`` in its slot and no payload yet; None when all are in use.
+
+        It goes out when ``record.filled`` counts it.
+        """
+        if self.is_full():
+            return None
+        n = self.record.filled
+        ctypes.memmove(self.record.slots + n % TX_ROWS * SLOT_BYTES, headers, len(headers))
+        row = self.row(n)
+        clear(row)
+        row.header_len = len(headers)
+        return row
 
     def reset(self) -> None:
         """Forget all rows: the device was stopped."""

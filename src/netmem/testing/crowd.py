@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from netmem.base.clock import MS, SEC, ManualClock
 from netmem.base.formats import SYN
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.local import LocalHost
 from netmem.lab.selftest import ensure_compiled
@@ -133,9 +132,9 @@ class Hostile(Member):
     def act(self) -> None:
         tcp = self.crowd.server.stack.tcp
         if self.ack < 0:
-            for c in range(tcp.gv[T.G_ROWS]):
-                if tcp.v[c, T.PORTS] >> 16 == self.port and tcp.v[c, T.STATE]:
-                    self.ack = tcp.v[c, T.SND_NXT]
+            for c in range(tcp.record.rows):
+                if tcp.tcbs[c].ports >> 16 == self.port and tcp.tcbs[c].state:
+                    self.ack = tcp.tcbs[c].snd_nxt
                     self.send(b"", seq=100, ack=self.ack)
             return
         for _ in range(5):

@@ -17,8 +17,8 @@ from pathlib import Path as Path_
 
 from netmem.base.clock import MS, SEC, ManualClock
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp import tcb as T
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.local import LocalHost
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
@@ -130,7 +130,7 @@ class Simulation:
         for host in self.hosts:
             host.step(now)
         self.link.move(now)
-        due = [host.stack.tcp.gv[T.G_TIMER] for host in self.hosts]
+        due = [host.stack.tcp.record.timer for host in self.hosts]
         following = self.link.due()
         if following is not None:
             due.append(following)
@@ -154,7 +154,7 @@ class Simulation:
     def _drive(self, transfer: _Transfer) -> None:
         done = True
         for client, sock in transfer.ends():
-            if sock.state() < T.ESTABLISHED and sock.state() != T.CLOSED:
+            if sock.state() < TcpState.ESTABLISHED and sock.state() != TcpState.CLOSED:
                 done = False
                 continue
             if sock.queued():
@@ -200,7 +200,7 @@ class Simulation:
             rows = host.stack.statistics()["connections"]
             if rows:
                 return f"{len(rows)} connections of {host.stack.ip.addresses[0]} are left: {rows[0]['state']}"
-            missing = host.stack.tcp.config.entries - host.stack.tcp.gv[T.G_ECOUNT]
+            missing = host.stack.tcp.config.entries - host.stack.tcp.record.free_entries
             if missing:
                 return f"{missing} entries are missing at {host.stack.ip.addresses[0]}"
         return ""

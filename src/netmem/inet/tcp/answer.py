@@ -43,63 +43,69 @@ from netmem.base.formats import (
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_u8, memcpy, store_be16, store_be32, store_u8
-from netmem.inet.tcp.segment import tx_row
-from netmem.inet.tcp.tcb import G_COUNTERS, MASK32, S_OUT_SEGS
-from netmem.netdev.tx import SLOT_BYTES
-from netmem.netdev.words import (
-    B_HDR,
-    B_L3,
-    B_PORTS,
-    T_SLOTS,
-    T_TAIL,
-    TX_CSUM,
-    X_FLAGS,
-    X_GSO,
-    X_HLEN,
-    X_P2LEN,
-    X_PLEN,
-)
+from netmem.base.record import Record, i64
+from netmem.inet.tcp.segment import begin_row, next_row, slot_of
+from netmem.inet.tcp.tcb import MASK32, StackRecord
+from netmem.netdev.batch import BatchRecord, row_of
+from netmem.netdev.tx import TxQueueRecord, tx_row
 
 TTL = 64
 
 
+class Answer(Record):
+    """What a segment of no connection is to say; what else there is comes from the segment that it answers."""
+
+    mac: i64  # ours
+    seq: i64
+    ack: i64
+    flags: i64
+    window: i64
+    # Of a SYN.
+    mss: i64
+    scale: i64  # -1: without
+    sack: i64
+    stamp: i64  # -1: without
+    echo: i64
+
+
 @inline_kernel
-def syn_options(at, mss, scale, sack, stamp, echo):
-    """The options of a SYN-ACK at address ``at``; their length. ``scale`` and ``stamp`` -1: without."""
-    store_be32(at, 0x02040000 | mss)
+def syn_options(at: int, offer: Answer) -> int:
+    """The options of a SYN-ACK at address ``at``; their length."""
+    store_be32(at, 0x02040000 | offer.mss)
     size = 4
-    if scale >= 0:
-        store_be32(at + size, 0x01030300 | scale)
+    if offer.scale >= 0:
+        store_be32(at + size, 0x01030300 | offer.scale)
         size += 4
-    if sack != 0:
+    if offer.sack != 0:
         store_be32(at + size, 0x01010402)
         size += 4
-    if stamp >= 0:
+    if offer.stamp >= 0:
         store_be32(at + size, 0x0101080A)
-        store_be32(at + size + 4, stamp)
-        store_be32(at + size + 8, echo)
+        store_be32(at + size + 4, offer.stamp)
+        store_be32(at + size + 8, offer.echo)
         size += 12
     return size
 
 
 @kernel
-def answer(g, txm, txr, rows, i, mac, seq, ack, flags, window, mss, scale, sack, stamp, echo):
-    """One segment back to whoever sent packet ``i``, from our ``mac``. False: no transmit row is free."""
-    r = tx_row(g, txm, txr)
+def answer(stack_at: int, batch_at: int, i: int, answer_at: int) -> bool:
+    """One segment back to whoever sent packet ``i`` of a batch. False: no transmit row is free."""
+    stack, what = StackRecord.at(stack_at), Answer.at(answer_at)
+    r = next_row(stack)
     if r < 0:
         return False
-    row = rows[i]
-    at, came = txm[T_SLOTS] + r * SLOT_BYTES, row[B_HDR]
-    from_ip = came + row[B_L3]
+    queue, row, flags = TxQueueRecord.at(stack.tx), row_of(BatchRecord.at(batch_at), i), what.flags
+    at, came = slot_of(queue, r), row.header
+    from_ip = came + row.l3
     memcpy(at, came + 6, 6)
-    store_be16(at + 6, mac >> 32)
-    store_be32(at + 8, mac & MASK32)
+    store_be16(at + 6, what.mac >> 32)
+    store_be32(at + 8, what.mac & MASK32)
     ip = at + ETH_HLEN
     six = load_u8(from_ip + IP_VIHL) >> 4 == 6
     tcp = ip + (IP6_HLEN if six else IP_HLEN)
     size = TCP_HLEN
     if flags & SYN:
-        size += syn_options(tcp + TCP_HLEN, mss, scale, sack, stamp, echo)
+        size += syn_options(tcp + TCP_HLEN, what)
     if six:
         store_be16(at + 12, ETHERTYPE_IPV6)
         store_be32(ip, 6 << 28)
@@ -120,18 +126,16 @@ def answer(g, txm, txr, rows, i, mac, seq, ack, flags, window, mss, scale, sack,
         memcpy(ip + IP_SRC, from_ip + IP_DST, 4)
         memcpy(ip + IP_DST, from_ip + IP_SRC, 4)
         store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
-    store_be16(tcp + TCP_SPORT, row[B_PORTS] & 0xFFFF)
-    store_be16(tcp + TCP_DPORT, row[B_PORTS] >> 16)
-    store_be32(tcp + TCP_SEQ, seq)
-    store_be32(tcp + TCP_ACK, ack if flags & ACK else 0)
+    store_be16(tcp + TCP_SPORT, row.ports & 0xFFFF)
+    store_be16(tcp + TCP_DPORT, row.ports >> 16)
+    store_be32(tcp + TCP_SEQ, what.seq)
+    store_be32(tcp + TCP_ACK, what.ack if flags & ACK else 0)
     store_u8(tcp + TCP_DATAOFF, size << 2)
     store_u8(tcp + TCP_FLAGS, flags)
-    store_be16(tcp + TCP_WINDOW, window)
+    store_be16(tcp + TCP_WINDOW, what.window)
     store_be16(tcp + TCP_WINDOW + 2, 0)
     store_be16(tcp + TCP_WINDOW + 4, 0)
-    txr[r, X_HLEN] = tcp + size - at
-    txr[r, X_PLEN] = txr[r, X_P2LEN] = txr[r, X_GSO] = 0
-    txr[r, X_FLAGS] = TX_CSUM
-    txm[T_TAIL] += 1
-    g[G_COUNTERS + S_OUT_SEGS] += 1
+    begin_row(tx_row(queue, r), tcp + size - at)
+    queue.filled += 1
+    stack.counters.out_segs += 1
     return True

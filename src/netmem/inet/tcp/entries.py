@@ -1,49 +1,28 @@
-"""Entries: the small records that queues of a stack are chained from, all out of one arena (kernels)."""
+"""Entries: the small records that queues of a stack are chained from, all out of one table (kernels)."""
 
 from __future__ import annotations
 
 from netmem.base.jit import inline_kernel
-from netmem.inet.tcp.tcb import (
-    E_LEN,
-    E_NEXT,
-    E_SEQ,
-    G_COUNTERS,
-    G_ECOUNT,
-    G_EFREE,
-    G_ZC_HEAD,
-    G_ZC_TAIL,
-    S_ENTRIES_EMPTY,
-    Y_MARK,
-)
+from netmem.inet.tcp.tcb import StackRecord, entry_of
 
 
 @inline_kernel
-def entry_take(g, e, seq, length):
-    """An entry with E_SEQ and E_LEN set and no other behind it; 0 when there is none left."""
-    i = g[G_EFREE]
+def entry_take(stack: StackRecord, seq: int, length: int) -> int:
+    """An entry with ``seq`` and ``len`` set and no other behind it; 0 when there is none left."""
+    i = stack.free_entry
     if i == 0:
-        g[G_COUNTERS + S_ENTRIES_EMPTY] += 1
+        stack.counters.entries_empty += 1
         return 0
-    g[G_EFREE] = e[i, E_NEXT]
-    g[G_ECOUNT] -= 1
-    e[i, E_NEXT], e[i, E_SEQ], e[i, E_LEN] = 0, seq, length
+    entry = entry_of(stack, i)
+    stack.free_entry = entry.next
+    stack.free_entries -= 1
+    entry.next, entry.seq, entry.len = 0, seq, length
     return i
 
 
 @inline_kernel
-def entry_free(g, e, i):
+def entry_free(stack: StackRecord, i: int) -> None:
     """Give an entry back."""
-    e[i, E_NEXT] = g[G_EFREE]
-    g[G_EFREE] = i
-    g[G_ECOUNT] += 1
-
-
-@inline_kernel
-def until_sent(g, e, i, mark):
-    """Keep entry ``i`` until no transmit row before ``mark`` is left (``spans_done``)."""
-    e[i, E_NEXT], e[i, Y_MARK] = 0, mark
-    if g[G_ZC_TAIL] != 0:
-        e[g[G_ZC_TAIL], E_NEXT] = i
-    else:
-        g[G_ZC_HEAD] = i
-    g[G_ZC_TAIL] = i
+    entry_of(stack, i).next = stack.free_entry
+    stack.free_entry = i
+    stack.free_entries += 1

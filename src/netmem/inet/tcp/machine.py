@@ -22,32 +22,11 @@ from netmem.base.formats import (
     ip_words,
 )
 from netmem.inet.icmp import IcmpError
-from netmem.inet.tcp import kernels as k
-from netmem.inet.tcp import output as o
-from netmem.inet.tcp import recovery as rec
-from netmem.inet.tcp import sack
-from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp import window as w
+from netmem.inet.tcp import calls
 from netmem.inet.tcp.opening import MSS_LEAST, Opening
-from netmem.netdev.batch import RxBatch
+from netmem.inet.tcp.tcb import MASK32, RELEASE_ROOM, Flag, TcpState, seq_diff, seq_le, seq_lt
+from netmem.netdev.batch import RxBatch, RxRow
 from netmem.netdev.tx import BUFFER_LEAST
-from netmem.netdev.words import (
-    B_ACK,
-    B_DST,
-    B_DST_HI,
-    B_HDR,
-    B_LEN,
-    B_PORTS,
-    B_SACK,
-    B_SEQ,
-    B_SRC,
-    B_SRC_HI,
-    B_TFLAGS,
-    B_TS,
-    B_TSECR,
-    B_TSVAL,
-    B_WND,
-)
 
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC
@@ -72,183 +51,187 @@ class Tcp(Opening):
         else:
             raise NetmemError(errno.EADDRNOTAVAIL, "no local port is left")
         c = self.new_row(laddr, raddr, ports, queue)
-        self.enter(c, T.SYN_SENT)
-        self.count(T.S_ACTIVE)
+        self.enter(c, TcpState.SYN_SENT)
+        self.stats.active += 1
         self.first_window(c)
         self._send_syn(c)
         return c
 
     def send_buffer(self, c: int) -> None:
         """Give a connection its send buffer. ENOBUFS when transmit memory is used up."""
-        v, tx = self.v, self.dev.tx
-        if v[c, T.SB_SIZE]:
+        tcb, tx = self.tcbs[c], self.dev.tx
+        if tcb.sb_size:
             return
         size = tx.fair_size(self.config.sndbuf)
         while (offset := tx.alloc_buffer(size)) is None and size > BUFFER_LEAST:
             size >>= 1
         if offset is None:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
-        v[c, T.SB_HOST], v[c, T.SB_OFFSET] = tx.region.address + offset, offset
-        v[c, T.SB_SIZE] = size
+        tcb.sb_host, tcb.sb_offset = tx.region.address + offset, offset
+        tcb.sb_size = size
 
     def shutdown(self, c: int) -> None:
         """CLOSE of our direction: FIN behind the last byte."""
         state = self.state(c)
-        moves = {
-            T.ESTABLISHED: T.FIN_WAIT_1,
-            T.CLOSE_WAIT: T.LAST_ACK,
+        moves: dict[int, TcpState] = {
+            TcpState.ESTABLISHED: TcpState.FIN_WAIT_1,
+            TcpState.CLOSE_WAIT: TcpState.LAST_ACK,
         }
         if state in moves:
             self.enter(c, moves[state])
-            self.set_flag(c, T.CF_FIN_QUEUED)
+            self.set_flag(c, Flag.FIN_QUEUED)
             self.output(c)
-        elif state == T.SYN_RECEIVED:
-            self.set_flag(c, T.CF_FIN_QUEUED)  # the FIN waits until our SYN is acknowledged
-        elif state == T.SYN_SENT:
+        elif state == TcpState.SYN_RECEIVED:
+            self.set_flag(c, Flag.FIN_QUEUED)  # the FIN waits until our SYN is acknowledged
+        elif state == TcpState.SYN_SENT:
             self.closed(c, 0)
 
     def close(self, c: int) -> None:
         """The application is done: what it did not read is given back, and answered by RST."""
-        v = self.v
-        unread = v[c, T.RQ_BYTES] > 0
-        self.set_flag(c, T.CF_ORPHAN)
-        if self.state(c) == T.CLOSED:
+        tcb = self.tcbs[c]
+        unread = tcb.rq_bytes > 0
+        self.set_flag(c, Flag.ORPHAN)
+        if self.state(c) == TcpState.CLOSED:
             self.free_row(c)
             return
-        if unread and self.state(c) != T.TIME_WAIT:
+        if unread and self.state(c) != TcpState.TIME_WAIT:
             self.abort(c)
             return
         self.release_queues(c)
-        w.pledge_anew(self.g, self.t, c)
+        calls.pledge_anew(self.at, c)
         self.shutdown(c)
-        if v[c, T.STATE] == T.FIN_WAIT_2:
-            self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
+        if tcb.state == TcpState.FIN_WAIT_2:
+            self.timer(c, "wait", self.config.fin_wait_ns)
 
     # -- a segment arrives --------------------------------------------------------------------
 
     def segment(self, batch: RxBatch, i: int) -> None:
         """RFC 9293, 3.10.7, for packet ``i`` of a batch."""
-        b = batch.rows.data
-        laddr, raddr = ip_number(b[i, B_DST_HI], b[i, B_DST]), ip_number(b[i, B_SRC_HI], b[i, B_SRC])
+        row = batch.row(i)
+        laddr, raddr = ip_number(row.dst_hi, row.dst), ip_number(row.src_hi, row.src)
         if laddr not in self.ip.ours:
-            self.count(T.S_NOT_OURS)
+            self.stats.not_ours += 1
             return
         if self.ip.is_martian(raddr):
-            self.count(T.S_MARTIAN)
+            self.stats.martian += 1
             return
-        self.count(T.S_IN_SLOW)
-        if self.gv[T.G_RELEASE] > T.RELEASE_ROOM // 4:
+        self.stats.in_slow += 1
+        if self.record.releases > RELEASE_ROOM // 4:
             self.put_released()
         self.floor = None
-        c = self.lookup(laddr, raddr, b[i, B_PORTS])
-        if c >= 0 and self.state(c) == T.TIME_WAIT and self._reuse(c, b, i):
+        c = self.lookup(laddr, raddr, row.ports)
+        if c >= 0 and self.state(c) == TcpState.TIME_WAIT and self._reuse(c, row):
             c = -1
-        if c >= 0 and self.state(c) == T.SYN_RECEIVED:
-            c = self.cookie_instead(c, laddr, raddr, b, i)
+        if c >= 0 and self.state(c) == TcpState.SYN_RECEIVED:
+            c = self.cookie_instead(c, laddr, raddr, row)
             if c < 0:
                 return
-        if c < 0 or self.state(c) == T.CLOSED:
+        if c < 0 or self.state(c) == TcpState.CLOSED:
             c = self.no_connection(laddr, raddr, batch, i)
             if c < 0:
                 return
-        if self.v[c, T.QUEUE] != self.gv[T.G_QUEUE]:
+        if self.tcbs[c].queue != self.record.queue:
             self._move_queue(c)
-        if self.state(c) == T.SYN_SENT:
+        if self.state(c) == TcpState.SYN_SENT:
             self._in_syn_sent(c, batch, i)
         else:
-            self._in_other(c, batch, b, i)
-        if self.v[c, T.STATE] >= T.ESTABLISHED:
+            self._in_other(c, batch, i)
+        if self.state(c) >= TcpState.ESTABLISHED:
             self.touch(c)
 
     def _move_queue(self, c: int) -> None:
         """The flow arrives on another queue now: what it holds is that one's from now on."""
-        v, gv = self.v, self.gv
-        w.pledge(self.g, self.t, c, 0)
+        tcb, record = self.tcbs[c], self.record
+        calls.pledge(self.at, c, 0)
         queues = self.dev.rx_queues
-        if queues[v[c, T.QUEUE]].mp_params is not None and not gv[T.G_TOKENS]:
-            self.count(T.S_LEFT_QUEUE)
+        if queues[tcb.queue].mp_params is not None and not record.by_token:
+            self.stats.left_queue += 1
             log.warning(
                 "%s: the flow from %s to port %d left queue %d, whose memory is bound, for queue %d: its "
                 "payload is copied; steer the port",
-                self.dev.name, endpoint(self.remote(c), v[c, T.PORTS] >> 16),
-                v[c, T.PORTS] & 0xFFFF, v[c, T.QUEUE], gv[T.G_QUEUE],
+                self.dev.name, endpoint(self.remote(c), tcb.ports >> 16),
+                tcb.ports & 0xFFFF, tcb.queue, record.queue,
             )  # fmt: skip
         for sign in (-1, 1):
-            credit = T.G_CREDIT + T.CR_WORDS * v[c, T.QUEUE]
-            gv[credit + T.CR_OOO_N] += sign * v[c, T.OQ_BUFS]
-            v[c, T.QUEUE] = gv[T.G_QUEUE]
+            record.accounts[tcb.queue].ooo += sign * tcb.oq_bufs
+            tcb.queue = record.queue
 
-    def _reuse(self, c: int, b: memoryview, i: int) -> bool:
+    def _reuse(self, c: int, row: RxRow) -> bool:
         """RFC 6191: a new SYN beyond the old connection's numbers ends TIME-WAIT."""
-        if b[i, B_TFLAGS] & (SYN | ACK | RST) != SYN or not self.flag(c, T.CF_ORPHAN):
+        if row.tcp_flags & (SYN | ACK | RST) != SYN or not self.flag(c, Flag.ORPHAN):
             return False
-        newer = T.seq_lt(self.v[c, T.RCV_NXT], b[i, B_SEQ])
-        if self.flag(c, T.CF_TS) and b[i, B_TS]:
-            newer = newer or T.seq_lt(self.v[c, T.TS_RECENT], b[i, B_TSVAL])
+        tcb = self.tcbs[c]
+        newer = seq_lt(tcb.rcv_nxt, row.seq)
+        if self.flag(c, Flag.TS) and row.has_timestamp:
+            newer = newer or seq_lt(tcb.ts_recent, row.tsval)
         if newer:
-            self.floor = self.v[c, T.SND_NXT]
-            self.enter(c, T.CLOSED)
+            self.floor = tcb.snd_nxt
+            self.enter(c, TcpState.CLOSED)
             self.free_row(c)
-            self.count(T.S_TIME_WAIT_REUSED)
+            self.stats.time_wait_reused += 1
         return bool(newer)
 
     def _in_syn_sent(self, c: int, batch: RxBatch, i: int) -> None:
         """3.10.7.3."""
-        b = batch.rows.data
-        v, flags = self.v, b[i, B_TFLAGS]
+        row, tcb = batch.row(i), self.tcbs[c]
+        flags = row.tcp_flags
         if flags & ACK and not (
-            T.seq_lt(v[c, T.ISS], b[i, B_ACK]) and T.seq_le(b[i, B_ACK], v[c, T.SND_NXT])
+            seq_lt(tcb.iss, row.ack) and seq_le(row.ack, tcb.snd_nxt)
         ):
             if not flags & RST:
                 self.reset_for(batch, i)
             return
         if flags & RST:
             if flags & ACK:
-                self.count(T.S_RESETS_IN)
+                self.stats.resets_in += 1
                 self.closed(c, errno.ECONNREFUSED)
             return
         if not flags & SYN:
             return
-        self.read_syn(c, b, i)
+        self.read_syn(c, row)
         if flags & ACK:
-            v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
-            v[c, T.SND_UNA] = b[i, B_ACK]
+            tcb.timers.rto = tcb.backoff = tcb.user_retries = 0
+            tcb.snd_una = row.ack
             self._first_round_trip(c)
-            self.enter(c, T.ESTABLISHED)
-            self.set_flag(c, T.CF_ACK_NOW)
+            self.enter(c, TcpState.ESTABLISHED)
+            self.set_flag(c, Flag.ACK_NOW)
         else:  # simultaneous open
-            self.enter(c, T.SYN_RECEIVED)
-            v[c, T.RTO_AT] = 0
+            self.enter(c, TcpState.SYN_RECEIVED)
+            tcb.timers.rto = 0
             self._send_syn(c)
 
-    def _in_other(self, c: int, batch: RxBatch, b: memoryview, i: int) -> None:
+    def _in_other(self, c: int, batch: RxBatch, i: int) -> None:
         """3.10.7.4: sequence number, RST, SYN, ACK, data, FIN, in that order."""
-        v, flags, seq, length = self.v, b[i, B_TFLAGS], b[i, B_SEQ], b[i, B_LEN]
-        v[c, T.LAST_IN] = self.now
-        v[c, T.KEEP_PROBES] = 0
-        if self._is_old(c, b, i):
-            self.count(T.S_PAWS)
+        tcb, row = self.tcbs[c], batch.row(i)
+        flags, seq, length = row.tcp_flags, row.seq, row.len
+        tcb.last_in = self.now
+        tcb.keep_probes = 0
+        if self._is_old(c, row):
+            self.stats.paws += 1
             if length:
-                sack.dsack_note(self.t, c, seq, length)
-            self.set_flag(c, T.CF_ACK_NOW)
+                calls.duplicate_in(self.at, c, seq, length)
+            self.set_flag(c, Flag.ACK_NOW)
             return
         if not self._acceptable(c, seq, length + bool(flags & SYN) + bool(flags & FIN)):
-            if flags & SYN and v[c, T.STATE] == T.SYN_RECEIVED and seq == v[c, T.IRS]:
+            if flags & SYN and tcb.state == TcpState.SYN_RECEIVED and seq == tcb.irs:
                 self._send_syn(c)  # our SYN-ACK was lost
             elif not flags & RST:
-                self.count(T.S_DUP_DROPPED if T.seq_lt(seq, v[c, T.RCV_NXT]) else T.S_BEYOND_WINDOW)
-                if length and T.seq_lt(seq, v[c, T.RCV_NXT]):
-                    sack.dsack_note(self.t, c, seq, length)
-                self.set_flag(c, T.CF_ACK_NOW)
-                if seq == v[c, T.RCV_NXT] and flags & ACK and not flags & SYN:
+                if seq_lt(seq, tcb.rcv_nxt):
+                    self.stats.dup_dropped += 1
+                else:
+                    self.stats.beyond_window += 1
+                if length and seq_lt(seq, tcb.rcv_nxt):
+                    calls.duplicate_in(self.at, c, seq, length)
+                self.set_flag(c, Flag.ACK_NOW)
+                if seq == tcb.rcv_nxt and flags & ACK and not flags & SYN:
                     self._acknowledgement(c, batch, i)  # window closed: its ACK still counts
-                elif v[c, T.STATE] == T.TIME_WAIT:
-                    self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
+                elif tcb.state == TcpState.TIME_WAIT:
+                    self.timer(c, "wait", self.config.time_wait_ns)
             return
         if flags & RST:
-            if seq == v[c, T.RCV_NXT]:
-                self.count(T.S_RESETS_IN)
-                refused = v[c, T.STATE] == T.SYN_RECEIVED
+            if seq == tcb.rcv_nxt:
+                self.stats.resets_in += 1
+                refused = tcb.state == TcpState.SYN_RECEIVED
                 self.closed(c, errno.ECONNREFUSED if refused else errno.ECONNRESET)
             else:
                 self._challenge(c)
@@ -258,186 +241,184 @@ class Tcp(Opening):
             return
         if not flags & ACK:
             return
-        if self.flag(c, T.CF_TS) and b[i, B_TS] and T.seq_le(seq, v[c, T.LAST_ACK_SENT]):
-            v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
+        if self.flag(c, Flag.TS) and row.has_timestamp and seq_le(seq, tcb.last_ack_sent):
+            tcb.ts_recent, tcb.ts_recent_at = row.tsval, self.now
         if not self._acknowledgement(c, batch, i):
             return
-        if length and v[c, T.STATE] in (T.ESTABLISHED, T.FIN_WAIT_1, T.FIN_WAIT_2):
-            if self.flag(c, T.CF_ORPHAN):
-                self._segment(c, v[c, T.SND_NXT], RST | ACK)
-                self.count(T.S_OUT_RST)
+        if length and tcb.state in (TcpState.ESTABLISHED, TcpState.FIN_WAIT_1, TcpState.FIN_WAIT_2):
+            if self.flag(c, Flag.ORPHAN):
+                self._segment(c, tcb.snd_nxt, RST | ACK)
+                self.stats.out_rst += 1
                 self.closed(c, errno.ECONNRESET)
                 return
-            before, queued = v[c, T.RCV_NXT], v[c, T.OQ_BUFS]
-            k.tcp_data(self.g, self.t, self.e, batch.rows, i, c)
-            gained = T.seq_diff(v[c, T.RCV_NXT], before)
-            k.received(self.g, self.t, c, gained)
-            if v[c, T.OQ_BUFS] or queued or gained < length:
+            queued = tcb.oq_bufs
+            gained = calls.data_in(self.at, c, batch.at, i)
+            if tcb.oq_bufs or queued or gained < length:
                 # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
                 # that the peer sees as many duplicates as segments arrived behind the gap.
-                o.tcp_ack(self.g, self.t, self.e, c, self.dev.tx.meta, self.dev.tx.rows)
+                calls.acknowledge(self.at, c)
         if flags & FIN:
-            v[c, T.FIN_SEQ] = (seq + length) & T.MASK32
-            self.set_flag(c, T.CF_FIN_SEEN)
-        if self.flag(c, T.CF_FIN_SEEN) and v[c, T.RCV_NXT] == v[c, T.FIN_SEQ]:
+            tcb.fin_seq = (seq + length) & MASK32
+            self.set_flag(c, Flag.FIN_SEEN)
+        if self.flag(c, Flag.FIN_SEEN) and tcb.rcv_nxt == tcb.fin_seq:
             self._fin(c)
 
-    def _is_old(self, c: int, b: memoryview, i: int) -> bool:
+    def _is_old(self, c: int, row: RxRow) -> bool:
         """Protection against wrapped sequence numbers (RFC 7323, 5): the timestamp is an older one.
 
         After 24 days of silence the one that is known means nothing any more (5.5).
         """
-        v = self.v
-        if not self.flag(c, T.CF_TS) or not b[i, B_TS] or b[i, B_TFLAGS] & RST:
+        tcb = self.tcbs[c]
+        if not self.flag(c, Flag.TS) or not row.has_timestamp or row.tcp_flags & RST:
             return False
-        if self.now - v[c, T.TS_RECENT_AT] > PAWS_NS:
+        if self.now - tcb.ts_recent_at > PAWS_NS:
             return False
-        return bool(T.seq_lt(b[i, B_TSVAL], v[c, T.TS_RECENT]))
+        return bool(seq_lt(row.tsval, tcb.ts_recent))
 
     def _acceptable(self, c: int, seq: int, length: int) -> bool:
         """3.4, table 6."""
-        v = self.v
-        nxt, edge = v[c, T.RCV_NXT], v[c, T.RCV_ADV]
+        tcb = self.tcbs[c]
+        nxt, edge = tcb.rcv_nxt, tcb.rcv_adv
         if nxt == edge:
             return length == 0 and seq == nxt
         if length == 0:
-            return bool(T.seq_le(nxt, seq) and T.seq_lt(seq, edge))
-        end = (seq + length - 1) & T.MASK32
-        return bool(T.seq_lt(seq, edge) and T.seq_le(nxt, end))
+            return bool(seq_le(nxt, seq) and seq_lt(seq, edge))
+        end = (seq + length - 1) & MASK32
+        return bool(seq_lt(seq, edge) and seq_le(nxt, end))
 
     def _challenge(self, c: int) -> None:
         """RFC 5961: answer what might be forged with an ACK, but not more often than twice a second (7)."""
-        v = self.v
-        if not v[c, T.CHALLENGED_AT] or self.now - v[c, T.CHALLENGED_AT] >= CHALLENGE_NS:
-            v[c, T.CHALLENGED_AT] = self.now
-            self.count(T.S_CHALLENGE_ACK)
-            self.set_flag(c, T.CF_ACK_NOW)
+        tcb = self.tcbs[c]
+        if not tcb.challenged_at or self.now - tcb.challenged_at >= CHALLENGE_NS:
+            tcb.challenged_at = self.now
+            self.stats.challenge_ack += 1
+            self.set_flag(c, Flag.ACK_NOW)
 
     def _acknowledgement(self, c: int, batch: RxBatch, i: int) -> bool:
         """The ACK field, and the SACK option with it. False: nothing further of this segment counts."""
-        v, b = self.v, batch.rows.data
-        ack = b[i, B_ACK]
-        if v[c, T.STATE] == T.SYN_RECEIVED:
-            if not (T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_NXT])):
+        row, tcb = batch.row(i), self.tcbs[c]
+        ack = row.ack
+        if tcb.state == TcpState.SYN_RECEIVED:
+            if not (seq_lt(tcb.snd_una, ack) and seq_le(ack, tcb.snd_nxt)):
                 self.reset_for(batch, i)
                 return False
-            self._established(c, b, i)
-        una = v[c, T.SND_UNA]
-        if T.seq_lt(v[c, T.SND_NXT], ack) or T.seq_diff(una, ack) > v[c, T.MAX_SND_WND]:
-            self.count(T.S_BAD_ACK)  # RFC 5961, section 5
+            self._established(c, row)
+        una = tcb.snd_una
+        if seq_lt(tcb.snd_nxt, ack) or seq_diff(una, ack) > tcb.max_snd_wnd:
+            self.stats.bad_ack += 1  # RFC 5961, section 5
             self._challenge(c)
             return False
-        wnd = b[i, B_WND] << v[c, T.SND_SCALE]
-        if v[c, T.PERSIST_AT] or not wnd:
-            v[c, T.USER_RETRIES] = 0  # a probe was answered, or what is sent again into a closed window
-        advanced = bool(T.seq_lt(una, ack))
-        echo = b[i, B_TSECR] if self.flag(c, T.CF_TS) and b[i, B_TS] else -1
+        wnd = row.window << tcb.snd_scale
+        if tcb.timers.persist or not wnd:
+            tcb.user_retries = 0  # a probe was answered, or what is sent again into a closed window
+        advanced = bool(seq_lt(una, ack))
+        echo = row.tsecr if self.flag(c, Flag.TS) and row.has_timestamp else -1
         if advanced:
-            rec.advance_una(self.g, self.t, self.e, c, ack, echo, self.dev.tx.meta)
-        elif ack == una and b[i, B_LEN] == 0 and not b[i, B_TFLAGS] & FIN and wnd == v[c, T.SND_WND]:
-            if v[c, T.TQ_HEAD] and not self.flag(c, T.CF_SACK):
-                v[c, T.DUPACKS] += 1
+            calls.advance_una(self.at, c, ack, echo)
+        elif ack == una and row.len == 0 and not row.tcp_flags & FIN and wnd == tcb.snd_wnd:
+            if tcb.tq_head and not self.flag(c, Flag.SACK):
+                tcb.dupacks += 1
         duplicate = False
-        if b[i, B_SACK] and self.flag(c, T.CF_SACK):
-            option = b[i, B_HDR] + b[i, B_SACK]
+        if row.sack and self.flag(c, Flag.SACK):
+            option = row.header + row.sack
             size = ctypes.c_uint8.from_address(option + 1).value
-            duplicate = bool(rec.sack_in(self.g, self.t, self.e, c, option, size, ack, echo))
-        if v[c, T.TQ_HEAD] or self.flag(c, T.CF_RECOVERY | T.CF_LOSS) or v[c, T.TLP_END] >= 0:
-            rec.after_ack(self.g, self.t, self.e, c, v[c, T.SND_UNA], advanced, duplicate)
-        if T.seq_lt(v[c, T.SND_WL1], b[i, B_SEQ]) or (
-            v[c, T.SND_WL1] == b[i, B_SEQ] and T.seq_le(v[c, T.SND_WL2], ack)
+            duplicate = calls.sack_in(self.at, c, option, size, ack, echo)
+        if tcb.tq_head or self.flag(c, Flag.RECOVERY | Flag.LOSS) or tcb.tlp_end >= 0:
+            calls.after_ack(self.at, c, tcb.snd_una, advanced, duplicate)
+        if seq_lt(tcb.snd_wl1, row.seq) or (
+            tcb.snd_wl1 == row.seq and seq_le(tcb.snd_wl2, ack)
         ):
-            v[c, T.SND_WND], v[c, T.SND_WL1], v[c, T.SND_WL2] = wnd, b[i, B_SEQ], ack
-            v[c, T.MAX_SND_WND] = max(v[c, T.MAX_SND_WND], wnd)
-            if wnd and v[c, T.PERSIST_AT]:
-                v[c, T.PERSIST_AT] = v[c, T.BACKOFF] = 0
+            tcb.snd_wnd, tcb.snd_wl1, tcb.snd_wl2 = wnd, row.seq, ack
+            tcb.max_snd_wnd = max(tcb.max_snd_wnd, wnd)
+            if wnd and tcb.timers.persist:
+                tcb.timers.persist = tcb.backoff = 0
         return self._fin_acked(c)
 
     def _fin_acked(self, c: int) -> bool:
         """State changes when our FIN is acknowledged."""
-        v = self.v
-        if self.flag(c, T.CF_FIN_SENT) and v[c, T.SND_UNA] == v[c, T.SND_NXT]:
-            state = v[c, T.STATE]
-            if state == T.FIN_WAIT_1:
-                self.enter(c, T.FIN_WAIT_2)
-                if self.flag(c, T.CF_ORPHAN):
-                    self.timer(c, T.WAIT_AT, self.config.fin_wait_ns)
-            elif state == T.CLOSING:
+        tcb = self.tcbs[c]
+        if self.flag(c, Flag.FIN_SENT) and tcb.snd_una == tcb.snd_nxt:
+            state = tcb.state
+            if state == TcpState.FIN_WAIT_1:
+                self.enter(c, TcpState.FIN_WAIT_2)
+                if self.flag(c, Flag.ORPHAN):
+                    self.timer(c, "wait", self.config.fin_wait_ns)
+            elif state == TcpState.CLOSING:
                 self._time_wait(c)
-            elif state == T.LAST_ACK:
+            elif state == TcpState.LAST_ACK:
                 self.closed(c, 0)
                 return False
         return True
 
-    def _established(self, c: int, b: memoryview, i: int) -> None:
-        v = self.v
-        self.enter(c, T.FIN_WAIT_1 if self.flag(c, T.CF_FIN_QUEUED) else T.ESTABLISHED)
-        v[c, T.RTO_AT] = v[c, T.BACKOFF] = v[c, T.USER_RETRIES] = 0
-        v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND] << v[c, T.SND_SCALE]
-        v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
-        v[c, T.SND_UNA] = (v[c, T.ISS] + 1) & T.MASK32
+    def _established(self, c: int, row: RxRow) -> None:
+        tcb = self.tcbs[c]
+        self.enter(c, TcpState.FIN_WAIT_1 if self.flag(c, Flag.FIN_QUEUED) else TcpState.ESTABLISHED)
+        tcb.timers.rto = tcb.backoff = tcb.user_retries = 0
+        tcb.snd_wnd = tcb.max_snd_wnd = row.window << tcb.snd_scale
+        tcb.snd_wl1, tcb.snd_wl2 = row.seq, row.ack
+        tcb.snd_una = (tcb.iss + 1) & MASK32
         self._first_round_trip(c)
-        w.pledge_anew(self.g, self.t, c)
-        w.note_starved(self.g, self.t, c)  # the SYN-ACK may have said that there is no window
+        calls.pledge_anew(self.at, c)
+        calls.note_starved(self.at, c)  # the SYN-ACK may have said that there is no window
         for listener in self.listeners.values():
-            if listener.id == v[c, T.LISTENER]:
+            if listener.id == tcb.listener:
                 listener.half_open.remove(c)
                 listener.ready.append(c)
 
     def _first_round_trip(self, c: int) -> None:
         """Our SYN was acknowledged: the first measure, unless it was sent more than once (RFC 6298)."""
-        v = self.v
-        v[c, T.RTO_AT] = 0
-        if v[c, T.RTT_SYN]:
-            rec.update_rtt(self.t, c, self.now - v[c, T.RTT_SYN])
-            v[c, T.MIN_RTT] = max(self.now - v[c, T.RTT_SYN], 1)
-        v[c, T.RTT_SYN] = 0
+        tcb = self.tcbs[c]
+        tcb.timers.rto = 0
+        if tcb.rtt_syn:
+            calls.round_trip(self.at, c, self.now - tcb.rtt_syn)
+            tcb.min_rtt = max(self.now - tcb.rtt_syn, 1)
+        tcb.rtt_syn = 0
 
     def _fin(self, c: int) -> None:
         """The peer's FIN is next in sequence."""
-        v = self.v
-        state = v[c, T.STATE]
-        if state in (T.CLOSE_WAIT, T.CLOSING, T.LAST_ACK, T.TIME_WAIT):
+        tcb = self.tcbs[c]
+        state = tcb.state
+        if state in (TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT):
             return
-        v[c, T.RCV_NXT] = (v[c, T.RCV_NXT] + 1) & T.MASK32
-        if T.seq_lt(v[c, T.RCV_ADV], v[c, T.RCV_NXT]):
-            v[c, T.RCV_ADV] = v[c, T.RCV_NXT]
-        self.set_flag(c, T.CF_ACK_NOW)
-        if state == T.ESTABLISHED:
-            self.enter(c, T.CLOSE_WAIT)
-        elif state == T.FIN_WAIT_1:
-            self.enter(c, T.CLOSING)
+        tcb.rcv_nxt = (tcb.rcv_nxt + 1) & MASK32
+        if seq_lt(tcb.rcv_adv, tcb.rcv_nxt):
+            tcb.rcv_adv = tcb.rcv_nxt
+        self.set_flag(c, Flag.ACK_NOW)
+        if state == TcpState.ESTABLISHED:
+            self.enter(c, TcpState.CLOSE_WAIT)
+        elif state == TcpState.FIN_WAIT_1:
+            self.enter(c, TcpState.CLOSING)
         else:
             self._time_wait(c)
 
     def _time_wait(self, c: int) -> None:
-        v = self.v
-        self.enter(c, T.TIME_WAIT)
-        v[c, T.RTO_AT] = v[c, T.PERSIST_AT] = v[c, T.PTO_AT] = v[c, T.REO_AT] = v[c, T.KEEP_AT] = 0
-        self.timer(c, T.WAIT_AT, self.config.time_wait_ns)
+        tcb = self.tcbs[c]
+        self.enter(c, TcpState.TIME_WAIT)
+        tcb.timers.rto = tcb.timers.persist = tcb.timers.pto = tcb.timers.reo = tcb.timers.keep = 0
+        self.timer(c, "wait", self.config.time_wait_ns)
 
     # -- the network below ------------------------------------------------------------------------
 
     def neighbour_up(self, address: int) -> None:
         """A neighbour's MAC became known or changed: update templates, send what waited for it."""
         high, low = ip_words(address)
-        v = self.v
-        for c in range(self.gv[T.G_ROWS]):
-            if v[c, T.STATE] and v[c, T.NEXT_HOP] == low and v[c, T.NEXT_HOP_HI] == high:
-                waited = not self.flag(c, T.CF_MAC)
+        for c in range(self.record.rows):
+            tcb = self.tcbs[c]
+            if tcb.state and tcb.next_hop == low and tcb.next_hop_hi == high:
+                waited = not self.flag(c, Flag.MAC)
                 self.template(c)
-                if waited and v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED):
-                    v[c, T.USER_RETRIES] = v[c, T.RTO_AT] = 0  # its time begins now
+                if waited and tcb.state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
+                    tcb.user_retries = tcb.timers.rto = 0  # its time begins now
                     self._send_syn(c)
 
     def icmp_error(self, error: IcmpError) -> None:
         """An ICMP error quotes a segment of ours (RFC 5927: it counts only if that is in flight)."""
-        v = self.v
         c = self.lookup(error.source, error.target, error.ports)
-        if c < 0 or v[c, T.STATE] == T.CLOSED:
+        if c < 0 or self.state(c) == TcpState.CLOSED:
             return
-        handshake = v[c, T.STATE] in (T.SYN_SENT, T.SYN_RECEIVED)
-        inside = T.seq_le(v[c, T.SND_UNA], error.seq) and T.seq_lt(error.seq, v[c, T.SND_NXT])
+        tcb = self.tcbs[c]
+        handshake = tcb.state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED)
+        inside = seq_le(tcb.snd_una, error.seq) and seq_lt(error.seq, tcb.snd_nxt)
         if not inside:
             return
         if error.mtu:
@@ -448,16 +429,16 @@ class Tcp(Opening):
 
     def _path_mtu(self, c: int, error: IcmpError) -> None:
         """RFC 1191 and 8201: smaller segments from now on, and what was too big once more."""
-        v = self.v
-        if error.mtu >= v[c, T.PATH_MTU]:
+        tcb = self.tcbs[c]
+        if error.mtu >= tcb.path_mtu:
             return
-        before = v[c, T.PATH_MTU]
-        v[c, T.PATH_MTU] = error.mtu
-        mss = max(self._room(c) - (12 if self.flag(c, T.CF_TS) else 0), MSS_LEAST)
-        if error.mtu < before and mss < v[c, T.MSS]:
-            self.count(T.S_PMTU)
+        before = tcb.path_mtu
+        tcb.path_mtu = error.mtu
+        mss = max(self._room(c) - (12 if self.flag(c, Flag.TS) else 0), MSS_LEAST)
+        if error.mtu < before and mss < tcb.mss:
+            self.stats.pmtu += 1
             self.ip.note_mtu(error)
-            v[c, T.MSS] = mss
-            v[c, T.CWND] = max(v[c, T.CWND], 2 * mss)
-            rec.all_lost(self.t, self.e, c)
+            tcb.mss = mss
+            tcb.cwnd = max(tcb.cwnd, 2 * mss)
+            calls.all_lost(self.at, c)
             self.output(c)

@@ -23,29 +23,15 @@ from netmem.base.formats import (
     TCP_HLEN,
     is_ip4,
 )
-from netmem.inet.tcp import cookies
+from netmem.base.record import address_of
+from netmem.inet.tcp import calls, cookies
 from netmem.inet.tcp import output as o
-from netmem.inet.tcp import tcb as T
-from netmem.inet.tcp import window as w
-from netmem.inet.tcp.answer import answer
+from netmem.inet.tcp.answer import Answer, answer
 from netmem.inet.tcp.connections import MSS_DEFAULT, Listener
 from netmem.inet.tcp.cookies import Offer
+from netmem.inet.tcp.tcb import MASK32, Flag, TcpState, seq_le, seq_lt
 from netmem.inet.tcp.timers import Timed
-from netmem.netdev.batch import RxBatch
-from netmem.netdev.words import (
-    B_ACK,
-    B_HDR,
-    B_L4,
-    B_LEN,
-    B_LIN,
-    B_PORTS,
-    B_SEQ,
-    B_TFLAGS,
-    B_TS,
-    B_TSECR,
-    B_TSVAL,
-    B_WND,
-)
+from netmem.netdev.batch import RxBatch, RxRow
 
 MSS_LEAST = 48
 REUSE_GAP = 128_000
@@ -81,152 +67,150 @@ class Opening(Timed):
 
     def no_connection(self, laddr: int, raddr: int, batch: RxBatch, i: int) -> int:
         """A segment for no connection (3.10.7.1 and 2): a row for it to go on with, or -1."""
-        b = batch.rows.data
-        flags = b[i, B_TFLAGS]
-        listener = self.listeners.get(b[i, B_PORTS] & 0xFFFF)
+        row = batch.row(i)
+        flags = row.tcp_flags
+        listener = self.listeners.get(row.ports & 0xFFFF)
         if flags & RST:
             return -1
         if listener is not None and flags & (SYN | ACK) == ACK and self.cookies.expected(self.now):
-            irs = (b[i, B_SEQ] - 1) & T.MASK32
-            mss = self._cookie_mss(laddr, raddr, b, i, irs)
+            irs = (row.seq - 1) & MASK32
+            mss = self._cookie_mss(laddr, raddr, row, irs)
             # What is no cookie may be the second segment of a peer whose first was lost: no reset.
-            return self._cookie_back(listener, laddr, raddr, b, i, mss, irs) if mss else -1
+            return self._cookie_back(listener, laddr, raddr, row, mss, irs) if mss else -1
         if listener is None or flags & ACK or not flags & SYN:
-            self.count(T.S_NO_SOCKET)
+            self.stats.no_socket += 1
             self.reset_for(batch, i)
         elif flags & FIN:
-            self.count(T.S_SYN_DROPPED)
+            self.stats.syn_dropped += 1
         else:
             self._passive_open(listener, laddr, raddr, batch, i)
         return -1
 
     def reset_for(self, batch: RxBatch, i: int) -> None:
         """RST for a segment that belongs to nobody (RFC 9293, 3.10.7.1)."""
-        b = batch.rows.data
-        length = b[i, B_LEN] + bool(b[i, B_TFLAGS] & SYN) + bool(b[i, B_TFLAGS] & FIN)
-        if b[i, B_TFLAGS] & ACK:
-            sent = self._answer(batch, i, b[i, B_ACK], 0, RST)
+        row = batch.row(i)
+        length = row.len + bool(row.tcp_flags & SYN) + bool(row.tcp_flags & FIN)
+        if row.tcp_flags & ACK:
+            sent = self._answer(batch, i, row.ack, 0, RST)
         else:
-            sent = self._answer(batch, i, 0, (b[i, B_SEQ] + length) & T.MASK32, RST | ACK)
+            sent = self._answer(batch, i, 0, (row.seq + length) & MASK32, RST | ACK)
         if sent:
-            self.count(T.S_OUT_RST)
+            self.stats.out_rst += 1
 
     def _answer(
         self, batch: RxBatch, i: int, seq: int, ack: int, flags: int, *,
         window: int = 0, mss: int = 0, scale: int = -1, sack: bool = False, stamp: int = -1, echo: int = 0,
     ) -> bool:  # fmt: skip
         """A segment of no connection, back to whoever sent packet ``i``."""
-        tx = self.dev.tx
-        return bool(
-            answer(
-                self.g, tx.meta, tx.rows, batch.rows, i, self.ip.mac, seq, ack, flags,
-                window, mss, scale, sack, stamp, echo,
-            )
+        said = Answer(
+            mac=self.ip.mac, seq=seq, ack=ack, flags=flags, window=window, mss=mss, scale=scale, sack=sack,
+            stamp=stamp, echo=echo,
         )  # fmt: skip
+        return answer(self.at, batch.at, i, address_of(said))
 
     def _cookie(self, laddr: int, raddr: int, batch: RxBatch, i: int) -> None:
         """The backlog is full: answer a SYN with a cookie, and remember nothing (RFC 4987, 3.6)."""
-        b = batch.rows.data
-        offer = self._offer(b, i)
-        seq, stamp = b[i, B_SEQ], -1
-        iss = self.cookies.make(offer, laddr, raddr, b[i, B_PORTS], seq, self.now)
+        row = batch.row(i)
+        offer = self._offer(row)
+        seq, stamp = row.seq, -1
+        iss = self.cookies.make(offer, laddr, raddr, row.ports, seq, self.now)
         if offer.stamp:
-            stamp = cookies.stamp(offer, (self.now // MS + self.gv[T.G_TS_BASE]) & T.MASK32)
+            stamp = cookies.stamp(offer, (self.now // MS + self.record.ts_base) & MASK32)
         room = self.ip.mtu(raddr) - (40 if is_ip4(raddr) else 60)
         told = offer if offer.stamp else cookies.offered(offer.mss, None)  # the rest travels in the timestamp
         sent = self._answer(
-            batch, i, iss, (seq + 1) & T.MASK32, SYN | ACK, window=min(cookies.WINDOW, self.config.rcvbuf),
+            batch, i, iss, (seq + 1) & MASK32, SYN | ACK, window=min(cookies.WINDOW, self.config.rcvbuf),
             mss=min(self.config.mss or room, room), scale=self.scale if told.scale >= 0 else -1,
-            sack=told.sack, stamp=stamp, echo=b[i, B_TSVAL],
+            sack=told.sack, stamp=stamp, echo=row.tsval,
         )  # fmt: skip
         if sent:
-            self.count(T.S_COOKIES_OUT)
+            self.stats.cookies_out += 1
 
-    def _cookie_mss(self, laddr: int, raddr: int, b: memoryview, i: int, irs: int) -> int:
+    def _cookie_mss(self, laddr: int, raddr: int, row: RxRow, irs: int) -> int:
         """The MSS of the cookie that an ACK brings back to a SYN with number ``irs``, 0 when it is none."""
-        cookie = (b[i, B_ACK] - 1) & T.MASK32
-        mss = self.cookies.mss(cookie, laddr, raddr, b[i, B_PORTS], irs, self.now)
+        cookie = (row.ack - 1) & MASK32
+        mss = self.cookies.mss(cookie, laddr, raddr, row.ports, irs, self.now)
         if not mss:
-            self.count(T.S_COOKIES_BAD)
+            self.stats.cookies_bad += 1
         return mss
 
-    def cookie_instead(self, c: int, laddr: int, raddr: int, b: memoryview, i: int) -> int:
+    def cookie_instead(self, c: int, laddr: int, raddr: int, row: RxRow) -> int:
         """The row to go on with, or -1, for a segment to a half-open connection.
 
         Another than ``c`` when its ACK brings back a cookie: the network had doubled the SYN, one copy was
         answered with a cookie, the other, when the backlog had room again, with a connection of other
         numbers. The peer goes on with what it had first.
         """
-        ack, v = b[i, B_ACK], self.v
-        if b[i, B_TFLAGS] & (SYN | ACK | RST) != ACK or not self.cookies.expected(self.now):
+        ack, tcb = row.ack, self.tcbs[c]
+        if row.tcp_flags & (SYN | ACK | RST) != ACK or not self.cookies.expected(self.now):
             return c
-        if T.seq_lt(v[c, T.SND_UNA], ack) and T.seq_le(ack, v[c, T.SND_NXT]):
+        if seq_lt(tcb.snd_una, ack) and seq_le(ack, tcb.snd_nxt):
             return c
         listener = next((one for one in self.listeners.values() if c in one.half_open), None)
-        irs = v[c, T.IRS]
-        mss = self._cookie_mss(laddr, raddr, b, i, irs) if listener is not None else 0
+        irs = tcb.irs
+        mss = self._cookie_mss(laddr, raddr, row, irs) if listener is not None else 0
         if listener is None or not mss:
             return c
         self.closed(c, 0)
-        return self._cookie_back(listener, laddr, raddr, b, i, mss, irs)
+        return self._cookie_back(listener, laddr, raddr, row, mss, irs)
 
     def _cookie_back(
-        self, listener: Listener, laddr: int, raddr: int, b: memoryview, i: int, mss: int, irs: int
+        self, listener: Listener, laddr: int, raddr: int, row: RxRow, mss: int, irs: int
     ) -> int:
         """An ACK of a cookie makes the connection that its SYN asked for, half open; its row, or -1."""
         if len(listener.ready) >= listener.backlog:
-            self.count(T.S_BACKLOG_FULL)
+            self.stats.backlog_full += 1
             return -1
         try:
-            c = self.new_row(laddr, raddr, b[i, B_PORTS], self.gv[T.G_QUEUE])
+            c = self.new_row(laddr, raddr, row.ports, self.record.queue)
         except NetmemError:
             return -1
-        v = self.v
-        self.cookies.use((b[i, B_ACK] - 1) & T.MASK32, raddr, b[i, B_PORTS], self.gv[T.G_NOW])
-        self.set_initial_sequence(c, (b[i, B_ACK] - 1) & T.MASK32)
-        v[c, T.SND_NXT], v[c, T.SND_WL2] = b[i, B_ACK], b[i, B_ACK]
-        offer = cookies.offered(mss, b[i, B_TSECR] if b[i, B_TS] else None)
-        self._take_offer(c, offer, b, i, irs)
-        v[c, T.RCV_ADV] = (v[c, T.RCV_NXT] + min(cookies.WINDOW, v[c, T.RCV_BUF])) & T.MASK32
+        tcb = self.tcbs[c]
+        self.cookies.use((row.ack - 1) & MASK32, raddr, row.ports, self.now)
+        self.set_initial_sequence(c, (row.ack - 1) & MASK32)
+        tcb.snd_nxt, tcb.snd_wl2 = row.ack, row.ack
+        offer = cookies.offered(mss, row.tsecr if row.has_timestamp else None)
+        self._take_offer(c, offer, row, irs)
+        tcb.rcv_adv = (tcb.rcv_nxt + min(cookies.WINDOW, tcb.rcv_buf)) & MASK32
         self._half_open(listener, c)
-        self.count(T.S_COOKIES_IN)
+        self.stats.cookies_in += 1
         return c
 
     def _half_open(self, listener: Listener, c: int) -> None:
-        self.v[c, T.LISTENER] = listener.id
-        self.enter(c, T.SYN_RECEIVED)
+        self.tcbs[c].listener = listener.id
+        self.enter(c, TcpState.SYN_RECEIVED)
         listener.half_open.append(c)
 
     def _passive_open(
         self, listener: Listener, laddr: int, raddr: int, batch: RxBatch, i: int
     ) -> None:
         """A SYN for a listener (3.10.7.2)."""
-        b = batch.rows.data
+        row = batch.row(i)
         if len(listener.ready) >= listener.backlog:
-            self.count(T.S_BACKLOG_FULL)
+            self.stats.backlog_full += 1
             return
         if len(listener.half_open) >= listener.most_half_open or not self.has_row():
             self._cookie(laddr, raddr, batch, i)
             return
         try:
-            c = self.new_row(laddr, raddr, b[i, B_PORTS], self.gv[T.G_QUEUE])
+            c = self.new_row(laddr, raddr, row.ports, self.record.queue)
         except NetmemError:
             return
-        v = self.v
+        tcb = self.tcbs[c]
         if self.floor is not None:  # beyond what the old connection sent (RFC 1122, 4.2.2.13)
-            if T.seq_lt(v[c, T.ISS], self.floor + REUSE_GAP):
-                self.set_initial_sequence(c, (self.floor + REUSE_GAP) & T.MASK32)
+            if seq_lt(tcb.iss, self.floor + REUSE_GAP):
+                self.set_initial_sequence(c, (self.floor + REUSE_GAP) & MASK32)
             self.floor = None
-        self.read_syn(c, b, i)
+        self.read_syn(c, row)
         self._half_open(listener, c)
-        self.count(T.S_PASSIVE)
+        self.stats.passive += 1
         self._send_syn(c)
 
-    def _offer(self, b: memoryview, i: int) -> Offer:
+    def _offer(self, row: RxRow) -> Offer:
         """The options of a SYN (3.7.1, RFC 7323, RFC 2018)."""
         mss, scale, sack_ok = MSS_DEFAULT, -1, False
-        tcp = b[i, B_HDR] + b[i, B_L4] + TCP_HLEN
-        options = ctypes.string_at(tcp, max(0, b[i, B_LIN] - b[i, B_L4] - TCP_HLEN))
+        tcp = row.header + row.l4 + TCP_HLEN
+        options = ctypes.string_at(tcp, max(0, row.linear - row.l4 - TCP_HLEN))
         at = 0
         while at < len(options) and options[at] != OPT_END:
             if options[at] == OPT_NOP:
@@ -234,7 +218,7 @@ class Opening(Timed):
                 continue
             size = options[at + 1] if at + 1 < len(options) else 0
             if size < 2 or at + size > len(options):
-                self.count(T.S_BAD_OPTIONS)
+                self.stats.bad_options += 1
                 break
             if options[at] == OPT_MSS and size == 4:
                 mss = max(64, int.from_bytes(options[at + 2 : at + 4], "big"))
@@ -243,43 +227,43 @@ class Opening(Timed):
             elif options[at] == OPT_SACK_OK and size == 2:
                 sack_ok = True
             at += size
-        return Offer(mss, scale, sack_ok, bool(b[i, B_TS]))
+        return Offer(mss, scale, sack_ok, bool(row.has_timestamp))
 
-    def read_syn(self, c: int, b: memoryview, i: int) -> None:
+    def read_syn(self, c: int, row: RxRow) -> None:
         """Take the peer's initial sequence number and options."""
-        v = self.v
-        v[c, T.SND_WL1], v[c, T.SND_WL2] = b[i, B_SEQ], b[i, B_ACK]
-        v[c, T.SND_WND] = v[c, T.MAX_SND_WND] = b[i, B_WND]
-        self._take_offer(c, self._offer(b, i), b, i, b[i, B_SEQ])
+        tcb = self.tcbs[c]
+        tcb.snd_wl1, tcb.snd_wl2 = row.seq, row.ack
+        tcb.snd_wnd = tcb.max_snd_wnd = row.window
+        self._take_offer(c, self._offer(row), row, row.seq)
         self.first_window(c)
 
-    def _take_offer(self, c: int, offer: Offer, b: memoryview, i: int, irs: int) -> None:
+    def _take_offer(self, c: int, offer: Offer, row: RxRow, irs: int) -> None:
         """Agree on what a peer whose SYN had sequence number ``irs`` offered."""
-        v = self.v
-        v[c, T.IRS] = irs
-        v[c, T.RCV_NXT] = v[c, T.RCV_ADV] = (irs + 1) & T.MASK32
+        tcb = self.tcbs[c]
+        tcb.irs = irs
+        tcb.rcv_nxt = tcb.rcv_adv = (irs + 1) & MASK32
         if not offer.sack:
-            self.clear_flag(c, T.CF_SACK)
+            self.clear_flag(c, Flag.SACK)
         if offer.scale < 0:
-            self.clear_flag(c, T.CF_WSCALE)
-            v[c, T.RCV_SCALE] = 0
-            v[c, T.RCV_BUF] = min(v[c, T.RCV_BUF], 0xFFFF)
-        v[c, T.SND_SCALE] = max(offer.scale, 0)
+            self.clear_flag(c, Flag.WSCALE)
+            tcb.rcv_scale = 0
+            tcb.rcv_buf = min(tcb.rcv_buf, 0xFFFF)
+        tcb.snd_scale = max(offer.scale, 0)
         if offer.stamp:
-            v[c, T.TS_RECENT], v[c, T.TS_RECENT_AT] = b[i, B_TSVAL], self.now
+            tcb.ts_recent, tcb.ts_recent_at = row.tsval, self.now
         else:
-            self.clear_flag(c, T.CF_TS)
-            v[c, T.RCV_MSS] = v[c, T.ADV_MSS]
-        v[c, T.MSS] = max(min(offer.mss, self._room(c)) - (12 if offer.stamp else 0), MSS_LEAST)
-        v[c, T.CWND] = o.INITIAL_WINDOW * v[c, T.MSS]
+            self.clear_flag(c, Flag.TS)
+            tcb.rcv_mss = tcb.adv_mss
+        tcb.mss = max(min(offer.mss, self._room(c)) - (12 if offer.stamp else 0), MSS_LEAST)
+        tcb.cwnd = o.INITIAL_WINDOW * tcb.mss
 
     def first_window(self, c: int) -> None:
         """What a SYN or SYN-ACK may advertise, out of what the pool has left; nothing is pledged yet.
 
         Connections that are half open leave each other their part.
         """
-        v = self.v
+        tcb = self.tcbs[c]
         half_open = sum(len(listener.half_open) for listener in self.listeners.values())
-        buffers = int(w.room(self.g, self.t, c)) // (1 + half_open)
-        window = min(0xFFFF, v[c, T.RCV_BUF], buffers * v[c, T.PER])
-        v[c, T.RCV_ADV] = (v[c, T.RCV_NXT] + window) & T.MASK32
+        buffers = calls.room(self.at, c) // (1 + half_open)
+        window = min(0xFFFF, tcb.rcv_buf, buffers * tcb.per_buffer)
+        tcb.rcv_adv = (tcb.rcv_nxt + window) & MASK32

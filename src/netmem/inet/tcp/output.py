@@ -6,13 +6,8 @@ named by I/O address and never touched (``segment``).
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ACK,
-    FIN,
-    IP_HLEN,
-    PSH,
-    TCP_HLEN,
-)
+from netmem.base.arena import Words
+from netmem.base.formats import ACK, FIN, IP_HLEN, PSH, TCP_HLEN
 from netmem.base.jit import (
     inline_kernel,
     kernel,
@@ -20,7 +15,7 @@ from netmem.base.jit import (
 from netmem.base.native import (
     memcpy,
 )
-from netmem.inet.tcp.entries import entry_free, entry_take, until_sent
+from netmem.base.record import Word, address_of
 from netmem.inet.tcp.recovery import (
     MS,
     RTO_MAX,
@@ -31,202 +26,132 @@ from netmem.inet.tcp.recovery import (
     tq_merge,
     tq_split,
 )
-from netmem.inet.tcp.segment import (
-    IP_MAX,
-    payload,
-    piece,
-    tcp_header,
-)
+from netmem.inet.tcp.segment import IP_MAX, payload, tcp_header
+from netmem.inet.tcp.spans import piece
 from netmem.inet.tcp.tcb import (
-    BACKOFF,
-    BYTES_OUT,
-    CF_ACK_NOW,
-    CF_FIN_QUEUED,
-    CF_FIN_SENT,
-    CF_LIMITED,
-    CF_LOSS,
-    CF_NODELAY,
-    CF_RECOVERY,
-    CF_STARVED,
-    CF_TLP_RETRANS,
-    CLOSE_WAIT,
-    CLOSING,
-    CUBIC_EPOCH,
-    CWND,
-    DELACK_AT,
-    E_LEN,
-    E_NEXT,
-    E_SEQ,
-    ESTABLISHED,
-    FIN_WAIT_1,
-    FLAGS,
-    G_COUNTERS,
-    G_ECOUNT,
-    G_NOW,
-    G_ROWS,
-    G_TIMER,
-    G_TOUCHED,
-    G_TOUCHED_AT,
-    G_TURN,
-    G_ZC_HEAD,
-    G_ZC_TAIL,
-    LAST_ACK,
-    LAST_TIMER,
-    LOST,
     MASK32,
-    MAX_SND_WND,
-    MSS,
-    PERSIST_AT,
-    RETRANS,
-    RTO,
-    RTO_AT,
-    S_LOSS_PROBES,
-    S_OUT_ACKS,
-    S_PROBES,
-    S_RETRANS,
-    S_WINDOW_UPDATES,
-    SB_HEAD,
-    SB_HOST,
-    SB_SIZE,
-    SB_TAIL,
-    SND_NXT,
-    SND_SML,
-    SND_UNA,
-    SND_WND,
-    SP_HEAD,
-    SP_TAIL,
-    STATE,
-    STUCK_AT,
-    TLP_END,
-    TQ_HEAD,
-    TQ_TAIL,
-    USER_TIMEOUT,
-    X_STATE,
-    X_TIME,
-    XS_EVER,
-    XS_FIN,
-    XS_LOST,
-    XS_RETRANS,
-    XS_SACKED,
-    Y_CALL,
-    Y_IO,
-    Y_MARK,
-    Y_START,
+    TIMERS,
+    Flag,
+    Mark,
+    StackRecord,
+    Tcb,
+    TcpState,
+    sent_of,
     seq_diff,
     seq_lt,
+    tcb_of,
 )
 from netmem.inet.tcp.window import reclaim, window_update_due
-from netmem.netdev.words import T_HEAD
 
 FAR = 1 << 62
 INITIAL_WINDOW = 10  # segments (RFC 6928)
 
 
 @kernel
-def can_send(state):
+def can_send(state: int) -> bool:
     """True in states in which data (or its retransmission) may go out."""
     return (
-        state == ESTABLISHED
-        or state == CLOSE_WAIT
-        or state == FIN_WAIT_1
-        or state == CLOSING
-        or state == LAST_ACK
+        state == TcpState.ESTABLISHED
+        or state == TcpState.CLOSE_WAIT
+        or state == TcpState.FIN_WAIT_1
+        or state == TcpState.CLOSING
+        or state == TcpState.LAST_ACK
     )
 
 
 @kernel
-def start_timer(g, t, c):
+def start_timer(stack: StackRecord, tcb: Tcb) -> None:
     """Start the retransmission timer if it is not running (RFC 6298, 5.1); the user timeout bounds it."""
-    if t[c, RTO_AT] == 0:
-        t[c, RTO_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
-        if t[c, USER_TIMEOUT] > 0:
-            t[c, RTO_AT] = max(min(t[c, RTO_AT], t[c, STUCK_AT] + t[c, USER_TIMEOUT]), g[G_NOW] + MS)
-        arm(g, t[c, RTO_AT])
+    if tcb.timers.rto == 0:
+        tcb.timers.rto = stack.now + min(tcb.rto << min(tcb.backoff, 8), RTO_MAX)
+        if tcb.user_timeout > 0:
+            tcb.timers.rto = max(min(tcb.timers.rto, tcb.stuck_at + tcb.user_timeout), stack.now + MS)
+        arm(stack, tcb.timers.rto)
 
 
 @inline_kernel
-def longest(t, c):
+def longest(tcb: Tcb) -> int:
     """Most payload bytes of one transmit row: whole segments that an IP packet's length can say."""
-    return (IP_MAX - IP_HLEN - TCP_HLEN - 12) // t[c, MSS] * t[c, MSS]
+    return (IP_MAX - IP_HLEN - TCP_HLEN - 12) // tcb.mss * tcb.mss
 
 
 @kernel
-def tcp_resend(g, t, e, c, txm, txr, i, length):
+def tcp_resend(stack: StackRecord, tcb: Tcb, i: int, length: int) -> int:
     """Send the first ``length`` sequence numbers of entry ``i`` again. The row, or -1."""
-    data = length - (1 if e[i, X_STATE] & XS_FIN and length == e[i, E_LEN] else 0)
-    offset = t[c, SB_HEAD] + seq_diff(e[i, E_SEQ], t[c, SND_UNA])
-    fits = piece(t, e, c, offset, data) if data > 0 else 0
+    data = length - (1 if sent_of(stack, i).marks & Mark.FIN and length == sent_of(stack, i).len else 0)
+    offset = tcb.sb_head + seq_diff(sent_of(stack, i).seq, tcb.snd_una)
+    fits = piece(stack, tcb, offset, data) if data > 0 else 0
     if fits < data:
         length = data = fits
-    if length < e[i, E_LEN] and not tq_split(g, t, e, c, i, length):
+    if length < sent_of(stack, i).len and not tq_split(stack, tcb, i, length):
         return -1
-    fin = FIN if e[i, X_STATE] & XS_FIN else 0
-    r = tcp_header(g, t, e, c, txm, txr, e[i, E_SEQ], ACK | fin | (PSH if data > 0 else 0), data)
+    fin = FIN if sent_of(stack, i).marks & Mark.FIN else 0
+    r = tcp_header(stack, tcb, sent_of(stack, i).seq, ACK | fin | (PSH if data > 0 else 0), data)
     if r >= 0:
         if data > 0:
-            payload(t, e, c, txm, txr, r, offset, data)
-        if e[i, X_STATE] & XS_LOST and e[i, X_STATE] & XS_RETRANS == 0:
-            t[c, RETRANS] += e[i, E_LEN]
-            e[i, X_STATE] |= XS_RETRANS
-        e[i, X_STATE] |= XS_EVER
-        e[i, X_TIME] = g[G_NOW]
-        g[G_COUNTERS + S_RETRANS] += 1
-        start_timer(g, t, c)
+            payload(stack, tcb, r, offset, data)
+        if sent_of(stack, i).marks & Mark.LOST and sent_of(stack, i).marks & Mark.RETRANS == 0:
+            tcb.retrans += sent_of(stack, i).len
+            sent_of(stack, i).marks |= Mark.RETRANS
+        sent_of(stack, i).marks |= Mark.EVER
+        sent_of(stack, i).time = stack.now
+        stack.counters.retrans += 1
+        start_timer(stack, tcb)
     return r
 
 
 @kernel
-def send_lost(g, t, e, c, txm, txr):
+def send_lost(stack: StackRecord, tcb: Tcb) -> int:
     """What was lost goes first, as far as the congestion window allows (RFC 6675, 4, NextSeg). Rows or -1."""
     used = 0
-    i = t[c, TQ_HEAD]
-    while i != 0 and t[c, LOST] > t[c, RETRANS]:
-        if e[i, X_STATE] & (XS_LOST | XS_RETRANS) == XS_LOST:
-            room = t[c, CWND] - pipe(t, c)
-            if room <= 0 and t[c, RETRANS] > 0:
+    i = tcb.tq_head
+    while i != 0 and tcb.lost > tcb.retrans:
+        if sent_of(stack, i).marks & (Mark.LOST | Mark.RETRANS) == Mark.LOST:
+            room = tcb.cwnd - pipe(tcb)
+            if room <= 0 and tcb.retrans > 0:
                 break  # the first goes out whatever is in the network (RFC 6675, 5, step 4.3)
-            room = min(max(room // t[c, MSS], 1) * t[c, MSS], longest(t, c))
-            if e[i, E_LEN] < room:
-                tq_merge(g, t, e, c, i, room)
-            if tcp_resend(g, t, e, c, txm, txr, i, min(e[i, E_LEN], room)) < 0:
+            room = min(max(room // tcb.mss, 1) * tcb.mss, longest(tcb))
+            if sent_of(stack, i).len < room:
+                tq_merge(stack, tcb, i, room)
+            if tcp_resend(stack, tcb, i, min(sent_of(stack, i).len, room)) < 0:
                 return -1
             used += 1
-        i = e[i, E_NEXT]
+        i = sent_of(stack, i).next
     return used
 
 
 @kernel
-def tcp_output(g, t, e, c, txm, txr, force):
+def tcp_output(stack: StackRecord, tcb: Tcb, force: int) -> int:
     """Send what was lost, what windows allow, the FIN behind the last byte, or an acknowledgement due.
 
     ``force`` sends a part of a segment that silly window avoidance would hold back. Returns rows
     used, or -1 when rows or entries ran out and it has to be called again.
     """
     used = 0
-    if can_send(t[c, STATE]):
-        if t[c, LOST] > t[c, RETRANS]:
-            used = send_lost(g, t, e, c, txm, txr)
+    if can_send(tcb.state):
+        if tcb.lost > tcb.retrans:
+            used = send_lost(stack, tcb)
             if used < 0:
                 return -1
-        mss, big = t[c, MSS], longest(t, c)
+        mss, big = tcb.mss, longest(tcb)
         fresh = False
         while True:
-            flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
-            unsent = t[c, SB_TAIL] - t[c, SB_HEAD] - flight
-            if t[c, FLAGS] & CF_FIN_SENT:
+            flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
+            unsent = tcb.sb_tail - tcb.sb_head - flight
+            if tcb.flags & Flag.FIN_SENT:
                 unsent = 0
-            room = t[c, CWND] - pipe(t, c)
-            window = min(t[c, SND_WND] - flight, room)
+            room = tcb.cwnd - pipe(tcb)
+            window = min(tcb.snd_wnd - flight, room)
             length = min(min(unsent, window), big)
             if unsent > 0:
-                if (room <= mss and t[c, CWND] < t[c, SND_WND]) or (length < unsent and room < unsent):
-                    t[c, FLAGS] |= CF_LIMITED
+                if (room <= mss and tcb.cwnd < tcb.snd_wnd) or (length < unsent and room < unsent):
+                    tcb.flags |= Flag.LIMITED
                 else:
-                    t[c, FLAGS] &= ~CF_LIMITED
+                    tcb.flags &= ~Flag.LIMITED
             if length > 0:
-                length = piece(t, e, c, t[c, SB_HEAD] + flight, length)
+                length = piece(stack, tcb, tcb.sb_head + flight, length)
             fin = 0
-            if t[c, FLAGS] & (CF_FIN_QUEUED | CF_FIN_SENT) == CF_FIN_QUEUED and length == unsent >= 0:
+            if tcb.flags & (Flag.FIN_QUEUED | Flag.FIN_SENT) == Flag.FIN_QUEUED and length == unsent >= 0:
                 if window >= length:
                     fin = FIN
             if length <= 0 and fin == 0:
@@ -236,206 +161,156 @@ def tcp_output(g, t, e, c, txm, txr, force):
             if fin == 0 and length < mss:
                 # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896), which holds
                 # a short segment back only while another short one is not acknowledged.
-                free = t[c, FLAGS] & CF_NODELAY or not seq_lt(t[c, SND_UNA], t[c, SND_SML])
+                free = tcb.flags & Flag.NODELAY or not seq_lt(tcb.snd_una, tcb.snd_sml)
                 all_of_it = length == unsent and (flight == 0 or free)
-                cut = t[c, SP_HEAD] != 0 and length < min(unsent, window)
-                if not all_of_it and not cut and not force and length < t[c, MAX_SND_WND] >> 1:
+                cut = tcb.sp_head != 0 and length < min(unsent, window)
+                if not all_of_it and not cut and not force and length < tcb.max_snd_wnd >> 1:
                     break
-            if g[G_ECOUNT] == 0:
+            if stack.free_entries == 0:
                 return -1
             flags = ACK | fin | (PSH if length == unsent and length > 0 else 0)
-            r = tcp_header(g, t, e, c, txm, txr, t[c, SND_NXT], flags, length)
+            r = tcp_header(stack, tcb, tcb.snd_nxt, flags, length)
             if r < 0:
                 return -1
             if length > 0:
-                payload(t, e, c, txm, txr, r, t[c, SB_HEAD] + flight, length)
+                payload(stack, tcb, r, tcb.sb_head + flight, length)
             if flight == 0:
-                if g[G_NOW] - t[c, STUCK_AT] > t[c, RTO]:  # idle: start anew (RFC 5681, 4.1)
-                    t[c, CWND] = min(t[c, CWND], INITIAL_WINDOW * mss)
-                    t[c, CUBIC_EPOCH] = 0
-                t[c, STUCK_AT] = g[G_NOW]
+                if stack.now - tcb.stuck_at > tcb.rto:  # idle: start anew (RFC 5681, 4.1)
+                    tcb.cwnd = min(tcb.cwnd, INITIAL_WINDOW * mss)
+                    tcb.cubic_epoch = 0
+                tcb.stuck_at = stack.now
             numbers = length + (1 if fin else 0)
-            tq_append(g, t, e, c, t[c, SND_NXT], numbers, XS_FIN if fin else 0)
-            t[c, SND_NXT] = (t[c, SND_NXT] + numbers) & MASK32
-            t[c, BYTES_OUT] += length
+            tq_append(stack, tcb, tcb.snd_nxt, numbers, Mark.FIN if fin else 0)
+            tcb.snd_nxt = (tcb.snd_nxt + numbers) & MASK32
+            tcb.bytes_out += length
             if length % mss != 0:
-                t[c, SND_SML] = t[c, SND_NXT]
+                tcb.snd_sml = tcb.snd_nxt
             if fin:
-                t[c, FLAGS] |= CF_FIN_SENT
-            start_timer(g, t, c)
-            t[c, PERSIST_AT] = 0
+                tcb.flags |= Flag.FIN_SENT
+            start_timer(stack, tcb)
+            tcb.timers.persist = 0
             fresh = True
             used += 1
         if fresh:
-            schedule_probe(g, t, c)
-        unsent = t[c, SB_TAIL] - t[c, SB_HEAD]
-        if t[c, SND_NXT] == t[c, SND_UNA] and unsent > 0 and t[c, PERSIST_AT] == 0:
+            schedule_probe(stack, tcb)
+        unsent = tcb.sb_tail - tcb.sb_head
+        if tcb.snd_nxt == tcb.snd_una and unsent > 0 and tcb.timers.persist == 0:
             # Nothing in flight, something to send: only the peer's window holds it back.
-            if t[c, BACKOFF] == 0:
-                t[c, STUCK_AT] = g[G_NOW]
-            t[c, PERSIST_AT] = g[G_NOW] + min(t[c, RTO] << min(t[c, BACKOFF], 8), RTO_MAX)
-            arm(g, t[c, PERSIST_AT])
-    if t[c, FLAGS] & CF_ACK_NOW:
-        if tcp_ack(g, t, e, c, txm, txr) < 0:
+            if tcb.backoff == 0:
+                tcb.stuck_at = stack.now
+            tcb.timers.persist = stack.now + min(tcb.rto << min(tcb.backoff, 8), RTO_MAX)
+            arm(stack, tcb.timers.persist)
+    if tcb.flags & Flag.ACK_NOW:
+        if tcp_ack(stack, tcb) < 0:
             return -1
         used += 1
     return used
 
 
 @kernel
-def tcp_ack(g, t, e, c, txm, txr):
+def tcp_ack(stack: StackRecord, tcb: Tcb) -> int:
     """A bare acknowledgement."""
-    r = tcp_header(g, t, e, c, txm, txr, t[c, SND_NXT], ACK, 0)
+    r = tcp_header(stack, tcb, tcb.snd_nxt, ACK, 0)
     if r >= 0:
-        g[G_COUNTERS + S_OUT_ACKS] += 1
+        stack.counters.out_acks += 1
     else:
-        t[c, FLAGS] |= CF_ACK_NOW
-        t[c, DELACK_AT] = g[G_NOW] + MS
-        arm(g, t[c, DELACK_AT])
+        tcb.flags |= Flag.ACK_NOW
+        tcb.timers.delack = stack.now + MS
+        arm(stack, tcb.timers.delack)
     return r
 
 
 @kernel
-def loss_probe(g, t, e, c, txm, txr):
+def loss_probe(stack: StackRecord, tcb: Tcb) -> None:
     """RFC 8985, 7.3: one segment of new data, or the last one again, to provoke an acknowledgement."""
-    flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
-    if flight <= 0 or t[c, FLAGS] & (CF_RECOVERY | CF_LOSS):
+    flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
+    if flight <= 0 or tcb.flags & (Flag.RECOVERY | Flag.LOSS):
         return
-    g[G_COUNTERS + S_LOSS_PROBES] += 1
-    unsent = t[c, SB_TAIL] - t[c, SB_HEAD] - flight
-    before = t[c, SND_NXT]
-    if unsent > 0 and t[c, FLAGS] & CF_FIN_SENT == 0 and t[c, SND_WND] > flight:
-        cwnd = t[c, CWND]
-        t[c, CWND] = pipe(t, c) + min(min(t[c, MSS], unsent), t[c, SND_WND] - flight)
-        t[c, TLP_END] = 0  # no further probe is armed
-        tcp_output(g, t, e, c, txm, txr, True)
-        t[c, CWND] = cwnd
-        t[c, FLAGS] &= ~CF_TLP_RETRANS
-    if t[c, SND_NXT] == before:
-        i = t[c, TQ_TAIL]
-        over = e[i, E_LEN] - t[c, MSS]
-        if over > 0 and tq_split(g, t, e, c, i, over):
-            i = e[i, E_NEXT]
-        if e[i, X_STATE] & XS_SACKED == 0:
-            tcp_resend(g, t, e, c, txm, txr, i, e[i, E_LEN])
-        t[c, FLAGS] |= CF_TLP_RETRANS
-    t[c, TLP_END] = t[c, SND_NXT]
-    t[c, RTO_AT] = 0
-    start_timer(g, t, c)
+    stack.counters.loss_probes += 1
+    unsent = tcb.sb_tail - tcb.sb_head - flight
+    before = tcb.snd_nxt
+    if unsent > 0 and tcb.flags & Flag.FIN_SENT == 0 and tcb.snd_wnd > flight:
+        cwnd = tcb.cwnd
+        tcb.cwnd = pipe(tcb) + min(min(tcb.mss, unsent), tcb.snd_wnd - flight)
+        tcb.tlp_end = 0  # no further probe is armed
+        tcp_output(stack, tcb, True)
+        tcb.cwnd = cwnd
+        tcb.flags &= ~Flag.TLP_RETRANS
+    if tcb.snd_nxt == before:
+        i = tcb.tq_tail
+        over = sent_of(stack, i).len - tcb.mss
+        if over > 0 and tq_split(stack, tcb, i, over):
+            i = sent_of(stack, i).next
+        if sent_of(stack, i).marks & Mark.SACKED == 0:
+            tcp_resend(stack, tcb, i, sent_of(stack, i).len)
+        tcb.flags |= Flag.TLP_RETRANS
+    tcb.tlp_end = tcb.snd_nxt
+    tcb.timers.rto = 0
+    start_timer(stack, tcb)
 
 
 @kernel
-def tcp_probe(g, t, e, c, txm, txr):
+def tcp_probe(stack: StackRecord, tcb: Tcb) -> int:
     """A window or keepalive probe: an old sequence number without data, which must be answered."""
-    g[G_COUNTERS + S_PROBES] += 1
-    return tcp_header(g, t, e, c, txm, txr, (t[c, SND_UNA] - 1) & MASK32, ACK, 0)
+    stack.counters.probes += 1
+    return tcp_header(stack, tcb, (tcb.snd_una - 1) & MASK32, ACK, 0)
 
 
 @kernel
-def tcp_flush(g, t, e, txm, txr):
+def tcp_flush(stack: StackRecord) -> None:
     """Output for every connection that the batch touched; those that find no row try again soon."""
-    for n in range(g[G_TOUCHED]):
-        c = g[G_TOUCHED_AT + n]
-        if t[c, STATE] >= ESTABLISHED and tcp_output(g, t, e, c, txm, txr, False) < 0:
-            t[c, DELACK_AT] = g[G_NOW] + MS
-            arm(g, t[c, DELACK_AT])
-    g[G_TOUCHED] = 0
+    for n in range(stack.touched):
+        tcb = tcb_of(stack, Word.nth(stack.touched_list, n).value)
+        if tcb.state >= TcpState.ESTABLISHED and tcp_output(stack, tcb, False) < 0:
+            tcb.timers.delack = stack.now + MS
+            arm(stack, tcb.timers.delack)
+    stack.touched = 0
 
 
 @kernel
-def window_updates(g, t, e, txm, txr):
+def window_updates(stack: StackRecord) -> int:
     """Tell starved peers that the pool has room again, in turn; how many were told."""
-    reclaim(g, t)
-    told, rows, first = 0, g[G_ROWS], g[G_TURN]
+    reclaim(stack)
+    told, rows, first = 0, stack.rows, stack.turn
     for n in range(rows):
         c = (first + n) % rows
-        if t[c, FLAGS] & CF_STARVED and window_update_due(g, t, c):
-            if tcp_ack(g, t, e, c, txm, txr) < 0:
+        tcb = tcb_of(stack, c)
+        if tcb.flags & Flag.STARVED and window_update_due(stack, tcb):
+            if tcp_ack(stack, tcb) < 0:
                 break
-            g[G_COUNTERS + S_WINDOW_UPDATES] += 1
-            g[G_TURN] = c + 1
+            stack.counters.window_updates += 1
+            stack.turn = c + 1
             told += 1
     return told
 
 
 @kernel
-def write_send_buffer(t, c, src, length):
+def write_send_buffer(tcb: Tcb, src: int, length: int) -> int:
     """Copy bytes of the application into the send buffer; how many had room."""
-    room = t[c, SB_SIZE] - (t[c, SB_TAIL] - t[c, SB_HEAD])
+    room = tcb.sb_size - (tcb.sb_tail - tcb.sb_head)
     length = min(length, room)
     if length > 0:
-        at = t[c, SB_TAIL] % t[c, SB_SIZE]
-        first = min(length, t[c, SB_SIZE] - at)
-        memcpy(t[c, SB_HOST] + at, src, first)
+        at = tcb.sb_tail % tcb.sb_size
+        first = min(length, tcb.sb_size - at)
+        memcpy(tcb.sb_host + at, src, first)
         if length > first:
-            memcpy(t[c, SB_HOST], src + first, length - first)
-        t[c, SB_TAIL] += length
+            memcpy(tcb.sb_host, src + first, length - first)
+        tcb.sb_tail += length
     return length
 
 
 @kernel
-def spans_done(g, e, txm, out):
-    """Spans that no transmit row names any more: the numbers of their calls into ``out``; how many."""
-    n = 0
-    i = g[G_ZC_HEAD]
-    while i != 0 and n < out.shape[0] and e[i, Y_MARK] <= txm[T_HEAD]:
-        following = e[i, E_NEXT]
-        out[n] = e[i, Y_CALL]
-        n += 1
-        entry_free(g, e, i)
-        i = following
-    g[G_ZC_HEAD] = i
-    if i == 0:
-        g[G_ZC_TAIL] = 0
-    return n
-
-
-@kernel
-def note_sent(g, e, call, mark):
-    """A datagram from device memory is over when the transmit row before ``mark`` is. False: no entry."""
-    i = entry_take(g, e, 0, 0)
-    if i == 0:
-        return False
-    e[i, Y_CALL] = call
-    until_sent(g, e, i, mark)
-    return True
-
-
-@kernel
-def add_span(g, t, e, c, io, length, call):
-    """``length`` bytes at an I/O address of device memory go behind what is to be sent.
-
-    1: as a span of its own; 0: they lengthen the last one; -1: no entry is left.
-    """
-    tail = t[c, SP_TAIL]
-    if tail != 0 and e[tail, Y_CALL] == call and e[tail, Y_IO] + e[tail, E_LEN] == io:
-        if e[tail, Y_START] + e[tail, E_LEN] == t[c, SB_TAIL]:
-            e[tail, E_LEN] += length
-            t[c, SB_TAIL] += length
-            return 0
-    i = entry_take(g, e, 0, length)
-    if i == 0:
-        return -1
-    e[i, Y_START], e[i, Y_IO], e[i, Y_CALL], e[i, Y_MARK] = t[c, SB_TAIL], io, call, 0
-    if tail != 0:
-        e[tail, E_NEXT] = i
-    else:
-        t[c, SP_HEAD] = i
-    t[c, SP_TAIL] = i
-    t[c, SB_TAIL] += length
-    return 1
-
-
-@kernel
-def tcp_timers(g, t, out):
-    """Rows with a timer that has run out, into ``out``; works out when the next one does."""
-    now, soonest, n = g[G_NOW], FAR, 0
-    for c in range(g[G_ROWS]):
-        if t[c, STATE] == 0:
+def tcp_timers(stack: StackRecord, out: Words) -> int:
+    """Blocks with a timer that has run out, into ``out``; works out when the next one does."""
+    now, soonest, n = stack.now, FAR, 0
+    for c in range(stack.rows):
+        tcb = tcb_of(stack, c)
+        if tcb.state == TcpState.CLOSED:
             continue
         due = False
-        for word in range(RTO_AT, LAST_TIMER + 1):
-            at = t[c, word]
+        timers = address_of(tcb.timers)
+        for k in range(TIMERS):
+            at = Word.nth(timers, k).value
             if at != 0:
                 if at <= now:
                     due = True
@@ -444,5 +319,5 @@ def tcp_timers(g, t, out):
         if due and n < out.shape[0]:
             out[n] = c
             n += 1
-    g[G_TIMER] = soonest if n < out.shape[0] else now
+    stack.timer = soonest if n < out.shape[0] else now
     return n

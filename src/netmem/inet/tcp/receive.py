@@ -1,195 +1,200 @@
 """From receive queue to application: frags by token, copies of readable data, tokens back (kernels).
 
-A socket's token arena ``tok`` has a header, two words for each token (netmem, pool; once returned 0 and
-the netmem with its sign changed), and a stack of free tokens. Tokens are numbered from 1
-(SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED).
+Tokens are numbered from 1 (SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED); a socket's table has a slot for each.
 """
 
 from __future__ import annotations
 
+from netmem.base.arena import Words
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
+from netmem.base.record import Record, Word, i64
 from netmem.inet.tcp.entries import entry_free
-from netmem.inet.tcp.tcb import (
-    CF_ACK_NOW,
-    CR_AVAIL,
-    CR_POOL,
-    CR_WORDS,
-    E_KIND,
-    E_LEN,
-    E_NETMEM,
-    E_NEXT,
-    E_OFFSET,
-    E_POOL,
-    EK_FRAG,
-    ESTABLISHED,
-    FLAGS,
-    G_CREDIT,
-    QUEUE,
-    RQ_BUFS,
-    RQ_BYTES,
-    RQ_HEAD,
-    RQ_TAIL,
-    STATE,
-    USER,
-)
+from netmem.inet.tcp.tcb import EntryKind, Flag, StackRecord, Tcb, TcpState, account_of, entry_of, tcb_of
 from netmem.inet.tcp.window import note_starved, trim, was_read, window_update_due
 from netmem.memory.kernels import pp_available, pp_host_address, pp_put, set_holder
 from netmem.memory.layout import Holder, PoolRecord
 from netmem.memory.ref import offset_of
 from netmem.memory.shadow import netmem_of
 
-TK_FREE = 0  # free tokens
-TK_CAPACITY = 1
-TK_STACK = 2  # word offset of the stack
-TK_DUE = 3  # out: a window update should be sent
-TK_SLOTS = 8
+
+class TokenTable(Record):
+    """A socket's tokens."""
+
+    capacity: i64
+    free: i64  # tokens
+    stack: i64  # address: a word for each token, the free ones first
+    slots: i64  # address of the TokenSlot of token 1
+    due: i64  # out: a window update should be sent
+    left: i64  # out: tokens of other pools, which were not freed
+
+
+class TokenSlot(Record):
+    """A token. Of one that was returned ``pool`` says which netmem it stood for, with its sign changed."""
+
+    netmem: i64  # 0: returned, or never given out
+    pool: i64  # handle
 
 
 @inline_kernel
-def pop_entry(g, t, e, c):
+def slot_of(table: TokenTable, token: int) -> TokenSlot:
+    """The slot of a token."""
+    return TokenSlot.nth(table.slots, token - 1)
+
+
+@inline_kernel
+def token_take(table: TokenTable, pool: PoolRecord, netmem: int) -> int:
+    """A free token, which stands for a netmem from now on."""
+    table.free -= 1
+    token = Word.nth(table.stack, table.free).value
+    slot = slot_of(table, token)
+    slot.netmem, slot.pool = netmem, pool.handle
+    set_holder(pool, netmem, Holder.USER)
+    return token
+
+
+@inline_kernel
+def pop_entry(stack: StackRecord, tcb: Tcb) -> None:
     """Take the first entry off the receive queue."""
-    i = t[c, RQ_HEAD]
-    t[c, RQ_HEAD] = e[i, E_NEXT]
-    if e[i, E_NEXT] == 0:
-        t[c, RQ_TAIL] = 0
-    t[c, RQ_BUFS] -= 1
-    entry_free(g, e, i)
+    i = tcb.rq_head
+    tcb.rq_head = entry_of(stack, i).next
+    if tcb.rq_head == 0:
+        tcb.rq_tail = 0
+    tcb.rq_bufs -= 1
+    entry_free(stack, i)
 
 
 @kernel
-def frags_out(g, t, e, c, tok, pool_at, handle, binding, out, limit):
+def frags_out(stack_at: int, c: int, table_at: int, pool_at: int, out: Words, limit: int) -> int:
     """Hand out frags of one pool, up to ``limit`` bytes, as rows of struct dmabuf_cmsg.
 
     A frag that the limit cuts keeps its rest in the queue, with a reference and token of its own.
     """
-    pool = PoolRecord.at(pool_at)
+    stack, table, pool = StackRecord.at(stack_at), TokenTable.at(table_at), PoolRecord.at(pool_at)
+    tcb = tcb_of(stack, c)
     n, asked = 0, limit
-    while n < out.shape[0] and limit > 0:
-        i = t[c, RQ_HEAD]
-        if i == 0 or e[i, E_KIND] != EK_FRAG or e[i, E_POOL] != handle or tok[TK_FREE] == 0:
+    while n < out.shape[0] and limit > 0 and tcb.rq_head != 0:
+        entry = entry_of(stack, tcb.rq_head)
+        if entry.kind != EntryKind.FRAG or entry.pool != pool.handle or table.free == 0:
             break
-        ref, offset, size = e[i, E_NETMEM], e[i, E_OFFSET], e[i, E_LEN]
-        free = tok[TK_FREE] - 1
-        token = tok[tok[TK_STACK] + free]
-        tok[TK_FREE] = free
-        at = TK_SLOTS + 2 * (token - 1)
-        tok[at], tok[at + 1] = ref, handle
-        set_holder(pool, ref, Holder.USER)
-        t[c, USER] += 1
-        start = offset_of(ref, pool.shift) + offset
-        take = min(size, limit)
-        out[n, 0] = start
+        token = token_take(table, pool, entry.netmem)
+        tcb.user += 1
+        take = min(entry.len, limit)
+        out[n, 0] = offset_of(entry.netmem, pool.shift) + entry.offset
         out[n, 1] = take | token << 32
-        out[n, 2] = binding
+        out[n, 2] = pool.binding
         n += 1
-        t[c, RQ_BYTES] -= take
+        tcb.rq_bytes -= take
         limit -= take
-        if take < size:
-            netmem_of(pool, ref).pp_ref_count += 1
-            e[i, E_OFFSET] += take
-            e[i, E_LEN] -= take
+        if take < entry.len:
+            netmem_of(pool, entry.netmem).pp_ref_count += 1
+            entry.offset += take
+            entry.len -= take
         else:
-            pop_entry(g, t, e, c)
-    was_read(g, t, c, asked - limit)
+            pop_entry(stack, tcb)
+    was_read(stack, tcb, asked - limit)
     return n
 
 
 @kernel
-def copy_out(g, t, e, c, tok, pool_at, handle, dst, limit, linear_only):
+def copy_out(
+    stack_at: int, c: int, table_at: int, pool_at: int, dst: int, limit: int, linear_only: bool
+) -> int:
     """Copy readable data of one pool to the application; returns bytes copied."""
-    pool = PoolRecord.at(pool_at)
+    stack, pool = StackRecord.at(stack_at), PoolRecord.at(pool_at)
+    tcb = tcb_of(stack, c)
     done = 0
-    while done < limit:
-        i = t[c, RQ_HEAD]
-        if i == 0 or e[i, E_POOL] != handle:
+    while done < limit and tcb.rq_head != 0:
+        entry = entry_of(stack, tcb.rq_head)
+        if entry.pool != pool.handle or (linear_only and entry.kind == EntryKind.FRAG):
             break
-        if linear_only and e[i, E_KIND] == EK_FRAG:
-            break
-        ref = e[i, E_NETMEM]
-        take = min(e[i, E_LEN], limit - done)
-        memcpy(dst + done, pp_host_address(pool, ref, e[i, E_OFFSET]), take)
+        take = min(entry.len, limit - done)
+        memcpy(dst + done, pp_host_address(pool, entry.netmem, entry.offset), take)
         done += take
-        t[c, RQ_BYTES] -= take
-        if take < e[i, E_LEN]:
-            e[i, E_OFFSET] += take
-            e[i, E_LEN] -= take
+        tcb.rq_bytes -= take
+        if take < entry.len:
+            entry.offset += take
+            entry.len -= take
         else:
-            pop_entry(g, t, e, c)
-            pp_put(pool, ref, False)
-    was_read(g, t, c, done)
-    note_window(g, t, c, tok, pool_at, handle)
+            netmem = entry.netmem
+            pop_entry(stack, tcb)
+            pp_put(pool, netmem, False)
+    was_read(stack, tcb, done)
+    note_window(stack, tcb, TokenTable.at(table_at), pool)
     return done
 
 
 @kernel
-def note_window(g, t, c, tok, pool_at, handle):
+def note_window(stack: StackRecord, tcb: Tcb, table: TokenTable, pool: PoolRecord) -> None:
     """Work out the pool's room anew, and whether the peer should be told.
 
     Only the payload pool of the connection's queue counts: buffers may come back to a pool that the
     queue has no more, or to the header pool.
     """
-    tok[TK_DUE] = 0
-    if t[c, STATE] < ESTABLISHED:
+    table.due = 0
+    if tcb.state < TcpState.ESTABLISHED:
         return
-    credit = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    if g[credit + CR_POOL] == handle:
-        g[credit + CR_AVAIL] = pp_available(PoolRecord.at(pool_at))
-        trim(g, t, t[c, QUEUE])
-    note_starved(g, t, c)
-    if window_update_due(g, t, c):
-        t[c, FLAGS] |= CF_ACK_NOW
-        tok[TK_DUE] = 1
+    account = account_of(stack, tcb)
+    if account.pool == pool.handle:
+        account.available = pp_available(pool)
+        trim(stack, tcb.queue)
+    note_starved(stack, tcb)
+    if window_update_due(stack, tcb):
+        tcb.flags |= Flag.ACK_NOW
+        table.due = 1
 
 
 @kernel
-def tokens_back(g, t, c, tok, tokens, n, pool_at, handle):
-    """SO_DEVMEM_DONTNEED for tokens of one pool; returns how many were freed.
+def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, pool_at: int) -> int:
+    """SO_DEVMEM_DONTNEED for ``tokens[:n]`` of one pool; returns how many were freed.
 
-    Unknown and repeated tokens are skipped, and so are tokens of other pools: ``tokens`` keeps
-    those, compacted to its front, and their number stands in the token arena at TK_DUE + 1.
+    Unknown and repeated tokens are skipped, and so are tokens of other pools: ``tokens`` keeps those,
+    compacted to its front, and TokenTable.left has their number. ``c`` -1: no connection's window opens.
     """
-    pool = PoolRecord.at(pool_at)
+    stack, table, pool = StackRecord.at(stack_at), TokenTable.at(table_at), PoolRecord.at(pool_at)
     freed = 0
     other = 0
-    capacity = tok[TK_CAPACITY]
     for k in range(n):
-        token = tokens[k]
-        if token < 1 or token > capacity:
+        token = int(tokens[k])
+        if token < 1 or token > table.capacity:
             continue
-        at = TK_SLOTS + 2 * (token - 1)
-        ref = tok[at]
-        if ref == 0:
+        slot = slot_of(table, token)
+        netmem = slot.netmem
+        if netmem == 0:
             continue
-        if tok[at + 1] != handle:
+        if slot.pool != pool.handle:
             tokens[other] = token
             other += 1
             continue
-        tok[at], tok[at + 1] = 0, -ref
-        tok[tok[TK_STACK] + tok[TK_FREE]] = token
-        tok[TK_FREE] += 1
-        pp_put(pool, ref, False)
+        slot.netmem, slot.pool = 0, -netmem
+        Word.nth(table.stack, table.free).value = token
+        table.free += 1
+        pp_put(pool, netmem, False)
         freed += 1
-    tok[TK_DUE + 1] = other
+    table.left = other
     if c >= 0:
-        t[c, USER] -= freed
-        note_window(g, t, c, tok, pool_at, handle)
+        tcb = tcb_of(stack, c)
+        tcb.user -= freed
+        note_window(stack, tcb, table, pool)
     return freed
 
 
 @kernel
-def tokens_repeated(tok, tokens):
+def tokens_repeated(table_at: int, tokens: Words) -> int:
     """A netmem of which a token was returned before, or stands twice among ``tokens``; 0 without."""
+    table = TokenTable.at(table_at)
     found = 0
-    for token in tokens:
-        if 1 <= token <= tok[TK_CAPACITY]:
-            at = TK_SLOTS + 2 * (token - 1)
-            if tok[at] < 0 or (tok[at] == 0 and tok[at + 1] < 0):
-                found = -tok[at] if tok[at] < 0 else -tok[at + 1]
+    for k in range(len(tokens)):
+        if 1 <= tokens[k] <= table.capacity:
+            slot = slot_of(table, int(tokens[k]))
+            if slot.netmem < 0:
+                found = -slot.netmem
+            elif slot.netmem == 0 and slot.pool < 0:
+                found = -slot.pool
             else:
-                tok[at] = -tok[at]  # seen
-    for token in tokens:
-        if 1 <= token <= tok[TK_CAPACITY]:
-            at = TK_SLOTS + 2 * (token - 1)
-            tok[at] = abs(tok[at])
+                slot.netmem = -slot.netmem  # seen
+    for k in range(len(tokens)):
+        if 1 <= tokens[k] <= table.capacity:
+            slot = slot_of(table, int(tokens[k]))
+            slot.netmem = abs(slot.netmem)
     return found

@@ -9,79 +9,9 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be32
-from netmem.inet.tcp.entries import entry_free, entry_take, until_sent
-from netmem.inet.tcp.tcb import (
-    BACKOFF,
-    CF_LIMITED,
-    CF_LOSS,
-    CF_RECOVERY,
-    CF_REORDERED,
-    CF_SACK,
-    CF_TLP_RETRANS,
-    CUBIC_EPOCH,
-    CUBIC_K,
-    CUBIC_WEST,
-    CUBIC_WMAX,
-    CWND,
-    DUPACKS,
-    E_LEN,
-    E_NEXT,
-    E_SEQ,
-    FLAGS,
-    G_COUNTERS,
-    G_NOW,
-    G_TIMER,
-    G_TS_BASE,
-    LOST,
-    MASK32,
-    MIN_RTT,
-    MSS,
-    PTO_AT,
-    RACK_END,
-    RACK_FACK,
-    RACK_MULT,
-    RACK_PERSIST,
-    RACK_ROUND,
-    RACK_RTT,
-    RACK_TIME,
-    RECOVER,
-    REO_AT,
-    RETRANS,
-    RTO,
-    RTO_AT,
-    RTTVAR,
-    S_DSACK_IN,
-    S_FAST_RETRANS,
-    S_LOSS_RACK,
-    S_SACK_IN,
-    SACKED,
-    SB_HEAD,
-    SB_TAIL,
-    SND_NXT,
-    SND_UNA,
-    SP_HEAD,
-    SP_NEXT,
-    SP_TAIL,
-    SRTT,
-    SSTHRESH,
-    STUCK_AT,
-    TLP_END,
-    TQ_HEAD,
-    TQ_TAIL,
-    USER_RETRIES,
-    X_STATE,
-    X_TIME,
-    XS_EVER,
-    XS_FIN,
-    XS_LOST,
-    XS_RETRANS,
-    XS_SACKED,
-    Y_START,
-    seq_diff,
-    seq_le,
-    seq_lt,
-)
-from netmem.netdev.words import T_TAIL
+from netmem.inet.tcp.entries import entry_free, entry_take
+from netmem.inet.tcp.spans import spans_acked
+from netmem.inet.tcp.tcb import MASK32, Flag, Mark, StackRecord, Tcb, sent_of, seq_diff, seq_le, seq_lt
 
 MS = 1_000_000
 RTO_MIN = 200 * MS
@@ -95,344 +25,329 @@ ALPHA = 3 * (1 - BETA) / (1 + BETA)
 
 
 @kernel
-def arm(g, at):
+def arm(stack: StackRecord, at: int) -> None:
     """Remember that a timer runs out at ``at``."""
-    if at < g[G_TIMER]:
-        g[G_TIMER] = at
+    if at < stack.timer:
+        stack.timer = at
 
 
 # -- round trips and the congestion window ------------------------------------------------------
 
 
 @kernel
-def update_rtt(t, c, rtt):
+def update_rtt(tcb: Tcb, rtt: int) -> None:
     """RFC 6298, section 2: smooth a measured round trip of ``rtt`` ns, and set the timeout."""
     if rtt > RTO_MAX:
         return
-    if t[c, SRTT] == 0:
-        t[c, SRTT], t[c, RTTVAR] = max(rtt, 1), rtt // 2
+    if tcb.srtt == 0:
+        tcb.srtt, tcb.rttvar = max(rtt, 1), rtt // 2
     else:
-        t[c, RTTVAR] += (abs(t[c, SRTT] - rtt) - t[c, RTTVAR]) // 4
-        t[c, SRTT] = max(1, t[c, SRTT] + (rtt - t[c, SRTT]) // 8)
-    t[c, RTO] = min(max(t[c, SRTT] + max(4 * t[c, RTTVAR], MS), RTO_MIN), RTO_MAX)
+        tcb.rttvar += (abs(tcb.srtt - rtt) - tcb.rttvar) // 4
+        tcb.srtt = max(1, tcb.srtt + (rtt - tcb.srtt) // 8)
+    tcb.rto = min(max(tcb.srtt + max(4 * tcb.rttvar, MS), RTO_MIN), RTO_MAX)
 
 
 @kernel
-def cubic_grow(g, t, c, acked):
+def cubic_grow(stack: StackRecord, tcb: Tcb, acked: int) -> None:
     """New data was acknowledged: slow start, or RFC 9438, section 4."""
-    cwnd, mss = t[c, CWND], t[c, MSS]
-    if cwnd < t[c, SSTHRESH]:
-        t[c, CWND] = min(cwnd + acked, CWND_MAX)
+    cwnd, mss = tcb.cwnd, tcb.mss
+    if cwnd < tcb.ssthresh:
+        tcb.cwnd = min(cwnd + acked, CWND_MAX)
         return
-    if t[c, CUBIC_EPOCH] == 0:
-        t[c, CUBIC_EPOCH], t[c, CUBIC_WEST] = g[G_NOW], cwnd
-        if cwnd < t[c, CUBIC_WMAX]:
-            segments = (t[c, CUBIC_WMAX] - cwnd) / mss
-            t[c, CUBIC_K] = int((segments / CUBIC_C) ** (1 / 3) * 1e9)
+    if tcb.cubic_epoch == 0:
+        tcb.cubic_epoch, tcb.cubic_west = stack.now, cwnd
+        if cwnd < tcb.cubic_wmax:
+            segments = (tcb.cubic_wmax - cwnd) / mss
+            tcb.cubic_k = int((segments / CUBIC_C) ** (1 / 3) * 1e9)
         else:
-            t[c, CUBIC_K], t[c, CUBIC_WMAX] = 0, cwnd
-    since = (g[G_NOW] - t[c, CUBIC_EPOCH] - t[c, CUBIC_K]) / 1e9
-    now = CUBIC_C * since * since * since * mss + t[c, CUBIC_WMAX]
-    then = since + t[c, SRTT] / 1e9
-    target = CUBIC_C * then * then * then * mss + t[c, CUBIC_WMAX]
-    alpha = 1.0 if t[c, CUBIC_WEST] >= t[c, CUBIC_WMAX] else ALPHA
-    t[c, CUBIC_WEST] += max(1, int(alpha * mss * acked / cwnd))
-    if now < t[c, CUBIC_WEST]:  # as friendly to Reno as Reno (4.3)
-        cwnd = max(cwnd, t[c, CUBIC_WEST])
+            tcb.cubic_k, tcb.cubic_wmax = 0, cwnd
+    since = (stack.now - tcb.cubic_epoch - tcb.cubic_k) / 1e9
+    now = CUBIC_C * since * since * since * mss + tcb.cubic_wmax
+    then = since + tcb.srtt / 1e9
+    target = CUBIC_C * then * then * then * mss + tcb.cubic_wmax
+    alpha = 1.0 if tcb.cubic_west >= tcb.cubic_wmax else ALPHA
+    tcb.cubic_west += max(1, int(alpha * mss * acked / cwnd))
+    if now < tcb.cubic_west:  # as friendly to Reno as Reno (4.3)
+        cwnd = max(cwnd, tcb.cubic_west)
     else:
         target = min(max(target, float(cwnd)), 1.5 * cwnd)
         cwnd += int((target - cwnd) * acked / cwnd)
-    t[c, CWND] = min(cwnd, CWND_MAX)
+    tcb.cwnd = min(cwnd, CWND_MAX)
 
 
 @kernel
-def cubic_reduce(t, c):
+def cubic_reduce(tcb: Tcb) -> None:
     """A loss: RFC 9438, sections 4.6 and 4.7. Sets SSTHRESH."""
-    flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
-    cwnd = min(t[c, CWND], max(flight, 2 * t[c, MSS]))
-    t[c, CUBIC_WMAX] = int(cwnd * (1 + BETA) / 2) if cwnd < t[c, CUBIC_WMAX] else cwnd
-    t[c, CUBIC_EPOCH] = 0
-    t[c, SSTHRESH] = max(int(cwnd * BETA), 2 * t[c, MSS])
+    flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
+    cwnd = min(tcb.cwnd, max(flight, 2 * tcb.mss))
+    tcb.cubic_wmax = int(cwnd * (1 + BETA) / 2) if cwnd < tcb.cubic_wmax else cwnd
+    tcb.cubic_epoch = 0
+    tcb.ssthresh = max(int(cwnd * BETA), 2 * tcb.mss)
 
 
 # -- the chain of what is in flight -------------------------------------------------------------
 
 
 @inline_kernel
-def pipe(t, c):
+def pipe(tcb: Tcb) -> int:
     """Bytes that are in the network, as far as one can tell (RFC 6675, section 4)."""
-    bytes_ = seq_diff(t[c, SND_NXT], t[c, SND_UNA]) - t[c, SACKED] - t[c, LOST] + t[c, RETRANS]
-    if t[c, FLAGS] & CF_SACK == 0:
-        bytes_ -= t[c, DUPACKS] * t[c, MSS]
+    bytes_ = seq_diff(tcb.snd_nxt, tcb.snd_una) - tcb.sacked - tcb.lost + tcb.retrans
+    if tcb.flags & Flag.SACK == 0:
+        bytes_ -= tcb.dupacks * tcb.mss
     return max(bytes_, 0)
 
 
 @inline_kernel
-def tq_new(g, e, seq, length, state):
+def tq_new(stack: StackRecord, seq: int, length: int, state: int) -> int:
     """An entry of what is in flight, 0 when there is none left."""
-    i = entry_take(g, e, seq, length)
+    i = entry_take(stack, seq, length)
     if i == 0:
         return 0
-    e[i, X_TIME], e[i, X_STATE] = g[G_NOW], state
+    sent_of(stack, i).time, sent_of(stack, i).marks = stack.now, state
     return i
 
 
 @inline_kernel
-def tq_append(g, t, e, c, seq, length, state):
+def tq_append(stack: StackRecord, tcb: Tcb, seq: int, length: int, state: int) -> None:
     """Note that ``length`` sequence numbers were sent for the first time."""
-    i = tq_new(g, e, seq, length, state)
-    if t[c, TQ_TAIL] != 0:
-        e[t[c, TQ_TAIL], E_NEXT] = i
+    i = tq_new(stack, seq, length, state)
+    if tcb.tq_tail != 0:
+        sent_of(stack, tcb.tq_tail).next = i
     else:
-        t[c, TQ_HEAD] = i
-    t[c, TQ_TAIL] = i
+        tcb.tq_head = i
+    tcb.tq_tail = i
 
 
 @kernel
-def tq_split(g, t, e, c, i, length):
+def tq_split(stack: StackRecord, tcb: Tcb, i: int, length: int) -> bool:
     """Cut entry ``i`` after ``length`` sequence numbers. False: there is no entry left for the rest."""
-    rest = tq_new(g, e, (e[i, E_SEQ] + length) & MASK32, e[i, E_LEN] - length, e[i, X_STATE])
+    rest = tq_new(stack, (sent_of(stack, i).seq + length) & MASK32, sent_of(stack, i).len - length, sent_of(stack, i).marks)
     if rest == 0:
         return False
-    e[rest, X_TIME] = e[i, X_TIME]
-    e[rest, E_NEXT] = e[i, E_NEXT]
-    e[i, E_NEXT] = rest
-    e[i, E_LEN] = length
-    e[i, X_STATE] &= ~XS_FIN
-    if t[c, TQ_TAIL] == i:
-        t[c, TQ_TAIL] = rest
+    sent_of(stack, rest).time = sent_of(stack, i).time
+    sent_of(stack, rest).next = sent_of(stack, i).next
+    sent_of(stack, i).next = rest
+    sent_of(stack, i).len = length
+    sent_of(stack, i).marks &= ~Mark.FIN
+    if tcb.tq_tail == i:
+        tcb.tq_tail = rest
     return True
 
 
 @kernel
-def tq_merge(g, t, e, c, i, limit):
+def tq_merge(stack: StackRecord, tcb: Tcb, i: int, limit: int) -> None:
     """Make one entry of ``i`` and lost ones behind it, up to ``limit``: small segments go together."""
     while True:
-        j = e[i, E_NEXT]
-        if j == 0 or e[i, E_LEN] + e[j, E_LEN] > limit or e[i, X_STATE] & XS_FIN:
+        j = sent_of(stack, i).next
+        if j == 0 or sent_of(stack, i).len + sent_of(stack, j).len > limit or sent_of(stack, i).marks & Mark.FIN:
             return
-        if e[j, X_STATE] & (XS_LOST | XS_RETRANS) != XS_LOST:
+        if sent_of(stack, j).marks & (Mark.LOST | Mark.RETRANS) != Mark.LOST:
             return
-        e[i, E_LEN] += e[j, E_LEN]
-        e[i, X_STATE] |= e[j, X_STATE]
-        e[i, E_NEXT] = e[j, E_NEXT]
-        if t[c, TQ_TAIL] == j:
-            t[c, TQ_TAIL] = i
-        entry_free(g, e, j)
+        sent_of(stack, i).len += sent_of(stack, j).len
+        sent_of(stack, i).marks |= sent_of(stack, j).marks
+        sent_of(stack, i).next = sent_of(stack, j).next
+        if tcb.tq_tail == j:
+            tcb.tq_tail = i
+        entry_free(stack, j)
 
 
 @inline_kernel
-def tq_forget(t, e, c, i, length):
+def tq_forget(stack: StackRecord, tcb: Tcb, i: int, length: int) -> None:
     """``length`` bytes of entry ``i`` have arrived: they are neither lost nor sent again any more."""
-    state = e[i, X_STATE]
-    if state & XS_SACKED:
-        t[c, SACKED] -= length
-    if state & XS_LOST:
-        t[c, LOST] -= length
-    if state & XS_RETRANS:
-        t[c, RETRANS] -= length
+    state = sent_of(stack, i).marks
+    if state & Mark.SACKED:
+        tcb.sacked -= length
+    if state & Mark.LOST:
+        tcb.lost -= length
+    if state & Mark.RETRANS:
+        tcb.retrans -= length
 
 
 @kernel
-def tq_clear(g, t, e, c):
+def tq_clear(stack: StackRecord, tcb: Tcb) -> None:
     """Forget all that is in flight: the connection is over."""
-    i = t[c, TQ_HEAD]
+    i = tcb.tq_head
     while i != 0:
-        following = e[i, E_NEXT]
-        entry_free(g, e, i)
+        following = sent_of(stack, i).next
+        entry_free(stack, i)
         i = following
-    t[c, TQ_HEAD] = t[c, TQ_TAIL] = t[c, SACKED] = t[c, LOST] = t[c, RETRANS] = 0
+    tcb.tq_head = tcb.tq_tail = tcb.sacked = tcb.lost = tcb.retrans = 0
 
 
 @inline_kernel
-def mark_lost(t, e, c, i):
+def mark_lost(stack: StackRecord, tcb: Tcb, i: int) -> None:
     """Take entry ``i``, or what was sent again of it, for lost."""
-    if e[i, X_STATE] & XS_RETRANS:
-        t[c, RETRANS] -= e[i, E_LEN]
-        e[i, X_STATE] &= ~XS_RETRANS
-    elif e[i, X_STATE] & XS_LOST == 0:
-        t[c, LOST] += e[i, E_LEN]
-        e[i, X_STATE] |= XS_LOST
+    if sent_of(stack, i).marks & Mark.RETRANS:
+        tcb.retrans -= sent_of(stack, i).len
+        sent_of(stack, i).marks &= ~Mark.RETRANS
+    elif sent_of(stack, i).marks & Mark.LOST == 0:
+        tcb.lost += sent_of(stack, i).len
+        sent_of(stack, i).marks |= Mark.LOST
 
 
 # -- RACK ---------------------------------------------------------------------------------------
 
 
 @kernel
-def rack_arrived(g, t, c, sent, end, state, echo):
+def rack_arrived(stack: StackRecord, tcb: Tcb, sent: int, end: int, state: int, echo: int) -> int:
     """RFC 8985, 6.2, steps 1 to 3, for a segment that arrived; its round trip in ns, or -1.
 
     ``echo``: the TSecr that came with the news, -1 without.
     """
-    rtt = g[G_NOW] - sent
-    if state & XS_EVER:
+    rtt = stack.now - sent
+    if state & Mark.EVER:
         # Which of two transmissions arrived? An older echo, or too short a round trip: the first.
         if echo >= 0:
-            age = ((g[G_NOW] // MS + g[G_TS_BASE] - echo) & MASK32) * MS
+            age = ((stack.now // MS + stack.ts_base - echo) & MASK32) * MS
             if age > rtt + MS:
                 return -1
-        elif rtt < t[c, MIN_RTT]:
+        elif rtt < tcb.min_rtt:
             return -1
-    elif t[c, RACK_TIME] != 0 and seq_lt(end, t[c, RACK_FACK]):
-        t[c, FLAGS] |= CF_REORDERED
-    if t[c, MIN_RTT] == 0 or rtt < t[c, MIN_RTT]:
-        t[c, MIN_RTT] = max(rtt, 1)
-    if t[c, RACK_TIME] == 0 or seq_lt(t[c, RACK_FACK], end):
-        t[c, RACK_FACK] = end
-    if sent > t[c, RACK_TIME] or (sent == t[c, RACK_TIME] and seq_lt(t[c, RACK_END], end)):
-        t[c, RACK_TIME], t[c, RACK_END], t[c, RACK_RTT] = sent, end, rtt
-    return -1 if state & XS_EVER else rtt
+    elif tcb.rack_time != 0 and seq_lt(end, tcb.rack_fack):
+        tcb.flags |= Flag.REORDERED
+    if tcb.min_rtt == 0 or rtt < tcb.min_rtt:
+        tcb.min_rtt = max(rtt, 1)
+    if tcb.rack_time == 0 or seq_lt(tcb.rack_fack, end):
+        tcb.rack_fack = end
+    if sent > tcb.rack_time or (sent == tcb.rack_time and seq_lt(tcb.rack_end, end)):
+        tcb.rack_time, tcb.rack_end, tcb.rack_rtt = sent, end, rtt
+    return -1 if state & Mark.EVER else rtt
 
 
 @kernel
-def rack_window(t, c):
+def rack_window(tcb: Tcb) -> int:
     """How long a segment may be overtaken before it counts as lost, ns (RFC 8985, 6.2, step 4)."""
-    if t[c, FLAGS] & CF_REORDERED == 0:
-        if t[c, FLAGS] & (CF_RECOVERY | CF_LOSS) or t[c, SACKED] >= DUP_THRESH * t[c, MSS]:
+    if tcb.flags & Flag.REORDERED == 0:
+        if tcb.flags & (Flag.RECOVERY | Flag.LOSS) or tcb.sacked >= DUP_THRESH * tcb.mss:
             return 0
-    return min(t[c, RACK_MULT] * t[c, MIN_RTT] // 4, t[c, SRTT])
+    return min(tcb.rack_mult * tcb.min_rtt // 4, tcb.srtt)
 
 
 @kernel
-def rack_detect(g, t, e, c):
+def rack_detect(stack: StackRecord, tcb: Tcb) -> int:
     """RFC 8985, 6.2, step 5: mark what is lost; arms the reordering timer. True when some was marked."""
-    t[c, REO_AT] = 0
-    if t[c, RACK_TIME] == 0:
+    tcb.timers.reo = 0
+    if tcb.rack_time == 0:
         return False
-    window, wait, found = rack_window(t, c), 0, False
-    i = t[c, TQ_HEAD]
+    window, wait, found = rack_window(tcb), 0, False
+    i = tcb.tq_head
     while i != 0:
-        state = e[i, X_STATE]
-        if state & XS_SACKED == 0 and state & (XS_LOST | XS_RETRANS) != XS_LOST:
-            sent, end = e[i, X_TIME], (e[i, E_SEQ] + e[i, E_LEN]) & MASK32
-            if sent < t[c, RACK_TIME] or (sent == t[c, RACK_TIME] and seq_lt(end, t[c, RACK_END])):
-                left = sent + t[c, RACK_RTT] + window - g[G_NOW]
+        state = sent_of(stack, i).marks
+        if state & Mark.SACKED == 0 and state & (Mark.LOST | Mark.RETRANS) != Mark.LOST:
+            sent, end = sent_of(stack, i).time, (sent_of(stack, i).seq + sent_of(stack, i).len) & MASK32
+            if sent < tcb.rack_time or (sent == tcb.rack_time and seq_lt(end, tcb.rack_end)):
+                left = sent + tcb.rack_rtt + window - stack.now
                 if left <= 0:
-                    mark_lost(t, e, c, i)
-                    g[G_COUNTERS + S_LOSS_RACK] += 1
+                    mark_lost(stack, tcb, i)
+                    stack.counters.loss_rack += 1
                     found = True
                 else:
                     wait = max(wait, left)
-        i = e[i, E_NEXT]
+        i = sent_of(stack, i).next
     if wait > 0:
-        t[c, REO_AT] = g[G_NOW] + max(wait, MS // 4)
-        arm(g, t[c, REO_AT])
+        tcb.timers.reo = stack.now + max(wait, MS // 4)
+        arm(stack, tcb.timers.reo)
     return found
 
 
 @kernel
-def schedule_probe(g, t, c):
+def schedule_probe(stack: StackRecord, tcb: Tcb) -> None:
     """Arm the tail loss probe's timer (RFC 8985, 7.2), where it would come before the timeout."""
-    t[c, PTO_AT] = 0
-    flight = seq_diff(t[c, SND_NXT], t[c, SND_UNA])
-    if flight <= 0 or t[c, FLAGS] & CF_SACK == 0 or t[c, FLAGS] & (CF_RECOVERY | CF_LOSS):
+    tcb.timers.pto = 0
+    flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
+    if flight <= 0 or tcb.flags & Flag.SACK == 0 or tcb.flags & (Flag.RECOVERY | Flag.LOSS):
         return
-    if t[c, TLP_END] >= 0 or t[c, SRTT] == 0:
+    if tcb.tlp_end >= 0 or tcb.srtt == 0:
         return
-    wait = max(2 * t[c, SRTT], PTO_MIN)
-    if flight <= t[c, MSS]:
+    wait = max(2 * tcb.srtt, PTO_MIN)
+    if flight <= tcb.mss:
         wait += ACK_DELAY
-    if t[c, RTO_AT] == 0 or g[G_NOW] + wait < t[c, RTO_AT]:
-        t[c, PTO_AT] = g[G_NOW] + wait
-        arm(g, t[c, PTO_AT])
+    if tcb.timers.rto == 0 or stack.now + wait < tcb.timers.rto:
+        tcb.timers.pto = stack.now + wait
+        arm(stack, tcb.timers.pto)
 
 
 # -- acknowledgements ---------------------------------------------------------------------------
 
 
 @kernel
-def spans_acked(g, t, e, c, txm, everything):
-    """Spans of device memory that were acknowledged go to the list of what the NIC may still read."""
-    i = t[c, SP_HEAD]
-    while i != 0 and (everything or e[i, Y_START] + e[i, E_LEN] <= t[c, SB_HEAD]):
-        following = e[i, E_NEXT]
-        if t[c, SP_NEXT] == i:
-            t[c, SP_NEXT] = following
-        until_sent(g, e, i, txm[T_TAIL])
-        i = following
-    t[c, SP_HEAD] = i
-    if i == 0:
-        t[c, SP_TAIL] = t[c, SP_NEXT] = 0
-
-
-@kernel
-def advance_una(g, t, e, c, ack, echo, txm):
+def advance_una(stack: StackRecord, tcb: Tcb, ack: int, echo: int) -> None:
     """New data was acknowledged: forget it, measure, grow the congestion window, restart timers."""
-    acked = seq_diff(ack, t[c, SND_UNA])
+    acked = seq_diff(ack, tcb.snd_una)
     rtt = -1
-    i = t[c, TQ_HEAD]
-    while i != 0 and seq_lt(e[i, E_SEQ], ack):
-        length = min(seq_diff(ack, e[i, E_SEQ]), e[i, E_LEN])
-        tq_forget(t, e, c, i, length)
-        end = (e[i, E_SEQ] + length) & MASK32
-        if e[i, X_STATE] & XS_SACKED == 0:
-            measured = rack_arrived(g, t, c, e[i, X_TIME], end, e[i, X_STATE], echo)
+    i = tcb.tq_head
+    while i != 0 and seq_lt(sent_of(stack, i).seq, ack):
+        length = min(seq_diff(ack, sent_of(stack, i).seq), sent_of(stack, i).len)
+        tq_forget(stack, tcb, i, length)
+        end = (sent_of(stack, i).seq + length) & MASK32
+        if sent_of(stack, i).marks & Mark.SACKED == 0:
+            measured = rack_arrived(stack, tcb, sent_of(stack, i).time, end, sent_of(stack, i).marks, echo)
             if measured >= 0:
                 rtt = measured
-        if length < e[i, E_LEN]:
-            e[i, E_SEQ], e[i, E_LEN] = ack, e[i, E_LEN] - length
+        if length < sent_of(stack, i).len:
+            sent_of(stack, i).seq, sent_of(stack, i).len = ack, sent_of(stack, i).len - length
             break
-        following = e[i, E_NEXT]
-        entry_free(g, e, i)
+        following = sent_of(stack, i).next
+        entry_free(stack, i)
         i = following
-    t[c, TQ_HEAD] = i
+    tcb.tq_head = i
     if i == 0:
-        t[c, TQ_TAIL] = 0
+        tcb.tq_tail = 0
     if rtt >= 0:
-        update_rtt(t, c, rtt)
-    t[c, SND_UNA] = ack
-    t[c, SB_HEAD] = min(t[c, SB_HEAD] + acked, t[c, SB_TAIL])
-    if t[c, SP_HEAD] != 0:
-        spans_acked(g, t, e, c, txm, False)
-    t[c, BACKOFF] = t[c, DUPACKS] = t[c, USER_RETRIES] = 0
-    t[c, STUCK_AT] = g[G_NOW]
-    if t[c, FLAGS] & (CF_RECOVERY | CF_LOSS) == 0 and seq_lt(t[c, RECOVER], ack):
-        t[c, RECOVER] = ack  # stays near, so that comparing it goes on meaning something
-    if t[c, FLAGS] & CF_LIMITED == 0:
-        t[c, CUBIC_EPOCH] = 0  # time that the application did not use is no time to grow in (RFC 9438, 5.8)
-    elif t[c, FLAGS] & CF_RECOVERY == 0:
-        cubic_grow(g, t, c, acked)
+        update_rtt(tcb, rtt)
+    tcb.snd_una = ack
+    tcb.sb_head = min(tcb.sb_head + acked, tcb.sb_tail)
+    if tcb.sp_head != 0:
+        spans_acked(stack, tcb, False)
+    tcb.backoff = tcb.dupacks = tcb.user_retries = 0
+    tcb.stuck_at = stack.now
+    if tcb.flags & (Flag.RECOVERY | Flag.LOSS) == 0 and seq_lt(tcb.recover, ack):
+        tcb.recover = ack  # stays near, so that comparing it goes on meaning something
+    if tcb.flags & Flag.LIMITED == 0:
+        tcb.cubic_epoch = 0  # time that the application did not use is no time to grow in (RFC 9438, 5.8)
+    elif tcb.flags & Flag.RECOVERY == 0:
+        cubic_grow(stack, tcb, acked)
     if i == 0:
-        t[c, RTO_AT] = t[c, PTO_AT] = t[c, REO_AT] = 0
+        tcb.timers.rto = tcb.timers.pto = tcb.timers.reo = 0
     else:
-        t[c, RTO_AT] = g[G_NOW] + t[c, RTO]
-        arm(g, t[c, RTO_AT])
-        schedule_probe(g, t, c)
+        tcb.timers.rto = stack.now + tcb.rto
+        arm(stack, tcb.timers.rto)
+        schedule_probe(stack, tcb)
 
 
 @kernel
-def sack_mark(g, t, e, c, left, right, echo):
+def sack_mark(stack: StackRecord, tcb: Tcb, left: int, right: int, echo: int) -> None:
     """Mark what a SACK block says has arrived."""
-    i = t[c, TQ_HEAD]
-    while i != 0 and seq_lt(e[i, E_SEQ], right):
-        seq = e[i, E_SEQ]
-        end = (seq + e[i, E_LEN]) & MASK32
-        if e[i, X_STATE] & XS_SACKED == 0 and seq_lt(left, end):
+    i = tcb.tq_head
+    while i != 0 and seq_lt(sent_of(stack, i).seq, right):
+        seq = sent_of(stack, i).seq
+        end = (seq + sent_of(stack, i).len) & MASK32
+        if sent_of(stack, i).marks & Mark.SACKED == 0 and seq_lt(left, end):
             # Segments arrive whole: a block that cuts one counts for those within it only, or a peer
             # could make us keep an entry for every byte.
-            mss = t[c, MSS]
+            mss = tcb.mss
             if seq_lt(seq, left):
                 cut = (seq_diff(left, seq) + mss - 1) // mss * mss
-                if cut < e[i, E_LEN] and not tq_split(g, t, e, c, i, cut):
+                if cut < sent_of(stack, i).len and not tq_split(stack, tcb, i, cut):
                     return
-                i = e[i, E_NEXT]
+                i = sent_of(stack, i).next
                 continue
             if seq_lt(right, end):
                 cut = seq_diff(right, seq) // mss * mss
-                if cut == 0 or not tq_split(g, t, e, c, i, cut):
+                if cut == 0 or not tq_split(stack, tcb, i, cut):
                     return
-            tq_forget(t, e, c, i, e[i, E_LEN])
-            end = (seq + e[i, E_LEN]) & MASK32
-            rack_arrived(g, t, c, e[i, X_TIME], end, e[i, X_STATE], echo)
-            e[i, X_STATE] = (e[i, X_STATE] | XS_SACKED) & ~(XS_LOST | XS_RETRANS)
-            t[c, SACKED] += e[i, E_LEN]
-        i = e[i, E_NEXT]
+            tq_forget(stack, tcb, i, sent_of(stack, i).len)
+            end = (seq + sent_of(stack, i).len) & MASK32
+            rack_arrived(stack, tcb, sent_of(stack, i).time, end, sent_of(stack, i).marks, echo)
+            sent_of(stack, i).marks = (sent_of(stack, i).marks | Mark.SACKED) & ~(Mark.LOST | Mark.RETRANS)
+            tcb.sacked += sent_of(stack, i).len
+        i = sent_of(stack, i).next
 
 
 @kernel
-def sack_in(g, t, e, c, option, size, ack, echo):
+def sack_in(stack: StackRecord, tcb: Tcb, option: int, size: int, ack: int, echo: int) -> bool:
     """A SACK option's blocks, after ``ack`` was taken in. True when the first reports a duplicate."""
-    g[G_COUNTERS + S_SACK_IN] += 1
+    stack.counters.sack_in += 1
     duplicate = False
     blocks = (size - 2) // 8
     for n in range(blocks):
@@ -444,95 +359,95 @@ def sack_in(g, t, e, c, option, size, ack, echo):
             if seq_le(right, ack) or inside:
                 duplicate = True
                 continue
-        if seq_lt(left, right) and seq_le(t[c, SND_UNA], left) and seq_le(right, t[c, SND_NXT]):
-            sack_mark(g, t, e, c, left, right, echo)
+        if seq_lt(left, right) and seq_le(tcb.snd_una, left) and seq_le(right, tcb.snd_nxt):
+            sack_mark(stack, tcb, left, right, echo)
     if duplicate:
-        g[G_COUNTERS + S_DSACK_IN] += 1
-        if seq_le(t[c, RACK_ROUND], ack):  # once a round trip (RFC 8985, 6.2, step 4)
-            t[c, RACK_MULT] = min(t[c, RACK_MULT] + 1, 64)
-            t[c, RACK_PERSIST] = 16
-            t[c, RACK_ROUND] = t[c, SND_NXT]
+        stack.counters.dsack_in += 1
+        if seq_le(tcb.rack_round, ack):  # once a round trip (RFC 8985, 6.2, step 4)
+            tcb.rack_mult = min(tcb.rack_mult + 1, 64)
+            tcb.rack_persist = 16
+            tcb.rack_round = tcb.snd_nxt
     return duplicate
 
 
 @kernel
-def enter_recovery(g, t, c):
+def enter_recovery(stack: StackRecord, tcb: Tcb) -> None:
     """The first loss of a window: RFC 6675, section 5, step 4."""
-    cubic_reduce(t, c)
-    t[c, CWND] = t[c, SSTHRESH]
-    t[c, RECOVER] = t[c, SND_NXT]
-    t[c, FLAGS] |= CF_RECOVERY
-    t[c, PTO_AT], t[c, TLP_END] = 0, -1
-    g[G_COUNTERS + S_FAST_RETRANS] += 1
+    cubic_reduce(tcb)
+    tcb.cwnd = tcb.ssthresh
+    tcb.recover = tcb.snd_nxt
+    tcb.flags |= Flag.RECOVERY
+    tcb.timers.pto, tcb.tlp_end = 0, -1
+    stack.counters.fast_retrans += 1
 
 
 @kernel
-def after_ack(g, t, e, c, ack, advanced, duplicate):
+def after_ack(stack: StackRecord, tcb: Tcb, ack: int, advanced: int, duplicate: int) -> None:
     """What an acknowledgement means for recovery: its end, new losses, the tail loss probe's outcome."""
-    if t[c, FLAGS] & (CF_RECOVERY | CF_LOSS) and seq_le(t[c, RECOVER], ack):
-        t[c, FLAGS] &= ~(CF_RECOVERY | CF_LOSS)
-        t[c, RECOVER] = ack
-        if t[c, RACK_PERSIST] > 0:
-            t[c, RACK_PERSIST] -= 1
-            if t[c, RACK_PERSIST] == 0:
-                t[c, RACK_MULT] = 1
-        schedule_probe(g, t, c)
-    if t[c, TLP_END] >= 0 and seq_le(t[c, TLP_END], ack):
-        if t[c, FLAGS] & CF_TLP_RETRANS and not duplicate:  # the probe mended a loss (RFC 8985, 7.4)
-            cubic_reduce(t, c)
-            t[c, CWND] = t[c, SSTHRESH]
-        t[c, TLP_END] = -1
-    if t[c, FLAGS] & CF_SACK:
-        lost = rack_detect(g, t, e, c)
+    if tcb.flags & (Flag.RECOVERY | Flag.LOSS) and seq_le(tcb.recover, ack):
+        tcb.flags &= ~(Flag.RECOVERY | Flag.LOSS)
+        tcb.recover = ack
+        if tcb.rack_persist > 0:
+            tcb.rack_persist -= 1
+            if tcb.rack_persist == 0:
+                tcb.rack_mult = 1
+        schedule_probe(stack, tcb)
+    if tcb.tlp_end >= 0 and seq_le(tcb.tlp_end, ack):
+        if tcb.flags & Flag.TLP_RETRANS and not duplicate:  # the probe mended a loss (RFC 8985, 7.4)
+            cubic_reduce(tcb)
+            tcb.cwnd = tcb.ssthresh
+        tcb.tlp_end = -1
+    if tcb.flags & Flag.SACK:
+        lost = rack_detect(stack, tcb)
     else:
-        lost = reno_detect(g, t, e, c, advanced)
-    if lost and t[c, FLAGS] & (CF_RECOVERY | CF_LOSS) == 0:
-        enter_recovery(g, t, c)
+        lost = reno_detect(stack, tcb, advanced)
+    if lost and tcb.flags & (Flag.RECOVERY | Flag.LOSS) == 0:
+        enter_recovery(stack, tcb)
 
 
 @kernel
-def reno_detect(g, t, e, c, advanced):
+def reno_detect(stack: StackRecord, tcb: Tcb, advanced: int) -> bool:
     """Without SACK: the third duplicate, and each partial acknowledgement, mean one loss (RFC 6582)."""
-    i = t[c, TQ_HEAD]
-    recovering = t[c, FLAGS] & CF_RECOVERY != 0
-    due = t[c, DUPACKS] == DUP_THRESH if not recovering else advanced
-    if i == 0 or not due or e[i, X_STATE] & (XS_LOST | XS_RETRANS) == XS_LOST:
+    i = tcb.tq_head
+    recovering = tcb.flags & Flag.RECOVERY != 0
+    due = tcb.dupacks == DUP_THRESH if not recovering else advanced
+    if i == 0 or not due or sent_of(stack, i).marks & (Mark.LOST | Mark.RETRANS) == Mark.LOST:
         return False
-    if not recovering and seq_lt(t[c, SND_UNA], t[c, RECOVER]):
+    if not recovering and seq_lt(tcb.snd_una, tcb.recover):
         return False  # duplicates of what a timeout sent again (RFC 6582, 3.2, step 2)
-    if e[i, E_LEN] > t[c, MSS] and not tq_split(g, t, e, c, i, t[c, MSS]):
+    if sent_of(stack, i).len > tcb.mss and not tq_split(stack, tcb, i, tcb.mss):
         return False
-    mark_lost(t, e, c, i)
+    mark_lost(stack, tcb, i)
     return True
 
 
 @kernel
-def timed_out(g, t, e, c):
+def timed_out(stack: StackRecord, tcb: Tcb) -> None:
     """A retransmission timeout: all that is not known to have arrived is lost (RFC 6298, 5; 5681, 3.1)."""
-    i = t[c, TQ_HEAD]
-    renege = i != 0 and e[i, X_STATE] & XS_SACKED != 0  # it was dropped after all (RFC 2018, 8)
+    i = tcb.tq_head
+    renege = i != 0 and sent_of(stack, i).marks & Mark.SACKED != 0  # it was dropped after all (RFC 2018, 8)
     while i != 0:
-        if renege and e[i, X_STATE] & XS_SACKED:
-            e[i, X_STATE] &= ~XS_SACKED
-            t[c, SACKED] -= e[i, E_LEN]
-        if e[i, X_STATE] & XS_SACKED == 0:
-            mark_lost(t, e, c, i)
-        i = e[i, E_NEXT]
-    if t[c, FLAGS] & CF_LOSS == 0:
-        cubic_reduce(t, c)
-    t[c, CWND] = t[c, MSS]
-    t[c, RECOVER] = t[c, SND_NXT]
-    t[c, DUPACKS] = 0
-    t[c, PTO_AT] = t[c, REO_AT] = 0
-    t[c, TLP_END] = -1
-    t[c, FLAGS] = (t[c, FLAGS] | CF_LOSS | CF_LIMITED) & ~CF_RECOVERY
+        if renege and sent_of(stack, i).marks & Mark.SACKED:
+            sent_of(stack, i).marks &= ~Mark.SACKED
+            tcb.sacked -= sent_of(stack, i).len
+        if sent_of(stack, i).marks & Mark.SACKED == 0:
+            mark_lost(stack, tcb, i)
+        i = sent_of(stack, i).next
+    if tcb.flags & Flag.LOSS == 0:
+        cubic_reduce(tcb)
+    tcb.cwnd = tcb.mss
+    tcb.recover = tcb.snd_nxt
+    tcb.dupacks = 0
+    tcb.timers.pto = tcb.timers.reo = 0
+    tcb.tlp_end = -1
+    tcb.flags = (tcb.flags | Flag.LOSS | Flag.LIMITED) & ~Flag.RECOVERY
 
 
 @kernel
-def all_lost(t, e, c):
+def all_lost(stack: StackRecord, tcb: Tcb) -> None:
     """Send all that is in flight again, for a reason that is no congestion: it was too big for the path."""
-    i = t[c, TQ_HEAD]
+    i = tcb.tq_head
     while i != 0:
-        if e[i, X_STATE] & XS_SACKED == 0:
-            mark_lost(t, e, c, i)
-        i = e[i, E_NEXT]
+        if sent_of(stack, i).marks & Mark.SACKED == 0:
+            mark_lost(stack, tcb, i)
+        i = sent_of(stack, i).next

@@ -4,76 +4,60 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be32, store_be32
-from netmem.inet.tcp.tcb import (
-    CF_TS,
-    DSACK_END,
-    DSACK_START,
-    E_LEN,
-    E_NEXT,
-    E_SEQ,
-    FLAGS,
-    G_COUNTERS,
-    MASK32,
-    OQ_HEAD,
-    RCV_NXT,
-    S_DSACK_OUT,
-    SACK_RECENT,
-    seq_le,
-    seq_lt,
-)
+from netmem.inet.tcp.tcb import MASK32, Flag, StackRecord, Tcb, entry_of, seq_le, seq_lt
 
 RECENT = 4
 
 
 @inline_kernel
-def sack_note(t, c, seq):
+def sack_note(tcb: Tcb, seq: int) -> None:
     """Data arrived out of order: its block is reported first from now on."""
-    if t[c, SACK_RECENT] != seq:
+    if tcb.sack_recent[0] != seq:
         for n in range(RECENT - 1, 0, -1):
-            t[c, SACK_RECENT + n] = t[c, SACK_RECENT + n - 1]
-        t[c, SACK_RECENT] = seq
+            tcb.sack_recent[n] = tcb.sack_recent[n - 1]
+        tcb.sack_recent[0] = seq
 
 
 @inline_kernel
-def dsack_note(t, c, seq, length):
+def dsack_note(tcb: Tcb, seq: int, length: int) -> None:
     """A duplicate arrived: the next acknowledgement says so."""
-    t[c, DSACK_START], t[c, DSACK_END] = seq, (seq + length) & MASK32
+    tcb.dsack_start, tcb.dsack_end = seq, (seq + length) & MASK32
 
 
 @inline_kernel
-def block_of(t, e, c, seq):
+def block_of(stack: StackRecord, tcb: Tcb, seq: int) -> tuple[int, int]:
     """The contiguous out-of-order data that ``seq`` lies in, as (left, right); equal when it is gone."""
-    i = t[c, OQ_HEAD]
+    i = tcb.oq_head
     while i != 0:
-        left = e[i, E_SEQ]
-        right = (left + e[i, E_LEN]) & MASK32
-        i = e[i, E_NEXT]
-        while i != 0 and e[i, E_SEQ] == right:
-            right = (right + e[i, E_LEN]) & MASK32
-            i = e[i, E_NEXT]
+        left = entry_of(stack, i).seq
+        right = (left + entry_of(stack, i).len) & MASK32
+        i = entry_of(stack, i).next
+        while i != 0 and entry_of(stack, i).seq == right:
+            right = (right + entry_of(stack, i).len) & MASK32
+            i = entry_of(stack, i).next
         if seq_le(left, seq) and seq_lt(seq, right):
             return left, right
     return 0, 0
 
 
 @kernel
-def sack_option(g, t, e, c, at):
+def sack_option(stack: StackRecord, tcb: Tcb, at: int) -> int:
     """Write the SACK option at ``at``: a duplicate first, then blocks, newest first. Its size, or 0."""
-    room = 3 if t[c, FLAGS] & CF_TS else 4
+    room = 3 if tcb.flags & Flag.TS else 4
     n = 0
-    if t[c, DSACK_START] != t[c, DSACK_END]:
-        store_be32(at + 4, t[c, DSACK_START])
-        store_be32(at + 8, t[c, DSACK_END])
-        g[G_COUNTERS + S_DSACK_OUT] += 1
+    if tcb.dsack_start != tcb.dsack_end:
+        store_be32(at + 4, tcb.dsack_start)
+        store_be32(at + 8, tcb.dsack_end)
+        stack.counters.dsack_out += 1
         n = 1
         # The block that holds the duplicate, if any, comes next by its place among the recent ones.
-        if seq_le(t[c, RCV_NXT], t[c, DSACK_START]):
-            sack_note(t, c, t[c, DSACK_START])
-        t[c, DSACK_START] = t[c, DSACK_END] = 0
+        if seq_le(tcb.rcv_nxt, tcb.dsack_start):
+            sack_note(tcb, tcb.dsack_start)
+        tcb.dsack_start = tcb.dsack_end = 0
     first = n
-    if t[c, OQ_HEAD] != 0:
+    if tcb.oq_head != 0:
         for k in range(RECENT):
-            left, right = block_of(t, e, c, t[c, SACK_RECENT + k])
+            left, right = block_of(stack, tcb, tcb.sack_recent[k])
             known = left == right
             for b in range(first, n):
                 if load_be32(at + 4 + 8 * b) == left:

@@ -22,199 +22,124 @@ from netmem.base.formats import (
     csum_add,
     csum_fold,
 )
-from netmem.base.jit import (
-    kernel,
-)
-from netmem.base.native import (
-    memcpy,
-    store_be16,
-    store_be32,
-    store_u8,
-)
-from netmem.inet.tcp.recovery import (
-    MS,
-)
-from netmem.inet.tcp.sack import (
-    sack_option,
-)
-from netmem.inet.tcp.tcb import (
-    ACK_PENDING,
-    ADV_MSS,
-    CF_ACK_NOW,
-    CF_SACK,
-    CF_TS,
-    CF_V6,
-    CF_WSCALE,
-    DELACK_AT,
-    DSACK_END,
-    DSACK_START,
-    E_LEN,
-    E_NEXT,
-    FLAGS,
-    G_COUNTERS,
-    G_IP_ID,
-    G_NOW,
-    G_TS_BASE,
-    LAST_ACK_SENT,
-    MASK32,
-    MSS,
-    OQ_HEAD,
-    RCV_ADV,
-    RCV_BUF,
-    RCV_NXT,
-    RCV_SCALE,
-    S_OUT_SEGS,
-    S_TX_FULL,
-    SB_OFFSET,
-    SB_SIZE,
-    SP_HEAD,
-    SP_NEXT,
-    TCB_WORDS,
-    TPL,
-    TPL_LEN,
-    TS_RECENT,
-    Y_IO,
-    Y_START,
-    seq_diff,
-)
+from netmem.base.jit import kernel
+from netmem.base.native import memcpy, store_be16, store_be32, store_u8
+from netmem.base.record import address_of, field_offset
+from netmem.inet.tcp.recovery import MS
+from netmem.inet.tcp.sack import sack_option
+from netmem.inet.tcp.spans import span_at
+from netmem.inet.tcp.tcb import MASK32, Flag, StackRecord, Tcb, seq_diff, span_of
 from netmem.inet.tcp.window import select_window
-from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
-from netmem.netdev.words import (
-    T_FULL,
-    T_HEAD,
-    T_IO,
-    T_SLOTS,
-    T_TAIL,
-    TX_CSUM,
-    TX_NETMEM,
-    X_FLAGS,
-    X_GSO,
-    X_HLEN,
-    X_P2LEN,
-    X_PAY,
-    X_PAY2,
-    X_PLEN,
-)
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueueRecord, TxRow, tx_row
 
 IP_MAX = 65535
+TEMPLATE = field_offset(Tcb, "template")
 
 
 @kernel
-def tx_row(g, txm, txr):
-    """The next free transmit row, -1 when all are in use."""
-    if txm[T_TAIL] - txm[T_HEAD] >= TX_ROWS:
-        txm[T_FULL] += 1
-        g[G_COUNTERS + S_TX_FULL] += 1
+def next_row(stack: StackRecord) -> int:
+    """The number of the next free transmit row, -1 when all are in use."""
+    queue = TxQueueRecord.at(stack.tx)
+    if queue.filled - queue.completed >= TX_ROWS:
+        queue.full += 1
+        stack.counters.tx_full += 1
         return -1
-    return txm[T_TAIL] & (TX_ROWS - 1)
+    return queue.filled
 
 
 @kernel
-def tcp_header(g, t, e, c, txm, txr, seq, flags, length):
-    """Start a segment in the next transmit row: all headers, no payload yet. Returns the row or -1."""
-    r = tx_row(g, txm, txr)
+def slot_of(queue: TxQueueRecord, r: int) -> int:
+    """Host address of the header slot of row ``r``."""
+    return queue.slots + (r & (TX_ROWS - 1)) * SLOT_BYTES
+
+
+@kernel
+def begin_row(row: TxRow, header_len: int) -> None:
+    """Headers are there, payload is not yet."""
+    row.header_len = header_len
+    row.payload_len = row.payload2_len = row.gso_size = 0
+    row.flags = Tx.CSUM
+
+
+@kernel
+def tcp_header(stack: StackRecord, tcb: Tcb, seq: int, flags: int, length: int) -> int:
+    """Start a segment in the next transmit row: all headers, no payload yet. The row's number, or -1."""
+    r = next_row(stack)
     if r < 0:
         return -1
-    at = txm[T_SLOTS] + r * SLOT_BYTES
-    memcpy(at, t.ctypes.data + 8 * (c * TCB_WORDS + TPL), t[c, TPL_LEN])
-    ip, tcp = at + ETH_HLEN, at + t[c, TPL_LEN] - TCP_HLEN
+    queue = TxQueueRecord.at(stack.tx)
+    at = slot_of(queue, r)
+    memcpy(at, address_of(tcb) + TEMPLATE, tcb.template_len)
+    ip, tcp = at + ETH_HLEN, at + tcb.template_len - TCP_HLEN
     size = TCP_HLEN
-    stamp = (g[G_NOW] // MS + g[G_TS_BASE]) & MASK32
+    stamp = (stack.now // MS + stack.ts_base) & MASK32
     if flags & SYN:
-        store_be32(tcp + size, 0x02040000 | t[c, ADV_MSS])
+        store_be32(tcp + size, 0x02040000 | tcb.adv_mss)
         size += 4
-        if t[c, FLAGS] & CF_WSCALE:
-            store_be32(tcp + size, 0x01030300 | t[c, RCV_SCALE])
+        if tcb.flags & Flag.WSCALE:
+            store_be32(tcp + size, 0x01030300 | tcb.rcv_scale)
             size += 4
-        if t[c, FLAGS] & CF_SACK:
+        if tcb.flags & Flag.SACK:
             store_be32(tcp + size, 0x01010402)
             size += 4
-    if t[c, FLAGS] & CF_TS and flags & RST == 0:
+    if tcb.flags & Flag.TS and flags & RST == 0:
         store_be32(tcp + size, 0x0101080A)
         store_be32(tcp + size + 4, stamp)
-        store_be32(tcp + size + 8, t[c, TS_RECENT] if flags & ACK else 0)
+        store_be32(tcp + size + 8, tcb.ts_recent if flags & ACK else 0)
         size += 12
-    if length == 0 and flags & (SYN | RST | FIN) == 0 and t[c, FLAGS] & CF_SACK:
-        if t[c, OQ_HEAD] != 0 or t[c, DSACK_START] != t[c, DSACK_END]:
-            size += sack_option(g, t, e, c, tcp + size)
+    if length == 0 and flags & (SYN | RST | FIN) == 0 and tcb.flags & Flag.SACK:
+        if tcb.oq_head != 0 or tcb.dsack_start != tcb.dsack_end:
+            size += sack_option(stack, tcb, tcp + size)
     store_be32(tcp + TCP_SEQ, seq)
-    store_be32(tcp + TCP_ACK, t[c, RCV_NXT] if flags & ACK else 0)
+    store_be32(tcp + TCP_ACK, tcb.rcv_nxt if flags & ACK else 0)
     store_u8(tcp + TCP_DATAOFF, size << 2)
     store_u8(tcp + TCP_FLAGS, flags)
     if flags & SYN:
-        window = min(max(t[c, RCV_BUF], 0), 0xFFFF)  # never scaled in a SYN
-        left = max(seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]), 0)
+        window = min(max(tcb.rcv_buf, 0), 0xFFFF)  # never scaled in a SYN
+        left = max(seq_diff(tcb.rcv_adv, tcb.rcv_nxt), 0)
         window = min(window, left)
     else:
-        window = select_window(g, t, c)
+        window = select_window(stack, tcb)
     store_be16(tcp + TCP_WINDOW, window)
-    if t[c, FLAGS] & CF_V6:
+    if tcb.flags & Flag.V6:
         store_be16(ip + IP6_PLEN, min(size + length, IP_MAX))
     else:
         store_be16(ip + IP_TOTLEN, min(IP_HLEN + size + length, IP_MAX))
-        store_be16(ip + IP_ID, g[G_IP_ID])
-        g[G_IP_ID] = (g[G_IP_ID] + 1 + length // max(t[c, MSS], 1)) & 0xFFFF
+        store_be16(ip + IP_ID, stack.ip_id)
+        stack.ip_id = (stack.ip_id + 1 + length // max(tcb.mss, 1)) & 0xFFFF
         store_be16(ip + IP_CSUM, 0)
         store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
-    txr[r, X_HLEN] = t[c, TPL_LEN] - TCP_HLEN + size
-    txr[r, X_PLEN] = txr[r, X_P2LEN] = txr[r, X_GSO] = 0
-    txr[r, X_FLAGS] = TX_CSUM
-    txm[T_TAIL] += 1
-    g[G_COUNTERS + S_OUT_SEGS] += 1
+    begin_row(tx_row(queue, r), tcb.template_len - TCP_HLEN + size)
+    queue.filled += 1
+    stack.counters.out_segs += 1
     if flags & ACK:
-        t[c, LAST_ACK_SENT] = t[c, RCV_NXT]
-        t[c, ACK_PENDING] = 0
-        t[c, DELACK_AT] = 0
-        t[c, FLAGS] &= ~CF_ACK_NOW
+        tcb.last_ack_sent = tcb.rcv_nxt
+        tcb.ack_pending = 0
+        tcb.timers.delack = 0
+        tcb.flags &= ~Flag.ACK_NOW
     return r
 
 
 @kernel
-def span_at(t, e, c, offset):
-    """The span that stream offset ``offset`` lies in or comes before, 0: neither."""
-    i = t[c, SP_NEXT]
-    if i == 0 or offset < e[i, Y_START]:
-        i = t[c, SP_HEAD]
-    while i != 0 and e[i, Y_START] + e[i, E_LEN] <= offset:
-        i = e[i, E_NEXT]
-    return i
-
-
-@kernel
-def piece(t, e, c, offset, length):
-    """How much of ``length`` bytes at a stream offset one transmit row can name: never both memories."""
-    if t[c, SP_HEAD] == 0:
-        return length
-    i = span_at(t, e, c, offset)
-    if i == 0:
-        return length
-    if offset < e[i, Y_START]:
-        return min(length, e[i, Y_START] - offset)
-    end = e[i, Y_START] + e[i, E_LEN]
-    following = e[i, E_NEXT]
-    if following != 0 and e[following, Y_START] == end:
-        end += e[following, E_LEN]
-    return min(length, end - offset)
-
-
-@kernel
-def payload(t, e, c, txm, txr, r, offset, length):
+def payload(stack: StackRecord, tcb: Tcb, r: int, offset: int, length: int) -> None:
     """Name ``length`` bytes at stream offset ``offset`` in row ``r``, as ``piece`` allowed."""
-    if length > t[c, MSS]:
-        txr[r, X_GSO] = t[c, MSS]
-    if t[c, SP_HEAD] != 0:
-        i = span_at(t, e, c, offset)
-        if i != 0 and offset >= e[i, Y_START]:
-            first = min(length, e[i, Y_START] + e[i, E_LEN] - offset)
-            txr[r, X_PAY], txr[r, X_PLEN] = e[i, Y_IO] + offset - e[i, Y_START], first
+    queue = TxQueueRecord.at(stack.tx)
+    row = tx_row(queue, r)
+    if length > tcb.mss:
+        row.gso_size = tcb.mss
+    if tcb.sp_head != 0:
+        i = span_at(stack, tcb, offset)
+        if i != 0 and offset >= span_of(stack, i).start:
+            span = span_of(stack, i)
+            first = min(length, span.start + span.len - offset)
+            row.payload, row.payload_len = span.io + offset - span.start, first
             if first < length:
-                txr[r, X_PAY2], txr[r, X_P2LEN] = e[e[i, E_NEXT], Y_IO], length - first
-            t[c, SP_NEXT] = i
-            txr[r, X_FLAGS] |= TX_NETMEM
+                row.payload2, row.payload2_len = span_of(stack, span.next).io, length - first
+            tcb.sp_next = i
+            row.flags |= Tx.NETMEM
             return
-    size = t[c, SB_SIZE]
-    at = offset % size
-    first = min(length, size - at)
-    io = txm[T_IO] + t[c, SB_OFFSET]
-    txr[r, X_PAY], txr[r, X_PLEN] = io + at, first
-    txr[r, X_PAY2], txr[r, X_P2LEN] = io, length - first
+    at = offset % tcb.sb_size
+    first = min(length, tcb.sb_size - at)
+    io = queue.io + tcb.sb_offset
+    row.payload, row.payload_len = io + at, first
+    row.payload2, row.payload2_len = io, length - first

@@ -1,370 +1,484 @@
-"""Layout of the connection table (transmission control blocks), receive entries and stack arena.
+"""The records of a TCP: transmission control blocks, entries of queues, the stack's own.
 
-A connection is a row of TCB_WORDS words; names are RFC 9293's. Sequence numbers are kept masked to
-32 bits; ``seq_lt`` and its kin are the only comparison.
+Names of a block's fields are RFC 9293's. Sequence numbers are kept masked to 32 bits; ``seq_lt`` and its kin
+are the only comparison.
 """
 
 from __future__ import annotations
 
-from netmem.base.arena import offsets
+import ctypes
+import enum
+from typing import Annotated
+
 from netmem.base.jit import inline_kernel
+from netmem.base.record import Items, Record, address_of, i64
 
 MASK32 = 0xFFFFFFFF
+MAX_QUEUES = 16
+MAX_ADDRESSES = 15
+LIST_ROOM = 4096  # packets of a batch, connections that it concerns
+RELEASE_ROOM = 16384
+SACK_RECENT = 4
+TEMPLATE_BYTES = 80
 
-# States (RFC 9293, section 3.3.2).
-CLOSED = 0
-LISTEN = 1
-SYN_SENT = 2
-SYN_RECEIVED = 3
-ESTABLISHED = 4
-FIN_WAIT_1 = 5
-FIN_WAIT_2 = 6
-CLOSE_WAIT = 7
-CLOSING = 8
-LAST_ACK = 9
-TIME_WAIT = 10
-STATE_NAMES = [
-    "CLOSED", "LISTEN", "SYN-SENT", "SYN-RECEIVED", "ESTABLISHED", "FIN-WAIT-1", "FIN-WAIT-2",
-    "CLOSE-WAIT", "CLOSING", "LAST-ACK", "TIME-WAIT",
-]
+
+class TcpState(enum.IntEnum):
+    """RFC 9293, section 3.3.2."""
+
+    CLOSED = 0
+    LISTEN = 1
+    SYN_SENT = 2
+    SYN_RECEIVED = 3
+    ESTABLISHED = 4
+    FIN_WAIT_1 = 5
+    FIN_WAIT_2 = 6
+    CLOSE_WAIT = 7
+    CLOSING = 8
+    LAST_ACK = 9
+    TIME_WAIT = 10
+
+    @property
+    def title(self) -> str:
+        """As the RFC writes it, FIN-WAIT-1."""
+        return self.name.replace("_", "-")
+
 
 # Every legal change of state (RFC 9293, figure 5 and section 3.10), with what causes it.
-TRANSITIONS = {
-    (CLOSED, SYN_SENT): "active OPEN: SYN sent",
-    (CLOSED, SYN_RECEIVED): "SYN for a listener: SYN, ACK sent (LISTEN is a state of the listener)",
-    (SYN_SENT, ESTABLISHED): "SYN, ACK received",
-    (SYN_SENT, SYN_RECEIVED): "SYN received: both open at once",
-    (SYN_SENT, CLOSED): "CLOSE, RST, or no answer",
-    (SYN_RECEIVED, ESTABLISHED): "ACK of our SYN received",
-    (SYN_RECEIVED, FIN_WAIT_1): "ACK of our SYN received, after CLOSE: FIN sent",
-    (SYN_RECEIVED, CLOSED): "RST, no answer, or the backlog is full",
-    (ESTABLISHED, FIN_WAIT_1): "CLOSE: FIN sent",
-    (ESTABLISHED, CLOSE_WAIT): "FIN received",
-    (ESTABLISHED, CLOSED): "RST, ABORT, or timeout",
-    (FIN_WAIT_1, FIN_WAIT_2): "ACK of our FIN received",
-    (FIN_WAIT_1, CLOSING): "FIN received before the ACK of ours",
-    (FIN_WAIT_1, TIME_WAIT): "FIN received with the ACK of ours",
-    (FIN_WAIT_1, CLOSED): "RST, ABORT, or timeout",
-    (FIN_WAIT_2, TIME_WAIT): "FIN received",
-    (FIN_WAIT_2, CLOSED): "RST, ABORT, or the peer never closes",
-    (CLOSE_WAIT, LAST_ACK): "CLOSE: FIN sent",
-    (CLOSE_WAIT, CLOSED): "RST, ABORT, or timeout",
-    (CLOSING, TIME_WAIT): "ACK of our FIN received",
-    (CLOSING, CLOSED): "RST, ABORT, or timeout",
-    (LAST_ACK, CLOSED): "ACK of our FIN received, RST, ABORT, or timeout",
-    (TIME_WAIT, CLOSED): "twice the longest segment life is over, a new SYN, or ABORT",
+TRANSITIONS: dict[tuple[int, int], str] = {
+    (TcpState.CLOSED, TcpState.SYN_SENT): "active OPEN: SYN sent",
+    (TcpState.CLOSED, TcpState.SYN_RECEIVED): "SYN for a listener: SYN, ACK sent (LISTEN is a state of the listener)",
+    (TcpState.SYN_SENT, TcpState.ESTABLISHED): "SYN, ACK received",
+    (TcpState.SYN_SENT, TcpState.SYN_RECEIVED): "SYN received: both open at once",
+    (TcpState.SYN_SENT, TcpState.CLOSED): "CLOSE, RST, or no answer",
+    (TcpState.SYN_RECEIVED, TcpState.ESTABLISHED): "ACK of our SYN received",
+    (TcpState.SYN_RECEIVED, TcpState.FIN_WAIT_1): "ACK of our SYN received, after CLOSE: FIN sent",
+    (TcpState.SYN_RECEIVED, TcpState.CLOSED): "RST, no answer, or the backlog is full",
+    (TcpState.ESTABLISHED, TcpState.FIN_WAIT_1): "CLOSE: FIN sent",
+    (TcpState.ESTABLISHED, TcpState.CLOSE_WAIT): "FIN received",
+    (TcpState.ESTABLISHED, TcpState.CLOSED): "RST, ABORT, or timeout",
+    (TcpState.FIN_WAIT_1, TcpState.FIN_WAIT_2): "ACK of our FIN received",
+    (TcpState.FIN_WAIT_1, TcpState.CLOSING): "FIN received before the ACK of ours",
+    (TcpState.FIN_WAIT_1, TcpState.TIME_WAIT): "FIN received with the ACK of ours",
+    (TcpState.FIN_WAIT_1, TcpState.CLOSED): "RST, ABORT, or timeout",
+    (TcpState.FIN_WAIT_2, TcpState.TIME_WAIT): "FIN received",
+    (TcpState.FIN_WAIT_2, TcpState.CLOSED): "RST, ABORT, or the peer never closes",
+    (TcpState.CLOSE_WAIT, TcpState.LAST_ACK): "CLOSE: FIN sent",
+    (TcpState.CLOSE_WAIT, TcpState.CLOSED): "RST, ABORT, or timeout",
+    (TcpState.CLOSING, TcpState.TIME_WAIT): "ACK of our FIN received",
+    (TcpState.CLOSING, TcpState.CLOSED): "RST, ABORT, or timeout",
+    (TcpState.LAST_ACK, TcpState.CLOSED): "ACK of our FIN received, RST, ABORT, or timeout",
+    (TcpState.TIME_WAIT, TcpState.CLOSED): "twice the longest segment life is over, a new SYN, or ABORT",
 }
 
-# Identity. Addresses are two words, of which the high ones stand with the template.
-STATE = 0
-LADDR = 1
-RADDR = 2
-PORTS = 3  # remote port << 16 | local port: the word as it stands in a segment from the peer
-NEXT = 4  # hash chain, row + 1
-FLAGS = 5  # CF_*
-ERROR = 6  # errno for the socket, 0: none
-LISTENER = 7  # id of the listener that this connection comes from, 0: none
 
-# Timers, ns, 0: not running. One cache line, so that a scan touches little.
-RTO_AT = 8
-DELACK_AT = 9
-PERSIST_AT = 10
-WAIT_AT = 11  # TIME-WAIT, FIN-WAIT-2 of an orphan
-REO_AT = 12  # RACK's reordering timer
-PTO_AT = 13  # tail loss probe
-KEEP_AT = 14  # keepalive
-LAST_TIMER = KEEP_AT
+class Flag(enum.IntEnum):
+    """Bits of Tcb.flags."""
 
-# Send sequence space.
-SND_UNA = 16
-SND_NXT = 17  # nothing beyond was sent: what is sent again has an entry of its own
-SND_WND = 18
-SND_WL1 = 19
-SND_WL2 = 20
-SND_SCALE = 21  # Snd.Wind.Shift
-MSS = 22  # payload bytes of a full segment that we send
-ISS = 23
-MAX_SND_WND = 24
-SRTT = 25  # ns
-RTTVAR = 26
-RTO = 27
-BACKOFF = 28
-SND_SML = 30  # end of the last segment shorter than MSS (Minshall's variant of Nagle)
-USER_RETRIES = 29  # retransmissions since progress
+    TS = 1  # timestamps agreed on
+    ACK_NOW = 2
+    FIN_QUEUED = 4  # the application closed its direction
+    FIN_SENT = 8
+    FIN_SEEN = 16  # the peer's FIN was seen, perhaps with data before it missing
+    RECOVERY = 32  # RFC 6675: from the first loss until RECOVER is acknowledged
+    NODELAY = 64
+    STARVED = 128  # the window is smaller than it should be for want of buffers
+    ORPHAN = 256  # no socket any more
+    LIMITED = 512  # the last output was held back by the congestion window
+    MAC = 1024  # the template has the next hop's address
+    WSCALE = 2048  # window scaling offered, then agreed on
+    SACK = 4096  # selective acknowledgements offered, then agreed on
+    LOSS = 8192  # after a retransmission timeout
+    REORDERED = 16384  # the path was seen to reorder
+    TLP_RETRANS = 32768  # the tail loss probe under way sent data again
+    KEEPALIVE = 65536
+    V6 = 131072
 
-# Congestion control (RFC 5681, 9438) and recovery (RFC 6675, 8985, 2883).
-CWND = 32
-SSTHRESH = 33
-CUBIC_WMAX = 34
-CUBIC_EPOCH = 35  # ns, 0: none yet
-CUBIC_K = 36  # ns
-CUBIC_WEST = 37
-DUPACKS = 39
-RECOVER = 40  # recovery ends when this is acknowledged
-SACKED = 41  # bytes in flight that the peer has
-LOST = 42  # bytes in flight that are taken for lost
-RETRANS = 43  # of those: sent again and not taken for lost anew
-RACK_TIME = 44  # of the segment sent last among those that arrived: when, its end, its round trip
-RACK_END = 45
-RACK_RTT = 46
-RACK_FACK = 47  # highest sequence number that arrived
-RACK_MULT = 48  # of the reordering window, in quarters of MIN_RTT
-RACK_PERSIST = 49  # recoveries for which RACK_MULT stays
-RACK_ROUND = 50  # SND_NXT when a D-SACK last widened the window
-MIN_RTT = 51
-TLP_END = 52  # SND_NXT at the time of the tail loss probe, -1: none is under way
 
-# Send buffer: a ring in the device's transmit memory, and spans of it that stand for device memory.
-SB_HOST = 53
-SB_OFFSET = 54  # in the device's transmit memory
-SB_SIZE = 55
-SB_HEAD = 56  # stream offset of SND_UNA
-SB_TAIL = 57  # stream offset behind the last byte written
-TQ_HEAD = 58  # what is in flight: a chain of entries, X_*
-TQ_TAIL = 59
-SP_HEAD = 60  # spans: a chain of entries, Y_*
-SP_TAIL = 61
-SP_NEXT = 62  # hint: the span of what is sent next
-RTT_SYN = 63  # when our SYN was sent, 0: more than once
+class EntryKind(enum.IntEnum):
+    """What a receive entry is."""
 
-# Receive sequence space.
-RCV_NXT = 64
-RCV_ADV = 65  # right edge that was advertised
-RCV_SCALE = 66
-IRS = 67
-RCV_BUF = 68  # most bytes to hold
-RCV_MSS = 69  # payload bytes of a full segment that we expect
-TS_RECENT = 70
-TS_RECENT_AT = 71  # ns
-ACK_PENDING = 72  # bytes received since the last acknowledgement
-LAST_ACK_SENT = 73
-LAST_IN = 74  # when the peer was last heard of, ns
-DSACK_START = 75  # duplicate to report (RFC 2883), both equal: none
-DSACK_END = 76
-SACK_RECENT = 77  # four sequence numbers: pieces of the blocks that changed last, newest first
+    COPY = 0  # readable data of an unbound queue
+    LINEAR = 1  # readable bytes that came with the headers on a bound queue
+    FRAG = 2  # payload of a bound queue: handed out by token
+    DGRAM = 3  # the head of a datagram
 
-# Receive queue and out-of-order queue: chains of entries.
-RQ_HEAD = 81
-RQ_TAIL = 82
-RQ_BYTES = 83
-RQ_BUFS = 84
-OQ_HEAD = 85
-OQ_TAIL = 86
-OQ_BYTES = 87
-OQ_BUFS = 88
 
-# Share of the pool.
-QUEUE = 89  # receive queue that the flow arrives on
-PLEDGED = 90  # buffers kept for what the advertised window lets in (``window``)
-PER = 91  # payload bytes of a buffer when segments are full
-SLOW_IN = 92  # batch in which the slow path took this connection over
-TOUCHED = 93  # batch in which it was last touched
-BYTES_IN = 94
-BYTES_OUT = 95
-ADV_MSS = 96  # the MSS option we send
-FIN_SEQ = 97  # of the peer's FIN, once seen
-TOKENS_FD = 98  # descriptor of the socket's token arena, 0: no socket
+class Mark(enum.IntEnum):
+    """Bits of Sent.marks."""
 
-# Options of the socket, and limits.
-KEEP_IDLE = 99  # ns
-KEEP_INTERVAL = 100
-KEEP_COUNT = 101
-KEEP_PROBES = 102  # sent without an answer
-USER_TIMEOUT = 103  # ns that sent data may stay unacknowledged (RFC 5482), 0: as long as retries last
-STUCK_AT = 104  # when what is not acknowledged yet was first waited for, ns
-CHALLENGED_AT = 105  # when a challenge ACK was last sent, ns
-PATH_MTU = 106
+    SACKED = 1
+    LOST = 2
+    RETRANS = 4  # sent again, and that not taken for lost
+    EVER = 8  # sent more than once: its round trip means nothing without timestamps
+    FIN = 16
 
-NEXT_HOP = 107
-NEXT_HOP_HI = 108
-LADDR_HI = 109
-RADDR_HI = 110
-TPL_LEN = 111  # of the template
-TPL = 112  # header template: Ethernet, IP, TCP without options, 54 or 74 bytes
-USER = 122  # buffers that the application holds by token
-DEMAND = 123  # bytes of window that it makes sense to keep: grows and shrinks with what is used
-USED = 124  # bytes received since DEMAND last changed, and when that was, ns
-USED_AT = 125
-DATA_AT = 126  # when data last came in sequence, ns
-TCB_WORDS = 128
 
-CF_TS = 1  # timestamps agreed on
-CF_ACK_NOW = 2
-CF_FIN_QUEUED = 4  # the application closed its direction
-CF_FIN_SENT = 8
-CF_FIN_SEEN = 16  # the peer's FIN was seen, perhaps with data before it missing
-CF_RECOVERY = 32  # RFC 6675: from the first loss until RECOVER is acknowledged
-CF_NODELAY = 64
-CF_STARVED = 128  # the window is smaller than it should be for want of buffers
-CF_ORPHAN = 256  # no socket any more
-CF_LIMITED = 512  # the last output was held back by the congestion window
-CF_MAC = 1024  # the template has the next hop's address
-CF_WSCALE = 2048  # window scaling offered, then agreed on
-CF_SACK = 4096  # selective acknowledgements offered, then agreed on
-CF_LOSS = 8192  # after a retransmission timeout
-CF_REORDERED = 16384  # the path was seen to reorder
-CF_TLP_RETRANS = 32768  # the tail loss probe under way sent data again
-CF_KEEPALIVE = 65536
-CF_V6 = 131072
+class Timers(Record):
+    """When timers run out, ns, 0: not running. One cache line, so that a scan touches little."""
 
-# A receive entry: a piece of payload in stream order.
-E_NEXT = 0
-E_SEQ = 1
-E_LEN = 2
-E_NETMEM = 3
-E_OFFSET = 4
-E_POOL = 5
-E_KIND = 6
-ENTRY_WORDS = 8
-EK_COPY = 0  # readable data of an unbound queue
-EK_LINEAR = 1  # readable bytes that came with the headers on a bound queue
-EK_FRAG = 2  # payload of a bound queue: handed out by token
+    rto: i64
+    delack: i64
+    persist: i64
+    wait: i64  # TIME-WAIT, FIN-WAIT-2 of an orphan
+    reo: i64  # RACK's reordering timer
+    pto: i64  # tail loss probe
+    keep: i64  # keepalive
+    _unused: i64
 
-# An entry of what is in flight; E_NEXT, E_SEQ, E_LEN as above (a FIN counts one).
-X_TIME = 3  # when it was last sent, ns
-X_STATE = 4  # XS_*
-XS_SACKED = 1
-XS_LOST = 2
-XS_RETRANS = 4  # sent again, and that not taken for lost
-XS_EVER = 8  # sent more than once: its round trip means nothing without timestamps
-XS_FIN = 16
 
-# A span: stream bytes that lie in device memory; E_NEXT, E_LEN as above.
-Y_START = 1  # stream offset
-Y_IO = 3  # I/O address
-Y_CALL = 4  # number of the sendmsg_devmem() call, unique in the stack
-Y_MARK = 5  # transmit rows up to here may name it
+TIMERS = 7
 
-# Stack arena header.
-G_NOW = 0
-G_BATCH = 1  # number of the batch
-G_TIMER = 2  # no timer runs out before this
-G_ROWS = 3  # rows of the table ever used
-G_BUCKETS = 4  # size of the hash table
-G_EFREE = 5  # first free entry
-G_ECOUNT = 6  # free entries
-G_TOUCHED = 7
-G_SLOW = 8
-G_RELEASE = 9
-G_IP_ID = 10
-G_QUEUE = 11  # of the batch at hand, and whether its data is handed out by token (G_TOKENS)
-G_TURN = 12  # row that is told of a bigger window first
-G_TOKENS = 13
-G_RECLAIM_AT = 14  # when pledges are looked through next, ns
-G_STARVED = 15  # connections with CF_STARVED
-G_DELACK = 16  # ns
-G_TS_BASE = 17
-G_ZC_HEAD = 18  # spans that were acknowledged or given up, until the NIC is done with them
-G_ZC_TAIL = 19
-G_PRUNE_AT = 20  # when out-of-order queues are looked through for stale ones next, ns
 
-G_CREDIT = 32  # per receive queue, CR_WORDS words
-CR_AVAIL = 0  # buffers that can still be received into, those of the batch at hand among them
-CR_PLEDGED = 1  # buffers pledged to connections
-CR_RESERVE = 2  # buffers kept for acknowledgements and probes
-CR_BUFLEN = 3
-CR_OOO = 4  # most buffers of out-of-order data, of all connections together
-CR_OOO_N = 5  # how many there are
-CR_POOL = 6  # handle of the queue's payload pool
-CR_HOST = 7  # host address of its memory, 0: unreadable; log2 of a netmem's bytes
-CR_SHIFT = 8
-CR_HPOOL = 9  # handle of its header pool, 0: none; host address, log2 of a netmem's bytes
-CR_HHOST = 10
-CR_HSHIFT = 11
-CR_GRANT = 12  # buffers that an idle connection keeps
-CR_TOTAL = 13  # buffers of the pool, whoever has them
-CR_WORDS = 16
-MAX_QUEUES = 16
+class Tcb(Record):
+    """A transmission control block."""
 
-G_COUNTERS = G_CREDIT + CR_WORDS * MAX_QUEUES
-S_IN_SEGS = 0
-S_IN_FAST = 1
-S_IN_SLOW = 2
-S_OUT_SEGS = 3
-S_OUT_ACKS = 4
-S_OUT_RST = 5
-S_RETRANS = 6
-S_RTO = 7
-S_FAST_RETRANS = 8
-S_DELAYED_ACKS = 9
-S_OOO_QUEUED = 10
-S_OOO_PRUNED = 11
-S_DUP_DROPPED = 12  # data that was there already
-S_BEYOND_WINDOW = 13
-S_POOL_LOW = 14  # data refused to keep the last buffers for control segments
-S_PAWS = 15
-S_NO_SOCKET = 16
-S_NOT_OURS = 17
-S_SYN_DROPPED = 18
-S_BACKLOG_FULL = 19
-S_TABLE_FULL = 20
-S_PASSIVE = 21
-S_ACTIVE = 22
-S_RESETS_IN = 23
-S_PROBES = 24
-S_WINDOW_UPDATES = 25
-S_CHALLENGE_ACK = 26
-S_ENTRIES_EMPTY = 27
-S_TX_FULL = 28
-S_BAD_ARP = 29
-S_ARP_IN = 30
-S_ARP_OUT = 31
-S_ICMP_ECHO = 32
-S_ICMP_DROPPED = 33
-S_TIME_WAIT_REUSED = 34
-S_TIMEOUTS = 35
-S_BAD_OPTIONS = 36
-S_SACK_IN = 37  # segments with selective acknowledgements
-S_DSACK_IN = 38
-S_DSACK_OUT = 39
-S_LOSS_RACK = 40  # segments taken for lost by time, not by a timeout
-S_LOSS_PROBES = 41
-S_KEEPALIVES = 42
-S_BAD_ACK = 43  # outside what RFC 5961, section 5, allows
-S_PMTU = 44
-S_ICMP_ERRORS = 45
-S_ND_IN = 46
-S_ND_OUT = 47
-S_BAD_ND = 48
-S_UDP_IN = 49
-S_UDP_NO_SOCKET = 50
-S_UDP_FULL = 51
-S_UDP_OUT = 52
-S_ZC_DONE = 53  # sendmsg_devmem() calls that were completed
-S_OVER_SHARE = 54  # data refused: the connection has its share of the pool's buffers
-S_MERGED = 55  # short pieces that were copied behind others, into memory that is readable
-S_COOKIES_OUT = 56  # SYN cookies sent, come back, and come back wrong (RFC 4987)
-S_COOKIES_IN = 57
-S_COOKIES_BAD = 58
-S_MARTIAN = 59  # from an address of ours
-S_LEFT_QUEUE = 60  # flows that came to a queue without the memory that they had been bound to
-TCP_COUNTERS = offsets(globals(), "S_")
+    # Identity. Addresses are two words, of which the high ones stand with the template.
+    state: i64
+    laddr: i64
+    raddr: i64
+    ports: i64  # remote port << 16 | local port: the word as it stands in a segment from the peer
+    next: i64  # hash chain, row + 1
+    flags: i64  # Flag bits
+    error: i64  # errno for the socket, 0: none
+    listener: i64  # id of the listener that this connection comes from, 0: none
+    timers: Annotated[Timers, Timers]
+    # Send sequence space.
+    snd_una: i64
+    snd_nxt: i64  # nothing beyond was sent: what is sent again has an entry of its own
+    snd_wnd: i64
+    snd_wl1: i64
+    snd_wl2: i64
+    snd_scale: i64  # Snd.Wind.Shift
+    mss: i64  # payload bytes of a full segment that we send
+    iss: i64
+    max_snd_wnd: i64
+    srtt: i64  # ns
+    rttvar: i64
+    rto: i64
+    backoff: i64
+    snd_sml: i64  # end of the last segment shorter than MSS (Minshall's variant of Nagle)
+    user_retries: i64  # retransmissions since progress
+    # Congestion control (RFC 5681, 9438) and recovery (RFC 6675, 8985, 2883).
+    cwnd: i64
+    ssthresh: i64
+    cubic_wmax: i64
+    cubic_epoch: i64  # ns, 0: none yet
+    cubic_k: i64  # ns
+    cubic_west: i64
+    dupacks: i64
+    recover: i64  # recovery ends when this is acknowledged
+    sacked: i64  # bytes in flight that the peer has
+    lost: i64  # bytes in flight that are taken for lost
+    retrans: i64  # of those: sent again and not taken for lost anew
+    rack_time: i64  # of the segment sent last among those that arrived: when, its end, its round trip
+    rack_end: i64
+    rack_rtt: i64
+    rack_fack: i64  # highest sequence number that arrived
+    rack_mult: i64  # of the reordering window, in quarters of MIN_RTT
+    rack_persist: i64  # recoveries for which RACK_MULT stays
+    rack_round: i64  # SND_NXT when a D-SACK last widened the window
+    min_rtt: i64
+    tlp_end: i64  # SND_NXT at the time of the tail loss probe, -1: none is under way
+    # Send buffer: a ring in the device's transmit memory, and spans of it that stand for device memory.
+    sb_host: i64
+    sb_offset: i64  # in the device's transmit memory
+    sb_size: i64
+    sb_head: i64  # stream offset of SND_UNA
+    sb_tail: i64  # stream offset behind the last byte written
+    tq_head: i64  # what is in flight: a chain of Sent
+    tq_tail: i64
+    sp_head: i64  # spans: a chain of Span
+    sp_tail: i64
+    sp_next: i64  # hint: the span of what is sent next
+    rtt_syn: i64  # when our SYN was sent, 0: more than once
+    # Receive sequence space.
+    rcv_nxt: i64
+    rcv_adv: i64  # right edge that was advertised
+    rcv_scale: i64
+    irs: i64
+    rcv_buf: i64  # most bytes to hold
+    rcv_mss: i64  # payload bytes of a full segment that we expect
+    ts_recent: i64
+    ts_recent_at: i64  # ns
+    ack_pending: i64  # bytes received since the last acknowledgement
+    last_ack_sent: i64
+    last_in: i64  # when the peer was last heard of, ns
+    dsack_start: i64  # duplicate to report (RFC 2883), both equal: none
+    dsack_end: i64
+    sack_recent: Annotated[Items[int], ctypes.c_int64 * SACK_RECENT]
+    # ... sequence numbers: pieces of the blocks that changed last, newest first
+    # Receive queue and out-of-order queue: chains of entries.
+    rq_head: i64
+    rq_tail: i64
+    rq_bytes: i64
+    rq_bufs: i64
+    oq_head: i64
+    oq_tail: i64
+    oq_bytes: i64
+    oq_bufs: i64
+    # Share of the pool.
+    queue: i64  # receive queue that the flow arrives on
+    pledged: i64  # buffers kept for what the advertised window lets in (``window``)
+    per_buffer: i64  # payload bytes of a buffer when segments are full
+    slow_in: i64  # batch in which the slow path took this connection over
+    touched: i64  # batch in which it was last touched
+    bytes_in: i64
+    bytes_out: i64
+    adv_mss: i64  # the MSS option we send
+    fin_seq: i64  # of the peer's FIN, once seen
+    tokens_fd: i64  # descriptor of the socket's token arena, 0: no socket
+    # Options of the socket, and limits.
+    keep_idle: i64  # ns
+    keep_interval: i64
+    keep_count: i64
+    keep_probes: i64  # sent without an answer
+    user_timeout: i64  # ns that sent data may stay unacknowledged (RFC 5482), 0: as long as retries last
+    stuck_at: i64  # when what is not acknowledged yet was first waited for, ns
+    challenged_at: i64  # when a challenge ACK was last sent, ns
+    path_mtu: i64
+    next_hop: i64
+    next_hop_hi: i64
+    laddr_hi: i64
+    raddr_hi: i64
+    template_len: i64  # of the template
+    template: Annotated[Items[int], ctypes.c_uint8 * TEMPLATE_BYTES]
+    # ... headers: Ethernet, IP, TCP without options, 54 or 74 bytes
+    user: i64  # buffers that the application holds by token
+    demand: i64  # bytes of window that it makes sense to keep: grows and shrinks with what is used
+    used: i64  # bytes received since DEMAND last changed, and when that was, ns
+    used_at: i64
+    data_at: i64  # when data last came in sequence, ns
+    _unused: Annotated[Items[int], ctypes.c_int64 * 3]
 
-G_ADDRS = G_COUNTERS + 96  # how many addresses the stack has, and their words, high and low
-MAX_ADDRESSES = 15
-G_LISTS = G_ADDRS + 32  # touched rows, slow rows, release pairs, hash buckets follow
-LIST_ROOM = 4096
-G_TOUCHED_AT = G_LISTS
-G_SLOW_AT = G_TOUCHED_AT + LIST_ROOM
-G_RELEASE_AT = G_SLOW_AT + LIST_ROOM
-RELEASE_ROOM = 16384
-G_HASH_AT = G_RELEASE_AT + 2 * RELEASE_ROOM
+
+TCB_SHIFT = 10  # of its size: a number is found with a shift
+
+
+class Entry(Record):
+    """A piece of payload in stream order."""
+
+    next: i64  # entry behind it, 0: none
+    seq: i64
+    len: i64
+    netmem: i64
+    offset: i64
+    pool: i64  # handle
+    kind: i64  # EntryKind
+    _unused: i64
+
+
+class Sent(Record):
+    """What is in flight of one transmit row, in an Entry's place; a FIN counts one."""
+
+    next: i64
+    seq: i64
+    len: i64
+    time: i64  # when it was last sent, ns
+    marks: i64  # Mark bits
+    _unused: Annotated[Items[int], ctypes.c_int64 * 3]
+
+
+class Span(Record):
+    """Stream bytes that lie in device memory, in an Entry's place."""
+
+    next: i64
+    start: i64  # stream offset
+    len: i64
+    io: i64  # I/O address
+    call: i64  # number of the sendmsg_devmem() call, unique in the stack
+    mark: i64  # transmit rows up to here may name it
+    _unused: Annotated[Items[int], ctypes.c_int64 * 2]
+
+
+class Account(Record):
+    """A receive queue's pool, as connections draw on it (``window``). Buffers, where nothing else is said."""
+
+    available: i64  # buffers that can still be received into, those of the batch at hand among them
+    pledged: i64  # buffers pledged to connections
+    reserve: i64  # buffers kept for acknowledgements and probes
+    buf_len: i64  # bytes
+    ooo_most: i64  # of out-of-order data, of all connections together
+    ooo: i64  # how many there are
+    pool: i64  # handle of the queue's payload pool
+    host: i64  # host address of its memory, 0: unreadable
+    shift: i64  # log2 of a netmem's bytes
+    header_pool: i64  # handle of its header pool, 0: none
+    header_host: i64
+    header_shift: i64
+    grant: i64  # buffers that an idle connection keeps
+    total: i64  # buffers of the pool, whoever has them
+
+
+class InetCounters(Record):
+    """What a stack counts."""
+
+    in_segs: i64
+    in_fast: i64
+    in_slow: i64
+    out_segs: i64
+    out_acks: i64
+    out_rst: i64
+    retrans: i64
+    rto: i64
+    fast_retrans: i64
+    delayed_acks: i64
+    ooo_queued: i64
+    ooo_pruned: i64
+    dup_dropped: i64  # data that was there already
+    beyond_window: i64
+    pool_low: i64  # data refused to keep the last buffers for control segments
+    paws: i64
+    no_socket: i64
+    not_ours: i64
+    syn_dropped: i64
+    backlog_full: i64
+    table_full: i64
+    passive: i64
+    active: i64
+    resets_in: i64
+    probes: i64
+    window_updates: i64
+    challenge_ack: i64
+    entries_empty: i64
+    tx_full: i64
+    bad_arp: i64
+    arp_in: i64
+    arp_out: i64
+    icmp_echo: i64
+    icmp_dropped: i64
+    time_wait_reused: i64
+    timeouts: i64
+    bad_options: i64
+    sack_in: i64  # segments with selective acknowledgements
+    dsack_in: i64
+    dsack_out: i64
+    loss_rack: i64  # segments taken for lost by time, not by a timeout
+    loss_probes: i64
+    keepalives: i64
+    bad_ack: i64  # outside what RFC 5961, section 5, allows
+    pmtu: i64
+    icmp_errors: i64
+    nd_in: i64
+    nd_out: i64
+    bad_nd: i64
+    udp_in: i64
+    udp_no_socket: i64
+    udp_full: i64
+    udp_out: i64
+    zc_done: i64  # sendmsg_devmem() calls that were completed
+    over_share: i64  # data refused: the connection has its share of the pool's buffers
+    merged: i64  # short pieces that were copied behind others, into memory that is readable
+    cookies_out: i64  # SYN cookies sent, come back, and come back wrong (RFC 4987)
+    cookies_in: i64
+    cookies_bad: i64
+    martian: i64  # from an address of ours
+    left_queue: i64  # flows that came to a queue without the memory that they had been bound to
+
+
+class Address(Record):
+    """An IP address in two words."""
+
+    hi: i64
+    lo: i64
+
+
+class Release(Record):
+    """A netmem for Python to put back."""
+
+    netmem: i64
+    pool: i64  # handle
+
+
+class StackRecord(Record):
+    """A stack's own state, and where its tables are."""
+
+    now: i64  # ns
+    tcbs: i64  # address of Tcb 0
+    rows: i64  # Tcbs ever used
+    buckets: i64  # address: a word for each bucket of the hash table, number + 1 of its first Tcb
+    bucket_mask: i64
+    entries: i64  # address of Entry 0
+    free_entry: i64  # the first of a chain
+    free_entries: i64
+    tx: i64  # address of the device's TxQueueRecord
+    sockets: i64  # address of UdpSocket 0
+    # The batch at hand.
+    batch: i64  # its number
+    queue: i64  # that it came by
+    by_token: i64  # 1: the queue's data is handed out by token
+    touched: i64  # Tcbs that it concerns, and a word for each: its number
+    touched_list: i64
+    slow: i64  # packets that the fast path left, and a word for each: its row
+    slow_list: i64
+    releases: i64  # netmems to put back, and the address of Release 0
+    release_list: i64
+    # Timers, ns.
+    timer: i64  # no timer runs out before this
+    delack_ns: i64
+    reclaim_at: i64  # when pledges are looked through next
+    prune_at: i64  # when out-of-order queues are looked through for stale ones next
+    starved: i64  # connections with Flag.STARVED
+    turn: i64  # Tcb that is told of a bigger window first
+    ip_id: i64
+    ts_base: i64
+    zc_head: i64  # spans that were acknowledged or given up, until the NIC is done with them
+    zc_tail: i64
+    addresses_used: i64
+    addresses: Annotated[Items[Address], Address * MAX_ADDRESSES]
+    accounts: Annotated[Items[Account], Account * MAX_QUEUES]
+    counters: Annotated[InetCounters, InetCounters]
 
 
 @inline_kernel
-def seq_lt(a, b):
+def tcb_of(stack: StackRecord, c: int) -> Tcb:
+    """Transmission control block ``c``."""
+    return Tcb.nth(stack.tcbs, c)
+
+
+@inline_kernel
+def number_of(stack: StackRecord, tcb: Tcb) -> int:
+    """A block's number."""
+    return (address_of(tcb) - stack.tcbs) >> TCB_SHIFT
+
+
+@inline_kernel
+def entry_of(stack: StackRecord, i: int) -> Entry:
+    """Entry ``i``, of payload."""
+    return Entry.nth(stack.entries, i)
+
+
+@inline_kernel
+def sent_of(stack: StackRecord, i: int) -> Sent:
+    """Entry ``i``, of what is in flight."""
+    return Sent.nth(stack.entries, i)
+
+
+@inline_kernel
+def span_of(stack: StackRecord, i: int) -> Span:
+    """Entry ``i``, of device memory to send."""
+    return Span.nth(stack.entries, i)
+
+
+@inline_kernel
+def account_of(stack: StackRecord, tcb: Tcb) -> Account:
+    """The account of a connection's queue."""
+    return stack.accounts[tcb.queue]
+
+
+@inline_kernel
+def seq_lt(a: int, b: int) -> bool:
     """a < b in sequence space."""
     return ((a - b) & MASK32) > 0x7FFFFFFF
 
 
 @inline_kernel
-def seq_le(a, b):
+def seq_le(a: int, b: int) -> bool:
     """a <= b in sequence space."""
     return ((b - a) & MASK32) <= 0x7FFFFFFF
 
 
 @inline_kernel
-def seq_diff(a, b):
+def seq_diff(a: int, b: int) -> int:
     """a - b in sequence space, signed."""
     d = (a - b) & MASK32
     return d - 0x100000000 if d > 0x7FFFFFFF else d

@@ -19,44 +19,15 @@ from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.inet.tcp.tcb import (
-    ADV_MSS,
-    CF_FIN_SEEN,
-    CF_ORPHAN,
-    CF_STARVED,
-    CR_AVAIL,
-    CR_GRANT,
-    CR_PLEDGED,
-    CR_RESERVE,
-    CR_TOTAL,
-    CR_WORDS,
-    DEMAND,
-    ESTABLISHED,
-    FIN_SEQ,
-    FIN_WAIT_2,
-    FLAGS,
-    G_CREDIT,
-    G_NOW,
-    G_RECLAIM_AT,
-    G_ROWS,
-    G_STARVED,
     MASK32,
-    OQ_BUFS,
-    OQ_BYTES,
-    PER,
-    PLEDGED,
-    QUEUE,
-    RCV_ADV,
-    RCV_BUF,
-    RCV_MSS,
-    RCV_NXT,
-    RCV_SCALE,
-    RQ_BUFS,
-    RQ_BYTES,
-    STATE,
-    USED,
-    USED_AT,
-    USER,
+    Account,
+    Flag,
+    StackRecord,
+    Tcb,
+    TcpState,
+    account_of,
     seq_diff,
+    tcb_of,
 )
 
 IDLE_NS = 200_000_000  # a sender that was silent for longer starts anew (RFC 5681, 4.1), with ten segments
@@ -68,180 +39,180 @@ HEADROOM = 4  # of the window over what comes in: a sender that repairs a loss s
 
 
 @inline_kernel
-def receives(t, c):
+def receives(tcb: Tcb) -> bool:
     """True in states in which data may still come, and is wanted."""
-    return ESTABLISHED <= t[c, STATE] <= FIN_WAIT_2 and t[c, FLAGS] & CF_ORPHAN == 0
+    return TcpState.ESTABLISHED <= tcb.state <= TcpState.FIN_WAIT_2 and tcb.flags & Flag.ORPHAN == 0
 
 
 @inline_kernel
-def unpledged(g, at):
-    """Buffers that nobody was pledged, of the account at ``at``; may be less than none."""
-    return g[at + CR_AVAIL] - g[at + CR_RESERVE] - g[at + CR_PLEDGED]
+def unpledged(account: Account) -> int:
+    """Buffers that nobody was pledged, of an account; may be less than none."""
+    return account.available - account.reserve - account.pledged
 
 
 @inline_kernel
-def pressure(g, at):
+def pressure(account: Account) -> bool:
     """True while more than half of a pool's buffers are held or pledged."""
-    return 2 * unpledged(g, at) < g[at + CR_TOTAL]
+    return 2 * unpledged(account) < account.total
 
 
 @kernel
-def room(g, t, c):
+def room(stack: StackRecord, tcb: Tcb) -> int:
     """Buffers that a connection may have beyond those it was pledged: what is left of its share."""
-    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    free = unpledged(g, at)
-    held = t[c, PLEDGED] + t[c, RQ_BUFS] + t[c, OQ_BUFS]
+    account = account_of(stack, tcb)
+    free = unpledged(account)
+    held = tcb.pledged + tcb.rq_bufs + tcb.oq_bufs
     more = (free - held) >> 1
-    with_user = (USER_SHARE * free - held - t[c, USER]) // (USER_SHARE + 1)
+    with_user = (USER_SHARE * free - held - tcb.user) // (USER_SHARE + 1)
     return max(min(more, with_user), 0)
 
 
 @kernel
-def pledge(g, t, c, wanted):
+def pledge(stack: StackRecord, tcb: Tcb, wanted: int) -> None:
     """Pledge ``wanted`` buffers to a connection, or as many of them as it may have."""
-    more = wanted - t[c, PLEDGED]
+    more = wanted - tcb.pledged
     if more > 0:
-        more = min(more, room(g, t, c))
+        more = min(more, room(stack, tcb))
     if more != 0:
-        t[c, PLEDGED] += more
-        g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_PLEDGED] += more
+        tcb.pledged += more
+        account_of(stack, tcb).pledged += more
 
 
 @inline_kernel
-def least(t, c):
+def least(tcb: Tcb) -> int:
     """Bytes of window that even an idle connection can have: four segments, so that it gets started."""
-    return 4 * t[c, ADV_MSS]
+    return 4 * tcb.adv_mss
 
 
 @inline_kernel
-def enough(t, c):
+def enough(tcb: Tcb) -> int:
     """Bytes of window with which a connection gets on: its peer can send a whole segment."""
-    return min(t[c, RCV_BUF] >> 1, t[c, RCV_MSS])
+    return min(tcb.rcv_buf >> 1, tcb.rcv_mss)
 
 
 @kernel
-def demand_start(g, t, c):
+def demand_start(stack: StackRecord, tcb: Tcb) -> None:
     """What a new connection's window may be: ten segments (RFC 6928) at least."""
-    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    part = g[at + CR_TOTAL] // START_PART * t[c, PER]
-    t[c, DEMAND] = max(min(min(part, DEMAND_START), t[c, RCV_BUF]), 10 * t[c, ADV_MSS])
+    account = account_of(stack, tcb)
+    part = account.total // START_PART * tcb.per_buffer
+    tcb.demand = max(min(min(part, DEMAND_START), tcb.rcv_buf), 10 * tcb.adv_mss)
 
 
 @kernel
-def note_starved(g, t, c):
+def note_starved(stack: StackRecord, tcb: Tcb) -> None:
     """Note whether a connection waits for room in the pool: it has no window, and nothing to give back."""
-    left = seq_diff(t[c, RCV_ADV], t[c, RCV_NXT])
-    space = min(t[c, RCV_BUF] - t[c, OQ_BYTES], t[c, DEMAND]) - t[c, RQ_BYTES]
-    holds = t[c, RQ_BUFS] + t[c, USER]
-    starved = receives(t, c) and left < enough(t, c) <= space and holds == 0
-    if starved != (t[c, FLAGS] & CF_STARVED != 0):
-        t[c, FLAGS] ^= CF_STARVED
-        g[G_STARVED] += 1 if starved else -1
+    left = seq_diff(tcb.rcv_adv, tcb.rcv_nxt)
+    space = min(tcb.rcv_buf - tcb.oq_bytes, tcb.demand) - tcb.rq_bytes
+    holds = tcb.rq_bufs + tcb.user
+    starved = receives(tcb) and left < enough(tcb) <= space and holds == 0
+    if starved != (tcb.flags & Flag.STARVED != 0):
+        tcb.flags ^= Flag.STARVED
+        stack.starved += 1 if starved else -1
 
 
 @kernel
-def wanted(g, t, c):
+def wanted(stack: StackRecord, tcb: Tcb) -> int:
     """Buffers that the open part of a connection's window asks for, as far as it makes use of it."""
-    if not receives(t, c):
+    if not receives(tcb):
         return 0
-    left = seq_diff(t[c, RCV_ADV], t[c, RCV_NXT])
-    if t[c, FLAGS] & CF_FIN_SEEN:
-        left = min(left, seq_diff(t[c, FIN_SEQ], t[c, RCV_NXT]))
-    left = max(min(left, t[c, DEMAND]), 0)
-    buffers = (left + t[c, PER] - 1) // t[c, PER]
-    if t[c, DEMAND] <= least(t, c):
-        buffers = min(buffers, g[G_CREDIT + CR_WORDS * t[c, QUEUE] + CR_GRANT])
+    left = seq_diff(tcb.rcv_adv, tcb.rcv_nxt)
+    if tcb.flags & Flag.FIN_SEEN:
+        left = min(left, seq_diff(tcb.fin_seq, tcb.rcv_nxt))
+    left = max(min(left, tcb.demand), 0)
+    buffers = (left + tcb.per_buffer - 1) // tcb.per_buffer
+    if tcb.demand <= least(tcb):
+        buffers = min(buffers, account_of(stack, tcb).grant)
     return buffers
 
 
 @kernel
-def pledge_anew(g, t, c):
+def pledge_anew(stack: StackRecord, tcb: Tcb) -> None:
     """Bring a connection's pledge to what its window and its state ask for."""
-    pledge(g, t, c, wanted(g, t, c))
+    pledge(stack, tcb, wanted(stack, tcb))
 
 
 @inline_kernel
-def took(g, t, c, buffers):
+def took(stack: StackRecord, tcb: Tcb, buffers: int) -> None:
     """The queue's pool gave ``buffers`` to a connection: out of its pledge, as far as that goes."""
-    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    g[at + CR_AVAIL] -= buffers
-    paid = min(buffers, t[c, PLEDGED])
-    t[c, PLEDGED] -= paid
-    g[at + CR_PLEDGED] -= paid
+    account = account_of(stack, tcb)
+    account.available -= buffers
+    paid = min(buffers, tcb.pledged)
+    tcb.pledged -= paid
+    account.pledged -= paid
 
 
 @kernel
-def may_take(g, t, c, length):
+def may_take(stack: StackRecord, tcb: Tcb, length: int) -> bool:
     """True when a connection may take one more buffer, for ``length`` bytes.
 
     One whose buffers hold next to nothing gets few, and none of the last quarter of the pool, but for the
     first: a short message comes through as long as an eighth is there.
     """
-    at = G_CREDIT + CR_WORDS * t[c, QUEUE]
-    buffers = t[c, RQ_BUFS] + t[c, OQ_BUFS] + 1
-    waste = buffers - (t[c, RQ_BYTES] + t[c, OQ_BYTES] + length) // t[c, PER]
+    account = account_of(stack, tcb)
+    buffers = tcb.rq_bufs + tcb.oq_bufs + 1
+    waste = buffers - (tcb.rq_bytes + tcb.oq_bytes + length) // tcb.per_buffer
     if 2 * waste > buffers:
-        free = unpledged(g, at)
+        free = unpledged(account)
         if buffers == 1:
-            return t[c, PLEDGED] > 0 or free > g[at + CR_TOTAL] >> 3
-        if waste << WASTE_SHIFT > free - (g[at + CR_TOTAL] >> 2):
+            return tcb.pledged > 0 or free > account.total >> 3
+        if waste << WASTE_SHIFT > free - (account.total >> 2):
             return False
-    return t[c, PLEDGED] > 0 or room(g, t, c) > 0
+    return tcb.pledged > 0 or room(stack, tcb) > 0
 
 
 @inline_kernel
-def use(g, t, c, length):
+def use(stack: StackRecord, tcb: Tcb, length: int) -> None:
     """``length`` bytes of window were of use: who uses a quarter of what it is kept gets twice that."""
-    t[c, USED] += length
-    if HEADROOM * t[c, USED] >= t[c, DEMAND]:
-        t[c, DEMAND] = min(2 * t[c, DEMAND], max(t[c, RCV_BUF], 2 * t[c, RCV_MSS]))
-        t[c, USED], t[c, USED_AT] = 0, g[G_NOW]
+    tcb.used += length
+    if HEADROOM * tcb.used >= tcb.demand:
+        tcb.demand = min(2 * tcb.demand, max(tcb.rcv_buf, 2 * tcb.rcv_mss))
+        tcb.used, tcb.used_at = 0, stack.now
 
 
 @kernel
-def came(g, t, c, length):
+def came(stack: StackRecord, tcb: Tcb, length: int) -> None:
     """``length`` bytes came in sequence."""
-    if not pressure(g, G_CREDIT + CR_WORDS * t[c, QUEUE]):
-        use(g, t, c, length)
-    pledge_anew(g, t, c)
+    if not pressure(account_of(stack, tcb)):
+        use(stack, tcb, length)
+    pledge_anew(stack, tcb)
 
 
 @kernel
-def was_read(g, t, c, length):
+def was_read(stack: StackRecord, tcb: Tcb, length: int) -> None:
     """The application took ``length`` bytes."""
-    if pressure(g, G_CREDIT + CR_WORDS * t[c, QUEUE]):
-        use(g, t, c, length)
+    if pressure(account_of(stack, tcb)):
+        use(stack, tcb, length)
 
 
 @kernel
-def offer(g, t, c):
+def offer(stack: StackRecord, tcb: Tcb) -> int:
     """The window in bytes that a connection can have now: its buffer, its demand, its share of the pool."""
-    space = t[c, RCV_BUF] - t[c, RQ_BYTES] - t[c, OQ_BYTES]
-    demand = t[c, DEMAND]
-    if pressure(g, G_CREDIT + CR_WORDS * t[c, QUEUE]):
-        demand -= t[c, RQ_BYTES]
-    more = room(g, t, c)
-    if g[G_STARVED] > 0:  # enough to get started for as many as possible, before anybody gets more
-        segments = (2 * t[c, RCV_MSS] + t[c, PER] - 1) // t[c, PER]
-        equal = max(unpledged(g, G_CREDIT + CR_WORDS * t[c, QUEUE]) // (g[G_STARVED] + 1), segments)
-        more = min(more, max(equal - t[c, PLEDGED], 0))
-    return max(min(min(space, demand), (t[c, PLEDGED] + more) * t[c, PER]), 0)
+    space = tcb.rcv_buf - tcb.rq_bytes - tcb.oq_bytes
+    demand = tcb.demand
+    if pressure(account_of(stack, tcb)):
+        demand -= tcb.rq_bytes
+    more = room(stack, tcb)
+    if stack.starved > 0:  # enough to get started for as many as possible, before anybody gets more
+        segments = (2 * tcb.rcv_mss + tcb.per_buffer - 1) // tcb.per_buffer
+        equal = max(unpledged(account_of(stack, tcb)) // (stack.starved + 1), segments)
+        more = min(more, max(equal - tcb.pledged, 0))
+    return max(min(min(space, demand), (tcb.pledged + more) * tcb.per_buffer), 0)
 
 
 @kernel
-def select_window(g, t, c):
+def select_window(stack: StackRecord, tcb: Tcb) -> int:
     """The window field to send now; notes the right edge, and pledges what it stands for.
 
     It is moved on by whole segments only (RFC 9293, 3.8.6.2.2), within what the connection's share of
     the pool can take.
     """
-    left = max(seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]), 0)
+    left = max(seq_diff(tcb.rcv_adv, tcb.rcv_nxt), 0)
     limit = window = left
-    if receives(t, c):
-        limit = window = offer(g, t, c)
-        if window - left < enough(t, c):
+    if receives(tcb):
+        limit = window = offer(stack, tcb)
+        if window - left < enough(tcb):
             window = left
-    scale = t[c, RCV_SCALE]
+    scale = tcb.rcv_scale
     if window > left:
         field = min(window >> scale, 0xFFFF)
     else:
@@ -251,54 +222,56 @@ def select_window(g, t, c):
         if (field << scale) > limit:
             field = min(left >> scale, 0xFFFF)
     if (field << scale) > left:
-        t[c, RCV_ADV] = (t[c, RCV_NXT] + (field << scale)) & MASK32
-    pledge_anew(g, t, c)
-    note_starved(g, t, c)
+        tcb.rcv_adv = (tcb.rcv_nxt + (field << scale)) & MASK32
+    pledge_anew(stack, tcb)
+    note_starved(stack, tcb)
     return field
 
 
 @kernel
-def window_update_due(g, t, c):
+def window_update_due(stack: StackRecord, tcb: Tcb) -> bool:
     """True when telling the peer of the window now would open it well (RFC 9293, 3.8.6.2.2)."""
-    if not receives(t, c):
+    if not receives(tcb):
         return False
-    left = max(seq_diff(t[c, RCV_ADV], t[c, RCV_NXT]), 0)
-    if t[c, FLAGS] & CF_STARVED:
-        return offer(g, t, c) - left >= enough(t, c)
-    return offer(g, t, c) - left >= max(2 * t[c, RCV_MSS], min(left, t[c, RCV_BUF] >> 1))
+    left = max(seq_diff(tcb.rcv_adv, tcb.rcv_nxt), 0)
+    if tcb.flags & Flag.STARVED:
+        return offer(stack, tcb) - left >= enough(tcb)
+    return offer(stack, tcb) - left >= max(2 * tcb.rcv_mss, min(left, tcb.rcv_buf >> 1))
 
 
 @kernel
-def decay(g, t, c):
+def decay(stack: StackRecord, tcb: Tcb) -> None:
     """Who did not use a quarter of what it is kept for a while is kept four times what it used."""
-    if g[G_NOW] - t[c, USED_AT] >= IDLE_NS:
-        t[c, DEMAND] = max(min(t[c, DEMAND], HEADROOM * t[c, USED]), least(t, c))
-        t[c, USED], t[c, USED_AT] = 0, g[G_NOW]
-    if t[c, PLEDGED] > wanted(g, t, c):
-        pledge_anew(g, t, c)
+    if stack.now - tcb.used_at >= IDLE_NS:
+        tcb.demand = max(min(tcb.demand, HEADROOM * tcb.used), least(tcb))
+        tcb.used, tcb.used_at = 0, stack.now
+    if tcb.pledged > wanted(stack, tcb):
+        pledge_anew(stack, tcb)
 
 
 @kernel
-def reclaim(g, t):
+def reclaim(stack: StackRecord) -> None:
     """There is not enough for all: connections give up what they do not use."""
-    if g[G_NOW] < g[G_RECLAIM_AT]:
+    if stack.now < stack.reclaim_at:
         return
-    g[G_RECLAIM_AT] = g[G_NOW] + IDLE_NS // 8
-    for c in range(g[G_ROWS]):
-        if t[c, PLEDGED] > 0:
-            decay(g, t, c)
+    stack.reclaim_at = stack.now + IDLE_NS // 8
+    for c in range(stack.rows):
+        tcb = tcb_of(stack, c)
+        if tcb.pledged > 0:
+            decay(stack, tcb)
 
 
 @kernel
-def trim(g, t, queue):
+def trim(stack: StackRecord, queue: int) -> None:
     """A pool has less than was pledged, since others draw on its memory too: all give up in proportion."""
-    at = G_CREDIT + CR_WORDS * queue
-    have, total = max(g[at + CR_AVAIL], 0), g[at + CR_PLEDGED]
+    account = stack.accounts[queue]
+    have, total = max(account.available, 0), account.pledged
     if total <= have:
         return
     left = 0
-    for c in range(g[G_ROWS]):
-        if t[c, PLEDGED] > 0 and t[c, QUEUE] == queue:
-            t[c, PLEDGED] = t[c, PLEDGED] * have // total
-            left += t[c, PLEDGED]
-    g[at + CR_PLEDGED] = left
+    for c in range(stack.rows):
+        tcb = tcb_of(stack, c)
+        if tcb.pledged > 0 and tcb.queue == queue:
+            tcb.pledged = tcb.pledged * have // total
+            left += tcb.pledged
+    account.pledged = left

@@ -1,307 +1,254 @@
-"""UDP's data path: datagrams from batches into sockets' queues, and from there to the application.
+"""UDP's hot paths: a datagram to its socket's queue, and from there to the application (kernels).
 
-``u`` is the socket table, a row of U_WORDS words each. A queued datagram is a head entry and one entry for
-each piece of its payload; entries are those of ``tcb``.
+A datagram is a chain of entries: its head, then its pieces. Sockets are found by port, then by peer.
 """
 
 from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
+from netmem.base.record import Record, Word, i64
 from netmem.inet.tcp.entries import entry_free
 from netmem.inet.tcp.kernels import entry_new, release_later
-from netmem.inet.tcp.receive import TK_FREE, TK_SLOTS, TK_STACK
-from netmem.inet.tcp.tcb import (
-    CR_AVAIL,
-    CR_HOST,
-    CR_PLEDGED,
-    CR_RESERVE,
-    CR_SHIFT,
-    CR_WORDS,
-    E_KIND,
-    E_LEN,
-    E_NETMEM,
-    E_NEXT,
-    E_OFFSET,
-    E_POOL,
-    E_SEQ,
-    EK_FRAG,
-    EK_LINEAR,
-    G_ADDRS,
-    G_COUNTERS,
-    G_CREDIT,
-    G_ECOUNT,
-    G_QUEUE,
-    G_RELEASE,
-    G_SLOW,
-    G_SLOW_AT,
-    G_TOKENS,
-    RELEASE_ROOM,
-    S_NOT_OURS,
-    S_UDP_FULL,
-    S_UDP_IN,
-    S_UDP_NO_SOCKET,
+from netmem.inet.tcp.receive import TokenTable, token_take
+from netmem.inet.tcp.tcb import RELEASE_ROOM, EntryKind, StackRecord
+from netmem.inet.udp.table import (
+    SOCKETS,
+    DatagramRow,
+    Receive,
+    UdpSocketRecord,
+    datagram_of,
+    piece_of,
+    socket_of,
 )
-from netmem.memory.kernels import set_holder
-from netmem.memory.layout import Holder, PoolRecord
+from netmem.memory.layout import PoolRecord
 from netmem.memory.ref import offset_of
-from netmem.netdev.words import (
-    B_DST,
-    B_DST_HI,
-    B_HDR,
-    B_HNETMEM,
-    B_HOFFSET,
-    B_HPOOL,
-    B_KIND,
-    B_LEN,
-    B_LIN,
-    B_LINLEN,
-    B_MORE,
-    B_NETMEM,
-    B_OFFSET,
-    B_POOL,
-    B_PORTS,
-    B_SIZE,
-    B_SRC,
-    B_SRC_HI,
-    KIND_UDP,
-)
+from netmem.netdev.batch import BatchRecord, Kind, RxRow, row_of
 
-# A row of the socket table.
-U_BUCKET = 0  # of the hash by port: row + 1 of the chain's first socket
-U_NEXT = 1  # row + 1
-U_PORT = 2  # 0: the row is free
-U_HEAD = 3
-U_TAIL = 4
-U_BYTES = 5
-U_DGRAMS = 6
-U_LIMIT = 7  # most payload bytes to hold
-U_DROPPED = 8  # datagrams that found no room
-U_IN = 9
-U_PEER_PORT = 10  # of a connected socket, 0: any peer
-U_PEER_HI = 11
-U_PEER = 12
-U_TOKENS_FD = 13
-U_BUFS = 14  # buffers that its queue holds
-U_WORDS = 16
-SOCKETS = 256  # rows, and buckets
-EK_DGRAM = 3  # head entry: E_SEQ source port, E_NETMEM and E_OFFSET its address, E_POOL pieces
-
-# Words of a datagram as udp_out gives it.
-DG_PEER_HI, DG_PEER, DG_PORT, DG_SIZE, DG_LINEAR, DG_FRAGS = range(6)
-DG_WORDS = 6
 DATAGRAM_LEAST = 1  # bytes that even an empty datagram counts against the limit
 
 
+class Cmsg(Record):
+    """struct dmabuf_cmsg, as words."""
+
+    offset: i64
+    size_token: i64  # size | token << 32
+    binding: i64  # dmabuf_id, flags 0
+
+
 @inline_kernel
-def is_ours(g, high, low):
+def is_ours(stack: StackRecord, high: int, low: int) -> bool:
     """True for one of the stack's addresses."""
-    for n in range(g[G_ADDRS]):  # noqa: SIM110 - a kernel
-        if g[G_ADDRS + 1 + 2 * n] == high and g[G_ADDRS + 2 + 2 * n] == low:
+    for n in range(stack.addresses_used):
+        address = stack.addresses[n]
+        if address.hi == high and address.lo == low:
             return True
     return False
 
 
 @inline_kernel
-def udp_lookup(u, row):
+def udp_lookup(stack: StackRecord, row: RxRow) -> int:
     """The socket that a datagram is for, or -1: a connected one first."""
-    port = row[B_PORTS] & 0xFFFF
-    s = u[port % SOCKETS, U_BUCKET] - 1
+    port = row.ports & 0xFFFF
+    s = socket_of(stack, port % SOCKETS).bucket - 1
     found = -1
     while s >= 0:
-        if u[s, U_PORT] == port:
-            if u[s, U_PEER_PORT] == 0:
+        sock = socket_of(stack, s)
+        if sock.port == port:
+            if sock.peer_port == 0:
                 found = s
-            elif (
-                u[s, U_PEER_PORT] == row[B_PORTS] >> 16
-                and u[s, U_PEER] == row[B_SRC]
-                and u[s, U_PEER_HI] == row[B_SRC_HI]
-            ):
+            elif sock.peer_port == row.ports >> 16 and sock.peer == row.src and sock.peer_hi == row.src_hi:
                 return s
-        s = u[s, U_NEXT] - 1
+        s = sock.next - 1
     return found
 
 
 @inline_kernel
-def queue_piece(g, e, tail, host, length, ref, offset, pool, kind):
-    """One piece of payload behind entry ``tail``; the new entry."""
-    i = entry_new(g, e, host, length, ref, offset, pool, kind)
-    e[tail, E_NEXT] = i
+def queue_piece(stack: StackRecord, tail: int, host: int, row: RxRow, linear: bool, kind: int) -> int:
+    """The row's linear part, or its buffer, behind entry ``tail``; the new entry."""
+    if linear:
+        offset = row.header_offset + row.linear
+        i = entry_new(stack, host, row.linear_len, row.header_netmem, offset, row.header_pool, kind)
+        row.header_netmem = 0
+    else:
+        i = entry_new(stack, host, row.size, row.netmem, row.offset, row.pool, kind)
+        row.netmem = 0
+    piece_of(stack, tail).next = i
     return i
 
 
 @kernel
-def udp_rx(g, u, e, rows, i):
+def udp_rx(stack: StackRecord, batch: BatchRecord, i: int) -> bool:
     """Queue datagram ``i`` on its socket. False: nobody listens there, and the sender should be told."""
-    row = rows[i]
-    if not is_ours(g, row[B_DST_HI], row[B_DST]):
-        g[G_COUNTERS + S_NOT_OURS] += 1
+    row = row_of(batch, i)
+    if not is_ours(stack, row.dst_hi, row.dst):
+        stack.counters.not_ours += 1
         return True
-    s = udp_lookup(u, row)
+    s = udp_lookup(stack, row)
     if s < 0:
-        g[G_COUNTERS + S_UDP_NO_SOCKET] += 1
+        stack.counters.udp_no_socket += 1
         return False
-    credit = G_CREDIT + CR_WORDS * g[G_QUEUE]
+    sock = socket_of(stack, s)
+    account = stack.accounts[stack.queue]
     pieces = 1
     part = i
     while part >= 0:
         pieces += 1
-        part = rows[part, B_MORE]
+        part = row_of(batch, part).more
     # As TCP's connections: a socket holds at most what is free beside it.
-    free = g[credit + CR_AVAIL] - g[credit + CR_RESERVE] - g[credit + CR_PLEDGED]
-    low = u[s, U_BUFS] + pieces - 1 > free
-    full = u[s, U_BYTES] + max(row[B_LEN], DATAGRAM_LEAST) > u[s, U_LIMIT]
-    host = g[credit + CR_HOST]
-    unreadable = g[G_TOKENS] == 0 and host == 0
-    if low or full or unreadable or g[G_ECOUNT] < pieces + 1:
-        g[G_COUNTERS + S_UDP_FULL] += 1
-        u[s, U_DROPPED] += 1
+    free = account.available - account.reserve - account.pledged
+    low = sock.buffers + pieces - 1 > free
+    full = sock.bytes + max(row.len, DATAGRAM_LEAST) > sock.limit
+    unreadable = stack.by_token == 0 and account.host == 0
+    if low or full or unreadable or stack.free_entries < pieces + 1:
+        stack.counters.udp_full += 1
+        sock.dropped += 1
         return True
-    head = entry_new(g, e, row[B_PORTS] >> 16, row[B_LEN], row[B_SRC_HI], row[B_SRC], 0, EK_DGRAM)
+    head = entry_new(stack, row.ports >> 16, row.len, row.src_hi, row.src, 0, int(EntryKind.DGRAM))
     tail, n = head, 0
-    if row[B_LINLEN] > 0:
-        at = row[B_HDR] + row[B_LIN]
-        tail = queue_piece(
-            g,
-            e,
-            tail,
-            at,
-            row[B_LINLEN],
-            row[B_HNETMEM],
-            row[B_HOFFSET] + row[B_LIN],
-            row[B_HPOOL],
-            EK_LINEAR,
-        )
-        row[B_HNETMEM] = 0
+    if row.linear_len > 0:
+        tail = queue_piece(stack, tail, row.header + row.linear, row, True, int(EntryKind.LINEAR))
         n += 1
     part = i
     while part >= 0:
-        piece = rows[part]
-        if piece[B_SIZE] > 0:
-            at, kind = 0, EK_FRAG
-            if g[G_TOKENS] == 0:
-                at = host + offset_of(piece[B_NETMEM], g[credit + CR_SHIFT]) + piece[B_OFFSET]
-                kind = EK_LINEAR
-            tail = queue_piece(
-                g, e, tail, at, piece[B_SIZE], piece[B_NETMEM], piece[B_OFFSET], piece[B_POOL], kind
-            )
-            piece[B_NETMEM] = 0
+        piece = row_of(batch, part)
+        if piece.size > 0:
+            host, kind = 0, int(EntryKind.FRAG)
+            if stack.by_token == 0:
+                host = account.host + offset_of(piece.netmem, account.shift) + piece.offset
+                kind = int(EntryKind.LINEAR)
+            tail = queue_piece(stack, tail, host, piece, False, kind)
             n += 1
-        part = piece[B_MORE]
-    e[head, E_POOL] = n
-    g[credit + CR_AVAIL] -= n
-    u[s, U_BUFS] += n
-    if u[s, U_TAIL] != 0:
-        e[u[s, U_TAIL], E_NEXT] = head
+        part = piece.more
+    datagram_of(stack, head).pieces = n
+    account.available -= n
+    sock.buffers += n
+    if sock.tail != 0:
+        datagram_of(stack, sock.tail).next = head
     else:
-        u[s, U_HEAD] = head
-    u[s, U_TAIL] = tail
-    u[s, U_BYTES] += max(row[B_LEN], DATAGRAM_LEAST)
-    u[s, U_DGRAMS] += 1
-    u[s, U_IN] += 1
-    g[G_COUNTERS + S_UDP_IN] += 1
+        sock.head = head
+    sock.tail = tail
+    sock.bytes += max(row.len, DATAGRAM_LEAST)
+    sock.datagrams += 1
+    sock.received += 1
+    stack.counters.udp_in += 1
     return True
 
 
 @kernel
-def udp_batch(g, u, e, rows):
+def udp_batch(stack: StackRecord, batch: BatchRecord) -> int:
     """Take the datagrams off the list of what the fast path left; what stays is for Python. How many."""
     left = 0
-    for n in range(g[G_SLOW]):
-        i = g[G_SLOW_AT + n]
-        if rows[i, B_KIND] != KIND_UDP or not udp_rx(g, u, e, rows, i):
-            g[G_SLOW_AT + left] = i
+    for n in range(stack.slow):
+        i = Word.nth(stack.slow_list, n).value
+        if row_of(batch, i).kind != Kind.UDP or not udp_rx(stack, batch, i):
+            Word.nth(stack.slow_list, left).value = i
             left += 1
-    g[G_SLOW] = left
+    stack.slow = left
     return left
 
 
 @kernel
-def udp_head(e, u, s, want):
-    """Of the next datagram: 1 pool handle of its frags (0 without), 2 its frags, 3 its linear bytes."""
-    i = e[u[s, U_HEAD], E_NEXT]
+def udp_receive(stack_at: int, batch_at: int) -> int:
+    """``udp_batch``, for Python."""
+    return udp_batch(StackRecord.at(stack_at), BatchRecord.at(batch_at))
+
+
+@inline_kernel
+def in_frags(stack: StackRecord, head: int) -> tuple[int, int, int]:
+    """Of a datagram: handle of its frags' pool (0 without), its frags, its linear bytes."""
+    datagram = datagram_of(stack, head)
+    i = datagram.next
     handle, frags, linear = 0, 0, 0
-    for _ in range(e[u[s, U_HEAD], E_POOL]):
-        if e[i, E_KIND] == EK_FRAG:
-            handle = e[i, E_POOL]
+    for _ in range(datagram.pieces):
+        piece = piece_of(stack, i)
+        if piece.kind == EntryKind.FRAG:
+            handle = piece.pool
             frags += 1
         else:
-            linear += e[i, E_LEN]
-        i = e[i, E_NEXT]
-    if want == 1:
-        return handle
-    return frags if want == 2 else linear
+            linear += piece.len
+        i = piece.next
+    return handle, frags, linear
 
 
 @kernel
-def udp_out(g, u, e, s, tok, pool_at, handle, binding, dgrams, frags, linear, room):
-    """Hand out datagrams: rows of ``dgrams`` and of struct dmabuf_cmsg, linear bytes to ``linear``.
+def udp_pool(stack_at: int, s: int) -> int:
+    """Handle of the pool of the next datagram's frags, 0 without."""
+    stack = StackRecord.at(stack_at)
+    return in_frags(stack, socket_of(stack, s).head)[0]
 
-    Ends early where frags of another pool come next, or where frags, tokens or ``room`` do not suffice.
+
+@inline_kernel
+def pop_datagram(stack: StackRecord, sock: UdpSocketRecord, i: int) -> None:
+    """The first datagram is gone, ``i`` is what follows it."""
+    datagram = datagram_of(stack, sock.head)
+    sock.bytes -= max(datagram.len, DATAGRAM_LEAST)
+    sock.buffers -= datagram.pieces
+    sock.datagrams -= 1
+    entry_free(stack, sock.head)
+    sock.head = i
+    if i == 0:
+        sock.tail = 0
+
+
+@kernel
+def udp_out(stack_at: int, s: int, table_at: int, pool_at: int, into_at: int) -> int:
+    """Hand out datagrams to a ``Receive``, frags of one pool only; how many.
+
+    Ends early where frags of another pool come next, or where frags, tokens or room do not suffice.
     """
-    pool = PoolRecord.at(pool_at)
-    n = used = 0
-    copied = 0
-    while n < dgrams.shape[0] and u[s, U_HEAD] != 0:
-        head = u[s, U_HEAD]
-        first = udp_head(e, u, s, 1)
-        count = udp_head(e, u, s, 2)
-        bytes_ = udp_head(e, u, s, 3)
-        if first != 0 and first != handle:
+    stack, table, pool = StackRecord.at(stack_at), TokenTable.at(table_at), PoolRecord.at(pool_at)
+    sock, into = socket_of(stack, s), Receive.at(into_at)
+    n = used = copied = 0
+    while n < into.rows_room and sock.head != 0:
+        datagram = datagram_of(stack, sock.head)
+        handle, frags, linear = in_frags(stack, sock.head)
+        if handle != 0 and handle != pool.handle:
             break
-        if g[G_RELEASE] + e[head, E_POOL] > RELEASE_ROOM:
+        if stack.releases + datagram.pieces > RELEASE_ROOM:
             break
-        if used + count > frags.shape[0] or tok[TK_FREE] < count or copied + bytes_ > room:
+        if used + frags > into.frags_room or table.free < frags or copied + linear > into.linear_room:
             break
-        d = dgrams[n]
-        d[DG_PEER_HI], d[DG_PEER], d[DG_PORT] = e[head, E_NETMEM], e[head, E_OFFSET], e[head, E_SEQ]
-        d[DG_SIZE], d[DG_LINEAR], d[DG_FRAGS] = e[head, E_LEN], bytes_, count
-        i = e[head, E_NEXT]
-        for _ in range(e[head, E_POOL]):
-            following = e[i, E_NEXT]
-            if e[i, E_KIND] == EK_FRAG:
-                ref = e[i, E_NETMEM]
-                tok[TK_FREE] -= 1
-                token = tok[tok[TK_STACK] + tok[TK_FREE]]
-                at = TK_SLOTS + 2 * (token - 1)
-                tok[at], tok[at + 1] = ref, handle
-                set_holder(pool, ref, Holder.USER)
-                frags[used, 0] = offset_of(ref, pool.shift) + e[i, E_OFFSET]
-                frags[used, 1] = e[i, E_LEN] | token << 32
-                frags[used, 2] = binding
+        row = DatagramRow.nth(into.rows, n)
+        row.peer_hi, row.peer_lo, row.port = datagram.peer_hi, datagram.peer, datagram.port
+        row.size, row.linear, row.frags = datagram.len, linear, frags
+        i = datagram.next
+        for _ in range(datagram.pieces):
+            piece = piece_of(stack, i)
+            following = piece.next
+            if piece.kind == EntryKind.FRAG:
+                cmsg = Cmsg.nth(into.frags, used)
+                token = token_take(table, pool, piece.netmem)
+                cmsg.offset = offset_of(piece.netmem, pool.shift) + piece.offset
+                cmsg.size_token = piece.len | token << 32
+                cmsg.binding = pool.binding
                 used += 1
             else:
-                memcpy(linear + copied, e[i, E_SEQ], e[i, E_LEN])
-                copied += e[i, E_LEN]
-                release_later(g, e[i, E_NETMEM], e[i, E_POOL])
-            entry_free(g, e, i)
+                memcpy(into.linear + copied, piece.host, piece.len)
+                copied += piece.len
+                release_later(stack, piece.netmem, piece.pool)
+            entry_free(stack, i)
             i = following
-        u[s, U_BYTES] -= max(e[head, E_LEN], DATAGRAM_LEAST)
-        u[s, U_BUFS] -= e[head, E_POOL]
-        u[s, U_DGRAMS] -= 1
-        entry_free(g, e, head)
-        u[s, U_HEAD] = i
-        if i == 0:
-            u[s, U_TAIL] = 0
+        pop_datagram(stack, sock, i)
         n += 1
     return n
 
 
 @kernel
-def udp_drop(g, u, e, s, limit):
-    """Forget up to ``limit`` queued datagrams of a socket; how many pieces were noted for release."""
+def udp_drop(stack_at: int, s: int, limit: int) -> int:
+    """Forget queued datagrams of a socket, ``limit`` pieces or few more; how many were noted for release."""
+    stack = StackRecord.at(stack_at)
+    sock = socket_of(stack, s)
     dropped = 0
-    while u[s, U_HEAD] != 0 and dropped < limit:
-        head = u[s, U_HEAD]
-        i = e[head, E_NEXT]
-        for _ in range(e[head, E_POOL]):
-            following = e[i, E_NEXT]
-            release_later(g, e[i, E_NETMEM], e[i, E_POOL])
-            entry_free(g, e, i)
+    while sock.head != 0 and dropped < limit:
+        datagram = datagram_of(stack, sock.head)
+        i = datagram.next
+        for _ in range(datagram.pieces):
+            piece = piece_of(stack, i)
+            following = piece.next
+            release_later(stack, piece.netmem, piece.pool)
+            entry_free(stack, i)
             dropped += 1
             i = following
-        entry_free(g, e, head)
-        u[s, U_HEAD] = i
-    if u[s, U_HEAD] == 0:
-        u[s, U_TAIL] = u[s, U_BYTES] = u[s, U_BUFS] = u[s, U_DGRAMS] = 0
+        pop_datagram(stack, sock, i)
     return dropped

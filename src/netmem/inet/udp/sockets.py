@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.arena import Arena, Words
+from netmem.base.arena import Arena
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.base.formats import (
@@ -27,48 +27,25 @@ from netmem.base.formats import (
     ip_words,
     is_ip4,
 )
+from netmem.base.record import clear
 from netmem.inet.icmp import IcmpError, port_unreachable
 from netmem.inet.ip import address_of
 from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp import tcb as T
+from netmem.inet.tcp.tcb import RELEASE_ROOM
 from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
 from netmem.inet.udp import kernels as k
+from netmem.inet.udp.table import SOCKETS, DatagramRow, Receive, UdpSocketRecord
 from netmem.inet.zerocopy import Completions, as_ranges
 from netmem.memory import sanitizer
 from netmem.netdev.batch import RxBatch
-from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
-from netmem.netdev.words import (
-    B_HDR,
-    B_HLEN,
-    B_SRC,
-    B_SRC_HI,
-    T_HEAD,
-    T_HOST,
-    T_IO,
-    T_TAIL,
-    TX_CSUM,
-    TX_NETMEM,
-    TX_UDP,
-    X_FLAGS,
-    X_HLEN,
-    X_P2LEN,
-    X_PAY,
-    X_PAY2,
-    X_PLEN,
-)
+from netmem.netdev.tx import TX_ROWS, Tx, TxRow
 
 if TYPE_CHECKING:
     from netmem.inet.stack import Stack
     from netmem.netdev.binding import TxBinding
 
-DATAGRAM = np.dtype(
-    [
-        ("peer_hi", "<i8"), ("peer_lo", "<i8"), ("port", "<i8"), ("size", "<i8"), ("linear", "<i8"),
-        ("frags", "<i8"),
-    ]
-)  # fmt: skip
+DATAGRAM = np.dtype(DatagramRow)
 """A received datagram: where from, its size, and how much of it is linear bytes and how many frags."""
-assert DATAGRAM.itemsize == 8 * k.DG_WORDS
 
 RCVBUF = 4 << 20
 LINEAR_ROOM = 1 << 18
@@ -94,9 +71,8 @@ class Udp:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.arena = Arena("udp:sockets", 8 * k.SOCKETS * k.U_WORDS)
-        self.u: Words = self.arena.a[: k.SOCKETS * k.U_WORDS].reshape(-1, k.U_WORDS)
-        self.v = self.u.data
+        self.arena = Arena("udp:sockets", SOCKETS * ctypes.sizeof(UdpSocketRecord))
+        self.records = self.arena.array(UdpSocketRecord, 0, SOCKETS)
         self.sockets: dict[int, UdpSocket] = {}
         self._next_port = 49152
         self._memory: int | None = None
@@ -104,54 +80,55 @@ class Udp:
 
     def open(self, port: int) -> UdpSocket:
         """A socket on a port; 0 takes a free one. EADDRINUSE, EINVAL, ENOBUFS."""
-        v = self.v
         if not 0 <= port < 65536:
             raise NetmemError(errno.EINVAL, f"port {port} is outside 0 to 65535")
-        used = {int(row[k.U_PORT]) for row in self.u}
+        used = {record.port for record in self.records}
         if port in used and port:
             raise NetmemError(errno.EADDRINUSE, f"UDP port {port} is in use")
-        s = next((s for s in range(k.SOCKETS) if not v[s, k.U_PORT]), -1)
+        s = next((s for s, record in enumerate(self.records) if not record.port), -1)
         if s < 0:
-            raise NetmemError(errno.ENOBUFS, f"all {k.SOCKETS} UDP sockets are in use")
+            raise NetmemError(errno.ENOBUFS, f"all {SOCKETS} UDP sockets are in use")
         while not port:
             self._next_port = 49152 + (self._next_port + 1 - 49152) % 16384
             port = 0 if self._next_port in used else self._next_port
-        bucket = v[s, k.U_BUCKET]
-        self.u[s] = 0
-        v[s, k.U_BUCKET] = bucket
-        v[s, k.U_PORT], v[s, k.U_LIMIT] = port, RCVBUF
-        v[s, k.U_NEXT] = v[port % k.SOCKETS, k.U_BUCKET]
-        v[port % k.SOCKETS, k.U_BUCKET] = s + 1
+        self._clear(s)
+        record, first = self.records[s], self.records[port % SOCKETS]
+        record.port, record.limit = port, RCVBUF
+        record.next, first.bucket = first.bucket, s + 1
         self.sockets[s] = UdpSocket(self.stack, self, s)
         return self.sockets[s]
 
+    def _clear(self, s: int) -> None:
+        record = self.records[s]
+        bucket = record.bucket  # the hash table's, not the socket's
+        clear(record)
+        record.bucket = bucket
+
     def forget(self, s: int) -> None:
         """A socket was closed: what it has queued goes back."""
-        v, tcp = self.v, self.stack.tcp
-        while k.udp_drop(tcp.g, self.u, tcp.e, s, T.RELEASE_ROOM // 4):
+        record, tcp = self.records[s], self.stack.tcp
+        while k.udp_drop(tcp.at, s, RELEASE_ROOM // 4):
             tcp.put_released()
-        bucket = v[s, k.U_PORT] % k.SOCKETS
-        if v[bucket, k.U_BUCKET] == s + 1:
-            v[bucket, k.U_BUCKET] = v[s, k.U_NEXT]
+        first = self.records[record.port % SOCKETS]
+        if first.bucket == s + 1:
+            first.bucket = record.next
         else:
-            other = v[bucket, k.U_BUCKET] - 1
-            while v[other, k.U_NEXT] != s + 1:
-                other = v[other, k.U_NEXT] - 1
-            v[other, k.U_NEXT] = v[s, k.U_NEXT]
-        own = v[s, k.U_BUCKET]
-        self.u[s] = 0
-        v[s, k.U_BUCKET] = own
+            other = self.records[first.bucket - 1]
+            while other.next != s + 1:
+                other = self.records[other.next - 1]
+            other.next = record.next
+        self._clear(s)
         del self.sockets[s]
 
     def refused(self, batch: RxBatch, i: int) -> None:
         """Tell the sender of a datagram that nobody listens, now and then (RFC 1122, 4.1.3.1)."""
-        ip, row = self.stack.ip, batch.rows[i]
+        ip, row = self.stack.ip, batch.row(i)
         if ip.now - self._told_at >= SEC:
             self._told_at, self._told = ip.now, 0
         self._told += 1
         if self._told <= UNREACHABLES_PER_S:
-            headers = ctypes.string_at(int(row[B_HDR]), int(row[B_HLEN]))
-            source = ip_number(int(row[B_SRC_HI]), int(row[B_SRC]))
+            headers = ctypes.string_at(row.header, row.header_len)
+            source = ip_number(row.src_hi, row.src)
             ip.send_frame(port_unreachable(headers, ip.mac, v6=not is_ip4(source)))
 
     def icmp_error(self, error: IcmpError) -> None:
@@ -162,7 +139,7 @@ class Udp:
                 if error.mtu:
                     self.stack.ip.note_mtu(error)
 
-    def row(self, source: int, target: int, ports: tuple[int, int], size: int) -> tuple[int, int]:
+    def row(self, source: int, target: int, ports: tuple[int, int], size: int) -> tuple[TxRow, int]:
         """Headers of a datagram of ``size`` payload bytes in the next transmit row: (row, memory for it).
 
         ENOBUFS when no row is free; EHOSTUNREACH when the neighbour does not answer (yet); EMSGSIZE.
@@ -172,8 +149,8 @@ class Udp:
         room = ip.mtu(target) - UDP_HLEN - (IP_HLEN if is_ip4(target) else 40)
         if size > room:
             raise NetmemError(errno.EMSGSIZE, f"{size} bytes do not fit one packet: {room} at most")
-        if tx.mv[T_TAIL] - tx.mv[T_HEAD] >= TX_ROWS:
-            stack.tcp.count(T.S_TX_FULL)
+        if tx.is_full():
+            stack.tcp.stats.tx_full += 1
             raise NetmemError(errno.ENOBUFS, "the transmit queue is full")
         mac = ip.resolve(ip.next_hop(target))
         if mac is None:
@@ -194,12 +171,10 @@ class Udp:
             head = struct.pack("!IHBB", 6 << 28, UDP_HLEN + size, PROTO_UDP, 64)
             frame += ETHERTYPE_IPV6.to_bytes(2, "big") + head + ip_bytes(source) + ip_bytes(target)
         frame += struct.pack("!HHHH", sport, dport, UDP_HLEN + size, 0)
-        r = tx.mv[T_TAIL] % TX_ROWS
-        ctypes.memmove(tx.mv[T_HOST] + r * SLOT_BYTES, frame, len(frame))
-        row = tx.rows[r]
-        row[:] = 0
-        row[X_HLEN], row[X_FLAGS] = len(frame), TX_CSUM | TX_UDP
-        return r, self._memory + r * SLOT
+        row = tx.begin(frame)
+        assert row is not None
+        row.flags = Tx.CSUM | Tx.UDP
+        return row, self._memory + tx.record.filled % TX_ROWS * SLOT
 
     def close(self) -> None:
         """The stack goes away."""
@@ -217,7 +192,8 @@ class UdpSocket:
 
     def __init__(self, stack: Stack, udp: Udp, s: int) -> None:
         self._stack, self._udp, self._s = stack, udp, s
-        self.port = udp.v[s, k.U_PORT]
+        self._record = udp.records[s]
+        self.port = self._record.port
         self.remote: tuple[int, int] | None = None
         self.error = 0
         self.timeout: float | None = None
@@ -231,9 +207,8 @@ class UdpSocket:
             self._check_open()
             number = address_of(host)
             self.remote = (number, port)
-            v, s = self._udp.v, self._s
-            v[s, k.U_PEER_HI], v[s, k.U_PEER] = ip_words(number)
-            v[s, k.U_PEER_PORT] = port
+            self._record.peer_hi, self._record.peer = ip_words(number)
+            self._record.peer_port = port
 
     def _check_open(self) -> None:
         if self._closed:
@@ -251,7 +226,7 @@ class UdpSocket:
 
     def pending(self) -> int:
         """Datagrams that wait."""
-        return 0 if self._closed else self._udp.v[self._s, k.U_DGRAMS]
+        return 0 if self._closed else self._record.datagrams
 
     def readable(self) -> bool:
         """True when a receive call would not wait."""
@@ -266,7 +241,7 @@ class UdpSocket:
         each in the datagrams' order. No Python object is made for a datagram. ETOOSMALL when the next one
         has more than ``max_frags`` frags.
         """
-        stack, udp, s = self._stack, self._udp, self._s
+        stack = self._stack
         with stack.lock:
             self._check()
             if not self.pending():
@@ -276,27 +251,25 @@ class UdpSocket:
             tcp = stack.tcp
             if self._tokens is None:
                 self._tokens = Tokens()
-            if self._tokens.v[rx.TK_FREE] < max_frags:
+            if self._tokens.record.free < max_frags:
                 self._tokens.reserve(max_frags)
-            udp.v[s, k.U_TOKENS_FD] = self._tokens.fd
-            handle = int(k.udp_head(tcp.e, udp.u, s, 1))
-            binding, pool = 0, next(iter(stack.dev.pools.values()))
-            if handle:
-                pool = pool_of(stack, handle)
-                binding = pool.binding_id
-            found = np.empty((datagrams, k.DG_WORDS), np.int64)
-            frags = np.empty((max_frags, 3), np.int64)
+            self._record.tokens_fd = self._tokens.fd
+            handle = k.udp_pool(tcp.at, self._s)
+            pool = pool_of(stack, handle) if handle else next(iter(stack.dev.pools.values()))
+            found = np.empty(datagrams, DATAGRAM)
+            frags = np.empty(max_frags, FRAG)
             linear = np.empty(LINEAR_ROOM, np.uint8)
-            n = int(k.udp_out(
-                tcp.g, udp.u, tcp.e, s, self._tokens.a, pool.at, handle, binding, found, frags,
-                linear.ctypes.data, len(linear),
-            ))  # fmt: skip
+            into = Receive(
+                rows=found.ctypes.data, rows_room=datagrams, frags=frags.ctypes.data, frags_room=max_frags,
+                linear=linear.ctypes.data, linear_room=LINEAR_ROOM,
+            )  # fmt: skip
+            n = k.udp_out(tcp.at, self._s, self._tokens.at, pool.at, ctypes.addressof(into))
             if not n:
                 raise NetmemError(ETOOSMALL, f"the datagram has more than {max_frags} frags")
             tcp.put_released()
             rows = found[:n]
-            used, size = int(rows[:, k.DG_FRAGS].sum()), int(rows[:, k.DG_LINEAR].sum())
-            return np.ndarray(n, DATAGRAM, found), linear[:size].tobytes(), np.ndarray(used, FRAG, frags)
+            used, size = int(rows["frags"].sum()), int(rows["linear"].sum())
+            return rows, linear[:size].tobytes(), frags[:used]
 
     def recvmsg_devmem(self, *, max_frags: int = 64, timeout: float | None = None) -> UdpMessage:
         """One datagram, its payload by reference where the queue's memory is bound."""
@@ -311,8 +284,8 @@ class UdpSocket:
             self._check_open()
             if self._tokens is None:
                 return 0
-            batch = named_tokens(tokens, int(self._tokens.v[rx.TK_CAPACITY]))
-            repeated = rx.tokens_repeated(self._tokens.a, batch) if sanitizer.ON else 0
+            batch = named_tokens(tokens, self._tokens.record.capacity)
+            repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._stack, -1, batch)
             if repeated:
                 sanitizer.token_twice(repeated)
@@ -338,11 +311,11 @@ class UdpSocket:
             self._check()
             target, port = self._target(address)
             stack = self._stack
-            stack.ip.now = stack.tcp.gv[T.G_NOW] = stack.clock.now()
+            stack.ip.now = stack.tcp.record.now = stack.clock.now()
             tx = stack.dev.tx
-            r, at = self._udp.row(stack.ip.source_for(target), target, (self.port, port), len(view))
+            row, at = self._udp.row(stack.ip.source_for(target), target, (self.port, port), len(view))
             tx.region.bytes[at : at + len(view)] = np.frombuffer(view, np.uint8)
-            tx.rows[r, X_PAY], tx.rows[r, X_PLEN] = tx.mv[T_IO] + at, len(view)
+            row.payload, row.payload_len = tx.record.io + at, len(view)
             self._go()
             return len(view)
 
@@ -365,22 +338,21 @@ class UdpSocket:
                     errno.EINVAL, f"a datagram is sent from one or two frags, not {len(ranges)}"
                 )
             size = sum(length for _, length in ranges)
-            stack.ip.now = stack.tcp.gv[T.G_NOW] = stack.clock.now()
+            stack.ip.now = stack.tcp.record.now = stack.clock.now()
             tx = stack.dev.tx
-            r, _ = self._udp.row(stack.ip.source_for(target), target, (self.port, port), size)
-            row = tx.rows[r]
-            row[X_FLAGS] |= TX_NETMEM
-            row[X_PAY], row[X_PLEN] = bound.io + ranges[0][0], ranges[0][1]
+            row, _ = self._udp.row(stack.ip.source_for(target), target, (self.port, port), size)
+            row.flags |= Tx.NETMEM
+            row.payload, row.payload_len = bound.io + ranges[0][0], ranges[0][1]
             if len(ranges) == 2:
-                row[X_PAY2], row[X_P2LEN] = bound.io + ranges[1][0], ranges[1][1]
-            stack.zerocopy.datagram(bound, ranges, tx.mv[T_TAIL] + 1, self._completions)
+                row.payload2, row.payload2_len = bound.io + ranges[1][0], ranges[1][1]
+            stack.zerocopy.datagram(bound, ranges, tx.record.filled + 1, self._completions)
             self._go()
             return size
 
     def _go(self) -> None:
         dev = self._stack.dev
-        dev.tx.meta[T_TAIL] += 1
-        self._stack.tcp.count(T.S_UDP_OUT)
+        dev.tx.record.filled += 1
+        self._stack.tcp.stats.udp_out += 1
         dev.xmit()
 
     def zerocopy_completions(self) -> list[tuple[int, int]]:
@@ -394,10 +366,10 @@ class UdpSocket:
 
     def statistics(self) -> dict[str, int]:
         """Datagrams received, waiting and dropped for want of room; bytes waiting; tokens held."""
-        v, s = self._udp.v, self._s
+        record = self._record
         return {
-            "datagrams": v[s, k.U_IN], "pending": v[s, k.U_DGRAMS], "queued": v[s, k.U_BYTES],
-            "dropped": v[s, k.U_DROPPED], "tokens": self._tokens.held() if self._tokens else 0,
+            "datagrams": record.received, "pending": record.datagrams, "queued": record.bytes,
+            "dropped": record.dropped, "tokens": self._tokens.held() if self._tokens else 0,
         }  # fmt: skip
 
     def close(self) -> None:
