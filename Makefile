@@ -59,7 +59,8 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/test_fuzz.py $(MINUTES)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff check src tests examples tools
+	$(BIN)/ruff format --check --quiet src tests examples tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

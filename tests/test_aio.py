@@ -106,7 +106,8 @@ def test_a_server_with_many_connections(device):
     async def main(port):
         async with AsyncStack(device.stack) as stack:
             threads = [
-                threading.Thread(target=client, args=(port, payload(1000, seed=n), results)) for n in range(count)
+                threading.Thread(target=client, args=(port, payload(1000, seed=n), results))
+                for n in range(count)
             ]
             once_it_listens(lambda: [thread.start() for thread in threads])
             await stack.serve(5002, handler, limit=count)

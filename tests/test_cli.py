@@ -38,7 +38,9 @@ class Receiver:
     def __init__(self, *words):
         self.process = subprocess.Popen(
             [*NETMEM, "recv", "--json", "--listen", "127.0.0.1:0", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
@@ -70,7 +72,9 @@ class Receiver:
         self.process.communicate()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["recv", "--help"], ["demo", "--help"], ["bench", "--help"], ["show", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["recv", "--help"], ["demo", "--help"], ["bench", "--help"], ["show", "--help"]]
+)
 def test_help(words):
     done = run(*words)
     assert done.returncode == 0
@@ -280,8 +284,11 @@ def test_a_killed_receiver_takes_qemu_with_it():
         while any(Path(f"/proc/{pid}").exists() for pid, _ in below) and time.monotonic() < deadline:
             select.select([], [], [], 0.01)
         # A zombie waits for init, where there is one: what counts is that it runs no more.
-        states = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                  for pid, _ in below if Path(f"/proc/{pid}").exists()]
+        states = [
+            Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+            for pid, _ in below
+            if Path(f"/proc/{pid}").exists()
+        ]
         assert set(states) <= {"Z", "X"}
 
 
@@ -289,7 +296,9 @@ def test_a_killed_receiver_takes_qemu_with_it():
 def test_show_looks_into_a_running_receiver(nic, memory):
     """While an application holds tokens of a connection."""
     with open_device(nic, queues=2) as device:
-        provider = device.bar_memory(8 << 20) if memory == "bar" else DmabufProvider(8 << 20, exporter="memfd")
+        provider = (
+            device.bar_memory(8 << 20) if memory == "bar" else DmabufProvider(8 << 20, exporter="memfd")
+        )
         device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
         binding = device.bind_rx([1], provider)
         device.steer(5001, 1)
@@ -313,7 +322,12 @@ def test_show_looks_into_a_running_receiver(nic, memory):
     assert (queue["provider"]["memory"], queue["provider"]["binding"]) == (memory, binding.id)
     assert queue["hds_hit"] >= 50_000 // 1460
     (one,) = seen["sockets"]
-    assert (one["state"], one["port"], one["queued"], one["tokens"]) == ("ESTABLISHED", 5001, 30_000, len(frags))
+    assert (one["state"], one["port"], one["queued"], one["tokens"]) == (
+        "ESTABLISHED",
+        5001,
+        30_000,
+        len(frags),
+    )
     assert queue["pool"]["outstanding"] >= len(frags)
     assert after["sockets"][0]["tokens"] == 0
     assert people.returncode == 0
@@ -331,7 +345,11 @@ def test_demo_with_a_small_file(tmp_path, with_qemu):
         environment["PATH"] = str(tmp_path)
     done = run("demo", "--no-guest", "--size", str(scaled(4_000_000)), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if line[0] == "│"]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in done.stdout.splitlines()
+        if line[0] == "│"
+    ]
     memory = [(row[0], row[1].split()[0]) for row in rows]
     assert [pair for pair in memory if pair != ("igb", "")][:2] == [("softnic", "none"), ("softnic", "pages")]
     assert (("igb", "bar") in memory) == with_qemu

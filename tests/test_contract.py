@@ -25,7 +25,9 @@ from netmem.memory import sanitizer
 ROOT = Path(__file__).parent.parent
 DRIVERS = {"softnic": "netmem.drivers.softnic:SoftnicDriver", "igb": "netmem.drivers.igb:IgbDriver"}
 CRASH = ("Prefetches", "SplitNotProgrammed")  # they end their process
-compiled_only = pytest.mark.skipif(not COMPILED, reason="too slow uncompiled; the kernels are covered elsewhere")
+compiled_only = pytest.mark.skipif(
+    not COMPILED, reason="too slow uncompiled; the kernels are covered elsewhere"
+)
 
 
 def check(*words, cwd=None):
@@ -36,7 +38,9 @@ def check(*words, cwd=None):
 
 def by_outcome(verdicts):
     """outcome -> requirements."""
-    return {kind: [v.requirement for v in verdicts if v.outcome == kind] for kind in ("pass", "fail", "blocked")}
+    return {
+        kind: [v.requirement for v in verdicts if v.outcome == kind] for kind in ("pass", "fail", "blocked")
+    }
 
 
 @compiled_only
@@ -207,7 +211,9 @@ def test_the_pytest_plugin_has_a_test_for_each_requirement(tmp_path):
         "    assert netmem_requirement.outcome == 'pass', netmem_requirement.evidence\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=tmp_path, env=dict(os.environ))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=110, cwd=tmp_path, env=dict(os.environ)
+    )
     assert "1 failed, 3 passed, 5 skipped" in done.stdout, done.stdout
 
 

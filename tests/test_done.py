@@ -59,7 +59,9 @@ class Reader(threading.Thread):
                     self.over.wait(max(0.0, self.size / self.rate - (time.monotonic() - start)))
             if self.end == "reset":
                 time.sleep(0.5)  # until its buffer is full, and that is acknowledged
-                self.arrived = self.size + struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+                self.arrived = (
+                    self.size + struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+                )
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             elif self.end == "hang":
                 self.over.wait(LIMIT)
@@ -190,7 +192,9 @@ def test_a_gateway_without_descriptors_refuses_and_lives_on():
                 one.close()
         resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (used + 4096, used + 4096))
         listener = device.listen(5002)
-        with socket.create_connection(("127.0.0.1", device.forward("127.0.0.1", 0, 5002)), timeout=LIMIT) as client:
+        with socket.create_connection(
+            ("127.0.0.1", device.forward("127.0.0.1", 0, 5002)), timeout=LIMIT
+        ) as client:
             client.sendall(b"still there")
             assert listener.accept(LIMIT).recv(100, timeout=LIMIT) == b"still there"
         out.close()
@@ -316,7 +320,9 @@ def test_a_client_that_takes_nothing_does_not_hold_the_device_up():
 
 @pytest.mark.parametrize("after", [0.05, 0.1, 0.15, 0.25])
 def test_ctrl_c_in_the_first_moment_is_no_traceback(after):
-    process = subprocess.Popen([*NETMEM, "recv", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*NETMEM, "recv", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
+    )
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)

@@ -44,10 +44,20 @@ class Fuzzer:
         self.socks = []
         self.feed(frames.arp())
         for number in range(6):
-            self.feed(frames.tcp(sport=1000 + number, dport=PORT, seq=5000, ack=0, flags=SYN,
-                                 options=bytes.fromhex("0101 0402 020405b4") if number % 2 else b""))
+            self.feed(
+                frames.tcp(
+                    sport=1000 + number,
+                    dport=PORT,
+                    seq=5000,
+                    ack=0,
+                    flags=SYN,
+                    options=bytes.fromhex("0101 0402 020405b4") if number % 2 else b"",
+                )
+            )
             c = self.row(1000 + number)
-            self.feed(frames.tcp(sport=1000 + number, dport=PORT, seq=5001, ack=self.word(c, "snd_nxt"), flags=ACK))
+            self.feed(
+                frames.tcp(sport=1000 + number, dport=PORT, seq=5001, ack=self.word(c, "snd_nxt"), flags=ACK)
+            )
         while self.listener.pending():
             self.socks.append(self.listener.accept(timeout=0))
         for sock in self.socks[:4]:
@@ -74,10 +84,13 @@ class Fuzzer:
         c = self.row(port)
 
         def near(at):
-            return (self.word(c, at) + rng.choice((0, 0, 0, 1, -1, 100, -100, 1448, 70_000, -70_000))) & MASK32
+            return (
+                self.word(c, at) + rng.choice((0, 0, 0, 1, -1, 100, -100, 1448, 70_000, -70_000))
+            ) & MASK32
 
         sack = b"".join(
-            struct.pack("!II", near(rng.choice(("snd_una", "snd_nxt"))), near("snd_nxt")) for _ in range(rng.randrange(4))
+            struct.pack("!II", near(rng.choice(("snd_una", "snd_nxt"))), near("snd_nxt"))
+            for _ in range(rng.randrange(4))
         )
         options = b""
         if sack:
@@ -98,7 +111,7 @@ class Fuzzer:
         frame = bytearray(rng.choice(SAMPLES))
         for _ in range(rng.randrange(4)):
             frame[rng.randrange(12, len(frame))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
-        return bytes(frame[: rng.choice((len(frame), len(frame), rng.randrange(14, len(frame)))) ])
+        return bytes(frame[: rng.choice((len(frame), len(frame), rng.randrange(14, len(frame))))])
 
     def step(self):
         """One frame, and now and then a call of the application."""

@@ -77,9 +77,12 @@ def test_merging_loses_no_byte_and_no_order(specs):
         body = bytes([len(made) % 256]) * spec["size"]
         made.append((spec["flow"], at, spec["flags"], spec["ack"], body))
         seq[spec["flow"]] = at + spec["size"]
-    rows = Rows([
-        frames.tcp(body, sport=5000 + flow, seq=at, flags=flags, ack=ack) for flow, at, flags, ack, body in made
-    ])
+    rows = Rows(
+        [
+            frames.tcp(body, sport=5000 + flow, seq=at, flags=flags, ack=ack)
+            for flow, at, flags, ack, body in made
+        ]
+    )
     batch = rows.gro()
     seen = {0: [], 1: [], 2: []}
     for head in batch.heads():
@@ -181,8 +184,12 @@ def established(net: Network):
 @given(
     st.lists(
         st.tuples(
-            st.integers(-60, 400), st.integers(0, 120), st.integers(0, 255), st.integers(-5, 5),
-            st.sampled_from([0, 100, 65535]), st.binary(max_size=12),
+            st.integers(-60, 400),
+            st.integers(0, 120),
+            st.integers(0, 255),
+            st.integers(-5, 5),
+            st.sampled_from([0, 100, 65535]),
+            st.binary(max_size=12),
         ),
         max_size=30,
     )
@@ -200,8 +207,14 @@ def test_any_segments_never_raise_and_bytes_are_right(specs):
             start = max(0, offset)
             body = stream[start : start + size] if offset >= 0 else b""
             net.wire.inject(
-                frames.tcp(body, seq=(100 + offset) & 0xFFFFFFFF, flags=flags & ~0x05,
-                           ack=(iss + ack) & 0xFFFFFFFF, window=window, options=options)
+                frames.tcp(
+                    body,
+                    seq=(100 + offset) & 0xFFFFFFFF,
+                    flags=flags & ~0x05,
+                    ack=(iss + ack) & 0xFFFFFFFF,
+                    window=window,
+                    options=options,
+                )
             )
             net.run(1)
             net.wire.sent.clear()

@@ -232,7 +232,9 @@ def test_no_mirror_is_one_line(monkeypatch, tmp_path):
 
 
 def test_bundles_carry_packages_to_machines_without_a_network(mirror, monkeypatch, tmp_path):
-    lock = {"host": [mirror.package("one", make_deb({"a": b"1"})), mirror.package("two", make_deb({"b": b"2"}))]}
+    lock = {
+        "host": [mirror.package("one", make_deb({"a": b"1"})), mirror.package("two", make_deb({"b": b"2"}))]
+    }
     Store(lambda text: None, lock).write_bundle(tmp_path / "bundle", ["host"])
     mirror.files.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
@@ -400,7 +402,9 @@ def test_what_a_guest_leaves_stays_below_its_folder(tmp_path):
         (entry("device", tarfile.CHRTYPE), b""),
     ]  # fmt: skip
     said: list[str] = []
-    assert unpack_out(archive(members), out, said.append) == 2  # good/file, and link/x in a folder of that name
+    assert (
+        unpack_out(archive(members), out, said.append) == 2
+    )  # good/file, and link/x in a folder of that name
     assert (out / "good/file").read_bytes() == b"1"
     assert os.listdir(victim) == []
     assert sorted(os.listdir(tmp_path)) == ["out", "victim"]
@@ -539,7 +543,14 @@ def test_without_a_network_the_first_run_says_so(tmp_path):
 def test_a_kernel_that_is_none_is_said_before_anything_is_fetched(tmp_path):
     image = tmp_path / "vmlinuz"
     image.write_bytes(b"no kernel" * 100)
-    line = refused("run", "--kernel", str(image), "true", XDG_CACHE_HOME=str(tmp_path), NETMEM_MIRROR="http://127.0.0.1:1")
+    line = refused(
+        "run",
+        "--kernel",
+        str(image),
+        "true",
+        XDG_CACHE_HOME=str(tmp_path),
+        NETMEM_MIRROR="http://127.0.0.1:1",
+    )
     assert "no kernel image" in line
 
 

@@ -106,7 +106,9 @@ def test_unknown_commands_are_unimplemented(pair: Pair, opcode: int) -> None:
 
 def test_commands_need_what_they_need(pair: Pair) -> None:
     driver, s = pair.b.driver, ly.Status
-    create = ly.CreateTxQueue(queue_page_list_id=ly.RAW_ADDRESSING_QPL_ID, tx_ring_size=64, tx_comp_ring_size=64)
+    create = ly.CreateTxQueue(
+        queue_page_list_id=ly.RAW_ADDRESSING_QPL_ID, tx_ring_size=64, tx_comp_ring_size=64
+    )
     assert driver.status_of(ly.Opcode.CREATE_TX_QUEUE, create) == s.ERROR_FAILED_PRECONDITION
     driver.up()
     create.queue_id = 9
@@ -249,7 +251,9 @@ def test_rss_spreads_by_the_table(pair: Pair) -> None:
     key, lut = ram.alloc(HASH_KEY_BYTES), ram.alloc(4 * LUT_ENTRIES)
     ram.write(key, KEY)
     ram.write(lut, b"".join(struct.pack("!I", i % 3) for i in range(LUT_ENTRIES)))  # "equal 3"
-    driver.command(ly.Opcode.CONFIGURE_RSS, ly.ConfigureRss(0xFF, 1, 0, HASH_KEY_BYTES, LUT_ENTRIES, key, lut))
+    driver.command(
+        ly.Opcode.CONFIGURE_RSS, ly.ConfigureRss(0xFF, 1, 0, HASH_KEY_BYTES, LUT_ENTRIES, key, lut)
+    )
     for port in range(1, 60):
         pair.a.driver.tx[0].send(frames.tcp(b"x", sport=port))
     pair.run()
@@ -270,9 +274,7 @@ def test_rss_spreads_by_the_table(pair: Pair) -> None:
 
 def test_toeplitz_is_the_specification_s(pair: Pair) -> None:
     """The sample of Microsoft's RSS verification suite: its key, TCP over IPv4."""
-    key = bytes.fromhex(
-        "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
-    )
+    key = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
     pair.up()
     place = pair.b.ram.alloc(HASH_KEY_BYTES)
     pair.b.ram.write(place, key)
@@ -573,7 +575,9 @@ pair.close()
 assert [list(one.signatures) for one in kernels] == before
 """
     folder = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -39,7 +39,9 @@ from test_process import client
 
 def program(path, version, devices=""):
     """A stand-in for QEMU that knows two questions."""
-    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version}"\necho \'{devices}\'\n')
+    path.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version}"\necho \'{devices}\'\n'
+    )
     path.chmod(0o755)
     return str(path)
 
@@ -50,7 +52,10 @@ def program(path, version, devices=""):
 def test_a_qemu_that_is_missing_old_or_bare_is_named_with_the_cure(tmp_path, monkeypatch):
     cases = (
         (program(tmp_path / "old", "7.2.5"), "7.2; its 82576 splits headers from 8.2 on"),
-        (program(tmp_path / "bare", "9.0.0", '"ivshmem-plain" "pcie-root-port"'), "without igb, ivshmem-doorbell"),
+        (
+            program(tmp_path / "bare", "9.0.0", '"ivshmem-plain" "pcie-root-port"'),
+            "without igb, ivshmem-doorbell",
+        ),
     )
     for path, text in cases:
         with pytest.raises(MissingError, match=text) as error:
@@ -107,7 +112,9 @@ class FakeRegisters:
         self.words[offset] = value
 
 
-@given(st.dictionaries(st.sampled_from(["LOW", "MID", "TOP"]), st.integers(0, 255)), st.integers(0, 2**32 - 1))
+@given(
+    st.dictionaries(st.sampled_from(["LOW", "MID", "TOP"]), st.integers(0, 255)), st.integers(0, 2**32 - 1)
+)
 def test_fields_are_encoded_where_they_decode(fields, start):
     register = Register(0, {"LOW": (0, 8), "MID": (9, 10), "TOP": (24, 8)})
     value = register.encode(start, **fields)
@@ -320,7 +327,9 @@ def test_refused_memory_costs_no_slot_and_no_address(bus):
     os.close(fd)
 
 
-@pytest.mark.parametrize("step", ["_start_link", "_start_interrupts", "_start_transmit", "queue_start", "set_rxfh"])
+@pytest.mark.parametrize(
+    "step", ["_start_link", "_start_interrupts", "_start_transmit", "queue_start", "set_rxfh"]
+)
 def test_a_death_while_opening_leaves_nothing(monkeypatch, step):
     need_qemu()
     real = getattr(IgbDriver, step)
@@ -409,7 +418,9 @@ def test_headers_longer_than_their_buffer_are_a_miss(network):
     net = network(nic="igb", alone=True, rx_queues=1)
     net.ours.dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
     options = bytes([6, 25 - 1, 1, 196]) + bytes(196)  # next header TCP, 200 bytes, PadN
-    net.wire.inject(frames.ethernet(frames.ipv6(options + frames.tcp_segment(payload(500)), proto=60), 0x86DD))
+    net.wire.inject(
+        frames.ethernet(frames.ipv6(options + frames.tcp_segment(payload(500)), proto=60), 0x86DD)
+    )
     net.settle()
     ((header, packet, status),) = harvest(net, 0)
     assert (header, packet, status & 1) == (256, 18 + 500, 0)

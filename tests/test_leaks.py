@@ -93,7 +93,7 @@ def test_tokens_that_outlive_their_binding(network):
     net.until(lambda: ours.queued() == 5000)
     frags = ours.recvmsg_devmem().frags
     net.binding.close()
-    ((holder, _), count), = held().items()
+    (((holder, _), count),) = held().items()
     assert (holder, count) == ("user token", len(frags))
     ours.devmem_dontneed(frags["frag_token"])
 

@@ -89,7 +89,13 @@ def bound_provider(memory="dmabuf", size=64 * 4096, rx_page_size=4096):
 
 
 def make_pool(provider=None, **params):
-    defaults = {"flags": ALL, "dev": Device(), "max_len": 4096, "netdev": Owner(provider), "pages": 256 * 4096}
+    defaults = {
+        "flags": ALL,
+        "dev": Device(),
+        "max_len": 4096,
+        "netdev": Owner(provider),
+        "pages": 256 * 4096,
+    }
     wanted = {**defaults, **params}
     if provider is not None and provider.unreadable:
         provider.attach(wanted["dev"])

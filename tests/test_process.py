@@ -274,9 +274,25 @@ def test_files_arrive_bit_for_bit_from_any_client(tmp_path, tool, nic):
     source, copy = tmp_path / "in", tmp_path / "out"
     source.write_bytes(payload(scaled(20_000_000)))
     receiver = subprocess.Popen(
-        [sys.executable, "-m", "netmem.cli.entry", "recv", "--listen", "127.0.0.1:0", "--count", "1",
-         "--nic", nic, "--memory", "bar" if nic == "igb" else "dmabuf", "--json", "-o", str(copy)],
-        stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-m",
+            "netmem.cli.entry",
+            "recv",
+            "--listen",
+            "127.0.0.1:0",
+            "--count",
+            "1",
+            "--nic",
+            nic,
+            "--memory",
+            "bar" if nic == "igb" else "dmabuf",
+            "--json",
+            "-o",
+            str(copy),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         port = receiver.stdout.readline().split('"port": ')[1].split(",")[0]

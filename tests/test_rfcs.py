@@ -49,10 +49,18 @@ class ByHand:
         """A segment from the peer; by default in sequence, acknowledging all there is."""
         if ack is None:
             ack = self.stack.tcp.tcbs[0].snd_nxt
-        self.net.wire.inject(frames.tcp(
-            data, sport=PEER, dport=PORT, seq=self.seq if seq is None else seq, ack=ack, flags=flags,
-            options=options, window=window,
-        ))
+        self.net.wire.inject(
+            frames.tcp(
+                data,
+                sport=PEER,
+                dport=PORT,
+                seq=self.seq if seq is None else seq,
+                ack=ack,
+                flags=flags,
+                options=options,
+                window=window,
+            )
+        )
         self.net.run(rounds)
 
     def sent(self):
@@ -88,7 +96,9 @@ def sack_blocks(segment):
 
 def drive_everything(network):
     """Connections that go through every state change there is."""
-    net = network(link=FaultyLink(), config=TcpConfig(fin_wait_ns=SEC), peer_config=TcpConfig(fin_wait_ns=SEC))
+    net = network(
+        link=FaultyLink(), config=TcpConfig(fin_wait_ns=SEC), peer_config=TcpConfig(fin_wait_ns=SEC)
+    )
     pairs = [net.connect()[:2] for _ in range(12)]
     # Both ways of closing, and both at once.
     (a, b), (c, d), (e, f), (g, h), (i, j), (k, m), (n, o), (p, q), (r, s), (u, v), (w, x), (y, z) = pairs
@@ -171,8 +181,9 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     six.run(1)
     six.wire.inject(frames.tcp(sport=7, dport=sock.port, seq=5, flags=SYN, options=SACK_OK))  # both at once
     six.run(1)
-    six.wire.inject(frames.tcp(
-        sport=7, dport=sock.port, seq=6, ack=six.ours.stack.tcp.tcbs[0].snd_nxt, flags=ACK))
+    six.wire.inject(
+        frames.tcp(sport=7, dport=sock.port, seq=6, ack=six.ours.stack.tcp.tcbs[0].snd_nxt, flags=ACK)
+    )
     six.run(1)
     assert sock.state() == TcpState.ESTABLISHED
     sock.abort()
@@ -410,7 +421,10 @@ def test_too_big_for_the_path(network, seq):
     hand.net.run(2)
     segment = hand.sent()[-1]
     quoted = frames.ipv4(
-        struct.pack("!HHI", PORT, PEER, segment.seq if seq == "in flight" else 1), src=frames.OURS, dst=frames.THEIRS)
+        struct.pack("!HHI", PORT, PEER, segment.seq if seq == "in flight" else 1),
+        src=frames.OURS,
+        dst=frames.THEIRS,
+    )
     body = struct.pack("!BBHHH", 3, 4, 0, 0, 900) + quoted
     hand.net.wire.inject(frames.ethernet(frames.ipv4(frames.icmp(body), proto=1)))
     hand.net.run(3)

@@ -113,7 +113,9 @@ def test_deep_makefiles_and_long_lines_take_no_time(hostile):
     deep = "".join(f"d{n}-y := $(d{n + 1}-y)\n" for n in range(20_000))
     (hostile / "Makefile").write_text((hostile / "Makefile").read_text() + "obj-m += d0.o\n" + deep)
     source = next(hostile.glob("*.c"))
-    source.write_text(source.read_text() + "/* netmem: ignore " + "R1 , " * 200_000 + "/* x\n" + "/*" * 300_000 + "\n")
+    source.write_text(
+        source.read_text() + "/* netmem: ignore " + "R1 , " * 200_000 + "/* x\n" + "/*" * 300_000 + "\n"
+    )
     start = time.monotonic()
     done = check("--no-cache", hostile)
     assert time.monotonic() - start < 30
@@ -185,7 +187,9 @@ def test_a_repository_around_the_temporary_folder_runs_nothing(hostile, tmp_path
         subprocess.run(["git", "-C", around, "config", key, f"touch {proof}; cat"], check=True, timeout=60)
     source = tmp_path / "old"
     source.mkdir()
-    (source / "old.c").write_text(DRIVER.format(include="x.h").replace("struct q {", "struct q { struct page *page;"))
+    (source / "old.c").write_text(
+        DRIVER.format(include="x.h").replace("struct q {", "struct q { struct page *page;")
+    )
     done = convert(source, env={**os.environ, "TMPDIR": str(around)})
     assert done.returncode == 0, done.stderr
     assert "netmem_ref" in done.stdout
@@ -234,7 +238,9 @@ def test_links_out_of_the_tree_are_not_followed(tmp_path):
     (tree / "x.c").symlink_to(secret / "secret.c")
     (tree / "y.c").write_text("int x;\n")
     done = check("--no-cache", "--format", "json", tree)
-    assert "page_pool" not in json.dumps(json.loads(done.stdout)["drivers"][0]["requirements"]["R1"]["evidence"])
+    assert "page_pool" not in json.dumps(
+        json.loads(done.stdout)["drivers"][0]["requirements"]["R1"]["evidence"]
+    )
 
 
 def test_one_bad_name_takes_nobodys_verdict_away(hostile, tmp_path):
@@ -351,8 +357,18 @@ def test_the_time_of_a_driver_is_up_also_while_its_files_are_read(monkeypatch, t
 def test_nothing_of_the_current_folder_is_run(tmp_path):
     for name in ("select.py", "socket.py", "numpy.py", "netmem.py", "json.py"):
         (tmp_path / name).write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nraise SystemExit(3)\n")
-    command = [str(Path(sys.executable).with_name("netmem")), "recv", "--json", "--listen", "127.0.0.1:0", "--count", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        str(Path(sys.executable).with_name("netmem")),
+        "recv",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--count",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     line = process.stdout.readline()
     assert line, process.stderr.read()
     with socket.create_connection(("127.0.0.1", json.loads(line)["port"]), timeout=LIMIT) as sock:
@@ -432,13 +448,19 @@ print(jit.is_warm(), len(k.gather.signatures) if hasattr(k.gather, "signatures")
 
 
 @pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
-@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "one bit", "gone", "folder", "mark", "read-only"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "garbage", "one bit", "gone", "folder", "mark", "read-only"]
+)
 def test_a_damaged_cache_is_found_and_mended(damage, tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
 
     def run(what):
         done = subprocess.run(
-            [sys.executable, "-c", COMPILE, what], capture_output=True, text=True, timeout=LIMIT, env=environment
+            [sys.executable, "-c", COMPILE, what],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            env=environment,
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
@@ -481,9 +503,15 @@ def test_it_runs_without_any_place_for_a_cache(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "make"], capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[1] == "0"
-    assert "Not a directory" in subprocess.run(
-        [sys.executable, "-c", code + "print(jit.why_no_cache())", "use"], capture_output=True, text=True, timeout=LIMIT
-    ).stdout
+    assert (
+        "Not a directory"
+        in subprocess.run(
+            [sys.executable, "-c", code + "print(jit.why_no_cache())", "use"],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        ).stdout
+    )
 
 
 # -- privileges -------------------------------------------------------------------------------------
@@ -494,7 +522,12 @@ def capabilities(pid):
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         text = (task / "status").read_text()
-        found.add(tuple(int(re.search(rf"{name}:\s*(\w+)", text)[1], 16) for name in ("CapEff", "CapBnd", "NoNewPrivs")))
+        found.add(
+            tuple(
+                int(re.search(rf"{name}:\s*(\w+)", text)[1], 16)
+                for name in ("CapEff", "CapBnd", "NoNewPrivs")
+            )
+        )
     return found
 
 

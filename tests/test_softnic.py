@@ -52,7 +52,6 @@ def sum_of(frame_at):
     return look.payload_sum(FrameRow.at(frame_at), 0)
 
 
-
 def test_toeplitz_matches_the_published_vectors(network):
     """The verification suite of the RSS specification, IPv4 with ports and without."""
     net = network(alone=True)
@@ -175,13 +174,16 @@ def test_segmentation_on_receive_gives_frames_an_independent_parser_accepts(netw
 
 @given(
     st.lists(st.integers(0, 700), min_size=3, max_size=3),
-    st.integers(0, 2000), st.integers(0, 2000),
+    st.integers(0, 2000),
+    st.integers(0, 2000),
 )
 def test_payload_copy_and_sum_agree_with_slow_twins(sizes, offset, n):
     pieces = [payload(size, seed=i) for i, size in enumerate(sizes)]
     whole = b"".join(pieces)
-    buffers = [np.frombuffer(bytearray(b"H" * 10 + piece if i == 0 else piece + b"?"), np.uint8)
-               for i, piece in enumerate(pieces)]
+    buffers = [
+        np.frombuffer(bytearray(b"H" * 10 + piece if i == 0 else piece + b"?"), np.uint8)
+        for i, piece in enumerate(pieces)
+    ]
     frame = FrameRow(
         header=buffers[0].ctypes.data, header_len=10 + sizes[0], split=10, payload=buffers[1].ctypes.data,
         payload_len=sizes[1], payload2=buffers[2].ctypes.data, payload2_len=sizes[2],

@@ -69,13 +69,14 @@ def ip(namespace, *words):
 class Linux:
     """Our stack on a TAP interface whose other end is the kernel of a namespace."""
 
-    def __init__(self, namespace, *, offload=True, scatter=True, wrap=None, memory="dmabuf", mtu=1500, **config):
+    def __init__(
+        self, namespace, *, offload=True, scatter=True, wrap=None, memory="dmabuf", mtu=1500, **config
+    ):
         self.namespace = namespace
         name = f"nmt{next(NAMES)}x{os.getpid() % 10000}"
         fd = open_tap(name, offload=offload)
         try:
-            subprocess.run(
-                ["ip", "link", "set", name, "netns", namespace], check=True, capture_output=True)
+            subprocess.run(["ip", "link", "set", name, "netns", namespace], check=True, capture_output=True)
             ip(namespace, "addr", "add", f"{HOST4}/24", "dev", name)
             ip(namespace, "addr", "add", f"{HOST6}/64", "dev", name, "nodad")
             ip(namespace, "link", "set", name, "up", "mtu", str(mtu))
@@ -301,7 +302,8 @@ def test_faults_in_both_directions(linux):
 def test_resets_from_either_side(linux):
     net = linux()
     listener = net.stack.listen(PORT)
-    process = net.kernel("""
+    process = net.kernel(
+        """
 s = connect(sys.argv[1], 5001)
 s.sendall(b'last words')
 sys.stdin.readline()
@@ -313,7 +315,9 @@ try:
     t.recv(1)
 except ConnectionResetError:
     say('reset')
-""", OURS4)
+""",
+        OURS4,
+    )
     sock = net.accept(listener)
     assert net.receive(sock, 10) == b"last words"
     process.stdin.write("go\n")
@@ -330,13 +334,16 @@ except ConnectionResetError:
 
 def test_a_closed_window_opens_again(linux):
     net = linux()
-    process = net.kernel("""
+    process = net.kernel(
+        """
 l = socket.create_server((sys.argv[1], 7000))
 l.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
 s, _ = l.accept()
 sys.stdin.readline()
 say(drain(s)[0])
-""", HOST4)
+""",
+        HOST4,
+    )
     sock = net.connect(7000)
     data = payload(200_000)
     left = memoryview(data)
@@ -354,13 +361,17 @@ def test_many_connections_at_once(linux):
     net = linux(memory="none")
     count = scaled(100)
     listener = net.stack.listen(PORT, backlog=count + 1)
-    process = net.kernel("""
+    process = net.kernel(
+        """
 socks = [connect(sys.argv[1], 5001) for _ in range(int(sys.argv[2]))]
 for n, s in enumerate(socks):
     s.sendall(b'%d' % n * 1000)
     s.shutdown(socket.SHUT_WR)
 say([drain(s)[0] for s in socks])
-""", OURS4, count)
+""",
+        OURS4,
+        count,
+    )
     socks = [net.accept(listener) for _ in range(count)]
     for sock in socks:
         data = net.receive(sock)
@@ -383,7 +394,8 @@ def test_udp_with_the_kernel(linux):
     net = linux()
     ours = net.stack.udp_socket(PORT)
     steer(net.host.dev, PORT, 1, 17)
-    process = net.kernel("""
+    process = net.kernel(
+        """
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(30)
 s.connect((sys.argv[1], 5001))
@@ -397,7 +409,9 @@ try:
     t.recv(1)
 except ConnectionRefusedError:
     say('refused')
-""", OURS4)
+""",
+        OURS4,
+    )
     net.until(ours.pending, "a datagram")
     message = ours.recvmsg_devmem(timeout=0)
     assert message.size == 1400
@@ -431,7 +445,8 @@ def test_wrong_guesses_cost_a_copy_and_no_byte(linux, ring):
     net.host.dev.ethtool.set_ringparam(rx_pending=ring)
     steer(net.host.dev, PORT + 1, 0)
     listeners = [net.stack.listen(PORT), net.stack.listen(PORT + 1)]
-    process = net.kernel("""
+    process = net.kernel(
+        """
 socks = [connect(sys.argv[1], 5001), connect(sys.argv[1], 5002)]
 data = os.urandom(int(sys.argv[2]))
 for at in range(0, len(data), 60000):
@@ -441,7 +456,10 @@ say(hashlib.sha256(data).hexdigest())
 for s in socks:
     s.shutdown(socket.SHUT_WR)
 [s.recv(1) for s in socks]
-""", OURS4, scaled(6_000_000))
+""",
+        OURS4,
+        scaled(6_000_000),
+    )
     import hashlib
 
     socks = [net.accept(listener) for listener in listeners]
@@ -487,15 +505,39 @@ def test_recv_on_a_tap_with_nc_and_socat(namespace, tmp_path, nic):
     (tmp_path / "in").write_bytes(data)
     inside = ["ip", "netns", "exec", namespace]
     receiver = subprocess.Popen(
-        [*inside, *NETMEM, "recv", "--nic", nic, "--wire", "tap:nm0", "--address", "10.20.0.2/24", "--address",
-         "fd20::2/64", "--count", "2", "-o", str(tmp_path / "out{n}"), "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [
+            *inside,
+            *NETMEM,
+            "recv",
+            "--nic",
+            nic,
+            "--wire",
+            "tap:nm0",
+            "--address",
+            "10.20.0.2/24",
+            "--address",
+            "fd20::2/64",
+            "--count",
+            "2",
+            "-o",
+            str(tmp_path / "out{n}"),
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert "listening" in receiver.stdout.readline(), receiver.communicate()[1]
         with open(tmp_path / "in", "rb") as source:
-            subprocess.run([*inside, "nc", "-N", "10.20.0.2", "5001"], stdin=source, check=True, timeout=LIMIT_S)
-        subprocess.run([*inside, "socat", "-u", f"FILE:{tmp_path / 'in'}", "TCP6:[fd20::2]:5001"], check=True,
-                       timeout=LIMIT_S)
+            subprocess.run(
+                [*inside, "nc", "-N", "10.20.0.2", "5001"], stdin=source, check=True, timeout=LIMIT_S
+            )
+        subprocess.run(
+            [*inside, "socat", "-u", f"FILE:{tmp_path / 'in'}", "TCP6:[fd20::2]:5001"],
+            check=True,
+            timeout=LIMIT_S,
+        )
         out, err = receiver.communicate(timeout=LIMIT_S)
     finally:
         receiver.kill()
@@ -515,13 +557,21 @@ def test_iperf3_in_both_directions(namespace, options):
     inside = ["ip", "netns", "exec", namespace]
     example = Path(__file__).parent.parent / "examples" / "iperf3_server.py"
     wire = ["tap:nm0", "1", "10.20.0.2/24", "fd20::2/64"]
-    server = subprocess.Popen([*inside, sys.executable, str(example), *wire], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*inside, sys.executable, str(example), *wire],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert server.stdout.readline() == "ready\n", server.communicate()[1]
         host = "fd20::2" if "-6" in options else "10.20.0.2"
-        done = subprocess.run([*inside, "iperf3", "-c", host, "-t", "1", "-J", *options], capture_output=True,
-                              text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            [*inside, "iperf3", "-c", host, "-t", "1", "-J", *options],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
         out, err = server.communicate(timeout=LIMIT_S)
     finally:
         server.kill()
@@ -540,14 +590,30 @@ def test_send_to_nc(namespace, tmp_path, memory):
     (tmp_path / "in").write_bytes(data)
     inside = ["ip", "netns", "exec", namespace]
     with open(tmp_path / "out", "wb") as out:
-        server = subprocess.Popen([*inside, "nc", "-l", "-N", "127.0.0.1", "5002"], stdout=out, stdin=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            [*inside, "nc", "-l", "-N", "127.0.0.1", "5002"], stdout=out, stdin=subprocess.DEVNULL
+        )
         try:
             deadline = time.monotonic() + LIMIT_S
-            while "5002" not in subprocess.run([*inside, "ss", "-tln"], capture_output=True, text=True).stdout:
+            while (
+                "5002" not in subprocess.run([*inside, "ss", "-tln"], capture_output=True, text=True).stdout
+            ):
                 assert time.monotonic() < deadline
             done = subprocess.run(
-                [*inside, *NETMEM, "send", "--memory", memory, "--json", str(tmp_path / "in"), "127.0.0.1:5002"],
-                capture_output=True, text=True, timeout=LIMIT_S)
+                [
+                    *inside,
+                    *NETMEM,
+                    "send",
+                    "--memory",
+                    memory,
+                    "--json",
+                    str(tmp_path / "in"),
+                    "127.0.0.1:5002",
+                ],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+            )
             server.wait(LIMIT_S)
         finally:
             server.kill()

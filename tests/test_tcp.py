@@ -114,8 +114,10 @@ def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, conne
     stuck = [len(tokens) for tokens in held]
     push(300)
     assert stuck == [len(tokens) for tokens in held]  # the window is closed
-    assert all(len(remaining) or theirs.statistics()["bytes_out"] > len(part)
-               for remaining, (_, theirs), part in zip(left, pairs, got, strict=True))
+    assert all(
+        len(remaining) or theirs.statistics()["bytes_out"] > len(part)
+        for remaining, (_, theirs), part in zip(left, pairs, got, strict=True)
+    )
     stats = net.ours.driver.get_queue_stats(1)
     assert stats["rx_no_desc"] == 0
     assert net.ours.stack.tcp.counters()["pool_low"] == 0

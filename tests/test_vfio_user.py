@@ -142,7 +142,12 @@ def test_memory_is_reached_only_where_it_is_mapped(client: Client, toy: Toy) -> 
     toy.dma.write(0x13FF8, b"0123456789abcdef")  # over the seam
     assert ram.read(6 * PAGE - 8, 8) + ram.read(12 * PAGE, 8) == b"0123456789abcdef"
     assert toy.dma.read(0x13FF8, 16) == b"0123456789abcdef"
-    for iova, size, write in ((0xFFFF, 2, False), (0x15000, 1, True), (0x16000, 1, True), (0x17000, 1, False)):
+    for iova, size, write in (
+        (0xFFFF, 2, False),
+        (0x15000, 1, True),
+        (0x16000, 1, True),
+        (0x17000, 1, False),
+    ):
         with pytest.raises(DmaFault):
             toy.dma.write(iova, bytes(size)) if write else toy.dma.read(iova, size)
     assert toy.dma.fault_count == 4
@@ -231,7 +236,9 @@ def test_hostile_messages_are_refused_without_a_crash(seed: int) -> None:
         for _ in range(40):
             command = rng.choice([*p.Command, rng.randrange(1 << 16)])
             layout = rng.choice([p.DmaMap, p.DmaUnmap, p.IrqSet, p.RegionAccess, p.RegionInfo, p.Version])
-            body = bytearray(rng.randbytes(ctypes.sizeof(layout)) if rng.random() < 0.3 else bytes(layout(32)))
+            body = bytearray(
+                rng.randbytes(ctypes.sizeof(layout)) if rng.random() < 0.3 else bytes(layout(32))
+            )
             for _ in range(rng.randrange(4)):  # nearly right
                 at = rng.randrange(0, len(body) - 3, 4) if len(body) > 4 else 0
                 body[at : at + 4] = struct.pack("<I", rng.choice([0, 1, 2, 3, 0x24, 4095, 4096, 1 << 31]))

@@ -159,7 +159,8 @@ def test_short_segments_share_a_buffer_where_memory_is_readable(network, memory)
     message = ours.recvmsg_devmem()
     view = net.provider.map()
     got = message.linear + b"".join(
-        view[int(f["frag_offset"]) : int(f["frag_offset"]) + int(f["frag_size"])].tobytes() for f in message.frags
+        view[int(f["frag_offset"]) : int(f["frag_offset"]) + int(f["frag_size"])].tobytes()
+        for f in message.frags
     )
     assert got == data
     ours.devmem_dontneed(message.frags["frag_token"])

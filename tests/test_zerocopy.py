@@ -45,7 +45,9 @@ def send_all(net, ours, theirs, frags, binding, size):
     raise AssertionError(f"{len(got)} of {size} bytes arrived")
 
 
-@pytest.mark.parametrize(("nic", "memory"), [("softnic", "pages"), ("softnic", "dmabuf"), ("igb", "dmabuf"), ("igb", "bar")])
+@pytest.mark.parametrize(
+    ("nic", "memory"), [("softnic", "pages"), ("softnic", "dmabuf"), ("igb", "dmabuf"), ("igb", "bar")]
+)
 @pytest.mark.parametrize("piece", [100, 1448, 4096, 100_000])
 def test_bytes_from_each_memory_arrive(network, nic, memory, piece):
     net = network(nic=need_nic(nic))

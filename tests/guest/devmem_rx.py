@@ -84,7 +84,9 @@ def main() -> None:
     for thread in threads:
         thread.join()
     owners = [
-        one for one in netdev.queue_get({"ifindex": socket.if_nametoindex("eth0")}, dump=True) if "dmabuf" in one
+        one
+        for one in netdev.queue_get({"ifindex": socket.if_nametoindex("eth0")}, dump=True)
+        if "dmabuf" in one
     ]
     print("queues", *sorted(one["id"] for one in owners))
     for result in results:

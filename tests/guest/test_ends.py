@@ -54,7 +54,11 @@ def nothing_is_left(prepared):
 
 def run(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*NETMEM, "run", *words], capture_output=True, text=True, timeout=LIMIT, **more  # type: ignore[call-overload]
+        [*NETMEM, "run", *words],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        **more,  # type: ignore[call-overload]
     )
 
 
@@ -185,7 +189,9 @@ def test_netmem_killed_leaves_nothing():
 
 def test_the_shell_is_interactive():
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*NETMEM, "shell"], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        [*NETMEM, "shell"], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     said = b""
 

@@ -77,7 +77,9 @@ def test_an_address_used_after_unmap_is_stopped(driver, prepared):
 def test_an_address_outside_of_every_mapping_is_stopped(driver, prepared):
     """Receive buffers are posted a page pool's length beyond where they are."""
     driver.replace(
-        "gve_buffer_mgmt_dqo.c", r"cpu_to_le64\(buf_state->addr \+", "cpu_to_le64(buf_state->addr + (1ULL << 40) +"
+        "gve_buffer_mgmt_dqo.c",
+        r"cpu_to_le64\(buf_state->addr \+",
+        "cpu_to_le64(buf_state->addr + (1ULL << 40) +",
     )
     for lab in driver.boot(prepared, GuestConfig(iommu=True)):
         assert lab.guest.run("ping -c 1 -W 1 -q $REMOTE_V4").status != 0

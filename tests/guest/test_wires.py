@@ -76,10 +76,15 @@ def test_a_capture_and_a_bad_wire(tmp_path):
     assert len(sums) == 1
     tool = shutil.which("tshark")
     if tool is None:
-        pytest.fail("tshark is not there; CI installs it") if os.environ.get("CI") else pytest.skip("no tshark")
+        pytest.fail("tshark is not there; CI installs it") if os.environ.get("CI") else pytest.skip(
+            "no tshark"
+        )
     fields = ["-T", "fields", "-e", "tcp.len", "-e", "tcp.analysis.retransmission"]
     said = subprocess.run(
-        [tool, "-r", str(capture), "-Y", "tcp.dstport == 5300", *fields], capture_output=True, text=True, check=True
+        [tool, "-r", str(capture), "-Y", "tcp.dstport == 5300", *fields],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     rows = [line.split("\t") for line in said.splitlines()]
     assert sum(int(row[0] or 0) for row in rows) >= 2_000_000

@@ -33,18 +33,40 @@ TARGETS = {
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--output", metavar="FILE",
-              help="Write each section to a Markdown file as it is measured; the file's others stay.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    help="Write each section to a Markdown file as it is measured; the file's others stay.",
+)
 @click.option("--size", type=SIZE, default="2G", show_default=True, help="Bytes of each goodput transfer.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True,
-              help="Alternating rounds; medians are quoted.")
-@click.option("--packets", type=click.IntRange(1000), default=PACKETS, show_default=True,
-              help="Packets of each round through igb.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Alternating rounds; medians are quoted.",
+)
+@click.option(
+    "--packets",
+    type=click.IntRange(1000),
+    default=PACKETS,
+    show_default=True,
+    help="Packets of each round through igb.",
+)
 @click.option("--only", multiple=True, type=click.Choice(STAGES), help="This stage only (may be repeated).")
-@click.option("--short", is_flag=True,
-              help="Every stage for seconds: to see that none is broken. The figures mean little.")
-@click.option("--tree", default="build/linux", show_default=True, type=click.Path(path_type=Path),
-              metavar="FOLDER", help="A Linux tree to check (make check-tree gets one).")
+@click.option(
+    "--short",
+    is_flag=True,
+    help="Every stage for seconds: to see that none is broken. The figures mean little.",
+)
+@click.option(
+    "--tree",
+    default="build/linux",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A Linux tree to check (make check-tree gets one).",
+)
 def command(
     output: str | None, size: int, rounds: int, packets: int, only: tuple[str, ...], short: bool, tree: Path
 ) -> None:

@@ -129,10 +129,18 @@ def command(size: int, qemu: str | None, with_guest: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 165)
     table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
     for name, justify in (
-        ("NIC", "left"), ("memory", "left"), ("driver can read it", "left"), ("bytes", "right"),
+        ("NIC", "left"),
+        ("memory", "left"),
+        ("driver can read it", "left"),
+        ("bytes", "right"),
         ("Gbit/s", "right"),
-        ("split hits", "right"), ("misses", "right"), ("netmems fast", "right"), ("slow", "right"),
-        ("recycled", "right"), ("outstanding", "right"), ("SHA-256", "left"),
+        ("split hits", "right"),
+        ("misses", "right"),
+        ("netmems fast", "right"),
+        ("slow", "right"),
+        ("recycled", "right"),
+        ("outstanding", "right"),
+        ("SHA-256", "left"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     failures = []
@@ -152,10 +160,17 @@ def command(size: int, qemu: str | None, with_guest: bool) -> None:
                 why = s["error"] or ("wrong SHA-256" if not right else f"{s['outstanding']} netmems missing")
                 failures.append(f"{setup.nic}, {name}: {why}")
             table.add_row(
-                setup.nic, name, "yes" if s["driver_can_read"] else "no", str(s["bytes"]),
+                setup.nic,
+                name,
+                "yes" if s["driver_can_read"] else "no",
+                str(s["bytes"]),
                 f"{s['goodput_gbit']:.2f}",
-                str(s["hds_hit"]), str(s["hds_miss"]), str(s["alloc_fast"]), str(s["alloc_slow"]),
-                str(s["recycled"]), str(s["outstanding"]),
+                str(s["hds_hit"]),
+                str(s["hds_miss"]),
+                str(s["alloc_fast"]),
+                str(s["alloc_slow"]),
+                str(s["recycled"]),
+                str(s["outstanding"]),
                 f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
             )
         if gve:

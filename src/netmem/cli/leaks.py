@@ -17,8 +17,13 @@ from netmem.lab.observe import observe
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("pid", type=click.IntRange(1), required=False)
-@click.option("--older", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
-              help="Only holders whose oldest netmem changed hands at least this long ago.")
+@click.option(
+    "--older",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Only holders whose oldest netmem changed hands at least this long ago.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout.")
 def command(pid: int | None, older: float, as_json: bool) -> None:
     """Show who holds netmems of running receivers, or of process PID, and for how long.

@@ -82,4 +82,3 @@ def describe(error: OSError) -> str:
         return str(error)
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{error.strerror or error}"
-

@@ -110,7 +110,9 @@ def pool(times: int) -> dict[str, Figure | None]:
     made = PagePool(
         PagePoolParams(
             flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV | PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-            dev=device, max_len=4096, netdev=_Owner(provider),
+            dev=device,
+            max_len=4096,
+            netdev=_Owner(provider),
         )
     )
     refs = np.zeros(BULK, np.int64)
@@ -198,9 +200,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     mem = ours.driver._rx[1]
     wire = ours.nic.wire.tx.record
     options = bytes.fromhex("0101080a") + tcb.ts_recent.to_bytes(4, "big") + bytes(4)
-    header = frames.tcp(
-        b"", sport=tcb.ports >> 16, dport=PORT, ack=tcb.snd_nxt, options=options, window=512
-    )
+    header = frames.tcp(b"", sport=tcb.ports >> 16, dport=PORT, ack=tcb.snd_nxt, options=options, window=512)
     header = header[:16] + (52 + SEGMENT).to_bytes(2, "big") + header[18:]  # IP total length
     template = np.frombuffer(header, np.uint8).copy()
     at = mem.record.next_to_clean
@@ -307,8 +307,19 @@ def transfer(
 def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
     """(c): goodput and CPU of `netmem recv` and of a kernel socket with one copy, in turn."""
     ours = python_argv(
-        "netmem.cli.entry", "recv", "--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1",
-        "--listen", "127.0.0.1:0", "--mtu", str(mtu),
+        "netmem.cli.entry",
+        "recv",
+        "--memory",
+        "dmabuf",
+        "--exporter",
+        "memfd",
+        "--json",
+        "--count",
+        "1",
+        "--listen",
+        "127.0.0.1:0",
+        "--mtu",
+        str(mtu),
     )
     kernel = kernel_receiver()
     results: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}
@@ -319,5 +330,3 @@ def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]
         name: (Figure(tuple(g for g, _ in found)), Figure(tuple(c for _, c in found)))
         for name, found in results.items()
     }
-
-

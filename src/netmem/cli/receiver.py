@@ -160,9 +160,7 @@ class Receiver:
             self.listener: TcpListener = self.device.listen(self.guest_port, backlog=BACKLOG)
             if setup.wire == "user":
                 self.address = address[0]
-                self.port = self.device.forward(
-                    address[0], address[1], GUEST_PORT, allow_remote=allow_remote
-                )
+                self.port = self.device.forward(address[0], address[1], GUEST_PORT, allow_remote=allow_remote)
             else:
                 self.address, self.port = self.device.stack.ip.addresses[0], self.guest_port
         except BaseException:
@@ -216,7 +214,8 @@ class Receiver:
         assert self.device is not None
         try:
             self.device.stack.wait(
-                lambda: bool(self.listener.pending() or self._look()), timeout,
+                lambda: bool(self.listener.pending() or self._look()),
+                timeout,
                 "traffic",
             )
         except TimeoutError:

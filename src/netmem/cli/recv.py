@@ -24,33 +24,67 @@ PROGRESS_S = 0.5
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--listen", "address", type=ADDRESS, default="127.0.0.1:5001", show_default=True,
-              help="Where TCP clients of this host connect; port 0 takes a free one. On a TAP wire only "
-              "the port counts.")
+@click.option(
+    "--listen",
+    "address",
+    type=ADDRESS,
+    default="127.0.0.1:5001",
+    show_default=True,
+    help="Where TCP clients of this host connect; port 0 takes a free one. On a TAP wire only "
+    "the port counts.",
+)
 @click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
 @nic_options
 @wire_options
 @memory_options
-@click.option("-o", "--output", metavar="FILE",
-              help="Write what arrives; {n} stands for the connection's number. "
-              "Without it, payload is counted and given back unread.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Write what arrives; {n} stands for the connection's number. "
+    "Without it, payload is counted and given back unread.",
+)
 @click.option("--count", type=click.IntRange(1), help="End after this many connections.")
-@click.option("--tcp-data-split", type=click.Choice(["on", "off"]), default="on", show_default=True,
-              help="Header split. Bound memory needs it on.")
-@click.option("--hds-thresh", type=click.IntRange(0), default=0, show_default=True,
-              help="Split only frames longer than this. Bound memory needs 0.")
+@click.option(
+    "--tcp-data-split",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Header split. Bound memory needs it on.",
+)
+@click.option(
+    "--hds-thresh",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Split only frames longer than this. Bound memory needs 0.",
+)
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
-@click.option("--queues", type=click.IntRange(1, 16), default=2, show_default=True,
-              help="Receive queues; memory is bound to all but queue 0 (to it, if it is the only one).")
-@click.option("--capture", metavar="FILE",
-              help="Write packets as pcapng: headers in clear, payload by reference.")
-@click.option("--sanitize", is_flag=True,
-              help="Trap double puts, use after return, missing syncs and the like; slower.")
+@click.option(
+    "--queues",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Receive queues; memory is bound to all but queue 0 (to it, if it is the only one).",
+)
+@click.option(
+    "--capture", metavar="FILE", help="Write packets as pcapng: headers in clear, payload by reference."
+)
+@click.option(
+    "--sanitize", is_flag=True, help="Trap double puts, use after return, missing syncs and the like; slower."
+)
 @click.option("--json", "as_json", is_flag=True, help="Events and summary as JSON lines on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def command(
-    address: tuple[str, int], allow_remote: bool, output: str | None, count: int | None,
-    as_json: bool, quiet: bool, sanitize: bool, tcp_data_split: str, **options: Any,
+    address: tuple[str, int],
+    allow_remote: bool,
+    output: str | None,
+    count: int | None,
+    as_json: bool,
+    quiet: bool,
+    sanitize: bool,
+    tcp_data_split: str,
+    **options: Any,
 ) -> None:
     """Receive TCP into memory that the driver never maps.
 

@@ -34,13 +34,31 @@ SEND_BUFFER = 4 << 20
 @wire_options
 @memory_options
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True,
-              metavar="SECONDS", help="How long the reader may take nothing before the transfer has failed.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the reader may take nothing before the transfer has failed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as a JSON line on stdout.")
 def command(
-    file: str, address: tuple[str, int], allow_remote: bool, nic: str, qemu: str | None, wire: str,
-    addresses: tuple[str, ...], gateways: tuple[str, ...], memory: str, memory_size: int,
-    rx_page_size: int, exporter: str, mtu: int, timeout: float, as_json: bool,
+    file: str,
+    address: tuple[str, int],
+    allow_remote: bool,
+    nic: str,
+    qemu: str | None,
+    wire: str,
+    addresses: tuple[str, ...],
+    gateways: tuple[str, ...],
+    memory: str,
+    memory_size: int,
+    rx_page_size: int,
+    exporter: str,
+    mtu: int,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Send FILE to a TCP server, straight from memory that the driver never maps.
 
@@ -60,8 +78,14 @@ def command(
         if memory != "none":
             check_size(memory_size, rx_page_size)
         with open_device(
-            nic, mtu=mtu, qemu=qemu, wire=wire, addresses=list(addresses), gateways=list(gateways),
-            config=TcpConfig(sndbuf=SEND_BUFFER), drop_privileges=True,
+            nic,
+            mtu=mtu,
+            qemu=qemu,
+            wire=wire,
+            addresses=list(addresses),
+            gateways=list(gateways),
+            config=TcpConfig(sndbuf=SEND_BUFFER),
+            drop_privileges=True,
         ) as device:
             provider = make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
             try:

@@ -53,8 +53,7 @@ def render(device: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [
         head,
         table("queue|<memory|packets|bytes|split|not split|starved", queues),
-        table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|full|freed", pools
-        ),
+        table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|full|freed", pools),
     ]
     if device["sockets"]:
         parts.append(
@@ -94,8 +93,13 @@ def _pool(pool: dict[str, Any]) -> list[object]:
 @click.argument("pid", type=click.IntRange(1), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout (with --watch: one a line).")
 @click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
-@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True,
-              help="Seconds between refreshes.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between refreshes.",
+)
 def command(pid: int | None, as_json: bool, watch: bool, interval: float) -> None:
     """Show devices, queues, page pools and sockets of running receivers, or of process PID.
 

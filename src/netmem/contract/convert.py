@@ -561,7 +561,10 @@ class _Rewriter:
                 "--dst-prefix=",
             ]
             done = subprocess.run(
-                [*words, "a", "b"], cwd=folder, capture_output=True, timeout=60,
+                [*words, "a", "b"],
+                cwd=folder,
+                capture_output=True,
+                timeout=60,
                 env=git_environment(GIT_DIR=os.devnull, GIT_CEILING_DIRECTORIES=folder),
             )
         if done.returncode not in (0, 1):

@@ -29,9 +29,7 @@ class Bus(Protocol):
     irq_fd: int
     watchers: list[Callable[[str, int, int], None]]
 
-    def dma_map(
-        self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
-    ) -> int: ...
+    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int: ...
     def dma_map_resource(self, address: int, length: int) -> int: ...
     def dma_unmap(self, io_address: int) -> None: ...
     def dma_bounce(self, io_address: int) -> int: ...
@@ -107,9 +105,7 @@ class DmaSpace:
         self._mappings: dict[int, _Mapping] = {}
         self.watchers: list[Callable[[str, int, int], None]] = []
 
-    def dma_map(
-        self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False
-    ) -> int:
+    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int:
         """dma_map_page(), for a range of a descriptor. EINVAL for an empty or unaligned range."""
         if length <= 0 or offset < 0 or offset % PAGE_SIZE:
             raise NetmemError(errno.EINVAL, f"cannot map {length} bytes at offset {offset}")

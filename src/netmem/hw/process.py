@@ -161,9 +161,7 @@ class Child(Process):
         self._one_call = threading.Lock()
         self._calls = itertools.count(1)
         try:
-            super().__init__(
-                [*argv, "--control-fd", str(theirs.fileno())], [theirs.fileno(), *fds]
-            )
+            super().__init__([*argv, "--control-fd", str(theirs.fileno())], [theirs.fileno(), *fds])
         except OSError:
             self.sock.close()
             raise

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from netmem.inet.tcp.connections import Listener
     from netmem.netdev.binding import TxBinding
 
+
 class TcpSocket:
     """A connected TCP socket. Calls block up to their ``timeout`` in seconds (None: for ever).
 
@@ -71,7 +72,13 @@ class TcpSocket:
 
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
-        return self.state() in (TcpState.CLOSED, TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT)
+        return self.state() in (
+            TcpState.CLOSED,
+            TcpState.CLOSE_WAIT,
+            TcpState.CLOSING,
+            TcpState.LAST_ACK,
+            TcpState.TIME_WAIT,
+        )
 
     def readable(self) -> bool:
         """True when a receive call would not wait: data, end of stream, or an error."""
@@ -83,7 +90,8 @@ class TcpSocket:
             if not self.at_end():
                 try:
                     self._stack.wait(
-                        self.readable, timeout if timeout is not None else self.timeout,
+                        self.readable,
+                        timeout if timeout is not None else self.timeout,
                         f"data from {self.peer[0]}:{self.peer[1]}",
                     )
                 except TimeoutError as error:
@@ -210,8 +218,13 @@ class TcpSocket:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
             got = rx.copy_out(
-                self._tcp.at, self._c, self._tokens.at, pool.at,
-                array.ctypes.data + done, len(array) - done, linear_only,
+                self._tcp.at,
+                self._c,
+                self._tokens.at,
+                pool.at,
+                array.ctypes.data + done,
+                len(array) - done,
+                linear_only,
             )
             if pool.record.released:
                 pool.flush()
@@ -516,7 +529,8 @@ class TcpListener:
                 raise NetmemError(errno.EBADF, "the listener is closed")
             self._stack.wait(
                 lambda: bool(ready) or self._listener.closed or self._stack.gone is not None,
-                timeout, f"a connection to port {self.port}",
+                timeout,
+                f"a connection to port {self.port}",
             )
             if ready:
                 return TcpSocket(self._stack, ready.popleft())  # closing empties it

@@ -56,9 +56,7 @@ class LocalHost:
     ) -> None:
         self.bus = LocalBus(bounce=bounce)
         mac = MAC_BASE | int(address.rsplit(".", 1)[1])
-        self.nic = SoftNic(
-            self.bus.bar_fd, self.bus.irq_fd, wire, rx_queues=16, tx_queues=1, mac=mac
-        )
+        self.nic = SoftNic(self.bus.bar_fd, self.bus.irq_fd, wire, rx_queues=16, tx_queues=1, mac=mac)
         self.bus.attach(self.nic)
         self.driver = driver(self.bus)
         self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name=name)
@@ -87,7 +85,5 @@ def pair(
 ) -> tuple[LocalHost, LocalHost]:
     """Two hosts, 10.0.2.15 (the one under test) and 10.0.2.2, with a cable between them."""
     ours, theirs = cable()
-    under_test = LocalHost(
-        ours, "10.0.2.15", rx_queues=rx_queues, mtu=mtu, clock=clock, config=config
-    )
+    under_test = LocalHost(ours, "10.0.2.15", rx_queues=rx_queues, mtu=mtu, clock=clock, config=config)
     return under_test, LocalHost(theirs, "10.0.2.2", mtu=mtu, clock=clock, config=config)

@@ -76,9 +76,7 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         "mac": board["mac"].to_bytes(6, "big").hex(":"),
         "addresses": board["stack"].get("addresses"),
         "queues": queues,
-        "retired_pools": [
-            pool for pool in pools.values() if pool["id"] not in in_use and pool["provider"]
-        ],
+        "retired_pools": [pool for pool in pools.values() if pool["id"] not in in_use and pool["provider"]],
         "sockets": [],
         "counters": items(batch.counters),
     }

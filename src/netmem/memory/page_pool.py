@@ -131,9 +131,7 @@ class _PageMemory:
     def __init__(self, name: str, size: int, shift: int, nid: int) -> None:
         self.fd = memfd(name, size)
         self.region = Region(self.fd, size)
-        self.area = Area(
-            name, size >> shift, shift, net_iov=False, address=self.region.address, nid=nid
-        )
+        self.area = Area(name, size >> shift, shift, net_iov=False, address=self.region.address, nid=nid)
 
 
 class PagePool:
@@ -367,9 +365,7 @@ class PagePool:
 
     # -- giving back --------------------------------------------------------------------------
 
-    def put_netmem(
-        self, netmem: int | Words, dma_sync_size: int = -1, allow_direct: bool = False
-    ) -> None:
+    def put_netmem(self, netmem: int | Words, dma_sync_size: int = -1, allow_direct: bool = False) -> None:
         """page_pool_put_netmem(): drop one reference of each; recycle at the last.
 
         ``dma_sync_size``: bytes to sync for the device, -1 for all. ``allow_direct``: into the
@@ -577,7 +573,6 @@ class PagePool:
             "io": self.provider.describe() if self.provider else None,
             **self._accounts(),
         }
-
 
 
 class SanitizedPagePool(PagePool):

@@ -105,9 +105,7 @@ def _caller() -> int:
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(OURS):
         frame = frame.f_back
     code, line = frame.f_code, frame.f_lineno
-    return _number(
-        (code, line), lambda: f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}"
-    )
+    return _number((code, line), lambda: f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}")
 
 
 @contextlib.contextmanager

@@ -147,7 +147,6 @@ class RxBatch:
         self.record.heads = self.at + heads
         self._heads: Words = self.arena.bytes[heads:].view("q")
 
-
     def __len__(self) -> int:
         return self.record.head_count
 

@@ -384,7 +384,8 @@ class NetDevice:
                         "ring": queue.mem.arena.fd if hasattr(queue.mem, "arena") else -1,
                         "provider": (
                             {**queue.mp_params.describe(), "binding": queue.binding_id}
-                            if queue.mp_params else None
+                            if queue.mp_params
+                            else None
                         ),
                     }
                     for queue in self.rx_queues

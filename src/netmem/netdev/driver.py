@@ -143,5 +143,3 @@ class Driver(Protocol):
 
     def queue_stop(self, queue: int) -> Any:
         """ndo_queue_stop: the device stops using the queue's memory, which is returned."""
-
-

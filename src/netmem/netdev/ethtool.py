@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from netmem.netdev.device import NetDevice
 
 # A fixed key: hash and so queue of a flow are the same in every run.
-RSS_KEY = bytes.fromhex(
-    "6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa"
-)
+RSS_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
 INDIRECTION = 128
 MAX_RULES = 32
 SETTABLE = ("rx_pending", "tx_pending", "rx_buf_len", "tcp_data_split", "hds_thresh")
@@ -141,9 +139,7 @@ class Ethtool:
         """ethtool -X: spread flows over ``queues`` in turn; None: over all."""
         dev = self._dev
         with dev.lock:
-            if queues is not None and (
-                not queues or any(not 0 <= q < len(dev.rx_queues) for q in queues)
-            ):
+            if queues is not None and (not queues or any(not 0 <= q < len(dev.rx_queues) for q in queues)):
                 raise NetmemError(errno.EINVAL, f"the table names queues that are not there: {queues}")
             self.indirection = queues
             self._apply_rxfh()

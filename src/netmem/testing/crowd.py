@@ -167,10 +167,17 @@ PROFILES: dict[str, Profile] = {
     "20 unread": Profile((("unread", 20),)),
     "1 kept": Profile((("kept", 1),)),
     "100 hostile": Profile((("hostile", 100),)),
-    "1,000 of all": Profile((
-        ("idle", 500), ("tiny", 200), ("half-closed", 200),
-        ("unread", 4), ("tiny, unread", 26), ("hostile", 70),
-    ), size=8 << 20),
+    "1,000 of all": Profile(
+        (
+            ("idle", 500),
+            ("tiny", 200),
+            ("half-closed", 200),
+            ("unread", 4),
+            ("tiny, unread", 26),
+            ("hostile", 70),
+        ),
+        size=8 << 20,
+    ),
 }
 
 

@@ -19,8 +19,16 @@ def ethernet(payload: bytes, kind: int = 0x0800, *, vlan: int | None = None) -> 
 
 
 def ipv4(
-    payload: bytes, *, proto: int = 6, src: str = THEIRS, dst: str = OURS, options: bytes = b"",
-    total: int | None = None, fragment: int = 0x4000, ttl: int = 64, ident: int = 0,
+    payload: bytes,
+    *,
+    proto: int = 6,
+    src: str = THEIRS,
+    dst: str = OURS,
+    options: bytes = b"",
+    total: int | None = None,
+    fragment: int = 0x4000,
+    ttl: int = 64,
+    ident: int = 0,
 ) -> bytes:
     """An IPv4 packet; ``total`` overrides the length field."""
     size = 20 + len(options)
@@ -33,8 +41,17 @@ def ipv4(
 
 
 def tcp_segment(
-    payload: bytes = b"", *, sport: int = 40000, dport: int = 5001, seq: int = 1, ack: int = 0,
-    flags: int = 0x10, window: int = 65535, options: bytes = b"", src: str = THEIRS, dst: str = OURS,
+    payload: bytes = b"",
+    *,
+    sport: int = 40000,
+    dport: int = 5001,
+    seq: int = 1,
+    ack: int = 0,
+    flags: int = 0x10,
+    window: int = 65535,
+    options: bytes = b"",
+    src: str = THEIRS,
+    dst: str = OURS,
     offset: int | None = None,
 ) -> bytes:
     """A TCP segment with a right checksum for ``src`` and ``dst``; ``offset`` overrides its field."""

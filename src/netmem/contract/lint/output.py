@@ -120,9 +120,11 @@ def as_markdown(made: dict[str, Any]) -> str:
 
 def _markdown(text: str) -> str:
     """A name of a tree as text in Markdown, whatever it holds."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~>-])", r"\\\1", html.escape(printable(text), quote=False)).replace(
-        "\\_", "_"
-    ).replace("\\-", "-")
+    return (
+        re.sub(r"([\\`*_{}\[\]()#+!|~>-])", r"\\\1", html.escape(printable(text), quote=False))
+        .replace("\\_", "_")
+        .replace("\\-", "-")
+    )
 
 
 def _pools(driver: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ Answers to: drivers/net/ethernet/intel/igb. Sections named are those of Intel's 
 May import: base, memory, hw, netdev.
 Read driver.py first, then kernels.py; regs.py is the table of registers.
 """
+
 from netmem.drivers.igb.driver import IgbDriver
 
 __all__ = ["IgbDriver"]

@@ -176,8 +176,13 @@ class Machine:
             undo.callback(self.qmp, "object-del", id=f"m{name}")
             port = self._ports.pop()
             undo.callback(self._ports.append, port)
-            self.qmp("device_add", driver="ivshmem-plain", id=f"d{name}", memdev=f"m{name}",
-                     bus=f"rp{port.secondary - 1}")
+            self.qmp(
+                "device_add",
+                driver="ivshmem-plain",
+                id=f"d{name}",
+                memdev=f"m{name}",
+                bus=f"rp{port.secondary - 1}",
+            )
             undo.pop_all()
         slot = _Slot(port, name, PciFunction(self.qtest, port.secondary, 0), size)
         try:

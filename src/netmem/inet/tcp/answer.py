@@ -53,7 +53,7 @@ TTL = 64
 
 
 class Answer(Record):
-    """What a segment of no connection is to say; what else there is comes from the segment that it answers."""
+    """What a segment of no connection is to say; the rest comes from the segment that it answers."""
 
     mac: i64  # ours
     seq: i64

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from netmem.base.arena import Words
 from netmem.base.jit import kernel
-from netmem.inet.tcp import kernels as k
-from netmem.inet.tcp import output, recovery, sack, segment, spans, window
+from netmem.inet.tcp import (
+    fastpath,
+    output,
+    queue,
+    recovery,
+    rtt,
+    sack,
+    scoreboard,
+    segment,
+    spans,
+    table,
+    window,
+)
 from netmem.inet.tcp.entries import entry_free
 from netmem.inet.tcp.tcb import Flag, StackRecord, account_of, entry_of, seq_diff, tcb_of
 from netmem.netdev.batch import BatchRecord
@@ -16,7 +27,7 @@ from netmem.netdev.batch import BatchRecord
 @kernel
 def lookup(at: int, raddr_hi: int, raddr: int, laddr_hi: int, laddr: int, ports: int) -> int:
     """The number of a connection, or -1."""
-    return k.lookup(StackRecord.at(at), raddr_hi, raddr, laddr_hi, laddr, ports)
+    return table.lookup(StackRecord.at(at), raddr_hi, raddr, laddr_hi, laddr, ports)
 
 
 @kernel
@@ -24,7 +35,7 @@ def begin(at: int, c: int) -> None:
     """A connection's block was filled in: it can be found from now on."""
     stack = StackRecord.at(at)
     window.demand_start(stack, tcb_of(stack, c))
-    k.hash_insert(stack, tcb_of(stack, c))
+    table.hash_insert(stack, tcb_of(stack, c))
     stack.rows = max(stack.rows, c + 1)
 
 
@@ -35,7 +46,7 @@ def end(at: int, c: int) -> None:
     tcb = tcb_of(stack, c)
     forget_sent(at, c)
     window.pledge(stack, tcb, 0)
-    k.hash_remove(stack, tcb)
+    table.hash_remove(stack, tcb)
 
 
 @kernel
@@ -43,7 +54,7 @@ def forget_sent(at: int, c: int) -> None:
     """Nothing is in flight any more; device memory that was, is over when the NIC reads it no more."""
     stack = StackRecord.at(at)
     tcb = tcb_of(stack, c)
-    recovery.tq_clear(stack, tcb)
+    scoreboard.tq_clear(stack, tcb)
     spans.spans_acked(stack, tcb, True)
 
 
@@ -60,7 +71,7 @@ def drop_queued(at: int, c: int, limit: int) -> bool:
             tcb.rq_head = entry.next
         else:
             tcb.oq_head = entry.next
-        k.release_later(stack, entry.netmem, entry.pool)
+        queue.release_later(stack, entry.netmem, entry.pool)
         entry_free(stack, i)
         dropped += 1
     if tcb.rq_head != 0 or tcb.oq_head != 0:
@@ -75,7 +86,7 @@ def drop_queued(at: int, c: int, limit: int) -> bool:
 def touch(at: int, c: int) -> None:
     """Put a connection on the list of those that this batch concerned."""
     stack = StackRecord.at(at)
-    k.touch(stack, tcb_of(stack, c))
+    table.touch(stack, tcb_of(stack, c))
 
 
 # -- a batch --------------------------------------------------------------------------------------
@@ -84,7 +95,7 @@ def touch(at: int, c: int) -> None:
 @kernel
 def receive(at: int, batch_at: int) -> int:
     """Header prediction for a batch; returns how many packets went on the slow list."""
-    return k.tcp_rx(StackRecord.at(at), BatchRecord.at(batch_at))
+    return fastpath.tcp_rx(StackRecord.at(at), BatchRecord.at(batch_at))
 
 
 @kernel
@@ -93,9 +104,9 @@ def data_in(at: int, c: int, batch_at: int, i: int) -> int:
     stack = StackRecord.at(at)
     tcb = tcb_of(stack, c)
     before = tcb.rcv_nxt
-    k.tcp_data(stack, tcb, BatchRecord.at(batch_at), i)
+    queue.tcp_data(stack, tcb, BatchRecord.at(batch_at), i)
     gained = seq_diff(tcb.rcv_nxt, before)
-    k.received(stack, tcb, gained)
+    fastpath.received(stack, tcb, gained)
     return gained
 
 
@@ -142,9 +153,9 @@ def after_ack(at: int, c: int, ack: int, advanced: bool, duplicate: bool) -> Non
 
 
 @kernel
-def round_trip(at: int, c: int, rtt: int) -> None:
-    """recovery.update_rtt."""
-    recovery.update_rtt(tcb_of(StackRecord.at(at), c), rtt)
+def round_trip(at: int, c: int, ns: int) -> None:
+    """rtt.update_rtt."""
+    rtt.update_rtt(tcb_of(StackRecord.at(at), c), ns)
 
 
 # -- sending --------------------------------------------------------------------------------------

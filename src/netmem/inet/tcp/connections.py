@@ -344,5 +344,3 @@ class Connections:
                 self.free_row(c)
         for arena in (self.arena, self.table, self.entry_arena):
             arena.close()
-
-

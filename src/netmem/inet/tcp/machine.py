@@ -175,9 +175,7 @@ class Tcp(Opening):
         """3.10.7.3."""
         row, tcb = batch.row(i), self.tcbs[c]
         flags = row.tcp_flags
-        if flags & ACK and not (
-            seq_lt(tcb.iss, row.ack) and seq_le(row.ack, tcb.snd_nxt)
-        ):
+        if flags & ACK and not (seq_lt(tcb.iss, row.ack) and seq_le(row.ack, tcb.snd_nxt)):
             if not flags & RST:
                 self.reset_for(batch, i)
             return
@@ -325,9 +323,7 @@ class Tcp(Opening):
             duplicate = calls.sack_in(self.at, c, option, size, ack, echo)
         if tcb.tq_head or self.flag(c, Flag.RECOVERY | Flag.LOSS) or tcb.tlp_end >= 0:
             calls.after_ack(self.at, c, tcb.snd_una, advanced, duplicate)
-        if seq_lt(tcb.snd_wl1, row.seq) or (
-            tcb.snd_wl1 == row.seq and seq_le(tcb.snd_wl2, ack)
-        ):
+        if seq_lt(tcb.snd_wl1, row.seq) or (tcb.snd_wl1 == row.seq and seq_le(tcb.snd_wl2, ack)):
             tcb.snd_wnd, tcb.snd_wl1, tcb.snd_wl2 = wnd, row.seq, ack
             tcb.max_snd_wnd = max(tcb.max_snd_wnd, wnd)
             if wnd and tcb.timers.persist:

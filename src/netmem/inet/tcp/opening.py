@@ -154,9 +154,7 @@ class Opening(Timed):
         self.closed(c, 0)
         return self._cookie_back(listener, laddr, raddr, row, mss, irs)
 
-    def _cookie_back(
-        self, listener: Listener, laddr: int, raddr: int, row: RxRow, mss: int, irs: int
-    ) -> int:
+    def _cookie_back(self, listener: Listener, laddr: int, raddr: int, row: RxRow, mss: int, irs: int) -> int:
         """An ACK of a cookie makes the connection that its SYN asked for, half open; its row, or -1."""
         if len(listener.ready) >= listener.backlog:
             self.stats.backlog_full += 1
@@ -181,9 +179,7 @@ class Opening(Timed):
         self.enter(c, TcpState.SYN_RECEIVED)
         listener.half_open.append(c)
 
-    def _passive_open(
-        self, listener: Listener, laddr: int, raddr: int, batch: RxBatch, i: int
-    ) -> None:
+    def _passive_open(self, listener: Listener, laddr: int, raddr: int, batch: RxBatch, i: int) -> None:
         """A SYN for a listener (3.10.7.2)."""
         row = batch.row(i)
         if len(listener.ready) >= listener.backlog:

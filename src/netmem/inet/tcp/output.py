@@ -7,6 +7,7 @@ named by I/O address and never touched (``segment``).
 from __future__ import annotations
 
 from netmem.base.arena import Words
+from netmem.base.clock import MS
 from netmem.base.formats import ACK, FIN, IP_HLEN, PSH, TCP_HLEN
 from netmem.base.jit import (
     inline_kernel,
@@ -16,16 +17,9 @@ from netmem.base.native import (
     memcpy,
 )
 from netmem.base.record import Word, address_of
-from netmem.inet.tcp.recovery import (
-    MS,
-    RTO_MAX,
-    arm,
-    pipe,
-    schedule_probe,
-    tq_append,
-    tq_merge,
-    tq_split,
-)
+from netmem.inet.tcp.recovery import schedule_probe
+from netmem.inet.tcp.rtt import RTO_MAX, arm
+from netmem.inet.tcp.scoreboard import pipe, tq_append, tq_merge, tq_split
 from netmem.inet.tcp.segment import IP_MAX, payload, tcp_header
 from netmem.inet.tcp.spans import piece
 from netmem.inet.tcp.tcb import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netmem.base.clock import MS
 from netmem.base.formats import (
     ACK,
     ETH_HLEN,
@@ -25,7 +26,6 @@ from netmem.base.formats import (
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, store_be16, store_be32, store_u8
 from netmem.base.record import address_of, field_offset
-from netmem.inet.tcp.recovery import MS
 from netmem.inet.tcp.sack import sack_option
 from netmem.inet.tcp.spans import span_at
 from netmem.inet.tcp.tcb import MASK32, Flag, StackRecord, Tcb, seq_diff, span_of

@@ -46,7 +46,10 @@ class TcpState(enum.IntEnum):
 # Every legal change of state (RFC 9293, figure 5 and section 3.10), with what causes it.
 TRANSITIONS: dict[tuple[int, int], str] = {
     (TcpState.CLOSED, TcpState.SYN_SENT): "active OPEN: SYN sent",
-    (TcpState.CLOSED, TcpState.SYN_RECEIVED): "SYN for a listener: SYN, ACK sent (LISTEN is a state of the listener)",
+    (
+        TcpState.CLOSED,
+        TcpState.SYN_RECEIVED,
+    ): "SYN for a listener: SYN, ACK sent (LISTEN is a state of the listener)",
     (TcpState.SYN_SENT, TcpState.ESTABLISHED): "SYN, ACK received",
     (TcpState.SYN_SENT, TcpState.SYN_RECEIVED): "SYN received: both open at once",
     (TcpState.SYN_SENT, TcpState.CLOSED): "CLOSE, RST, or no answer",

@@ -11,8 +11,8 @@ from netmem.base.clock import MS
 from netmem.base.formats import ACK, RST, SYN
 from netmem.base.record import clear
 from netmem.inet.tcp import calls
-from netmem.inet.tcp import recovery as rec
 from netmem.inet.tcp.connections import Connections
+from netmem.inet.tcp.rtt import RTO_MAX
 from netmem.inet.tcp.tcb import MASK32, Flag, TcpState
 
 SYN_RETRIES, DATA_RETRIES = 5, 12
@@ -75,7 +75,9 @@ class Timed(Connections):
 
     def abort(self, c: int) -> None:
         """ABORT: RST to the peer, everything given back."""
-        if self.state(c) not in (TcpState.CLOSED, TcpState.SYN_SENT, TcpState.TIME_WAIT) and self.flag(c, Flag.MAC):
+        if self.state(c) not in (TcpState.CLOSED, TcpState.SYN_SENT, TcpState.TIME_WAIT) and self.flag(
+            c, Flag.MAC
+        ):
             self._segment(c, self.tcbs[c].snd_nxt, RST | ACK)
             self.stats.out_rst += 1
         self.set_flag(c, Flag.ORPHAN)
@@ -198,7 +200,7 @@ class Timed(Connections):
             return
         self._probe(c)
         tcb.backoff = min(tcb.backoff + 1, 10)
-        self.timer(c, "persist", min(tcb.rto << min(tcb.backoff, 8), rec.RTO_MAX))
+        self.timer(c, "persist", min(tcb.rto << min(tcb.backoff, 8), RTO_MAX))
 
     def _wait_over(self, c: int) -> None:
         """2 MSL passed, or the peer of an orphan never closed."""

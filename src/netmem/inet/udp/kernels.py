@@ -9,7 +9,7 @@ from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
 from netmem.base.record import Record, Word, i64
 from netmem.inet.tcp.entries import entry_free
-from netmem.inet.tcp.kernels import entry_new, release_later
+from netmem.inet.tcp.queue import entry_new, release_later
 from netmem.inet.tcp.receive import TokenTable, token_take
 from netmem.inet.tcp.tcb import RELEASE_ROOM, EntryKind, StackRecord
 from netmem.inet.udp.table import (

@@ -81,9 +81,7 @@ class Steps:
 
     def ping(self) -> None:
         """The NIC works, or comes back in time."""
-        self.must(
-            "for i in $(seq 40); do ping -c 1 -W 1 -q $REMOTE_V4 && exit 0; sleep 0.2; done; exit 1"
-        )
+        self.must("for i in $(seq 40); do ping -c 1 -W 1 -q $REMOTE_V4 && exit 0; sleep 0.2; done; exit 1")
 
 
 def _chance(name: str, value: float) -> Callable[[Steps], str]:

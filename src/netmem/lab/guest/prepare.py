@@ -82,9 +82,7 @@ def supply(
     return version
 
 
-def all_sets(
-    version: str, *, tests: bool = False, headers: bool = False, source: bool = False
-) -> list[str]:
+def all_sets(version: str, *, tests: bool = False, headers: bool = False, source: bool = False) -> list[str]:
     """The sets that a guest with this kernel needs."""
     sets = [*RUN_SETS, f"kernel-{version}"]
     sets += TEST_SETS if tests else ()

@@ -78,9 +78,7 @@ def _ask(*argv: str) -> str:
     return ""
 
 
-def kvm_works(
-    qemu: GuestQemu, kernel: Path, folder: Path, say: Say, *, again: bool = False
-) -> bool:
+def kvm_works(qemu: GuestQemu, kernel: Path, folder: Path, say: Say, *, again: bool = False) -> bool:
     """True when a kernel starts under KVM here: tried once, and remembered for this host's kernel and a day.
 
     Some machines answer KVM's calls and cannot run a guest, so the kernel has to print a line in time.

@@ -1,17 +1,14 @@
-"""TCP's fast path: lookup, header prediction, receive queues, acknowledgements, windows.
+"""What was received and not read yet: payload in sequence, and payload beyond a gap (kernels).
 
-``g`` is the stack arena, ``t`` the connection table, ``e`` the receive entries, ``meta`` and
-``rows`` a received batch. What is not plain goes on the slow list for the state machine.
+Both are chains of entries that name buffers; payload is not touched, but for short pieces of readable memory,
+which are copied behind each other.
 """
 
 from __future__ import annotations
 
-from netmem.base.formats import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import memcpy
-from netmem.base.record import Word
 from netmem.inet.tcp.entries import entry_free, entry_take
-from netmem.inet.tcp.recovery import advance_una, arm
 from netmem.inet.tcp.sack import dsack_note, sack_note
 from netmem.inet.tcp.tcb import (
     MASK32,
@@ -19,105 +16,23 @@ from netmem.inet.tcp.tcb import (
     Account,
     Entry,
     EntryKind,
-    Flag,
     Release,
     StackRecord,
     Tcb,
-    TcpState,
     account_of,
     entry_of,
-    number_of,
     seq_diff,
     seq_le,
-    seq_lt,
     tcb_of,
 )
-from netmem.inet.tcp.window import came, may_take, pressure, reclaim, took, trim
+from netmem.inet.tcp.window import may_take, took
 from netmem.memory.ref import offset_of
-from netmem.netdev.batch import BatchRecord, Kind, head_of, row_of
+from netmem.netdev.batch import BatchRecord, row_of
 from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES
 
 OOO_SHARE, OOO_LEAST = 8, 4
 STALE_NS = 1_000_000_000  # a sender has tried again by then, several times
 MERGE_MOST = 512  # bytes: what is longer is not worth a copy
-
-
-@inline_kernel
-def fold32(high: int, low: int) -> int:
-    """An address as 32 bits, none of which is lost when products with small numbers are added up."""
-    return (high ^ (high >> 32) ^ low ^ (low >> 32)) & MASK32
-
-
-@inline_kernel
-def flow_hash(raddr_hi: int, raddr: int, laddr_hi: int, laddr: int, ports: int) -> int:
-    """Bucket number before masking, of a connection's four-tuple."""
-    x = (fold32(raddr_hi, raddr) * 0x1E3779B1) ^ (fold32(laddr_hi, laddr) * 0x05EBCA6B)
-    x = (x ^ (ports * 0x02B2AE35)) & 0xFFFFFFFFFFFF  # products are below 2**63
-    return x ^ (x >> 17)
-
-
-@inline_kernel
-def bucket_of(stack: StackRecord, hash_: int) -> Word:
-    """The bucket of a hash: 1 more than the number of its first block, 0 without one."""
-    return Word.nth(stack.buckets, hash_ & stack.bucket_mask)
-
-
-@inline_kernel
-def lookup(stack: StackRecord, raddr_hi: int, raddr: int, laddr_hi: int, laddr: int, ports: int) -> int:
-    """The number of a connection, or -1."""
-    c = bucket_of(stack, flow_hash(raddr_hi, raddr, laddr_hi, laddr, ports)).value - 1
-    while c >= 0:
-        tcb = tcb_of(stack, c)
-        if (
-            tcb.ports == ports
-            and tcb.raddr == raddr
-            and tcb.laddr == laddr
-            and tcb.raddr_hi == raddr_hi
-            and tcb.laddr_hi == laddr_hi
-        ):
-            return c
-        c = tcb.next - 1
-    return -1
-
-
-@inline_kernel
-def tcb_bucket(stack: StackRecord, tcb: Tcb) -> Word:
-    """Where a block's chain starts."""
-    hash_ = flow_hash(tcb.raddr_hi, tcb.raddr, tcb.laddr_hi, tcb.laddr, tcb.ports)
-    return bucket_of(stack, hash_)
-
-
-@kernel
-def hash_insert(stack: StackRecord, tcb: Tcb) -> None:
-    """Put a block into the hash table."""
-    bucket = tcb_bucket(stack, tcb)
-    tcb.next = bucket.value
-    bucket.value = number_of(stack, tcb) + 1
-
-
-@kernel
-def hash_remove(stack: StackRecord, tcb: Tcb) -> None:
-    """Take a block out of the hash table."""
-    bucket, wanted = tcb_bucket(stack, tcb), number_of(stack, tcb) + 1
-    if bucket.value == wanted:
-        bucket.value = tcb.next
-        return
-    other = bucket.value - 1
-    while other >= 0:
-        before = tcb_of(stack, other)
-        if before.next == wanted:
-            before.next = tcb.next
-            return
-        other = before.next - 1
-
-
-@inline_kernel
-def touch(stack: StackRecord, tcb: Tcb) -> None:
-    """Put a connection on the list of those that this batch concerned."""
-    if tcb.touched != stack.batch:
-        tcb.touched = stack.batch
-        Word.nth(stack.touched_list, stack.touched).value = number_of(stack, tcb)
-        stack.touched += 1
 
 
 @kernel
@@ -189,9 +104,7 @@ def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, p
     end = last.offset + last.len
     if end + length > buffer_end(account, last.pool, last.offset) or buffer_end(account, pool, offset) == 0:
         return False
-    memcpy(
-        host_of(account, last.netmem, end, last.pool), host_of(account, netmem, offset, pool), length
-    )
+    memcpy(host_of(account, last.netmem, end, last.pool), host_of(account, netmem, offset, pool), length)
     last.len += length
     tcb.rq_bytes += length
     tcb.bytes_in += length
@@ -201,7 +114,9 @@ def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, p
 
 
 @inline_kernel
-def deliver(stack: StackRecord, tcb: Tcb, seq: int, length: int, ref: int, offset: int, pool: int, kind: int) -> bool:
+def deliver(
+    stack: StackRecord, tcb: Tcb, seq: int, length: int, ref: int, offset: int, pool: int, kind: int
+) -> bool:
     """One piece of payload for a connection. True when its buffer was taken."""
     skip = seq_diff(tcb.rcv_nxt, seq)
     if skip >= length:
@@ -394,104 +309,3 @@ def tcp_data(stack: StackRecord, tcb: Tcb, batch: BatchRecord, i: int) -> None:
         i = row.next
     if tcb.oq_head != 0:
         drain_out_of_order(stack, tcb)
-
-
-@inline_kernel
-def on_loan(stack: StackRecord, batch: BatchRecord) -> None:
-    """The batch's payload buffers can still be received into: what the stack leaves is posted again."""
-    account = stack.accounts[stack.queue]
-    pool = account.pool
-    n = 0
-    for i in range(batch.used):
-        row = row_of(batch, i)
-        if row.netmem != 0 or (row.header_netmem != 0 and row.header_pool == pool):
-            n += 1
-    account.available += n
-    trim(stack, stack.queue)
-    if pressure(account):
-        reclaim(stack)
-
-
-@kernel
-def tcp_rx(stack: StackRecord, batch: BatchRecord) -> int:
-    """Header prediction for a batch; returns how many packets went on the slow list."""
-    stack.touched = 0
-    stack.slow = 0
-    slow = 0
-    number = stack.batch
-    on_loan(stack, batch)
-    for n in range(batch.head_count):
-        i = head_of(batch, n)
-        row = row_of(batch, i)
-        c = -1
-        fast = False
-        if row.kind == Kind.TCP:
-            stack.counters.in_segs += 1
-            c = lookup(stack, row.src_hi, row.src, row.dst_hi, row.dst, row.ports)
-            if c >= 0:
-                tcb = tcb_of(stack, c)
-                if tcb.slow_in != number and tcb.state == TcpState.ESTABLISHED:
-                    fast = predict(stack, tcb, batch, i)
-        if not fast:
-            if c >= 0:
-                tcb_of(stack, c).slow_in = number
-            Word.nth(stack.slow_list, slow).value = i
-            slow += 1
-    stack.slow = slow
-    return slow
-
-
-@inline_kernel
-def predict(stack: StackRecord, tcb: Tcb, batch: BatchRecord, i: int) -> bool:
-    """One packet of an established connection; False: not plain, leave it to the state machine."""
-    row = row_of(batch, i)
-    length, ack, seq = row.len, row.ack, row.seq
-    if row.tcp_flags & ~PSH != ACK or seq != tcb.rcv_nxt or tcb.oq_head != 0:
-        return False
-    if tcb.flags & (Flag.RECOVERY | Flag.LOSS | Flag.FIN_SEEN) or tcb.queue != stack.queue:
-        return False
-    if row.sack != 0 or tcb.sacked != 0 or tcb.tlp_end >= 0 or tcb.dupacks != 0:
-        return False
-    if seq_lt(ack, tcb.snd_una) or seq_lt(tcb.snd_nxt, ack):
-        return False
-    if length > seq_diff(tcb.rcv_adv, seq):
-        return False
-    wnd = row.window << tcb.snd_scale
-    if length == 0 and ack == tcb.snd_una and (wnd == tcb.snd_wnd or wnd == 0):
-        return False  # a duplicate acknowledgement, or an answer to a probe
-    if tcb.flags & Flag.TS:
-        if row.has_timestamp == 0 or seq_lt(row.tsval, tcb.ts_recent):
-            return False
-        if seq_le(seq, tcb.last_ack_sent):
-            tcb.ts_recent, tcb.ts_recent_at = row.tsval, stack.now
-    tcb.last_in = stack.now
-    if ack != tcb.snd_una:
-        advance_una(stack, tcb, ack, row.tsecr if row.has_timestamp != 0 else -1)
-    if seq_lt(tcb.snd_wl1, seq) or (tcb.snd_wl1 == seq and seq_le(tcb.snd_wl2, ack)):
-        tcb.snd_wnd, tcb.snd_wl1, tcb.snd_wl2 = wnd, seq, ack
-        tcb.max_snd_wnd = max(tcb.max_snd_wnd, wnd)
-        if wnd != 0 and tcb.timers.persist != 0:
-            tcb.timers.persist = tcb.backoff = 0
-    touch(stack, tcb)
-    stack.counters.in_fast += 1
-    if length > 0:
-        before = tcb.rcv_nxt
-        tcp_data(stack, tcb, batch, i)
-        received(stack, tcb, seq_diff(tcb.rcv_nxt, before))
-    return True
-
-
-@kernel
-def received(stack: StackRecord, tcb: Tcb, length: int) -> None:
-    """Data came in: account for it, decide when to acknowledge."""
-    if length <= 0:
-        tcb.flags |= Flag.ACK_NOW
-        return
-    tcb.data_at = stack.now
-    came(stack, tcb, length)
-    tcb.ack_pending += length
-    if tcb.ack_pending >= 2 * tcb.rcv_mss:
-        tcb.flags |= Flag.ACK_NOW
-    elif tcb.timers.delack == 0:
-        tcb.timers.delack = stack.now + stack.delack_ns
-        arm(stack, tcb.timers.delack)
