@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_provider, scaled
+from netmem.base.address import ip
 from netmem.base.clock import MS, SEC
-from netmem.base.formats import ACK, SYN, ip
+from netmem.base.headers import ACK, SYN
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp.tcb import MASK32, seq_diff

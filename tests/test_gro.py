@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_provider, payload
-from netmem.base.formats import csum_add, csum_fold, inet_checksum
+from netmem.base.checksum import csum_add, csum_fold, inet_checksum
 from netmem.base.jit import kernel
 from netmem.inet.tcp.tcb import TcpState
 from netmem.netdev import batch as bt

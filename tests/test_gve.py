@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from netmem.base.address import ip4
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ip4
 from netmem.base.jit import COMPILED
 from netmem.hw.gve import Gve, GveConfig
 from netmem.hw.gve import descriptors as d

@@ -11,7 +11,7 @@ import pytest
 from conftest import payload, take
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ACK, FIN, RST, SYN
+from netmem.base.headers import ACK, FIN, RST, SYN
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import MASK32, TRANSITIONS, TcpState, seq_lt
 from netmem.inet.tcp.timers import Timed

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conftest import make_provider, payload, scaled
+from netmem.base.address import ip_number, ip_text
 from netmem.base.errors import ETOOSMALL, NetmemError
-from netmem.base.formats import ip_number, ip_text
 from netmem.testing import frames
 from netmem.testing.net import PORT
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_provider, payload, scaled
+from netmem.base.address import ip
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ip
 from netmem.base.jit import COMPILED
 from netmem.base.record import address_of
 from netmem.inet.tcp import calls, cookies

@@ -1,10 +1,11 @@
 """The one Numba wrapper: ``@kernel`` compiles a function and caches it on disk.
 
-Numba's own cache looks at the file a kernel stands in and misses an edit of a kernel that it calls
-in another file. So the cache folder carries a hash of every kernel source of the package, and a
-cache is never shared between two versions of the code. Each file of it begins with a digest: one that is
-damaged counts as missing. Code is only loaded from a folder that nobody else can write to; where there is
-none, kernels are compiled for each run. With ``NUMBA_DISABLE_JIT=1`` the functions stay plain Python.
+Numba's own cache looks at the file a kernel stands in and misses an edit of a kernel that it calls, or of a
+layout that it reads, in another file. So each file's kernels have a folder of their own, whose name carries
+a digest of that file and of all that it imports: an edit recompiles its file and its users. Each file of it
+begins with a digest: one that is damaged counts as missing. Code is only loaded from a folder that nobody
+else can write to; where there is none, kernels are compiled for each run. With ``NUMBA_DISABLE_JIT=1`` the
+functions stay plain Python.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any, TypeVar
 
 import numba
@@ -31,39 +33,65 @@ _numba_config: Any = _config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_compiled: list[CodeType] = []  # of every kernel
+
 COMPILED: bool = not _numba_config.DISABLE_JIT
 """False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python."""
 
 DIGEST = 16
-KEPT = 4  # caches of other versions
+KEPT = 4  # versions of a file's kernels
+ROOT = Path(__file__).resolve().parent.parent
+IMPORT = re.compile(
+    r"^(?:from (netmem[\w.]*) import (\([^)]*\)|[^\n#]*)|import (netmem[\w.]*))", re.MULTILINE
+)
 
 
-def _sources() -> list[Path]:
-    """The files that define kernels, and what they import: constants are compiled into kernels."""
-    root = Path(__file__).resolve().parent.parent
-    texts = {path: path.read_text() for path in root.rglob("*.py")}
-    todo = [path for path, text in texts.items() if "kernel\ndef " in text]
-    found: set[Path] = set()
+def _module(name: str) -> Path | None:
+    """The file of a module of this package, None when there is none of that name."""
+    path = ROOT.parent.joinpath(*name.split(".")).with_suffix(".py")
+    return path if path.is_file() else None
+
+
+@functools.cache
+def _imports(path: Path) -> tuple[bytes, list[Path]]:
+    """The text of a file, and the files of this package that it imports at the top."""
+    data = path.read_bytes()
+    found: list[Path | None] = []
+    for package, names, module in IMPORT.findall(data.decode()):
+        found.append(_module(package or module))
+        for name in re.findall(r"\w+", re.sub(r"\bas \w+", "", names)):
+            found.append(_module(f"{package}.{name}"))  # a module, perhaps
+    return data, [one for one in found if one is not None]
+
+
+@functools.cache
+def _digest_of(path: Path) -> str:
+    """A digest of a file and of all that it depends on: constants and layouts are compiled into kernels."""
+    todo, found = [path], set[Path]()
     while todo:
-        path = todo.pop()
-        if path in found or path not in texts:
-            continue
-        found.add(path)
-        for module in re.findall(r"^from netmem\.([\w.]+) import", texts[path], re.MULTILINE):
-            todo.append(root.joinpath(*module.split(".")).with_suffix(".py"))
-    return sorted(found)
+        one = todo.pop()
+        if one not in found:
+            found.add(one)
+            todo += _imports(one)[1]
+    # Numba keeps a file's kernels by its path: two copies of the same code do not share them.
+    digest = hashlib.sha256(f"3 {numba.__version__} {sys.version_info[:2]} {path}".encode())
+    for one in sorted(found):
+        digest.update(f"{one.name} {len(_imports(one)[0])} ".encode())
+        digest.update(_imports(one)[0])
+    return digest.hexdigest()[:DIGEST]
+
+
+def _name_of(path: Path) -> str:
+    """The folder of a file's kernels."""
+    inside = path.is_relative_to(ROOT)
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts) if inside else path.stem
+    return f"{name}-{_digest_of(path)}"
 
 
 @functools.cache
 def _cache() -> tuple[Path | None, str]:
     """The folder for compiled kernels, or None and why there is none."""
-    # Numba keeps a file's kernels by its path: two copies of the same code do not share them.
-    here = Path(__file__).resolve().parent
-    digest = hashlib.sha256(f"2 {numba.__version__} {sys.version_info[:2]} {here}".encode())
-    for path in _sources():
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return folders.own_folder(f"netmem/kernels-{digest.hexdigest()[:16]}")
+    return folders.own_folder("netmem/kernels")
 
 
 def cache_dir() -> Path | None:
@@ -74,6 +102,14 @@ def cache_dir() -> Path | None:
 def why_no_cache() -> str:
     """Why kernels are compiled for each run; empty when they are kept."""
     return _cache()[1]
+
+
+@functools.cache
+def _mark() -> str:
+    """The name of the file that says that all kernels of this version were compiled."""
+    texts = {path: path.read_text() for path in ROOT.rglob("*.py")}
+    names = [_name_of(path) for path, text in texts.items() if "kernel\ndef " in text]
+    return "warm-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:DIGEST]
 
 
 def kernel(func: F) -> F:
@@ -92,15 +128,16 @@ def _compile(func: F, *, forceinline: bool) -> F:
     # Kernels allocate nothing: without the run-time, arrays pass between them uncounted.
     options: dict[str, Any] = {"_nrt": False, "forceinline": forceinline, "error_model": "numpy"}
     compiled: Any = numba.njit(func, **options)
-    folder = cache_dir()
-    if folder is not None:
+    folder, source = cache_dir(), Path(func.__code__.co_filename)
+    if folder is not None and source.is_file():
         before = _numba_config.CACHE_DIR
         # Numba picks the folder when the cache is made; put its setting back for everyone else.
-        _numba_config.CACHE_DIR = str(folder)
+        _numba_config.CACHE_DIR = str(folder / _name_of(source.resolve()))
         try:
             compiled._cache = _KernelCache(func)
         finally:
             _numba_config.CACHE_DIR = before
+    _compiled.append(func.__code__)
     made: F = compiled
     return made
 
@@ -154,7 +191,7 @@ class _KernelCache(caching.FunctionCache):
         self._cache_file = _CheckedFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
-            source_stamp=self._impl.locator.get_source_stamp(),
+            source_stamp=_digest_of(Path(func.__code__.co_filename).resolve()),
         )
 
     def _save_overload(self, sig: Any, data: Any) -> None:
@@ -166,12 +203,34 @@ def mark_warm() -> None:
     """Note in the cache folder that every kernel needed was compiled once, and which files that made."""
     folder = cache_dir()
     if COMPILED and folder is not None:
-        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.nb[ic]"))
+        mine = [Path(one.co_filename).resolve() for one in _compiled]
+        names = sorted(
+            str(path.relative_to(folder))
+            for source in dict.fromkeys(mine)
+            for path in (folder / _name_of(source)).rglob("*.nb[ic]")
+        )
         with contextlib.suppress(OSError):
             fresh = folder / f"warm.{os.getpid()}.{time.monotonic_ns()}"
             fresh.write_text("\n".join(names))
-            fresh.replace(folder / "warm")
-            folders.prune(folder.parent, "kernels-*", keep=KEPT)
+            fresh.replace(folder / _mark())
+            _prune(folder)
+
+
+def is_partly_warm() -> bool:
+    """True when some kernels of this version were compiled before."""
+    folder = cache_dir()
+    if folder is None:
+        return False
+    sources = dict.fromkeys(Path(one.co_filename).resolve() for one in _compiled)
+    return any(any((folder / _name_of(source)).rglob("*.nbi")) for source in sources)
+
+
+def _prune(folder: Path) -> None:
+    """Take away what was not used for long: kernels of other versions, and marks of them."""
+    for module in {path.name.rpartition("-")[0] for path in folder.iterdir() if path.is_dir()}:
+        folders.prune(folder, f"{module}-*", keep=KEPT)
+    folders.prune(folder, "warm*", keep=KEPT)
+    folders.prune(folder.parent, "kernels-*", keep=0)  # as an earlier version kept them
 
 
 def is_warm(*, thorough: bool = False) -> bool:
@@ -184,10 +243,11 @@ def is_warm(*, thorough: bool = False) -> bool:
     folder = cache_dir()
     if folder is None:
         return False
-    mark = folder / "warm"
+    mark = folder / _mark()
     try:
         names = mark.read_text().splitlines()
-        os.utime(folder)
+        for used in {mark, *(folder / name.partition("/")[0] for name in names)}:
+            os.utime(used)
     except (OSError, UnicodeDecodeError):
         return False
     if not thorough:

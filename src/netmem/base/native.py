@@ -175,19 +175,19 @@ else:
 
 
 @kernel
-def read_word(addr):
+def read_word(addr: int) -> int:
     """``load_acquire`` for callers in Python, where intrinsics cannot be called."""
     return load_acquire(addr)
 
 
 @kernel
-def publish_word(addr, value):
+def publish_word(addr: int, value: int) -> None:
     """``store_release`` and a fence, for callers in Python."""
     store_release(addr, value)
     fence()
 
 
 @kernel
-def full_fence():
+def full_fence() -> None:
     """``fence`` for callers in Python."""
     fence()

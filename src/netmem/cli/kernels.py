@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netmem.base.arena import Words
-from netmem.base.formats import TCP_CSUM, TCP_SEQ, csum_fold
+from netmem.base.checksum import csum_fold
+from netmem.base.headers import TcpHdr
 from netmem.base.jit import kernel
 from netmem.base.native import load_be16, load_be32, memcpy, store_be16, store_be32, store_release
 from netmem.base.record import address_of
@@ -50,7 +51,7 @@ def complete(ring_at: int, at: int, n: int, template: int, hlen: int, size: int,
         desc = SoftDesc.nth(ring.desc, (at + i) & ring.mask)
         header = pool.host + desc.header - pool.dma
         memcpy(header, template, hlen)
-        store_be32(header + TCP_AT + TCP_SEQ, seq + i * size)
+        store_be32(header + TCP_AT + TcpHdr.SEQ, seq + i * size)
         desc.hash = 0
         status = Rxs.DD | Rxs.EOP | Rxs.SPH | Rxs.L3_OK | Rxs.L4_OK
         store_release(address_of(desc) + RXD_STATUS, status | hlen << 16 | size << 32)
@@ -62,12 +63,12 @@ def number_segments(base: int, n: int, record: int, seq: int, size: int) -> None
     """Number ``n`` length-prefixed frames from ``seq`` and mend their TCP checksums (RFC 1624)."""
     for i in range(n):
         tcp = base + i * record + 4 + TCP_AT
-        old = load_be32(tcp + TCP_SEQ)
+        old = load_be32(tcp + TcpHdr.SEQ)
         new = (seq + i * size) & 0xFFFFFFFF
-        total = load_be16(tcp + TCP_CSUM) ^ 0xFFFF
+        total = load_be16(tcp + TcpHdr.CSUM) ^ 0xFFFF
         total += ((old >> 16) ^ 0xFFFF) + ((old & 0xFFFF) ^ 0xFFFF) + (new >> 16) + (new & 0xFFFF)
-        store_be32(tcp + TCP_SEQ, new)
-        store_be16(tcp + TCP_CSUM, csum_fold(total))
+        store_be32(tcp + TcpHdr.SEQ, new)
+        store_be16(tcp + TcpHdr.CSUM, csum_fold(total))
 
 
 @kernel

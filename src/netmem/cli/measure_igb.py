@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from netmem.base.address import ip4
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ip4
 from netmem.base.record import clear
 from netmem.cli import kernels as ck
 from netmem.cli.measure import Figure

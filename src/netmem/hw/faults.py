@@ -8,7 +8,7 @@ import random
 import numpy as np
 
 from netmem.base.arena import Bytes
-from netmem.base.formats import ETH_HLEN
+from netmem.base.headers import EthHdr
 from netmem.base.record import address_of
 from netmem.hw.softnic.kernels import frame_render
 from netmem.hw.softnic.look import look_at
@@ -38,9 +38,9 @@ class Faults:
         if chance() < self.loss:
             self.counts["lost"] += 1
             return []
-        if chance() < self.damage and len(frame) > ETH_HLEN:
+        if chance() < self.damage and len(frame) > EthHdr.LEN:
             self.counts["damaged"] += 1
-            at = self._random.randrange(ETH_HLEN, len(frame))
+            at = self._random.randrange(EthHdr.LEN, len(frame))
             frame = frame[:at] + bytes([frame[at] ^ 1 << self._random.randrange(8)]) + frame[at + 1 :]
         if chance() < self.duplicate:
             self.counts["duplicated"] += 1
@@ -66,7 +66,7 @@ class PlainFrames:
 
     def of(self, frame: FrameRow) -> list[bytes]:
         """The frames that a frame row stands for; none for one that was taken back."""
-        if frame.header_len < ETH_HLEN:
+        if frame.header_len < EthHdr.LEN:
             return []
         at, out = address_of(self._frame), self._out.ctypes.data
         ctypes.pointer(self._frame)[0] = frame  # a copy: the frame itself is not looked at yet

@@ -5,25 +5,20 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    ICMP6_ECHO,
-    ICMP6_ECHO_REPLY,
-    ICMP6_TOO_BIG,
-    ICMP6_UNREACH,
+from netmem.base.address import ip_from
+from netmem.base.checksum import inet_checksum
+from netmem.base.headers import (
     ICMP6_UNREACH_PORT,
-    ICMP_ECHO,
-    ICMP_ECHO_REPLY,
-    ICMP_HLEN,
-    ICMP_UNREACH,
     ICMP_UNREACH_NEEDFRAG,
     ICMP_UNREACH_PORT,
-    IP6_HLEN,
-    IP_HLEN,
     PROTO_ICMP,
     PROTO_ICMPV6,
-    inet_checksum,
-    ip_from,
+    EthHdr,
+    Icmp6Type,
+    IcmpHdr,
+    IcmpType,
+    Ip6Hdr,
+    IpHdr,
 )
 from netmem.inet.neighbour import icmp6_frame
 
@@ -47,7 +42,7 @@ class IcmpError(NamedTuple):
 
 
 def _ip4_packet(source: bytes, target: bytes, body: bytes) -> bytes:
-    head = struct.pack("!BBHHHBBH", 0x45, 0, IP_HLEN + len(body), 0, 0x4000, 64, PROTO_ICMP, 0)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, IpHdr.LEN + len(body), 0, 0x4000, 64, PROTO_ICMP, 0)
     head += source + target
     return head[:10] + inet_checksum(head).to_bytes(2, "big") + head[12:] + body
 
@@ -59,17 +54,17 @@ def _summed(body: bytes) -> bytes:
 
 def body4(frame: bytes) -> bytes:
     """The ICMP message of a whole frame, empty when it is malformed or its checksum is wrong."""
-    start = ETH_HLEN + (frame[ETH_HLEN] & 15) * 4
-    total = int.from_bytes(frame[ETH_HLEN + 2 : ETH_HLEN + 4], "big")
-    body = frame[start : ETH_HLEN + total]
-    return body if len(body) >= ICMP_HLEN and not inet_checksum(body) else b""
+    start = EthHdr.LEN + (frame[EthHdr.LEN] & 15) * 4
+    total = int.from_bytes(frame[EthHdr.LEN + 2 : EthHdr.LEN + 4], "big")
+    body = frame[start : EthHdr.LEN + total]
+    return body if len(body) >= IcmpHdr.LEN and not inet_checksum(body) else b""
 
 
 def body6(frame: bytes) -> bytes:
     """The ICMPv6 message of a whole frame without extension headers, empty when it is bad."""
-    size = int.from_bytes(frame[ETH_HLEN + 4 : ETH_HLEN + 6], "big")
-    body = frame[ETH_HLEN + IP6_HLEN : ETH_HLEN + IP6_HLEN + size]
-    if frame[ETH_HLEN + 6] != PROTO_ICMPV6 or len(body) < max(size, ICMP_HLEN):
+    size = int.from_bytes(frame[EthHdr.LEN + 4 : EthHdr.LEN + 6], "big")
+    body = frame[EthHdr.LEN + Ip6Hdr.LEN : EthHdr.LEN + Ip6Hdr.LEN + size]
+    if frame[EthHdr.LEN + 6] != PROTO_ICMPV6 or len(body) < max(size, IcmpHdr.LEN):
         return b""
     pseudo = frame[22:54] + struct.pack("!II", size, PROTO_ICMPV6)
     return b"" if inet_checksum(pseudo + body) else body
@@ -77,31 +72,31 @@ def body6(frame: bytes) -> bytes:
 
 def echo_reply4(frame: bytes, body: bytes) -> bytes:
     """The answer to an echo request."""
-    reply = _summed(bytes((ICMP_ECHO_REPLY, 0, 0, 0)) + body[4:])
+    reply = _summed(bytes((IcmpType.ECHO_REPLY, 0, 0, 0)) + body[4:])
     return frame[6:12] + frame[0:6] + frame[12:14] + _ip4_packet(frame[30:34], frame[26:30], reply)
 
 
 def echo_reply6(frame: bytes, body: bytes, mac: int, ours: int) -> bytes:
     """The answer to an echo request, from ``ours``."""
-    reply = bytes((ICMP6_ECHO_REPLY, 0, 0, 0)) + body[4:]
+    reply = bytes((Icmp6Type.ECHO_REPLY, 0, 0, 0)) + body[4:]
     return icmp6_frame(frame[6:12], mac, ours, ip_from(frame[22:38]), reply)
 
 
 def is_echo4(body: bytes) -> bool:
     """True for an echo request."""
-    return body[:2] == bytes((ICMP_ECHO, 0))
+    return body[:2] == bytes((IcmpType.ECHO, 0))
 
 
 def is_echo6(body: bytes) -> bool:
     """True for an echo request."""
-    return body[:2] == bytes((ICMP6_ECHO, 0))
+    return body[:2] == bytes((Icmp6Type.ECHO, 0))
 
 
 def error4(body: bytes) -> IcmpError | None:
     """What a destination-unreachable message says, None for other messages and garbled quotes."""
-    if body[0] != ICMP_UNREACH or len(body) < ICMP_HLEN + IP_HLEN + 8 or body[8] >> 4 != 4:
+    if body[0] != IcmpType.UNREACH or len(body) < IcmpHdr.LEN + IpHdr.LEN + 8 or body[8] >> 4 != 4:
         return None
-    at = ICMP_HLEN + (body[8] & 15) * 4
+    at = IcmpHdr.LEN + (body[8] & 15) * 4
     if len(body) < at + 8:
         return None
     mtu = 0
@@ -114,24 +109,24 @@ def error4(body: bytes) -> IcmpError | None:
 
 def error6(body: bytes) -> IcmpError | None:
     """What an unreachable or packet-too-big message says, None for others and garbled quotes."""
-    if body[0] not in (ICMP6_UNREACH, ICMP6_TOO_BIG) or len(body) < ICMP_HLEN + IP6_HLEN + 8:
+    if body[0] not in (Icmp6Type.UNREACH, Icmp6Type.TOO_BIG) or len(body) < IcmpHdr.LEN + Ip6Hdr.LEN + 8:
         return None
     if body[8] >> 4 != 6:
         return None
     mtu = 0
-    if body[0] == ICMP6_TOO_BIG:
+    if body[0] == Icmp6Type.TOO_BIG:
         mtu = max(int.from_bytes(body[4:8], "big"), MIN_MTU6)
-    sport, dport, seq = struct.unpack_from("!HHI", body, ICMP_HLEN + IP6_HLEN)
+    sport, dport, seq = struct.unpack_from("!HHI", body, IcmpHdr.LEN + Ip6Hdr.LEN)
     source, target = ip_from(body[16:32]), ip_from(body[32:48])
     return IcmpError(source, target, body[14], dport << 16 | sport, seq, mtu, not mtu)
 
 
 def port_unreachable(headers: bytes, mac: int, *, v6: bool) -> bytes:
     """The error for a datagram that nobody takes; ``headers`` is what can be read of its frame."""
-    quote = headers[ETH_HLEN : ETH_HLEN + QUOTE]
+    quote = headers[EthHdr.LEN : EthHdr.LEN + QUOTE]
     if v6:
-        body = struct.pack("!BBHI", ICMP6_UNREACH, ICMP6_UNREACH_PORT, 0, 0) + quote
+        body = struct.pack("!BBHI", Icmp6Type.UNREACH, ICMP6_UNREACH_PORT, 0, 0) + quote
         return icmp6_frame(headers[6:12], mac, ip_from(headers[38:54]), ip_from(headers[22:38]), body)
-    body = _summed(struct.pack("!BBHI", ICMP_UNREACH, ICMP_UNREACH_PORT, 0, 0) + quote)
+    body = _summed(struct.pack("!BBHI", IcmpType.UNREACH, ICMP_UNREACH_PORT, 0, 0) + quote)
     ethernet = headers[6:12] + mac.to_bytes(6, "big") + headers[12:14]
     return ethernet + _ip4_packet(headers[30:34], headers[26:30], body)

@@ -8,9 +8,10 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 
+from netmem.base.address import ip, ip_from, ip_text, is_ip4
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ETH_ZLEN, ND_ADVERT, ND_SOLICIT, ip, ip_from, ip_text, is_ip4
+from netmem.base.headers import ETH_ZLEN, Icmp6Type
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp.tcb import MAX_ADDRESSES, InetCounters
@@ -21,7 +22,7 @@ from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
 
 FRAME_MAX = 2048  # of frames built in Python: ARP and ICMP
 PMTU_CACHE, PMTU_AGE = 256, 600 * SEC  # RFC 1191, 6.3
-ND_MESSAGES = (ND_SOLICIT, ND_ADVERT)
+ND_MESSAGES = (Icmp6Type.ND_SOLICIT, Icmp6Type.ND_ADVERT)
 
 
 def address_of(host: str) -> int:

@@ -9,22 +9,18 @@ import struct
 from collections import OrderedDict
 from typing import NamedTuple
 
-from netmem.base.formats import (
-    ARP_LEN,
+from netmem.base.address import ip_bytes, ip_from
+from netmem.base.checksum import inet_checksum
+from netmem.base.headers import (
     ARP_REPLY,
     ARP_REQUEST,
     BROADCAST,
-    ETH_HLEN,
-    ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP6_HLEN,
-    ND_ADVERT,
-    ND_SOLICIT,
     PROTO_ICMPV6,
-    inet_checksum,
-    ip_bytes,
-    ip_from,
+    ArpHdr,
+    EtherType,
+    EthHdr,
+    Icmp6Type,
+    Ip6Hdr,
 )
 
 CACHE_SIZE = 1024
@@ -105,8 +101,8 @@ class NeighbourCache:
 def arp_frame(mac: int, ours: int, to: bytes, oper: int, tha: int, tpa: int) -> bytes:
     """An ARP frame from ``mac`` and the IPv4 address ``ours``."""
     sender = mac.to_bytes(6, "big")
-    head = to + sender + ETHERTYPE_ARP.to_bytes(2, "big")
-    body = struct.pack("!HHBBH", 1, ETHERTYPE_IPV4, 6, 4, oper) + sender
+    head = to + sender + EtherType.ARP.to_bytes(2, "big")
+    body = struct.pack("!HHBBH", 1, EtherType.IPV4, 6, 4, oper) + sender
     return head + body + ip_bytes(ours) + tha.to_bytes(6, "big") + ip_bytes(tpa)
 
 
@@ -117,10 +113,10 @@ def arp_request(mac: int, ours: int, wanted: int) -> bytes:
 
 def arp_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -> Seen:
     """A whole ARP frame came, for a host with MAC ``mac`` and the addresses ``ours``."""
-    if len(frame) < ETH_HLEN + ARP_LEN:
+    if len(frame) < EthHdr.LEN + ArpHdr.LEN:
         return Seen(False)
-    kind, proto, hlen, plen, oper = struct.unpack_from("!HHBBH", frame, ETH_HLEN)
-    if (kind, proto, hlen, plen) != (1, ETHERTYPE_IPV4, 6, 4) or oper not in (ARP_REQUEST, ARP_REPLY):
+    kind, proto, hlen, plen, oper = struct.unpack_from("!HHBBH", frame, EthHdr.LEN)
+    if (kind, proto, hlen, plen) != (1, EtherType.IPV4, 6, 4) or oper not in (ARP_REQUEST, ARP_REPLY):
         return Seen(False)
     sha = int.from_bytes(frame[22:28], "big")
     spa, tpa = ip_from(frame[28:32]), ip_from(frame[38:42])
@@ -150,13 +146,13 @@ def icmp6_frame(to: bytes, mac: int, source: int, target: int, body: bytes, hops
     check = inet_checksum(pseudo + body[:2] + b"\0\0" + body[4:])
     body = body[:2] + check.to_bytes(2, "big") + body[4:]
     head = struct.pack("!IHBB", 6 << 28, len(body), PROTO_ICMPV6, hops)
-    return to + mac.to_bytes(6, "big") + ETHERTYPE_IPV6.to_bytes(2, "big") + head + addresses + body
+    return to + mac.to_bytes(6, "big") + EtherType.IPV6.to_bytes(2, "big") + head + addresses + body
 
 
 def nd_solicit(mac: int, ours: int, wanted: int) -> bytes:
     """The neighbour solicitation that asks for ``wanted`` (RFC 4861, 4.3)."""
     group, to = solicited_node(wanted)
-    body = struct.pack("!BBHI", ND_SOLICIT, 0, 0, 0) + ip_bytes(wanted)
+    body = struct.pack("!BBHI", Icmp6Type.ND_SOLICIT, 0, 0, 0) + ip_bytes(wanted)
     body += bytes((OPT_SOURCE_LLA, 1)) + mac.to_bytes(6, "big")
     return icmp6_frame(to, mac, ours, group, body, ND_HOPS)
 
@@ -166,8 +162,8 @@ def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -
 
     It is without extension headers, and its checksum was found right.
     """
-    body = frame[ETH_HLEN + IP6_HLEN :]
-    if len(body) < 24 or frame[ETH_HLEN + 7] != ND_HOPS or body[1]:
+    body = frame[EthHdr.LEN + Ip6Hdr.LEN :]
+    if len(body) < 24 or frame[EthHdr.LEN + 7] != ND_HOPS or body[1]:
         return Seen(False)
     source, target = ip_from(frame[22:38]), ip_from(body[8:24])
     option = 0
@@ -176,12 +172,12 @@ def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -
         size = body[at + 1] * 8 if at + 1 < len(body) else 0
         if not size or at + size > len(body):
             return Seen(False)
-        if body[at] == (OPT_SOURCE_LLA if body[0] == ND_SOLICIT else OPT_TARGET_LLA):
+        if body[at] == (OPT_SOURCE_LLA if body[0] == Icmp6Type.ND_SOLICIT else OPT_TARGET_LLA):
             option = int.from_bytes(body[at + 2 : at + 8], "big")
         at += size
     if target >> 120 == 0xFF:
         return Seen(False)
-    if body[0] == ND_ADVERT:
+    if body[0] == Icmp6Type.ND_ADVERT:
         flags = int.from_bytes(body[4:8], "big")
         # Only what was asked for, or is known already, is taken; an override replaces what is known.
         asked = cache.was_asked(target) or target in cache
@@ -193,7 +189,7 @@ def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -
     learnt = cache.learn(source, option) if source and option and source not in ours else None
     asker, to_mac = (source, frame[6:12]) if source else (ALL_NODES, b"\x33\x33\0\0\0\x01")
     flags = NA_OVERRIDE | (NA_SOLICITED if source else 0)
-    reply = struct.pack("!BBHI", ND_ADVERT, 0, 0, flags) + body[8:24]
+    reply = struct.pack("!BBHI", Icmp6Type.ND_ADVERT, 0, 0, flags) + body[8:24]
     reply += bytes((OPT_TARGET_LLA, 1)) + mac.to_bytes(6, "big")
     return Seen(True, learnt, icmp6_frame(to_mac, mac, target, asker, reply, ND_HOPS))
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from netmem.base.address import ip_text
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
-from netmem.base.formats import ip_text
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState

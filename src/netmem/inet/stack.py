@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from netmem.base.address import endpoint, ip_words
 from netmem.base.clock import MS, SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.formats import PROTO_TCP, PROTO_UDP, endpoint, ip_words
+from netmem.base.headers import PROTO_TCP, PROTO_UDP
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip, address_of
 from netmem.inet.socket import TcpListener, TcpSocket

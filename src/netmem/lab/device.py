@@ -10,7 +10,7 @@ import time
 
 from netmem.base.board import boards
 from netmem.base.errors import NetmemError
-from netmem.base.formats import PROTO_TCP
+from netmem.base.headers import PROTO_TCP
 from netmem.base.privileges import CAP_DAC_OVERRIDE, drop_capabilities
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from netmem.base.address import endpoint, ip_number
 from netmem.base.board import arena_words, boards, layout, record_in, table_in
-from netmem.base.formats import endpoint, ip_number
 from netmem.inet.tcp.receive import TokenSlot, TokenTable
 from netmem.inet.tcp.tcb import Entry, EntryKind, StackRecord, Tcb
 from netmem.inet.udp.table import SOCKETS, UdpSocketRecord

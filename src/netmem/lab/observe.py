@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from netmem.base.address import endpoint, ip_number
 from netmem.base.arena import Words
 from netmem.base.board import arena_words, boards, layout, record_in, table_in
-from netmem.base.formats import endpoint, ip_number
 from netmem.base.record import items
 from netmem.inet.tcp.receive import TokenTable
 from netmem.inet.tcp.tcb import MASK32, StackRecord, Tcb, TcpState

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from netmem.base import folders, jit
+from netmem.base.address import ip
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
-from netmem.base.formats import ip
 from netmem.base.record import address_of
 from netmem.drivers.igb import kernels as igb
 from netmem.drivers.igb.regs import IgbTxRing
@@ -213,7 +213,7 @@ def ensure_compiled() -> None:
     with folders.locked(folder / "lock", _Progress("another process compiles; waiting").tick):
         if jit.is_warm():
             return
-        again = any(folder.rglob("*.nbi"))
+        again = jit.is_partly_warm()
         _tell(
             "compiled kernels are incomplete or damaged: compiling what is missing ..." if again
             else "compiling (once for each version, up to a minute) ..."

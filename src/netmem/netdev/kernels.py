@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import ACK, PSH
+from netmem.base.headers import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.record import Word
 from netmem.memory import shadow

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    ETH_TYPE,
-    ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP6_DST,
-    IP6_FRAGMENT,
-    IP6_HLEN,
-    IP6_PLEN,
-    IP6_SRC,
-    IP_DST,
-    IP_FRAG,
-    IP_HLEN,
+from netmem.base.checksum import csum_add, csum_fold, ip6_upper, pseudo_sum
+from netmem.base.headers import (
     IP_MF_OR_OFFSET,
-    IP_PROTO,
-    IP_SRC,
-    IP_TOTLEN,
-    OPT_END,
-    OPT_NOP,
-    OPT_SACK,
-    OPT_TIMESTAMP,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    TCP_ACK,
-    TCP_DATAOFF,
-    TCP_FLAGS,
-    TCP_HLEN,
-    TCP_SEQ,
-    TCP_WINDOW,
-    UDP_CSUM,
-    UDP_HLEN,
-    UDP_LEN,
     V4_MAPPED,
-    csum_add,
-    csum_fold,
-    ip6_upper,
-    pseudo_sum,
+    EtherType,
+    EthHdr,
+    Ip6Ext,
+    Ip6Hdr,
+    IpHdr,
+    TcpHdr,
+    TcpOpt,
+    UdpHdr,
 )
 from netmem.base.jit import inline_kernel
 from netmem.base.native import load_be16, load_be32, load_be64, load_u8
@@ -53,15 +29,15 @@ TIMESTAMPS_ALONE = 0x0101080A  # no-operation twice, then a timestamp option
 @inline_kernel
 def tcp_options(tcp: int, header: int, row: RxRow) -> None:
     """Note timestamps (RFC 7323) and where a SACK option is (RFC 2018) in ``row``."""
-    at, end = tcp + TCP_HLEN, tcp + header
-    if header == TCP_HLEN + 12 and load_be32(at) == TIMESTAMPS_ALONE:
+    at, end = tcp + TcpHdr.LEN, tcp + header
+    if header == TcpHdr.LEN + 12 and load_be32(at) == TIMESTAMPS_ALONE:
         row.has_timestamp, row.tsval, row.tsecr = 1, load_be32(at + 4), load_be32(at + 8)
         return
     while at < end:
         kind = load_u8(at)
-        if kind == OPT_END:
+        if kind == TcpOpt.END:
             break
-        if kind == OPT_NOP:
+        if kind == TcpOpt.NOP:
             at += 1
             continue
         if at + 1 >= end:
@@ -69,9 +45,9 @@ def tcp_options(tcp: int, header: int, row: RxRow) -> None:
         size = load_u8(at + 1)
         if size < 2 or at + size > end:
             break
-        if kind == OPT_TIMESTAMP and size == 10:
+        if kind == TcpOpt.TIMESTAMP and size == 10:
             row.has_timestamp, row.tsval, row.tsecr = 1, load_be32(at + 2), load_be32(at + 6)
-        elif kind == OPT_SACK and size >= 10 and (size - 2) & 7 == 0:
+        elif kind == TcpOpt.SACK and size >= 10 and (size - 2) & 7 == 0:
             row.sack = at - row.header
         at += size
 
@@ -79,12 +55,12 @@ def tcp_options(tcp: int, header: int, row: RxRow) -> None:
 @inline_kernel
 def parse_ip4(batch: BatchRecord, row: RxRow, ip: int, have: int, total: int) -> tuple[int, int, int]:
     """IPv4: (protocol, offset of what follows, packet size); protocol -1 when it was dropped."""
-    if have < IP_HLEN or load_u8(ip) >> 4 != 4:
+    if have < IpHdr.LEN or load_u8(ip) >> 4 != 4:
         batch.counters.rx_bad_ip_header += 1
         return -1, 0, 0
     ihl = (load_u8(ip) & 15) * 4
-    size = load_be16(ip + IP_TOTLEN)
-    if ihl < IP_HLEN or ihl > have:
+    size = load_be16(ip + IpHdr.TOTLEN)
+    if ihl < IpHdr.LEN or ihl > have:
         batch.counters.rx_bad_ip_header += 1
         return -1, 0, 0
     if size < ihl or size > total:
@@ -94,33 +70,33 @@ def parse_ip4(batch: BatchRecord, row: RxRow, ip: int, have: int, total: int) ->
     if status & Rx.L3_BAD or (status & Rx.L3_OK == 0 and csum_fold(csum_add(ip, ihl, 0)) != 0):
         batch.counters.rx_bad_ip_csum += 1
         return -1, 0, 0
-    if load_be16(ip + IP_FRAG) & IP_MF_OR_OFFSET:
+    if load_be16(ip + IpHdr.FRAG) & IP_MF_OR_OFFSET:
         batch.counters.rx_fragment += 1
         return -1, 0, 0
-    row.src, row.dst = V4_MAPPED | load_be32(ip + IP_SRC), V4_MAPPED | load_be32(ip + IP_DST)
+    row.src, row.dst = V4_MAPPED | load_be32(ip + IpHdr.SRC), V4_MAPPED | load_be32(ip + IpHdr.DST)
     row.src_hi = row.dst_hi = 0
-    return load_u8(ip + IP_PROTO), ihl, size
+    return load_u8(ip + IpHdr.PROTO), ihl, size
 
 
 @inline_kernel
 def parse_ip6(batch: BatchRecord, row: RxRow, ip: int, have: int, total: int) -> tuple[int, int, int]:
     """IPv6 and its extension headers: (protocol, offset of what follows, packet size), or -1."""
-    if have < IP6_HLEN or load_u8(ip) >> 4 != 6:
+    if have < Ip6Hdr.LEN or load_u8(ip) >> 4 != 6:
         batch.counters.rx_bad_ip_header += 1
         return -1, 0, 0
-    size = IP6_HLEN + load_be16(ip + IP6_PLEN)
+    size = Ip6Hdr.LEN + load_be16(ip + Ip6Hdr.PLEN)
     if size > total:
         batch.counters.rx_bad_ip_length += 1
         return -1, 0, 0
     proto, at = ip6_upper(ip, have, size)
-    row.src_hi, row.src = load_be64(ip + IP6_SRC), load_be64(ip + IP6_SRC + 8)
-    row.dst_hi, row.dst = load_be64(ip + IP6_DST), load_be64(ip + IP6_DST + 8)
+    row.src_hi, row.src = load_be64(ip + Ip6Hdr.SRC), load_be64(ip + Ip6Hdr.SRC + 8)
+    row.dst_hi, row.dst = load_be64(ip + Ip6Hdr.DST), load_be64(ip + Ip6Hdr.DST + 8)
     # An IPv4-mapped address on the wire would be taken for the IPv4 one it names.
     mapped = row.src_hi == 0 and row.src >> 32 == 0xFFFF
-    if proto < 0 or mapped or load_u8(ip + IP6_SRC) == 0xFF:
+    if proto < 0 or mapped or load_u8(ip + Ip6Hdr.SRC) == 0xFF:
         batch.counters.rx_bad_ip_header += 1
         return -1, 0, 0
-    if proto == IP6_FRAGMENT:
+    if proto == Ip6Ext.FRAGMENT:
         batch.counters.rx_fragment += 1
         return -1, 0, 0
     return proto, at, size
@@ -141,33 +117,33 @@ def parse(batch: BatchRecord, row: RxRow) -> int:
     batch.counters.rx_bytes += total
     if row.gso_size > 0:
         batch.counters.rx_merged_by_nic += 1
-    if have < ETH_HLEN:
+    if have < EthHdr.LEN:
         batch.counters.rx_runt += 1
         return Kind.DROP
-    kind = load_be16(hdr + ETH_TYPE)
-    if kind == ETHERTYPE_ARP:
+    kind = load_be16(hdr + EthHdr.TYPE)
+    if kind == EtherType.ARP:
         batch.counters.rx_arp += 1
         return Kind.ARP
-    ip = hdr + ETH_HLEN
-    if kind == ETHERTYPE_IPV4:
-        proto, at, size = parse_ip4(batch, row, ip, have - ETH_HLEN, total - ETH_HLEN)
-    elif kind == ETHERTYPE_IPV6:
-        proto, at, size = parse_ip6(batch, row, ip, have - ETH_HLEN, total - ETH_HLEN)
+    ip = hdr + EthHdr.LEN
+    if kind == EtherType.IPV4:
+        proto, at, size = parse_ip4(batch, row, ip, have - EthHdr.LEN, total - EthHdr.LEN)
+    elif kind == EtherType.IPV6:
+        proto, at, size = parse_ip6(batch, row, ip, have - EthHdr.LEN, total - EthHdr.LEN)
     else:
         batch.counters.rx_unknown_ethertype += 1
         return Kind.DROP
     if proto < 0:
         return Kind.DROP
-    row.l3, row.l4 = ETH_HLEN, ETH_HLEN + at
+    row.l3, row.l4 = EthHdr.LEN, EthHdr.LEN + at
     if proto == PROTO_TCP:
-        return parse_tcp(batch, row, ip, at, have - ETH_HLEN - at, size - at)
+        return parse_tcp(batch, row, ip, at, have - EthHdr.LEN - at, size - at)
     if proto == PROTO_UDP:
-        return parse_udp(batch, row, ip, at, have - ETH_HLEN - at, size - at)
+        return parse_udp(batch, row, ip, at, have - EthHdr.LEN - at, size - at)
     row.len = size - at
-    if proto == PROTO_ICMP and kind == ETHERTYPE_IPV4:
+    if proto == PROTO_ICMP and kind == EtherType.IPV4:
         batch.counters.rx_icmp += 1
         return Kind.ICMP
-    if proto == PROTO_ICMPV6 and kind == ETHERTYPE_IPV6:
+    if proto == PROTO_ICMPV6 and kind == EtherType.IPV6:
         batch.counters.rx_icmp6 += 1
         return Kind.ICMP6
     batch.counters.rx_unknown_proto += 1
@@ -199,14 +175,14 @@ def verified(batch: BatchRecord, row: RxRow, ip: int, l4: int, room: int, size: 
 def parse_tcp(batch: BatchRecord, row: RxRow, ip: int, at: int, room: int, size: int) -> int:
     """A segment of ``size`` bytes at ``ip + at``, of which ``room`` can be read."""
     tcp = ip + at
-    if size < TCP_HLEN:
+    if size < TcpHdr.LEN:
         batch.counters.rx_bad_tcp_header += 1
         return Kind.DROP
-    if room < TCP_HLEN:
+    if room < TcpHdr.LEN:
         batch.counters.rx_header_unreadable += 1
         return Kind.DROP
-    header = (load_u8(tcp + TCP_DATAOFF) >> 4) * 4
-    if header < TCP_HLEN or header > size:
+    header = (load_u8(tcp + TcpHdr.DATAOFF) >> 4) * 4
+    if header < TcpHdr.LEN or header > size:
         batch.counters.rx_bad_tcp_header += 1
         return Kind.DROP
     if header > room:
@@ -216,11 +192,11 @@ def parse_tcp(batch: BatchRecord, row: RxRow, ip: int, at: int, room: int, size:
         return Kind.DROP
     payload(batch, row, header, size - header)
     row.ports = load_be32(tcp)
-    row.seq, row.ack = load_be32(tcp + TCP_SEQ), load_be32(tcp + TCP_ACK)
-    row.tcp_flags = load_u8(tcp + TCP_FLAGS)
-    row.window = load_be16(tcp + TCP_WINDOW)
+    row.seq, row.ack = load_be32(tcp + TcpHdr.SEQ), load_be32(tcp + TcpHdr.ACK)
+    row.tcp_flags = load_u8(tcp + TcpHdr.FLAGS)
+    row.window = load_be16(tcp + TcpHdr.WINDOW)
     row.has_timestamp = row.sack = 0
-    if header > TCP_HLEN:
+    if header > TcpHdr.LEN:
         tcp_options(tcp, header, row)
     batch.counters.rx_tcp += 1
     return Kind.TCP
@@ -230,21 +206,21 @@ def parse_tcp(batch: BatchRecord, row: RxRow, ip: int, at: int, room: int, size:
 def parse_udp(batch: BatchRecord, row: RxRow, ip: int, at: int, room: int, size: int) -> int:
     """A datagram of ``size`` bytes at ``ip + at``, of which ``room`` can be read."""
     udp = ip + at
-    if size < UDP_HLEN:
+    if size < UdpHdr.LEN:
         batch.counters.rx_bad_udp_header += 1
         return Kind.DROP
-    if room < UDP_HLEN:
+    if room < UdpHdr.LEN:
         batch.counters.rx_header_unreadable += 1
         return Kind.DROP
-    length = load_be16(udp + UDP_LEN)
-    summed = load_be16(udp + UDP_CSUM) != 0
+    length = load_be16(udp + UdpHdr.LENGTH)
+    summed = load_be16(udp + UdpHdr.CSUM) != 0
     vouched = summed or row.status & Rx.L4_OK != 0  # only IPv4 can do without a checksum
-    if length < UDP_HLEN or length > size or (not vouched and load_u8(ip) >> 4 == 6):
+    if length < UdpHdr.LEN or length > size or (not vouched and load_u8(ip) >> 4 == 6):
         batch.counters.rx_bad_udp_header += 1
         return Kind.DROP
     if summed and not verified(batch, row, ip, udp, room, length, PROTO_UDP):
         return Kind.DROP
-    payload(batch, row, UDP_HLEN, length - UDP_HLEN)
+    payload(batch, row, UdpHdr.LEN, length - UdpHdr.LEN)
     row.ports = load_be32(udp)
     batch.counters.rx_udp += 1
     return Kind.UDP

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netmem.base.formats import SYN
+from netmem.base.headers import SYN
 from netmem.hw.process import python_argv, raise_file_limit
 from netmem.testing import frames
 

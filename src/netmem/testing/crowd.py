@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from netmem.base.clock import MS, SEC, ManualClock
-from netmem.base.formats import SYN
+from netmem.base.headers import SYN
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.local import LocalHost

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-from netmem.base.formats import inet_checksum, ip4
+from netmem.base.address import ip4
+from netmem.base.checksum import inet_checksum
 
 MAC_OURS, MAC_THEIRS = bytes.fromhex("026e6d00000f"), bytes.fromhex("026e6d000002")
 OURS, THEIRS = "10.0.2.15", "10.0.2.2"

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    IP6_HLEN,
-    PROTO_TCP,
-    PROTO_UDP,
-    TCP_CSUM,
-    TCP_DATAOFF,
-    UDP_CSUM,
-    csum_fold,
-    pseudo_sum,
-)
+from netmem.base.checksum import csum_fold, pseudo_sum
+from netmem.base.headers import PROTO_TCP, PROTO_UDP, EthHdr, Ip6Hdr, TcpHdr, UdpHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_acquire, load_u8, store_be16
 from netmem.base.record import address_of
@@ -148,16 +139,16 @@ def tx_context(tx: IgbTxRing, at: int, index: int, row: TxRow, host: int) -> int
     Also leaves the pseudo header's sum in the TCP checksum field, where the device expects it, without
     the length when it cuts segments itself (7.2.4.6, 7.2.5.2).
     """
-    ip = host + ETH_HLEN
+    ip = host + EthHdr.LEN
     four = load_u8(ip) >> 4 == 4
-    iplen = (load_u8(ip) & 15) * 4 if four else IP6_HLEN
+    iplen = (load_u8(ip) & 15) * 4 if four else Ip6Hdr.LEN
     tcp = ip + iplen
-    l4len = (load_u8(tcp + TCP_DATAOFF) >> 4) * 4
-    body = row.header_len - ETH_HLEN - iplen + row.payload_len + row.payload2_len
+    l4len = (load_u8(tcp + TcpHdr.DATAOFF) >> 4) * 4
+    body = row.header_len - EthHdr.LEN - iplen + row.payload_len + row.payload2_len
     udp = row.flags & Tx.UDP != 0
     pseudo = pseudo_sum(ip, PROTO_UDP if udp else PROTO_TCP, 0 if row.gso_size > 0 else body)
-    store_be16(tcp + (UDP_CSUM if udp else TCP_CSUM), csum_fold(pseudo) ^ 0xFFFF)
-    lengths = iplen | ETH_HLEN << r.CONTEXT_MACLEN_SHIFT
+    store_be16(tcp + (int(UdpHdr.CSUM) if udp else int(TcpHdr.CSUM)), csum_fold(pseudo) ^ 0xFFFF)
+    lengths = iplen | EthHdr.LEN << r.CONTEXT_MACLEN_SHIFT
     mss = row.gso_size if row.gso_size > 0 else 0
     l4 = l4len if row.gso_size > 0 else 0
     command = Txd.DTYP_CTXT | Txd.DEXT | (Context.L4T_UDP if udp else Context.L4T_TCP)

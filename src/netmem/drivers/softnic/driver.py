@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
+from netmem.base.address import ip_words
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.formats import V4_MAPPED, ip_words
+from netmem.base.headers import V4_MAPPED
 from netmem.base.record import address_of, clear, items, publish
 from netmem.drivers.softnic import kernels as k
 from netmem.hw.bus import WordBus

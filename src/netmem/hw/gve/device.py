@@ -12,7 +12,7 @@ import numpy as np
 
 from netmem.base.arena import Bytes
 from netmem.base.clock import MS, SEC
-from netmem.base.formats import ETH_HLEN
+from netmem.base.headers import EthHdr
 from netmem.hw.faults import FRAME_ROOM, PlainFrames
 from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
@@ -248,7 +248,7 @@ class Gve:
         queue, moved = self.wire.rx, False
         while len(queue):
             frame = queue.row(queue.record.head)
-            if frame.header_len >= ETH_HLEN and not self._take(frame, now):
+            if frame.header_len >= EthHdr.LEN and not self._take(frame, now):
                 break
             queue.record.head += 1
             moved = True

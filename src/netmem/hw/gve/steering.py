@@ -5,16 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from netmem.base.formats import (
-    IP6_DST,
-    IP6_HLEN,
-    IP6_SRC,
-    IP_DST,
-    IP_PROTO,
-    IP_SRC,
-    PROTO_TCP,
-    PROTO_UDP,
-)
+from netmem.base.headers import PROTO_TCP, PROTO_UDP, Ip6Hdr, IpHdr
 from netmem.base.record import address_of
 from netmem.hw.gve import layout as ly
 from netmem.hw.softnic.look import look_at, toeplitz_table
@@ -109,7 +100,7 @@ class Steering:
         head = ctypes.string_at(frame.header, min(size, 256))
         version = head[l3] >> 4
         if version == 4:
-            proto, kind = head[l3 + IP_PROTO], ly.L3Type.IPV4
+            proto, kind = head[l3 + IpHdr.PROTO], ly.L3Type.IPV4
         else:
             proto, kind = _last_header(head, l3), ly.L3Type.IPV6
         upper = _L4.get(proto, ly.L4Type.OTHER)
@@ -125,10 +116,10 @@ class Steering:
 
     def _by_rule(self, version: int, proto: int, head: bytes, l3: int, l4: int) -> int:
         if version == 4:
-            src, dst = head[l3 + IP_SRC :][:4], head[l3 + IP_DST :][:4]
+            src, dst = head[l3 + IpHdr.SRC :][:4], head[l3 + IpHdr.DST :][:4]
             tos = head[l3 + 1]
         else:
-            src, dst = head[l3 + IP6_SRC :][:16], head[l3 + IP6_DST :][:16]
+            src, dst = head[l3 + Ip6Hdr.SRC :][:16], head[l3 + Ip6Hdr.DST :][:16]
             tos = (head[l3] << 4 | head[l3 + 1] >> 4) & 0xFF
         # The layout of FlowSpec, so that a rule's key and mask can be laid over it.
         spec = src.ljust(16, b"\0") + dst.ljust(16, b"\0") + head[l4 : l4 + 4] + bytes((tos,))
@@ -153,7 +144,7 @@ class Steering:
 
 def _last_header(head: bytes, l3: int) -> int:
     """The upper protocol of an IPv6 packet, behind the extension headers that can be stepped over."""
-    proto, at = head[l3 + 6], l3 + IP6_HLEN
+    proto, at = head[l3 + 6], l3 + Ip6Hdr.LEN
     while proto in (0, 43, 60) and at + 2 <= len(head):
         proto, at = head[at], at + 8 * (head[at + 1] + 1)
     return proto

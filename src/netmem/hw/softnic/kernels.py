@@ -2,27 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    FIN,
-    IP6_HLEN,
-    IP6_PLEN,
-    IP_CSUM,
-    IP_ID,
-    IP_PROTO,
-    IP_TOTLEN,
-    PROTO_TCP,
-    PROTO_UDP,
-    PSH,
-    TCP_CSUM,
-    TCP_FLAGS,
-    TCP_SEQ,
-    UDP_CSUM,
-    csum_add,
-    csum_fold,
-    ip6_upper,
-    pseudo_sum,
-)
+from netmem.base.checksum import csum_add, csum_fold, ip6_upper, pseudo_sum
+from netmem.base.headers import FIN, IP_MAX, PROTO_TCP, PROTO_UDP, PSH, EthHdr, Ip6Hdr, IpHdr, TcpHdr, UdpHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import (
     load_acquire,
@@ -58,7 +39,6 @@ from netmem.hw.softnic.regs import (
 from netmem.hw.softnic.state import NicState, QueueWork
 from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FQ_TAIL, Frame, FrameQueueRecord, FrameRow, frame_of
 
-IP_MAX = 65535
 TO_DEVICE, FROM_DEVICE = 1, 2
 
 
@@ -127,16 +107,16 @@ def patch_segment(frame: FrameRow, hdr: int, done: int, size: int, index: int, l
     header, l3 = frame.split, frame.l3
     ip = hdr + l3
     if load_u8(ip) >> 4 == 4:
-        store_be16(ip + IP_TOTLEN, header - l3 + size)
-        store_be16(ip + IP_ID, load_be16(ip + IP_ID) + index)
-        store_be16(ip + IP_CSUM, 0)
-        store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, (load_u8(ip) & 15) * 4, 0)))
+        store_be16(ip + IpHdr.TOTLEN, header - l3 + size)
+        store_be16(ip + IpHdr.ID, load_be16(ip + IpHdr.ID) + index)
+        store_be16(ip + IpHdr.CSUM, 0)
+        store_be16(ip + IpHdr.CSUM, csum_fold(csum_add(ip, (load_u8(ip) & 15) * 4, 0)))
     else:
-        store_be16(ip + IP6_PLEN, header - l3 + size - IP6_HLEN)
+        store_be16(ip + Ip6Hdr.PLEN, header - l3 + size - Ip6Hdr.LEN)
     tcp = hdr + frame.l4
-    store_be32(tcp + TCP_SEQ, load_be32(tcp + TCP_SEQ) + done)
+    store_be32(tcp + TcpHdr.SEQ, load_be32(tcp + TcpHdr.SEQ) + done)
     if not last:
-        store_u8(tcp + TCP_FLAGS, load_u8(tcp + TCP_FLAGS) & ~(FIN | PSH))
+        store_u8(tcp + TcpHdr.FLAGS, load_u8(tcp + TcpHdr.FLAGS) & ~(FIN | PSH))
 
 
 @inline_kernel
@@ -164,7 +144,7 @@ def nic_rx(nic: NicState, now: int) -> int:
     while head < tail:
         frame = frame_of(queue, head)
         if frame.seen == 0:
-            if frame.header_len < ETH_HLEN:
+            if frame.header_len < EthHdr.LEN:
                 bar.counters.rx_runt += 1
                 nic.paused_at = 0
                 head += 1
@@ -180,7 +160,7 @@ def nic_rx(nic: NicState, now: int) -> int:
             on_wire = min(size, gso)
             size = min(size, merged_size(q, work, header - frame.l3, gso))
             segments = (size + gso - 1) // gso
-        if header + on_wire - (frame.l3 if frame.l3 != 0 else ETH_HLEN) > bar.mtu:
+        if header + on_wire - (frame.l3 if frame.l3 != 0 else EthHdr.LEN) > bar.mtu:
             bar.counters.rx_oversize += 1
             head += 1
             handled += 1
@@ -430,10 +410,10 @@ def frame_render(frame_at: int, dst: int, index: int, done: int) -> tuple[int, i
         patch_segment(frame, dst, done, size, index, done + size >= frame.total)
     if l4 != 0 and frame.flags & Frame.NEEDS_CSUM:
         ip = dst + l3
-        proto = load_u8(ip + IP_PROTO)
+        proto = load_u8(ip + IpHdr.PROTO)
         if load_u8(ip) >> 4 == 6:
             proto, _ = ip6_upper(ip, l4 - l3, l4 - l3)
-        field = dst + l4 + (TCP_CSUM if proto == PROTO_TCP else UDP_CSUM)
+        field = dst + l4 + (int(TcpHdr.CSUM) if proto == PROTO_TCP else int(UdpHdr.CSUM))
         store_be16(field, 0)
         body = header - l4 + size
         total = csum_add(dst + l4, body, pseudo_sum(ip, proto, body))

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    ETH_TYPE,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    ETHERTYPE_VLAN,
-    IP6_DST,
-    IP6_HLEN,
-    IP6_PLEN,
-    IP6_SRC,
-    IP_DST,
-    IP_FRAG,
-    IP_HLEN,
+from netmem.base.checksum import csum_add, csum_fold, ip6_upper, pseudo_sum
+from netmem.base.headers import (
     IP_MF_OR_OFFSET,
-    IP_PROTO,
-    IP_SRC,
-    IP_TOTLEN,
-    IP_VIHL,
     PROTO_TCP,
     PROTO_UDP,
-    TCP_DATAOFF,
-    TCP_HLEN,
-    UDP_CSUM,
-    UDP_HLEN,
     V4_MAPPED,
-    VLAN_HLEN,
-    csum_add,
-    csum_fold,
-    ip6_upper,
-    pseudo_sum,
+    VLAN_LEN,
+    EtherType,
+    EthHdr,
+    Ip6Hdr,
+    IpHdr,
+    TcpHdr,
+    UdpHdr,
 )
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_be16, load_be32, load_be64, load_u8
@@ -59,7 +42,7 @@ def toeplitz_table(nic_at: int) -> None:
 @kernel
 def rss_hash(nic: NicState, ip: int, l4: int) -> int:
     """Toeplitz hash over addresses, and ports when there is a TCP or UDP header."""
-    at, size = (IP_SRC, 8) if load_u8(ip) >> 4 == 4 else (IP6_SRC, 32)
+    at, size = (int(IpHdr.SRC), 8) if load_u8(ip) >> 4 == 4 else (int(Ip6Hdr.SRC), 32)
     total = 0
     for i in range(size):
         total ^= nic.toeplitz[i * 256 + load_u8(ip + at + i)]
@@ -73,11 +56,11 @@ def rss_hash(nic: NicState, ip: int, l4: int) -> int:
 def match_rule(bar: Bar, ip: int, l4: int, proto: int) -> int:
     """The queue of the first rule that matches, or -1."""
     if load_u8(ip) >> 4 == 4:
-        src_hi, src = 0, V4_MAPPED | load_be32(ip + IP_SRC)
-        dst_hi, dst = 0, V4_MAPPED | load_be32(ip + IP_DST)
+        src_hi, src = 0, V4_MAPPED | load_be32(ip + IpHdr.SRC)
+        dst_hi, dst = 0, V4_MAPPED | load_be32(ip + IpHdr.DST)
     else:
-        src_hi, src = load_be64(ip + IP6_SRC), load_be64(ip + IP6_SRC + 8)
-        dst_hi, dst = load_be64(ip + IP6_DST), load_be64(ip + IP6_DST + 8)
+        src_hi, src = load_be64(ip + Ip6Hdr.SRC), load_be64(ip + Ip6Hdr.SRC + 8)
+        dst_hi, dst = load_be64(ip + Ip6Hdr.DST), load_be64(ip + Ip6Hdr.DST + 8)
     sport = load_be16(l4) if l4 != 0 else 0
     dport = load_be16(l4 + 2) if l4 != 0 else 0
     for i in range(min(bar.n_rules, MAX_RULES)):
@@ -133,33 +116,33 @@ def look(nic: NicState, frame: FrameRow) -> None:
     frame.split, frame.l3, frame.l4 = have, 0, 0
     frame.queue, frame.hash, frame.status = 0, 0, 0
     frame.done, frame.segments = 0, 0
-    l3 = ETH_HLEN
-    kind = load_be16(hdr + ETH_TYPE)
-    if kind == ETHERTYPE_VLAN and have >= ETH_HLEN + VLAN_HLEN:
-        l3 += VLAN_HLEN
-        kind = load_be16(hdr + ETH_TYPE + VLAN_HLEN)
+    l3 = int(EthHdr.LEN)
+    kind = load_be16(hdr + EthHdr.TYPE)
+    if kind == EtherType.VLAN and have >= EthHdr.LEN + VLAN_LEN:
+        l3 += VLAN_LEN
+        kind = load_be16(hdr + EthHdr.TYPE + VLAN_LEN)
     status = 0
     ip, room = hdr + l3, have - l3
-    if (kind == ETHERTYPE_IPV4 and room >= IP_HLEN and load_u8(ip) >> 4 == 4) or (
-        kind == ETHERTYPE_IPV6 and room >= IP6_HLEN and load_u8(ip) >> 4 == 6
+    if (kind == EtherType.IPV4 and room >= IpHdr.LEN and load_u8(ip) >> 4 == 4) or (
+        kind == EtherType.IPV6 and room >= Ip6Hdr.LEN and load_u8(ip) >> 4 == 6
     ):
         trusted = frame.flags & (Frame.CSUM_OK | Frame.NEEDS_CSUM)
         whole, at = True, 0
-        if kind == ETHERTYPE_IPV4:
-            at = (load_u8(ip + IP_VIHL) & 15) * 4
-            total = load_be16(ip + IP_TOTLEN)
-            proto = load_u8(ip + IP_PROTO)
-            whole = load_be16(ip + IP_FRAG) & IP_MF_OR_OFFSET == 0
-            good = IP_HLEN <= at <= room
+        if kind == EtherType.IPV4:
+            at = (load_u8(ip + IpHdr.VIHL) & 15) * 4
+            total = load_be16(ip + IpHdr.TOTLEN)
+            proto = load_u8(ip + IpHdr.PROTO)
+            whole = load_be16(ip + IpHdr.FRAG) & IP_MF_OR_OFFSET == 0
+            good = IpHdr.LEN <= at <= room
         else:
-            total = IP6_HLEN + load_be16(ip + IP6_PLEN)
+            total = Ip6Hdr.LEN + load_be16(ip + Ip6Hdr.PLEN)
             proto, at = ip6_upper(ip, room, length - l3)
             good = proto >= 0
         if frame.gso_size != 0:
             total = length - l3  # a segment's length field is filled in when it is cut
         if good and at <= total <= length - l3:
             frame.l3 = l3
-            if kind == ETHERTYPE_IPV4:
+            if kind == EtherType.IPV4:
                 if trusted or csum_fold(csum_add(ip, at, 0)) == 0:
                     status |= Rxs.L3_OK
                 else:
@@ -168,18 +151,18 @@ def look(nic: NicState, frame: FrameRow) -> None:
             body = total - at
             if whole:
                 at += l3
-                if proto == PROTO_TCP and body >= TCP_HLEN and have >= at + TCP_HLEN:
-                    size = (load_u8(hdr + at + TCP_DATAOFF) >> 4) * 4
-                    if TCP_HLEN <= size <= body and have >= at + size:
+                if proto == PROTO_TCP and body >= TcpHdr.LEN and have >= at + TcpHdr.LEN:
+                    size = (load_u8(hdr + at + TcpHdr.DATAOFF) >> 4) * 4
+                    if TcpHdr.LEN <= size <= body and have >= at + size:
                         l4 = at
                         frame.split = at + size
-                elif proto == PROTO_UDP and body >= UDP_HLEN and have >= at + UDP_HLEN:
+                elif proto == PROTO_UDP and body >= UdpHdr.LEN and have >= at + UdpHdr.LEN:
                     l4 = at
-                    frame.split = at + UDP_HLEN
+                    frame.split = at + UdpHdr.LEN
                 if l4 != 0:
                     frame.l4 = l4
-                    unsummed = proto == PROTO_UDP and load_be16(hdr + l4 + UDP_CSUM) == 0
-                    unsummed = unsummed and kind == ETHERTYPE_IPV4
+                    unsummed = proto == PROTO_UDP and load_be16(hdr + l4 + UdpHdr.CSUM) == 0
+                    unsummed = unsummed and kind == EtherType.IPV4
                     if trusted or unsummed:
                         status |= Rxs.L4_OK
                     else:

@@ -7,12 +7,12 @@ wrong guess costs a copy; a frame that nothing was guessed for costs one too.
 
 from __future__ import annotations
 
+from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, readv, store_release
 from netmem.base.record import address_of, clear
 from netmem.hw.softnic.kernels import (
     FROM_DEVICE,
-    IP_MAX,
     nic_done,
     nic_header,
     nic_rx,

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ETH_HLEN,
-    ETH_TYPE,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP_PROTO,
-    PROTO_TCP,
-    PROTO_UDP,
-    TCP_CSUM,
-    TCP_DATAOFF,
-    UDP_CSUM,
-    csum_fold,
-    ip6_upper,
-    pseudo_sum,
-)
+from netmem.base.checksum import csum_fold, ip6_upper, pseudo_sum
+from netmem.base.headers import PROTO_TCP, PROTO_UDP, EtherType, EthHdr, IpHdr, TcpHdr, UdpHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import (
     load_acquire,
@@ -140,13 +127,13 @@ def tap_rx_all(tap_at: int, queue_at: int) -> int:
 @inline_kernel
 def transport(frame: int, size: int) -> tuple[int, int]:
     """Where TCP or UDP starts in a frame that we made, and which: (offset, protocol), or (0, 0)."""
-    kind = load_be16(frame + ETH_TYPE)
-    ip = frame + ETH_HLEN
-    if kind == ETHERTYPE_IPV4:
-        return ETH_HLEN + (load_u8(ip) & 15) * 4, load_u8(ip + IP_PROTO)
-    if kind == ETHERTYPE_IPV6:
-        proto, at = ip6_upper(ip, size - ETH_HLEN, size - ETH_HLEN)
-        return ETH_HLEN + at, proto
+    kind = load_be16(frame + EthHdr.TYPE)
+    ip = frame + EthHdr.LEN
+    if kind == EtherType.IPV4:
+        return EthHdr.LEN + (load_u8(ip) & 15) * 4, load_u8(ip + IpHdr.PROTO)
+    if kind == EtherType.IPV6:
+        proto, at = ip6_upper(ip, size - EthHdr.LEN, size - EthHdr.LEN)
+        return EthHdr.LEN + at, proto
     return 0, 0
 
 
@@ -161,7 +148,7 @@ def tap_tx(tap_at: int, queue_at: int) -> int:
         frame = frame_of(queue, head)
         head += 1
         size = frame.header_len
-        if size < ETH_HLEN:
+        if size < EthHdr.LEN:
             continue  # taken back
         store64(vnet, 0)
         store_be16(vnet + 8, 0)
@@ -174,19 +161,19 @@ def tap_tx(tap_at: int, queue_at: int) -> int:
             start = header
             l4, proto = transport(header, size)
             if proto == PROTO_TCP or proto == PROTO_UDP:
-                field = TCP_CSUM if proto == PROTO_TCP else UDP_CSUM
+                field = int(TcpHdr.CSUM) if proto == PROTO_TCP else int(UdpHdr.CSUM)
                 body = size - l4 + frame.payload_len + frame.payload2_len
                 store_be16(
-                    header + l4 + field, csum_fold(pseudo_sum(header + ETH_HLEN, proto, body)) ^ 0xFFFF
+                    header + l4 + field, csum_fold(pseudo_sum(header + EthHdr.LEN, proto, body)) ^ 0xFFFF
                 )
                 store_u8(vnet + VNET_FLAGS, VNET_NEEDS_CSUM)
                 store_le16(vnet + VNET_CSUM_START, l4)
                 store_le16(vnet + VNET_CSUM_OFFSET, field)
                 if frame.gso_size > 0 and proto == PROTO_TCP:
-                    four = load_be16(header + ETH_TYPE) == ETHERTYPE_IPV4
+                    four = load_be16(header + EthHdr.TYPE) == EtherType.IPV4
                     store_u8(vnet + VNET_GSO_TYPE, VNET_GSO_TCPV4 if four else VNET_GSO_TCPV6)
                     store_le16(vnet + VNET_GSO_SIZE, frame.gso_size)
-                    store_le16(vnet + VNET_HDR_LEN, l4 + (load_u8(header + l4 + TCP_DATAOFF) >> 4) * 4)
+                    store_le16(vnet + VNET_HDR_LEN, l4 + (load_u8(header + l4 + TcpHdr.DATAOFF) >> 4) * 4)
         iovec(tap, 0, vnet, VNET_BYTES)
         iovec(tap, 1, start, size)
         pieces = 2

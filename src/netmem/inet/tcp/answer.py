@@ -6,41 +6,8 @@ flood from invented addresses costs neither.
 
 from __future__ import annotations
 
-from netmem.base.formats import (
-    ACK,
-    ETH_HLEN,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP6_DST,
-    IP6_HLEN,
-    IP6_HOPS,
-    IP6_NEXT,
-    IP6_PLEN,
-    IP6_SRC,
-    IP_CSUM,
-    IP_DF,
-    IP_DST,
-    IP_FRAG,
-    IP_HLEN,
-    IP_ID,
-    IP_PROTO,
-    IP_SRC,
-    IP_TOTLEN,
-    IP_TTL,
-    IP_VIHL,
-    PROTO_TCP,
-    SYN,
-    TCP_ACK,
-    TCP_DATAOFF,
-    TCP_DPORT,
-    TCP_FLAGS,
-    TCP_HLEN,
-    TCP_SEQ,
-    TCP_SPORT,
-    TCP_WINDOW,
-    csum_add,
-    csum_fold,
-)
+from netmem.base.checksum import csum_add, csum_fold
+from netmem.base.headers import ACK, IP_DF, PROTO_TCP, SYN, EtherType, EthHdr, Ip6Hdr, IpHdr, TcpHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import load_u8, memcpy, store_be16, store_be32, store_u8
 from netmem.base.record import Record, i64
@@ -100,41 +67,41 @@ def answer(stack_at: int, batch_at: int, i: int, answer_at: int) -> bool:
     memcpy(at, came + 6, 6)
     store_be16(at + 6, what.mac >> 32)
     store_be32(at + 8, what.mac & MASK32)
-    ip = at + ETH_HLEN
-    six = load_u8(from_ip + IP_VIHL) >> 4 == 6
-    tcp = ip + (IP6_HLEN if six else IP_HLEN)
-    size = TCP_HLEN
+    ip = at + EthHdr.LEN
+    six = load_u8(from_ip + IpHdr.VIHL) >> 4 == 6
+    tcp = ip + (int(Ip6Hdr.LEN) if six else int(IpHdr.LEN))
+    size = int(TcpHdr.LEN)
     if flags & SYN:
-        size += syn_options(tcp + TCP_HLEN, what)
+        size += syn_options(tcp + TcpHdr.LEN, what)
     if six:
-        store_be16(at + 12, ETHERTYPE_IPV6)
+        store_be16(at + 12, EtherType.IPV6)
         store_be32(ip, 6 << 28)
-        store_be16(ip + IP6_PLEN, size)
-        store_u8(ip + IP6_NEXT, PROTO_TCP)
-        store_u8(ip + IP6_HOPS, TTL)
-        memcpy(ip + IP6_SRC, from_ip + IP6_DST, 16)
-        memcpy(ip + IP6_DST, from_ip + IP6_SRC, 16)
+        store_be16(ip + Ip6Hdr.PLEN, size)
+        store_u8(ip + Ip6Hdr.NEXT, PROTO_TCP)
+        store_u8(ip + Ip6Hdr.HOPS, TTL)
+        memcpy(ip + Ip6Hdr.SRC, from_ip + Ip6Hdr.DST, 16)
+        memcpy(ip + Ip6Hdr.DST, from_ip + Ip6Hdr.SRC, 16)
     else:
-        store_be16(at + 12, ETHERTYPE_IPV4)
-        store_be16(ip + IP_VIHL, 0x4500)
-        store_be16(ip + IP_TOTLEN, IP_HLEN + size)
-        store_be16(ip + IP_ID, 0)  # atomic: never a fragment (RFC 6864, 4.1)
-        store_be16(ip + IP_FRAG, IP_DF)
-        store_u8(ip + IP_TTL, TTL)
-        store_u8(ip + IP_PROTO, PROTO_TCP)
-        store_be16(ip + IP_CSUM, 0)
-        memcpy(ip + IP_SRC, from_ip + IP_DST, 4)
-        memcpy(ip + IP_DST, from_ip + IP_SRC, 4)
-        store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
-    store_be16(tcp + TCP_SPORT, row.ports & 0xFFFF)
-    store_be16(tcp + TCP_DPORT, row.ports >> 16)
-    store_be32(tcp + TCP_SEQ, what.seq)
-    store_be32(tcp + TCP_ACK, what.ack if flags & ACK else 0)
-    store_u8(tcp + TCP_DATAOFF, size << 2)
-    store_u8(tcp + TCP_FLAGS, flags)
-    store_be16(tcp + TCP_WINDOW, what.window)
-    store_be16(tcp + TCP_WINDOW + 2, 0)
-    store_be16(tcp + TCP_WINDOW + 4, 0)
+        store_be16(at + 12, EtherType.IPV4)
+        store_be16(ip + IpHdr.VIHL, 0x4500)
+        store_be16(ip + IpHdr.TOTLEN, IpHdr.LEN + size)
+        store_be16(ip + IpHdr.ID, 0)  # atomic: never a fragment (RFC 6864, 4.1)
+        store_be16(ip + IpHdr.FRAG, IP_DF)
+        store_u8(ip + IpHdr.TTL, TTL)
+        store_u8(ip + IpHdr.PROTO, PROTO_TCP)
+        store_be16(ip + IpHdr.CSUM, 0)
+        memcpy(ip + IpHdr.SRC, from_ip + IpHdr.DST, 4)
+        memcpy(ip + IpHdr.DST, from_ip + IpHdr.SRC, 4)
+        store_be16(ip + IpHdr.CSUM, csum_fold(csum_add(ip, IpHdr.LEN, 0)))
+    store_be16(tcp + TcpHdr.SPORT, row.ports & 0xFFFF)
+    store_be16(tcp + TcpHdr.DPORT, row.ports >> 16)
+    store_be32(tcp + TcpHdr.SEQ, what.seq)
+    store_be32(tcp + TcpHdr.ACK, what.ack if flags & ACK else 0)
+    store_u8(tcp + TcpHdr.DATAOFF, size << 2)
+    store_u8(tcp + TcpHdr.FLAGS, flags)
+    store_be16(tcp + TcpHdr.WINDOW, what.window)
+    store_be16(tcp + TcpHdr.WINDOW + 2, 0)
+    store_be16(tcp + TcpHdr.WINDOW + 4, 0)
     begin_row(tx_row(queue, r), tcp + size - at)
     queue.filled += 1
     stack.counters.out_segs += 1

@@ -15,20 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from netmem.base.address import ip_bytes, ip_number, ip_words, is_ip4
 from netmem.base.arena import Arena, Words
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import (
-    ETH_HLEN,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP_DF,
-    PROTO_TCP,
-    ip_bytes,
-    ip_number,
-    ip_words,
-    is_ip4,
-)
+from netmem.base.headers import IP_DF, PROTO_TCP, EtherType, EthHdr
 from netmem.base.record import clear, items
 from netmem.inet.ip import Ip
 from netmem.inet.tcp import calls
@@ -200,7 +191,7 @@ class Connections:
     def _room(self, c: int) -> int:
         """Bytes of a packet without IP and TCP headers, at the path's MTU."""
         tcb = self.tcbs[c]
-        return tcb.path_mtu - (tcb.template_len - ETH_HLEN)
+        return tcb.path_mtu - (tcb.template_len - EthHdr.LEN)
 
     # -- rows ---------------------------------------------------------------------------------
 
@@ -219,7 +210,7 @@ class Connections:
         tcb.queue, tcb.rto = queue, INITIAL_RTO
         tcb.flags = Flag.TS | Flag.WSCALE | Flag.SACK
         self.set_addresses(c, laddr, raddr, ports)
-        room = self.dev.mtu - (tcb.template_len - ETH_HLEN)
+        room = self.dev.mtu - (tcb.template_len - EthHdr.LEN)
         mss = min(self.config.mss or room, room)
         tcb.adv_mss, tcb.rcv_mss, tcb.mss = mss, mss - 12, MSS_DEFAULT
         tcb.rack_mult, tcb.tlp_end = 1, -1
@@ -258,11 +249,11 @@ class Connections:
         to = mac.to_bytes(6, "big") if mac is not None else before
         frame = to + self.ip.mac.to_bytes(6, "big")
         if is_ip4(raddr):
-            frame += ETHERTYPE_IPV4.to_bytes(2, "big")
+            frame += EtherType.IPV4.to_bytes(2, "big")
             frame += struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, IP_DF, 64, PROTO_TCP, 0)
         else:
             self.set_flag(c, Flag.V6)
-            frame += ETHERTYPE_IPV6.to_bytes(2, "big")
+            frame += EtherType.IPV6.to_bytes(2, "big")
             frame += struct.pack("!IHBB", 6 << 28 | tcb.iss & 0xFFFFF, 0, PROTO_TCP, 64)
         frame += ip_bytes(laddr) + ip_bytes(raddr)
         frame += struct.pack("!HHIIBBHHH", ports & 0xFFFF, ports >> 16, 0, 0, 0, 0, 0, 0, 0)

@@ -5,7 +5,7 @@ What is not plain goes on the slow list for the state machine.
 
 from __future__ import annotations
 
-from netmem.base.formats import ACK, PSH
+from netmem.base.headers import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.record import Word
 from netmem.inet.tcp.queue import tcp_data

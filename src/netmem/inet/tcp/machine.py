@@ -10,17 +10,10 @@ import ctypes
 import errno
 import logging
 
+from netmem.base.address import endpoint, ip_number, ip_words
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
-from netmem.base.formats import (
-    ACK,
-    FIN,
-    RST,
-    SYN,
-    endpoint,
-    ip_number,
-    ip_words,
-)
+from netmem.base.headers import ACK, FIN, RST, SYN
 from netmem.inet.icmp import IcmpError
 from netmem.inet.tcp import calls
 from netmem.inet.tcp.opening import MSS_LEAST, Opening

@@ -8,21 +8,10 @@ from __future__ import annotations
 import ctypes
 import errno
 
+from netmem.base.address import is_ip4
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
-from netmem.base.formats import (
-    ACK,
-    FIN,
-    OPT_END,
-    OPT_MSS,
-    OPT_NOP,
-    OPT_SACK_OK,
-    OPT_WSCALE,
-    RST,
-    SYN,
-    TCP_HLEN,
-    is_ip4,
-)
+from netmem.base.headers import ACK, FIN, RST, SYN, TcpHdr, TcpOpt
 from netmem.base.record import address_of
 from netmem.inet.tcp import calls, cookies
 from netmem.inet.tcp import output as o
@@ -205,22 +194,22 @@ class Opening(Timed):
     def _offer(self, row: RxRow) -> Offer:
         """The options of a SYN (3.7.1, RFC 7323, RFC 2018)."""
         mss, scale, sack_ok = MSS_DEFAULT, -1, False
-        tcp = row.header + row.l4 + TCP_HLEN
-        options = ctypes.string_at(tcp, max(0, row.linear - row.l4 - TCP_HLEN))
+        tcp = row.header + row.l4 + TcpHdr.LEN
+        options = ctypes.string_at(tcp, max(0, row.linear - row.l4 - TcpHdr.LEN))
         at = 0
-        while at < len(options) and options[at] != OPT_END:
-            if options[at] == OPT_NOP:
+        while at < len(options) and options[at] != TcpOpt.END:
+            if options[at] == TcpOpt.NOP:
                 at += 1
                 continue
             size = options[at + 1] if at + 1 < len(options) else 0
             if size < 2 or at + size > len(options):
                 self.stats.bad_options += 1
                 break
-            if options[at] == OPT_MSS and size == 4:
+            if options[at] == TcpOpt.MSS and size == 4:
                 mss = max(64, int.from_bytes(options[at + 2 : at + 4], "big"))
-            elif options[at] == OPT_WSCALE and size == 3:
+            elif options[at] == TcpOpt.WSCALE and size == 3:
                 scale = min(options[at + 2], 14)
-            elif options[at] == OPT_SACK_OK and size == 2:
+            elif options[at] == TcpOpt.SACK_OK and size == 2:
                 sack_ok = True
             at += size
         return Offer(mss, scale, sack_ok, bool(row.has_timestamp))

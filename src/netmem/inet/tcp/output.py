@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from netmem.base.arena import Words
 from netmem.base.clock import MS
-from netmem.base.formats import ACK, FIN, IP_HLEN, PSH, TCP_HLEN
+from netmem.base.headers import ACK, FIN, IP_MAX, PSH, IpHdr, TcpHdr
 from netmem.base.jit import (
     inline_kernel,
     kernel,
@@ -20,7 +20,7 @@ from netmem.base.record import Word, address_of
 from netmem.inet.tcp.recovery import schedule_probe
 from netmem.inet.tcp.rtt import RTO_MAX, arm
 from netmem.inet.tcp.scoreboard import pipe, tq_append, tq_merge, tq_split
-from netmem.inet.tcp.segment import IP_MAX, payload, tcp_header
+from netmem.inet.tcp.segment import payload, tcp_header
 from netmem.inet.tcp.spans import piece
 from netmem.inet.tcp.tcb import (
     MASK32,
@@ -66,7 +66,7 @@ def start_timer(stack: StackRecord, tcb: Tcb) -> None:
 @inline_kernel
 def longest(tcb: Tcb) -> int:
     """Most payload bytes of one transmit row: whole segments that an IP packet's length can say."""
-    return (IP_MAX - IP_HLEN - TCP_HLEN - 12) // tcb.mss * tcb.mss
+    return (IP_MAX - IpHdr.LEN - TcpHdr.LEN - 12) // tcb.mss * tcb.mss
 
 
 @kernel

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
+from netmem.base.checksum import csum_add, csum_fold
 from netmem.base.clock import MS
-from netmem.base.formats import (
-    ACK,
-    ETH_HLEN,
-    FIN,
-    IP6_PLEN,
-    IP_CSUM,
-    IP_HLEN,
-    IP_ID,
-    IP_TOTLEN,
-    RST,
-    SYN,
-    TCP_ACK,
-    TCP_DATAOFF,
-    TCP_FLAGS,
-    TCP_HLEN,
-    TCP_SEQ,
-    TCP_WINDOW,
-    csum_add,
-    csum_fold,
-)
+from netmem.base.headers import ACK, FIN, IP_MAX, RST, SYN, EthHdr, Ip6Hdr, IpHdr, TcpHdr
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, store_be16, store_be32, store_u8
 from netmem.base.record import address_of, field_offset
@@ -32,7 +14,6 @@ from netmem.inet.tcp.tcb import MASK32, Flag, StackRecord, Tcb, seq_diff, span_o
 from netmem.inet.tcp.window import select_window
 from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueueRecord, TxRow, tx_row
 
-IP_MAX = 65535
 TEMPLATE = field_offset(Tcb, "template")
 
 
@@ -70,8 +51,8 @@ def tcp_header(stack: StackRecord, tcb: Tcb, seq: int, flags: int, length: int) 
     queue = TxQueueRecord.at(stack.tx)
     at = slot_of(queue, r)
     memcpy(at, address_of(tcb) + TEMPLATE, tcb.template_len)
-    ip, tcp = at + ETH_HLEN, at + tcb.template_len - TCP_HLEN
-    size = TCP_HLEN
+    ip, tcp = at + EthHdr.LEN, at + tcb.template_len - TcpHdr.LEN
+    size = int(TcpHdr.LEN)
     stamp = (stack.now // MS + stack.ts_base) & MASK32
     if flags & SYN:
         store_be32(tcp + size, 0x02040000 | tcb.adv_mss)
@@ -90,26 +71,26 @@ def tcp_header(stack: StackRecord, tcb: Tcb, seq: int, flags: int, length: int) 
     if length == 0 and flags & (SYN | RST | FIN) == 0 and tcb.flags & Flag.SACK:
         if tcb.oq_head != 0 or tcb.dsack_start != tcb.dsack_end:
             size += sack_option(stack, tcb, tcp + size)
-    store_be32(tcp + TCP_SEQ, seq)
-    store_be32(tcp + TCP_ACK, tcb.rcv_nxt if flags & ACK else 0)
-    store_u8(tcp + TCP_DATAOFF, size << 2)
-    store_u8(tcp + TCP_FLAGS, flags)
+    store_be32(tcp + TcpHdr.SEQ, seq)
+    store_be32(tcp + TcpHdr.ACK, tcb.rcv_nxt if flags & ACK else 0)
+    store_u8(tcp + TcpHdr.DATAOFF, size << 2)
+    store_u8(tcp + TcpHdr.FLAGS, flags)
     if flags & SYN:
         window = min(max(tcb.rcv_buf, 0), 0xFFFF)  # never scaled in a SYN
         left = max(seq_diff(tcb.rcv_adv, tcb.rcv_nxt), 0)
         window = min(window, left)
     else:
         window = select_window(stack, tcb)
-    store_be16(tcp + TCP_WINDOW, window)
+    store_be16(tcp + TcpHdr.WINDOW, window)
     if tcb.flags & Flag.V6:
-        store_be16(ip + IP6_PLEN, min(size + length, IP_MAX))
+        store_be16(ip + Ip6Hdr.PLEN, min(size + length, IP_MAX))
     else:
-        store_be16(ip + IP_TOTLEN, min(IP_HLEN + size + length, IP_MAX))
-        store_be16(ip + IP_ID, stack.ip_id)
+        store_be16(ip + IpHdr.TOTLEN, min(IpHdr.LEN + size + length, IP_MAX))
+        store_be16(ip + IpHdr.ID, stack.ip_id)
         stack.ip_id = (stack.ip_id + 1 + length // max(tcb.mss, 1)) & 0xFFFF
-        store_be16(ip + IP_CSUM, 0)
-        store_be16(ip + IP_CSUM, csum_fold(csum_add(ip, IP_HLEN, 0)))
-    begin_row(tx_row(queue, r), tcb.template_len - TCP_HLEN + size)
+        store_be16(ip + IpHdr.CSUM, 0)
+        store_be16(ip + IpHdr.CSUM, csum_fold(csum_add(ip, IpHdr.LEN, 0)))
+    begin_row(tx_row(queue, r), tcb.template_len - TcpHdr.LEN + size)
     queue.filled += 1
     stack.counters.out_segs += 1
     if flags & ACK:

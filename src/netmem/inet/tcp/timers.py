@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 
 from netmem.base.clock import MS
-from netmem.base.formats import ACK, RST, SYN
+from netmem.base.headers import ACK, RST, SYN
 from netmem.base.record import clear
 from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import Connections

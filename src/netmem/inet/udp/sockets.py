@@ -10,23 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from netmem.base.address import ip_bytes, ip_number, ip_text, ip_words, is_ip4
 from netmem.base.arena import Arena
+from netmem.base.checksum import inet_checksum
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
-from netmem.base.formats import (
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IP_DF,
-    IP_HLEN,
-    PROTO_UDP,
-    UDP_HLEN,
-    inet_checksum,
-    ip_bytes,
-    ip_number,
-    ip_text,
-    ip_words,
-    is_ip4,
-)
+from netmem.base.headers import IP_DF, PROTO_UDP, EtherType, IpHdr, UdpHdr
 from netmem.base.record import clear
 from netmem.inet.icmp import IcmpError, port_unreachable
 from netmem.inet.ip import address_of
@@ -146,7 +135,7 @@ class Udp:
         """
         stack = self.stack
         tx, ip = stack.dev.tx, stack.ip
-        room = ip.mtu(target) - UDP_HLEN - (IP_HLEN if is_ip4(target) else 40)
+        room = ip.mtu(target) - UdpHdr.LEN - (IpHdr.LEN if is_ip4(target) else 40)
         if size > room:
             raise NetmemError(errno.EMSGSIZE, f"{size} bytes do not fit one packet: {room} at most")
         if tx.is_full():
@@ -166,11 +155,11 @@ class Udp:
             head = struct.pack("!BBHHHBBH", 0x45, 0, 28 + size, 0, IP_DF, 64, PROTO_UDP, 0)
             head += ip_bytes(source) + ip_bytes(target)
             head = head[:10] + inet_checksum(head).to_bytes(2, "big") + head[12:]
-            frame += ETHERTYPE_IPV4.to_bytes(2, "big") + head
+            frame += EtherType.IPV4.to_bytes(2, "big") + head
         else:
-            head = struct.pack("!IHBB", 6 << 28, UDP_HLEN + size, PROTO_UDP, 64)
-            frame += ETHERTYPE_IPV6.to_bytes(2, "big") + head + ip_bytes(source) + ip_bytes(target)
-        frame += struct.pack("!HHHH", sport, dport, UDP_HLEN + size, 0)
+            head = struct.pack("!IHBB", 6 << 28, UdpHdr.LEN + size, PROTO_UDP, 64)
+            frame += EtherType.IPV6.to_bytes(2, "big") + head + ip_bytes(source) + ip_bytes(target)
+        frame += struct.pack("!HHHH", sport, dport, UdpHdr.LEN + size, 0)
         row = tx.begin(frame)
         assert row is not None
         row.flags = Tx.CSUM | Tx.UDP
