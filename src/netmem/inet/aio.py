@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from netmem.base.clock import MS, SEC
+from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp.tcb import TcpState
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("netmem.aio")
 
-BACKSTOP_NS = 50 * MS
 Handler = Callable[["AsyncConnection"], Awaitable[object]]
 
 
@@ -53,16 +52,16 @@ class AsyncStack:
         self._fds = [driver.irq_fd(), *driver.filenos()]
         for fd in self._fds:
             self._loop.add_reader(fd, self._work)
-        self.stack.closing.append(self._stack_closes)
-        self.stack.lead(True)
+        self.stack.poller.closing.append(self._stack_closes)
+        self.stack.poller.lead(True)
         self._work()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._let_go()
         if not self.stack.closed:
-            self.stack.closing.remove(self._stack_closes)
-            self.stack.lead(False)
+            self.stack.poller.closing.remove(self._stack_closes)
+            self.stack.poller.lead(False)
         for _, future in self._waiters:
             future.cancel()
         self._waiters.clear()
@@ -104,28 +103,27 @@ class AsyncStack:
     def _work(self) -> None:
         """Poll until nothing moves, wake whoever got what it waits for, and arm interrupt and timer."""
         assert self._loop is not None
-        stack = self.stack
+        poller = self.stack.poller
         if self._over:
             return
         try:
-            stack.irq_taken()
+            poller.irq_taken()
             rounds = 0
-            while stack.poll() and rounds < 16:
+            while poller.poll() and rounds < 16:
                 rounds += 1
-            stack.check_device()
+            poller.check_device()
         except OSError as error:
             self._fail(error)
             return
-        with stack.lock:
-            stack.changed()  # calls that block in other threads
+        with poller.lock:
+            poller.changed()  # calls that block in other threads
         self._wake()
         if self._timer is not None:
             self._timer.cancel()
-        if rounds >= 16 or stack.arm():  # more waits: let others run, then go on
+        if rounds >= 16 or poller.arm():  # more waits: let others run, then go on
             self._timer = self._loop.call_later(0, self._work)
             return
-        left = min(stack.tcp.record.timer - stack.clock.now(), BACKSTOP_NS)
-        self._timer = self._loop.call_later(max(left, 0) / SEC, self._work)
+        self._timer = self._loop.call_later(max(poller.next_timer(), 0) / SEC, self._work)
 
     def _wake(self) -> None:
         rest = []

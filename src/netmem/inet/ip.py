@@ -14,7 +14,7 @@ from netmem.base.errors import NetmemError
 from netmem.base.headers import ETH_ZLEN, Icmp6Type
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
-from netmem.inet.tcp.tcb import MAX_ADDRESSES, InetCounters
+from netmem.inet.tcp.tcb import MAX_ADDRESSES, StackRecord
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.device import NetDevice
@@ -46,10 +46,9 @@ class Ip:
         self.dev = dev
         self.mac = dev.driver.mac_address()
         self.cache = nb.NeighbourCache()
-        self.stats = InetCounters()  # the stack puts its own here
+        self.record = StackRecord()  # of the stack: the time, and the counters; it puts its own here
         self.neighbour_up: Callable[[int], None] = lambda address: None
         self.failed: Callable[[icmp.IcmpError], None] = lambda error: None
-        self.now = 0
         self._prefixes: dict[int, int] = {}  # address: bits that are the link's
         self._gateways: dict[bool, int] = {}
         self._pmtu: OrderedDict[int, tuple[int, int]] = OrderedDict()
@@ -122,25 +121,25 @@ class Ip:
 
     def resolve(self, hop: int) -> int | None:
         """MAC of a neighbour; None while it is being asked for."""
-        self.cache.now = self.now
+        self.cache.now = self.record.now
         mac = self.cache.lookup(hop)
-        if (mac is None or self.cache.is_stale(hop)) and self.cache.may_ask(hop, self.now):
+        if (mac is None or self.cache.is_stale(hop)) and self.cache.may_ask(hop, self.record.now):
             try:
                 ours = self.source_for(hop)
             except NetmemError:
                 return mac
             if is_ip4(hop):
-                self.stats.arp_out += 1
+                self.record.counters.arp_out += 1
                 self.send_frame(nb.arp_request(self.mac, ours, hop))
             else:
-                self.stats.nd_out += 1
+                self.record.counters.nd_out += 1
                 self.send_frame(nb.nd_solicit(self.mac, ours, hop))
         return mac
 
     def mtu(self, target: int) -> int:
         """Longest packet on the way to ``target`` that is known of (RFC 1191, 8201)."""
         known = self._pmtu.get(target)
-        if known is not None and self.now < known[1]:
+        if known is not None and self.record.now < known[1]:
             return min(known[0], self.dev.mtu)
         return self.dev.mtu
 
@@ -163,12 +162,12 @@ class Ip:
 
     def arp_in(self, batch: RxBatch, i: int) -> None:
         """An ARP packet."""
-        self.cache.now = self.now
+        self.cache.now = self.record.now
         seen = nb.arp_in(self.cache, self._frame(batch, i), self.mac, self.ours)
         if seen.good:
-            self.stats.arp_in += 1
+            self.record.counters.arp_in += 1
         else:
-            self.stats.bad_arp += 1
+            self.record.counters.bad_arp += 1
         self._neighbour(seen)
 
     def _neighbour(self, seen: nb.Seen) -> None:
@@ -182,9 +181,9 @@ class Ip:
         frame = self._frame(batch, i)
         body = icmp.body4(frame) if frame else b""
         if not body or ip_from(frame[30:34]) not in self.ours:
-            self.stats.icmp_dropped += 1
+            self.record.counters.icmp_dropped += 1
         elif icmp.is_echo4(body):
-            self.stats.icmp_echo += 1
+            self.record.counters.icmp_echo += 1
             self.send_frame(icmp.echo_reply4(frame, body))
         else:
             self._error(icmp.error4(body))
@@ -195,33 +194,33 @@ class Ip:
         body = icmp.body6(frame) if frame else b""
         target = ip_from(frame[38:54]) if body else 0
         if not body:
-            self.stats.icmp_dropped += 1
+            self.record.counters.icmp_dropped += 1
         elif body[0] in ND_MESSAGES:
-            self.cache.now = self.now
+            self.cache.now = self.record.now
             seen = nb.nd_in(self.cache, frame[: 54 + len(body)], self.mac, self.ours)
             if seen.good:
-                self.stats.nd_in += 1
+                self.record.counters.nd_in += 1
             else:
-                self.stats.bad_nd += 1
+                self.record.counters.bad_nd += 1
             self._neighbour(seen)
         elif target not in self.ours:
-            self.stats.icmp_dropped += 1
+            self.record.counters.icmp_dropped += 1
         elif icmp.is_echo6(body):
-            self.stats.icmp_echo += 1
+            self.record.counters.icmp_echo += 1
             self.send_frame(icmp.echo_reply6(frame, body, self.mac, target))
         else:
             self._error(icmp.error6(body))
 
     def _error(self, error: icmp.IcmpError | None) -> None:
         if error is None or error.source not in self.ours:
-            self.stats.icmp_dropped += 1
+            self.record.counters.icmp_dropped += 1
             return
-        self.stats.icmp_errors += 1
+        self.record.counters.icmp_errors += 1
         self.failed(error)
 
     def note_mtu(self, error: icmp.IcmpError) -> None:
         """A hop on the way to a target forwards no longer packets; the caller saw that it is no forgery."""
-        self._pmtu[error.target] = (error.mtu, self.now + PMTU_AGE)
+        self._pmtu[error.target] = (error.mtu, self.record.now + PMTU_AGE)
         self._pmtu.move_to_end(error.target)
         if len(self._pmtu) > PMTU_CACHE:
             self._pmtu.popitem(last=False)
@@ -235,7 +234,7 @@ class Ip:
         head, rest = frame[:SLOT_BYTES], frame[SLOT_BYTES:]
         row = tx.begin(head) if len(rest) <= FRAME_MAX else None
         if row is None:
-            self.stats.tx_full += 1
+            self.record.counters.tx_full += 1
             return
         if rest:
             if self._control is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +10,11 @@ import numpy.typing as npt
 from netmem.base.address import ip_text
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.inet.poller import Poller
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp.connections import Listener
+from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
 from netmem.inet.tokens import (
     FRAG,
@@ -22,14 +24,10 @@ from netmem.inet.tokens import (
     named_tokens,
     pool_of,
 )
-from netmem.inet.zerocopy import Completions, as_ranges
+from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
-
-if TYPE_CHECKING:
-    from netmem.inet.stack import Stack
-    from netmem.inet.tcp.connections import Listener
-    from netmem.netdev.binding import TxBinding
+from netmem.netdev.binding import TxBinding
 
 
 class TcpSocket:
@@ -39,12 +37,12 @@ class TcpSocket:
     had arrived before stays readable. EBADF after close.
     """
 
-    def __init__(self, stack: Stack, c: int) -> None:
-        self._stack, self._c = stack, c
-        self._tcp, self._dev = stack.tcp, stack.dev
-        self._generation = stack.tcp.generations[c]
+    def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy, c: int) -> None:
+        self._poller, self._zerocopy, self._c = poller, zerocopy, c
+        self._tcp, self._dev = tcp, tcp.dev
+        self._generation = tcp.generations[c]
         self._last: dict[str, int] = {}  # statistics, when the row was left
-        self._tcb = stack.tcp.tcbs[c]
+        self._tcb = tcp.tcbs[c]
         self.peer = (ip_text(self._tcp.remote(c)), self._tcb.ports >> 16)
         self.port = self._tcb.ports & 0xFFFF
         try:
@@ -68,7 +66,7 @@ class TcpSocket:
 
     def _has_row(self) -> bool:
         """True while the row of the table is this socket's: after ``close`` another may get it."""
-        return not self._stack.closed and self._tcp.generations[self._c] == self._generation
+        return not self._poller.closed and self._tcp.generations[self._c] == self._generation
 
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
@@ -89,7 +87,7 @@ class TcpSocket:
         if not self._tcb.rq_bytes:
             if not self.at_end():
                 try:
-                    self._stack.wait(
+                    self._poller.wait(
                         self.readable,
                         timeout if timeout is not None else self.timeout,
                         f"data from {self.peer[0]}:{self.peer[1]}",
@@ -121,8 +119,8 @@ class TcpSocket:
         """Report a pending error once, as SO_ERROR does."""
         error = self._tcb.error
         if error:
-            if error == errno.ENODEV and self._stack.gone is not None:
-                raise self._stack.gone
+            if error == errno.ENODEV and self._poller.gone is not None:
+                raise self._poller.gone
             self._tcb.error = 0
             what = {
                 errno.ECONNRESET: "reset the connection",
@@ -151,7 +149,7 @@ class TcpSocket:
         end of the stream. Each frag's memory is the application's until ``devmem_dontneed`` of its
         token. ETOOSMALL when ``max_frags`` is 0 and a frag is next.
         """
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if not self._tcb.rq_bytes and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
@@ -170,7 +168,7 @@ class TcpSocket:
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             out = np.empty((max_frags, 3), np.int64)
-            pool = pool_of(self._stack, handle)
+            pool = pool_of(self._dev, handle)
             n = rx.frags_out(self._tcp.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
@@ -181,11 +179,11 @@ class TcpSocket:
         Unknown or repeated ones are skipped. All of them are looked at: where the kernel stops after 1024
         tokens or 128 ranges, and expects to be called again, this call goes on.
         """
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._stack, self._c if self._has_row() else -1, batch)
+            freed = self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, batch)
             if self._tokens.record.due:
                 self._window_update()
             if sanitizer.ON:
@@ -195,7 +193,7 @@ class TcpSocket:
         return freed
 
     def _window_update(self) -> None:
-        self._tcp.record.now = self._stack.clock.now()
+        self._poller.stamp()
         self._tcp.stats.window_updates += 1
         self._tcp.output(self._c)
         self._dev.xmit()
@@ -212,7 +210,7 @@ class TcpSocket:
             kind, handle = self._head()
             if handle < 0 or (linear_only and kind == EntryKind.FRAG):
                 break
-            pool = pool_of(self._stack, handle)
+            pool = pool_of(self._dev, handle)
             if pool.is_unreadable():
                 if done:
                     break
@@ -238,7 +236,7 @@ class TcpSocket:
     def recv_into(self, buffer: bytearray | memoryview, *, timeout: float | None = None) -> int:
         """recv() into a buffer: bytes received, 0 at the end. EFAULT for unreadable payload."""
         view = memoryview(buffer).cast("B")
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if not len(view) or not self._wait_readable(timeout):
                 return 0
@@ -246,7 +244,7 @@ class TcpSocket:
 
     def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """recv(): up to ``size`` bytes, empty at the end. EFAULT for unreadable payload."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if size <= 0 or not self._wait_readable(timeout):
                 return b""
@@ -257,7 +255,7 @@ class TcpSocket:
     def send(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> int:
         """send(): bytes taken, at least one. EPIPE after shutdown, the socket's error otherwise."""
         view = np.frombuffer(memoryview(data).cast("B"), np.uint8)
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if not len(view):
                 return 0
@@ -272,7 +270,7 @@ class TcpSocket:
             self._fail_send()
         self._tcp.send_buffer(self._c)
         if not self.room():
-            self._stack.wait(
+            self._poller.wait(
                 lambda: self._closed or self.room() > 0 or not self.can_send(),
                 timeout if timeout is not None else self.timeout,
                 f"room to send to {self.peer[0]}:{self.peer[1]}",
@@ -293,8 +291,8 @@ class TcpSocket:
         for receiving; ENODEV for another device's; EFAULT beyond the memory; ENOBUFS; EPIPE and the
         socket's error as ``send``.
         """
-        zerocopy = self._stack.zerocopy
-        with self._stack.lock:
+        zerocopy = self._zerocopy
+        with self._poller.lock:
             self._check_open()
             bound = zerocopy.check(binding)
             ranges = as_ranges(frags, bound.size)
@@ -311,7 +309,7 @@ class TcpSocket:
         What MSG_ERRQUEUE tells as SO_EE_ORIGIN_ZEROCOPY. The peer has acknowledged the bytes, or never
         will, and the NIC reads them no more.
         """
-        with self._stack.lock:
+        with self._poller.lock:
             return self._completions.take()
 
     def writable(self) -> bool:
@@ -327,12 +325,12 @@ class TcpSocket:
     def wait_zerocopy(self, timeout: float | None = None) -> list[tuple[int, int]]:
         """Until every call of sendmsg_devmem is over; what ``zerocopy_completions`` has then."""
         what = f"{self.peer[0]}:{self.peer[1]}'s acknowledgement"
-        self._stack.wait(self.zerocopy_done, timeout, what)
+        self._poller.wait(self.zerocopy_done, timeout, what)
         return self.zerocopy_completions()
 
     def push(self) -> None:
         """Send what windows allow now, without waiting for the next poll."""
-        self._tcp.record.now = self._stack.clock.now()
+        self._poller.stamp()
         self._tcp.output(self._c)
         self._dev.xmit()
 
@@ -355,7 +353,7 @@ class TcpSocket:
 
         Lets a caller receive from elsewhere straight into the send buffer. May be empty.
         """
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if not self.can_send():
                 self._fail_send()
@@ -369,7 +367,7 @@ class TcpSocket:
 
     def commit(self, n: int) -> None:
         """``n`` bytes of ``send_window`` were filled: send them."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             self._tcb.sb_tail += n
             self.push()
@@ -388,20 +386,19 @@ class TcpSocket:
         ``interval`` seconds between probes (TCP_KEEPINTVL), of which ``count`` may go unanswered
         (TCP_KEEPCNT) before the connection ends with ETIMEDOUT.
         """
-        with self._stack.lock:
+        with self._poller:
             self._check_open()
-            self._tcp.record.now = self._stack.clock.now()
             self._tcp.set_keepalive(self._c, int((idle or 0) * SEC), int(interval * SEC), count)
 
     def set_user_timeout(self, seconds: float | None) -> None:
         """TCP_USER_TIMEOUT (RFC 5482): how long sent data may stay unacknowledged; None: the default."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             self._tcb.user_timeout = int((seconds or 0) * SEC)
 
     def set_nodelay(self, on: bool = True) -> None:
         """TCP_NODELAY: send short segments at once."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             (self._tcp.set_flag if on else self._tcp.clear_flag)(self._c, Flag.NODELAY)
             self.push()
@@ -410,9 +407,9 @@ class TcpSocket:
 
     def wait_connected(self, timeout: float | None) -> None:
         """Until the handshake is over; raises what went wrong."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._dev.xmit()
-        self._stack.wait(
+        self._poller.wait(
             lambda: self._tcb.state not in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED),
             timeout,
             f"the connection to {self.peer[0]}:{self.peer[1]}",
@@ -421,9 +418,8 @@ class TcpSocket:
 
     def shutdown(self) -> None:
         """shutdown(SHUT_WR): FIN after what was sent; receiving goes on."""
-        with self._stack.lock:
+        with self._poller:
             self._check_open()
-            self._tcp.record.now = self._stack.clock.now()
             self._tcp.shutdown(self._c)
             self._dev.xmit()
 
@@ -447,13 +443,13 @@ class TcpSocket:
 
     def check_error(self) -> None:
         """Raise the socket's error, if there is one (SO_ERROR); it is told once."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             self._raise_error()
 
     def wait_drained(self, timeout: float | None = None) -> None:
         """Until the peer has acknowledged all that was sent (SO_LINGER's wait)."""
-        self._stack.wait(self.drained, timeout, f"{self.peer[0]}:{self.peer[1]}'s acknowledgement")
+        self._poller.wait(self.drained, timeout, f"{self.peer[0]}:{self.peer[1]}'s acknowledgement")
 
     def close(self) -> None:
         """close(): FIN (RST with data unread); queued payload and all tokens are given back."""
@@ -464,19 +460,18 @@ class TcpSocket:
         self._end(abort=True)
 
     def _end(self, *, abort: bool) -> None:
-        with self._stack.lock:
+        with self._poller:
             if self._closed:
                 return
             self._last = {**self.statistics(), "queued": 0, "tokens": 0}
             self._closed = True
-            self._stack.changed()
+            self._poller.changed()
             tokens = self._tokens.all()
             if len(tokens):
-                self._tokens.give_back(self._stack, self._c if self._has_row() else -1, tokens)
+                self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, tokens)
             self._tokens.close()
             if self._has_row():
                 self._tcb.tokens_fd = 0
-                self._tcp.record.now = self._stack.clock.now()
                 if abort:
                     self._tcp.abort(self._c)
                 else:
@@ -517,25 +512,27 @@ class TcpSocket:
 class TcpListener:
     """A listening socket."""
 
-    def __init__(self, stack: Stack, listener: Listener) -> None:
-        self._stack, self._listener = stack, listener
+    def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy, listener: Listener) -> None:
+        self._poller, self._tcp, self._zerocopy, self._listener = poller, tcp, zerocopy, listener
         self.port = listener.port
 
     def accept(self, timeout: float | None = None) -> TcpSocket:
         """The next connection (its ``peer`` says from where). TimeoutError; ENODEV; EBADF."""
         ready = self._listener.ready
-        with self._stack.lock:
+        with self._poller.lock:
             if self._listener.closed:
                 raise NetmemError(errno.EBADF, "the listener is closed")
-            self._stack.wait(
-                lambda: bool(ready) or self._listener.closed or self._stack.gone is not None,
+            self._poller.wait(
+                lambda: bool(ready) or self._listener.closed or self._poller.gone is not None,
                 timeout,
                 f"a connection to port {self.port}",
             )
             if ready:
-                return TcpSocket(self._stack, ready.popleft())  # closing empties it
-            if self._stack.gone is not None:
-                raise self._stack.gone
+                return TcpSocket(
+                    self._poller, self._tcp, self._zerocopy, ready.popleft()
+                )  # closing empties it
+            if self._poller.gone is not None:
+                raise self._poller.gone
             raise NetmemError(errno.EBADF, "the listener is closed")
 
     @property
@@ -549,12 +546,12 @@ class TcpListener:
 
     def close(self) -> None:
         """Stop listening; connections nobody accepted are reset."""
-        with self._stack.lock:
-            if not self._stack._closed:
-                self._stack.tcp.unlisten(self._listener)
-                self._stack.changed()
-                if self._stack.dev.running:
-                    self._stack.dev.xmit()
+        with self._poller.lock:
+            if not self._poller.closed:
+                self._tcp.unlisten(self._listener)
+                self._poller.changed()
+                if self._tcp.dev.running:
+                    self._tcp.dev.xmit()
 
     def __enter__(self) -> TcpListener:
         return self

@@ -1,13 +1,9 @@
-"""A stack over one device: the only way in is ``poll``, under one lock, with the time passed in."""
+"""A stack over one device: what one poll does, and the sockets."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import select
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +13,7 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.headers import PROTO_TCP, PROTO_UDP
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip, address_of
+from netmem.inet.poller import Poller
 from netmem.inet.socket import TcpListener, TcpSocket
 from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import TcpConfig
@@ -54,28 +51,16 @@ class Stack:
     ) -> None:
         self.dev = dev
         self.clock: Clock = clock or MonotonicClock()
-        self.lock = dev.lock
-        self._changed = threading.Condition(self.lock)
         self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways or [])
         self.tcp = Tcp(dev, self.ip, config or TcpConfig())
+        self.poller = Poller(dev, self.clock, self.tcp.record, self._work, self._device_gone)
+        self.lock = self.poller.lock
         self.zerocopy = Zerocopy(dev, self.tcp)
-        self.udp = Udp(self)
-        self.tcp.record.sockets = self.udp.arena.address
+        self.udp = Udp(self.poller, self.tcp, self.zerocopy)
         self._addresses_changed()
-        self.ip.stats, self.ip.neighbour_up = self.tcp.stats, self.tcp.neighbour_up
-        self.ip.failed = self._icmp_error
+        self.ip.neighbour_up, self.ip.failed = self.tcp.neighbour_up, self._icmp_error
         self._generation = -1
         self._next_reap = 0
-        self._leader: threading.Thread | None = None
-        self._led = False  # an event loop waits for the NIC
-        self._kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._service: threading.Thread | None = None
-        self._stop = threading.Event()
-        self._last_poll = 0
-        self._gone: DeviceGoneError | None = None
-        self._trapped: Exception | None = None  # in the service thread
-        self._closed = False
-        self.closing: list[Callable[[], None]] = []  # called when the stack closes, for whoever waits on it
         dev.stack_notice = {
             "addresses": self.ip.addresses,
             "globals": self.tcp.arena.fd,
@@ -84,7 +69,6 @@ class Stack:
             "udp": self.udp.arena.fd,
         }
         dev.publish()
-        self.backstops = 0  # times the back-stop of a wait found work that no interrupt told of
 
     def add_address(self, text: str) -> None:
         """Give the stack one more address, ``10.0.2.16/24`` or ``fd00::10/64``. EINVAL, ENOBUFS."""
@@ -102,39 +86,35 @@ class Stack:
     # -- polling ------------------------------------------------------------------------------
 
     def poll(self, now: int | None = None, budget: int = BUDGET) -> bool:
-        """Receive, run timers, send. True when anything came in or was left over to do."""
-        with self.lock:
-            if self._trapped is not None and threading.current_thread() is not self._service:
-                trapped, self._trapped = self._trapped, None
-                raise trapped
-            if self._closed:
-                raise NetmemError(errno.EBADF, "the stack was closed")
-            tcp, dev = self.tcp, self.dev
-            record = tcp.record
-            # A call may have stamped a later time than the caller took: time never goes back.
-            now = max(self.clock.now() if now is None else now, record.now)
-            self._last_poll = now
-            record.now = self.ip.now = now
-            if dev.queue_generation != self._generation:
-                self._queues_changed()
-            got = dev.poll(now, self._receive, budget) if dev.running else 0
-            if now >= record.timer:
-                tcp.timers()
-            if record.starved:
-                self._refresh_credits()
-                calls.window_updates(tcp.at)
-            if record.releases:
-                tcp.put_released()
-            if record.zc_head and self.zerocopy.poll():
-                self._changed.notify_all()
-            if now >= self._next_reap:
-                self._next_reap = now + SEC
-                dev.reap(now)
-            if dev.running:
-                dev.xmit()
-            if sanitizer.ON:
-                tcp.check_pledges()
-            return got > 0
+        """Receive, run timers, send. True when anything came in."""
+        return self.poller.poll(now, budget)
+
+    def _work(self, now: int, budget: int) -> bool:
+        tcp, dev, record = self.tcp, self.dev, self.tcp.record
+        self._look_at_queues()
+        got = dev.poll(now, self._receive, budget) if dev.running else 0
+        if now >= record.timer:
+            tcp.timers()
+        if record.starved:
+            self._refresh_credits()
+            calls.window_updates(tcp.at)
+        if record.releases:
+            tcp.put_released()
+        if record.zc_head and self.zerocopy.poll():
+            self.poller.changed()
+        if now >= self._next_reap:
+            self._next_reap = now + SEC
+            dev.reap(now)
+        if dev.running:
+            dev.xmit()
+        if sanitizer.ON:
+            tcp.check_pledges()
+        return got > 0
+
+    def _look_at_queues(self) -> None:
+        """When a queue got another pool: take over its sizes for credit and reserve."""
+        if self.dev.queue_generation != self._generation:
+            self._queues_changed()
 
     def _queues_changed(self) -> None:
         """A queue got another pool: take over its sizes for credit and reserve."""
@@ -211,158 +191,28 @@ class Stack:
     # -- waiting ------------------------------------------------------------------------------
 
     def wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Poll until ``ready()``. TimeoutError naming ``what``; ENODEV when the device goes.
+        """Poll until ``ready()``; see ``Poller.wait``."""
+        self.poller.wait(ready, timeout, what)
 
-        One waiter at a time sleeps on the NIC's interrupt, the others on what it brings in.
-        ``timeout`` in seconds, None: for ever.
-        """
-        deadline = None if timeout is None else self.clock.now() + int(timeout * SEC)
-        backstop, rounds = BACKSTOP_NS, 0
-        with self.lock:
-            while not ready():
-                if self._closed:
-                    raise NetmemError(errno.EBADF, "the stack was closed")
-                now = self.clock.now()
-                if self.poll(now):
-                    self._changed.notify_all()
-                    backstop = BACKSTOP_NS
-                    rounds += 1
-                    if rounds % FAIR_ROUNDS == 0:
-                        self._let_others()
-                    if deadline is None or now < deadline or ready():
-                        continue
-                if ready():
-                    return
-                self.check_device()
-                if ready():  # an error for the socket counts as ready
-                    return
-                if deadline is not None and now >= deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, f"{what} did not happen in {timeout:g} s")
-                rest = SEC if deadline is None else max(0, deadline - now)
-                if self._leader is not None or self._led:
-                    if self._leader is self._service:
-                        os.eventfd_write(self._kick, 1)
-                    self._changed.wait(min(rest, 20 * MS) / SEC)
-                    continue
-                self._sleep(min(rest, backstop))
-                backstop = min(2 * backstop, BACKSTOP_MAX_NS)
-
-    def _let_others(self) -> None:
-        """Under constant traffic: let go of the lock, every level, for whoever waits for it."""
-        held = self.lock._release_save()  # type: ignore[attr-defined]
-        try:
-            time.sleep(0)
-        finally:
-            self.lock._acquire_restore(held)  # type: ignore[attr-defined]
-
-    def _sleep(self, limit: int) -> bool:
-        """As the leader, sleep on the interrupt for at most ``limit`` ns, the lock let go."""
-        driver = self.dev.driver
-        self._leader = threading.current_thread()
-        driver.irq_arm()
-        try:
-            if driver.has_work() or self._stop.is_set():
-                return True
-            timer = self.tcp.record.timer - self.clock.now()
-            limit = max(0, min(limit, timer))
-            waiter = select.poll()
-            for fd in (driver.irq_fd(), self._kick, *driver.filenos()):
-                waiter.register(fd, select.POLLIN)
-            # A socket call holds the lock already when it comes here: let go of every level, as
-            # threading.Condition does, or nobody else could call in while we sleep.
-            held = self.lock._release_save()  # type: ignore[attr-defined]
-            try:
-                events = waiter.poll((limit + MS - 1) // MS)
-            finally:
-                self.lock._acquire_restore(held)  # type: ignore[attr-defined]
-            if not events and driver.has_work():
-                self.backstops += 1
-            return bool(events)
-        finally:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._kick)
-            driver.irq_ack()
-            self._leader = None
-            self._changed.notify_all()
-
-    def lead(self, leading: bool) -> None:
-        """An event loop takes over waiting for the NIC (True), or hands it back."""
-        with self.lock:
-            self._led = leading
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._kick, 1)
-
-    def arm(self) -> bool:
-        """Ask for an interrupt. True when there is work already, and none will come for it."""
-        self.dev.driver.irq_arm()
-        return self.dev.driver.has_work()
-
-    def irq_taken(self) -> None:
-        """The interrupt came: its descriptor is no longer readable."""
-        self.dev.driver.irq_ack()
-
-    def check_device(self) -> None:
-        """When the NIC is gone, and all it left was read, tell every connection."""
-        if self._gone is not None or self.dev.driver.is_alive():
-            return
-        if self.dev.driver.has_work():
-            return
-        self._gone = DeviceGoneError(f"{self.dev.name}: the NIC is gone")
-        tcp = self.tcp
-        for c in range(tcp.record.rows):
-            if tcp.state(c):
-                tcp.closed(c, errno.ENODEV)
-        self.dev.publish()
-        self._changed.notify_all()
-
-    def changed(self) -> None:
-        """Wake whoever waits: a socket or listener was closed. Called under the lock."""
-        self._changed.notify_all()
+    def serve(self) -> None:
+        """Start the service thread: it polls while no call of the application does."""
+        self.poller.serve()
 
     @property
     def closed(self) -> bool:
         """True once the stack was closed."""
-        return self._closed
+        return self.poller.closed
 
     @property
     def gone(self) -> DeviceGoneError | None:
         """The error that says that the device is gone, or None."""
-        return self._gone
+        return self.poller.gone
 
-    def serve(self) -> None:
-        """Start the service thread: it polls while no call of the application does."""
-        if self._service is None:
-            self._service = threading.Thread(target=self._serve, name="netmem-stack", daemon=True)
-            self._service.start()
-
-    def _serve(self) -> None:
-        while not self._stop.is_set():
-            idle = self.clock.now() - self._last_poll
-            if self._leader is not None or self._led or idle < SERVICE_NS:
-                self._stop.wait(SERVICE_NS / SEC)
-                continue
-            with self.lock:
-                if self._closed:
-                    return
-                try:
-                    for _ in range(FAIR_ROUNDS):
-                        if self._stop.is_set() or not self.poll():
-                            break
-                        self._changed.notify_all()
-                    self.check_device()
-                    if self._leader is None and not self._stop.is_set():
-                        self._sleep(BACKSTOP_MAX_NS)
-                        if not self._stop.is_set() and self.poll():
-                            self._changed.notify_all()
-                except DeviceGoneError:
-                    self.check_device()  # calls report it
-                except Exception as error:  # the next call of the application raises it
-                    self._trapped = error
-                    self._changed.notify_all()
-            if self._gone is not None:
-                return
-            if self._trapped is not None:
-                self._stop.wait(SERVICE_NS / SEC)
+    def _device_gone(self) -> None:
+        for c in range(self.tcp.record.rows):
+            if self.tcp.state(c):
+                self.tcp.closed(c, errno.ENODEV)
+        self.dev.publish()
 
     # -- sockets ------------------------------------------------------------------------------
 
@@ -371,7 +221,7 @@ class Stack:
         if not 0 < port < 65536:
             raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
         with self.lock:
-            return TcpListener(self, self.tcp.listen(port, backlog))
+            return TcpListener(self.poller, self.tcp, self.zerocopy, self.tcp.listen(port, backlog))
 
     def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> TcpSocket:
         """A connection to ``host``:``port``. TimeoutError, ECONNREFUSED as the network answers."""
@@ -387,27 +237,23 @@ class Stack:
         """Start a connection; ``TcpSocket.wait_connected`` waits for it."""
         if not 0 < port < 65536:
             raise NetmemError(errno.EINVAL, f"port {port} is outside 1 to 65535")
-        with self.lock:
-            self.check_device()
-            if self._gone is not None:
-                raise self._gone
-            self.tcp.record.now = self.ip.now = self.clock.now()
-            if self.dev.queue_generation != self._generation:
-                self._queues_changed()
-            return TcpSocket(self, self.tcp.connect(address_of(host), port))
+        with self.poller as poller:
+            poller.check_device()
+            poller.check()
+            self._look_at_queues()
+            return TcpSocket(poller, self.tcp, self.zerocopy, self.tcp.connect(address_of(host), port))
 
     def _icmp_error(self, error: IcmpError) -> None:
         if error.proto == PROTO_TCP:
             self.tcp.icmp_error(error)
         elif error.proto == PROTO_UDP:
             self.udp.icmp_error(error)
-            self._changed.notify_all()
+            self.poller.changed()
 
     def udp_socket(self, port: int = 0) -> UdpSocket:
         """A UDP socket on a port of every address; 0 takes a free one. EADDRINUSE, EINVAL, ENOBUFS."""
         with self.lock:
-            if self.dev.queue_generation != self._generation:
-                self._queues_changed()
+            self._look_at_queues()
             return self.udp.open(port)
 
     def statistics(self) -> dict[str, Any]:
@@ -448,32 +294,24 @@ class Stack:
 
         end = self.clock.now() + int(most * SEC)
         with contextlib.suppress(OSError):  # time is up, or the device is gone
-            while not self._closed and (before := left())[0] and self.clock.now() < end:
+            while not self.closed and (before := left())[0] and self.clock.now() < end:
                 self.wait(lambda last=before: left() != last, timeout, "the last acknowledgement")  # type: ignore[misc]
 
     def close(self) -> None:
         """Reset what is open, give everything back, and stop the service thread."""
-        if self._stop.is_set():
+        if not self.poller.stop():
             return
-        self._stop.set()
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self._kick, 1)
-        if self._service is not None and self._service is not threading.current_thread():
-            self._service.join(5.0)
-        for call in list(self.closing):
-            call()
         with self.lock:
-            if self._closed:
+            if self.closed:
                 return
-            self._closed = True
+            self.poller.closed = True
             for c in range(self.tcp.record.rows):
-                if self.tcp.state(c) and self._gone is None:
+                if self.tcp.state(c) and self.gone is None:
                     self.tcp.abort(c)
-            if self.dev.running and self._gone is None:
+            if self.dev.running and self.gone is None:
                 self.dev.xmit()
             self.udp.close()
             self.tcp.put_released()
             self.tcp.close_all()
             self.zerocopy.close()
-            self._changed.notify_all()
-            os.close(self._kick)
+            self.poller.close()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
+from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.receive import TokenSlot, TokenTable, tokens_back
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
-
-if TYPE_CHECKING:
-    from netmem.inet.stack import Stack
+from netmem.netdev.device import NetDevice
 
 FRAG = np.dtype(
     [
@@ -70,9 +69,9 @@ def named_tokens(tokens: npt.ArrayLike, capacity: int) -> Words:
     return np.atleast_1d(wanted).astype(np.int64)
 
 
-def pool_of(stack: Stack, handle: int) -> PagePool:
+def pool_of(dev: NetDevice, handle: int) -> PagePool:
     """A pool by the handle that travels with its buffers; the sanitiser notes who asks."""
-    pool = stack.dev.pools[handle]
+    pool = dev.pools[handle]
     if sanitizer.ON:
         sanitizer.called(pool.area.record)
     return pool
@@ -135,20 +134,20 @@ class Tokens:
     def close(self) -> None:
         self._arena.close()
 
-    def give_back(self, stack: Stack, c: int, tokens: Words) -> int:
+    def give_back(self, tcp: Tcp, c: int, tokens: Words) -> int:
         """Free tokens; how many there were. ``c``: the connection whose window that may open, or -1."""
-        tcp, freed, n = stack.tcp, 0, len(tokens)
+        freed, n = 0, len(tokens)
         while n:
             handle = self._pool_of(tokens, n)
             if not handle:
                 break
-            pool = pool_of(stack, handle)
+            pool = pool_of(tcp.dev, handle)
             freed += tokens_back(tcp.at, c, self.at, tokens, n, pool.at)
             if pool.record.released:
                 pool.flush()
             n = self.record.left
-        if freed and not stack.dev.running:
-            stack.dev.reap(stack.clock.now())  # nobody polls any more: the memory's last user was this
+        if freed and not tcp.dev.running:
+            tcp.dev.reap(tcp.now)  # nobody polls any more: the memory's last user was this
         return int(freed)
 
     def _pool_of(self, tokens: Words, n: int) -> int:

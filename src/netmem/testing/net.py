@@ -129,10 +129,12 @@ class Network:
 
     def connect(self, port: int = PORT) -> tuple[TcpSocket, TcpSocket, TcpListener]:
         """A connection from the peer: (our socket, the peer's, our listener)."""
-        tcp = self.ours.stack.tcp
+        stack, tcp = self.ours.stack, self.ours.stack.tcp
         existing = port in tcp.listeners
         listener = (
-            TcpListener(self.ours.stack, tcp.listeners[port]) if existing else self.ours.stack.listen(port)
+            TcpListener(stack.poller, tcp, stack.zerocopy, tcp.listeners[port])
+            if existing
+            else self.ours.stack.listen(port)
         )
         theirs = self.peer.stack.connect_nowait(OURS, port)
         self.until(listener.pending, 100_000)

@@ -97,6 +97,7 @@ class Connections:
         self.entries = self.entry_arena.array(Entry, 0, config.entries + 1)
         self._blocks = self.table.table(Tcb, 0, config.connections)
         record = self.record = self.arena.record(StackRecord)
+        ip.record = record
         self.stats = record.counters
         record.tcbs, record.entries, record.tx = self.table.address, self.entry_arena.address, dev.tx.at
         record.touched_list, record.slow_list, record.release_list, record.buckets = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +19,18 @@ from netmem.base.headers import IP_DF, PROTO_UDP, EtherType, IpHdr, UdpHdr
 from netmem.base.record import clear
 from netmem.inet.icmp import IcmpError, port_unreachable
 from netmem.inet.ip import address_of
+from netmem.inet.poller import Poller
 from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import RELEASE_ROOM
 from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
 from netmem.inet.udp import kernels as k
 from netmem.inet.udp.table import SOCKETS, DatagramRow, Receive, UdpSocketRecord
-from netmem.inet.zerocopy import Completions, as_ranges
+from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.netdev.batch import RxBatch
+from netmem.netdev.binding import TxBinding
 from netmem.netdev.tx import TX_ROWS, Tx, TxRow
-
-if TYPE_CHECKING:
-    from netmem.inet.stack import Stack
-    from netmem.netdev.binding import TxBinding
 
 DATAGRAM = np.dtype(DatagramRow)
 """A received datagram: where from, its size, and how much of it is linear bytes and how many frags."""
@@ -58,10 +57,12 @@ class UdpMessage(NamedTuple):
 class Udp:
     """The UDP of one stack: its sockets' table, shared with the kernels."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
+    def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy) -> None:
+        self.poller, self.zerocopy = poller, zerocopy
+        self.tcp, self.ip, self.dev = tcp, tcp.ip, tcp.dev
         self.arena = Arena("udp:sockets", SOCKETS * ctypes.sizeof(UdpSocketRecord))
         self.records = self.arena.array(UdpSocketRecord, 0, SOCKETS)
+        tcp.record.sockets = self.arena.address
         self.sockets: dict[int, UdpSocket] = {}
         self._next_port = 49152
         self._memory: int | None = None
@@ -84,7 +85,7 @@ class Udp:
         record, first = self.records[s], self.records[port % SOCKETS]
         record.port, record.limit = port, RCVBUF
         record.next, first.bucket = first.bucket, s + 1
-        self.sockets[s] = UdpSocket(self.stack, self, s)
+        self.sockets[s] = UdpSocket(self, s)
         return self.sockets[s]
 
     def _clear(self, s: int) -> None:
@@ -95,7 +96,7 @@ class Udp:
 
     def forget(self, s: int) -> None:
         """A socket was closed: what it has queued goes back."""
-        record, tcp = self.records[s], self.stack.tcp
+        record, tcp = self.records[s], self.tcp
         while k.udp_drop(tcp.at, s, RELEASE_ROOM // 4):
             tcp.put_released()
         first = self.records[record.port % SOCKETS]
@@ -111,9 +112,9 @@ class Udp:
 
     def refused(self, batch: RxBatch, i: int) -> None:
         """Tell the sender of a datagram that nobody listens, now and then (RFC 1122, 4.1.3.1)."""
-        ip, row = self.stack.ip, batch.row(i)
-        if ip.now - self._told_at >= SEC:
-            self._told_at, self._told = ip.now, 0
+        ip, row = self.ip, batch.row(i)
+        if ip.record.now - self._told_at >= SEC:
+            self._told_at, self._told = ip.record.now, 0
         self._told += 1
         if self._told <= UNREACHABLES_PER_S:
             headers = ctypes.string_at(row.header, row.header_len)
@@ -126,24 +127,23 @@ class Udp:
             if sock.port == error.ports & 0xFFFF and sock.remote == (error.target, error.ports >> 16):
                 sock.error = errno.EMSGSIZE if error.mtu else errno.ECONNREFUSED
                 if error.mtu:
-                    self.stack.ip.note_mtu(error)
+                    self.ip.note_mtu(error)
 
     def row(self, source: int, target: int, ports: tuple[int, int], size: int) -> tuple[TxRow, int]:
         """Headers of a datagram of ``size`` payload bytes in the next transmit row: (row, memory for it).
 
         ENOBUFS when no row is free; EHOSTUNREACH when the neighbour does not answer (yet); EMSGSIZE.
         """
-        stack = self.stack
-        tx, ip = stack.dev.tx, stack.ip
+        tx, ip = self.dev.tx, self.ip
         room = ip.mtu(target) - UdpHdr.LEN - (IpHdr.LEN if is_ip4(target) else 40)
         if size > room:
             raise NetmemError(errno.EMSGSIZE, f"{size} bytes do not fit one packet: {room} at most")
         if tx.is_full():
-            stack.tcp.stats.tx_full += 1
+            self.tcp.stats.tx_full += 1
             raise NetmemError(errno.ENOBUFS, "the transmit queue is full")
         mac = ip.resolve(ip.next_hop(target))
         if mac is None:
-            stack.dev.xmit()
+            self.dev.xmit()
             raise NetmemError(errno.EHOSTUNREACH, f"{ip_text(target)} is being asked for its MAC address")
         if self._memory is None:
             self._memory = tx.alloc_buffer(TX_ROWS * SLOT)
@@ -179,8 +179,8 @@ class UdpSocket:
     connected socket whose peer's host has nobody there.
     """
 
-    def __init__(self, stack: Stack, udp: Udp, s: int) -> None:
-        self._stack, self._udp, self._s = stack, udp, s
+    def __init__(self, udp: Udp, s: int) -> None:
+        self._poller, self._udp, self._s = udp.poller, udp, s
         self._record = udp.records[s]
         self.port = self._record.port
         self.remote: tuple[int, int] | None = None
@@ -192,7 +192,7 @@ class UdpSocket:
 
     def connect(self, host: str, port: int) -> None:
         """connect(): send to, and receive from, this peer only. EINVAL."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             number = address_of(host)
             self.remote = (number, port)
@@ -205,8 +205,8 @@ class UdpSocket:
 
     def _check(self) -> None:
         self._check_open()
-        if self._stack.gone is not None:
-            raise self._stack.gone
+        if self._poller.gone is not None:
+            raise self._poller.gone
         if self.error:
             error, self.error = self.error, 0
             raise NetmemError(error, f"the peer of UDP port {self.port} cannot be reached so")
@@ -219,7 +219,7 @@ class UdpSocket:
 
     def readable(self) -> bool:
         """True when a receive call would not wait."""
-        return self._closed or bool(self.pending()) or bool(self.error) or self._stack.gone is not None
+        return self._closed or bool(self.pending()) or bool(self.error) or self._poller.gone is not None
 
     def recv_batch(
         self, datagrams: int = 64, *, max_frags: int = 256, timeout: float | None = None
@@ -230,21 +230,20 @@ class UdpSocket:
         each in the datagrams' order. No Python object is made for a datagram. ETOOSMALL when the next one
         has more than ``max_frags`` frags.
         """
-        stack = self._stack
-        with stack.lock:
+        tcp = self._udp.tcp
+        with self._poller.lock:
             self._check()
             if not self.pending():
                 wait = timeout if timeout is not None else self.timeout
-                stack.wait(self.readable, wait, f"a datagram to port {self.port}")
+                self._poller.wait(self.readable, wait, f"a datagram to port {self.port}")
                 self._check()
-            tcp = stack.tcp
             if self._tokens is None:
                 self._tokens = Tokens()
             if self._tokens.record.free < max_frags:
                 self._tokens.reserve(max_frags)
             self._record.tokens_fd = self._tokens.fd
             handle = k.udp_pool(tcp.at, self._s)
-            pool = pool_of(stack, handle) if handle else next(iter(stack.dev.pools.values()))
+            pool = pool_of(tcp.dev, handle) if handle else next(iter(tcp.dev.pools.values()))
             found = np.empty(datagrams, DATAGRAM)
             frags = np.empty(max_frags, FRAG)
             linear = np.empty(LINEAR_ROOM, np.uint8)
@@ -269,13 +268,13 @@ class UdpSocket:
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """Give frags back; how many tokens were freed. As ``TcpSocket.devmem_dontneed``."""
-        with self._stack.lock:
+        with self._poller.lock:
             self._check_open()
             if self._tokens is None:
                 return 0
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._stack, -1, batch)
+            freed = self._tokens.give_back(self._udp.tcp, -1, batch)
             if repeated:
                 sanitizer.token_twice(repeated)
         return freed
@@ -296,13 +295,11 @@ class UdpSocket:
         EHOSTUNREACH while the neighbour is being asked for; EDESTADDRREQ; ENETUNREACH.
         """
         view = memoryview(data).cast("B")
-        with self._stack.lock:
+        with self._poller:
             self._check()
             target, port = self._target(address)
-            stack = self._stack
-            stack.ip.now = stack.tcp.record.now = stack.clock.now()
-            tx = stack.dev.tx
-            row, at = self._udp.row(stack.ip.source_for(target), target, (self.port, port), len(view))
+            udp, tx = self._udp, self._udp.dev.tx
+            row, at = udp.row(udp.ip.source_for(target), target, (self.port, port), len(view))
             tx.region.bytes[at : at + len(view)] = np.frombuffer(view, np.uint8)
             row.payload, row.payload_len = tx.record.io + at, len(view)
             self._go()
@@ -316,39 +313,37 @@ class UdpSocket:
         Otherwise as ``sendto`` and ``TcpSocket.sendmsg_devmem``; ``zerocopy_completions`` tells when the
         memory may be written anew.
         """
-        with self._stack.lock:
+        with self._poller:
             self._check()
             target, port = self._target(address)
-            stack = self._stack
-            bound = stack.zerocopy.check(binding)
+            udp, tx = self._udp, self._udp.dev.tx
+            bound = udp.zerocopy.check(binding)
             ranges = as_ranges(frags, bound.size)
             if not 1 <= len(ranges) <= 2:
                 raise NetmemError(
                     errno.EINVAL, f"a datagram is sent from one or two frags, not {len(ranges)}"
                 )
             size = sum(length for _, length in ranges)
-            stack.ip.now = stack.tcp.record.now = stack.clock.now()
-            tx = stack.dev.tx
-            row, _ = self._udp.row(stack.ip.source_for(target), target, (self.port, port), size)
+            row, _ = udp.row(udp.ip.source_for(target), target, (self.port, port), size)
             row.flags |= Tx.NETMEM
             row.payload, row.payload_len = bound.io + ranges[0][0], ranges[0][1]
             if len(ranges) == 2:
                 row.payload2, row.payload2_len = bound.io + ranges[1][0], ranges[1][1]
-            stack.zerocopy.datagram(bound, ranges, tx.record.filled + 1, self._completions)
+            udp.zerocopy.datagram(bound, ranges, tx.record.filled + 1, self._completions)
             self._go()
             return size
 
     def _go(self) -> None:
-        dev = self._stack.dev
+        dev = self._udp.dev
         dev.tx.record.filled += 1
-        self._stack.tcp.stats.udp_out += 1
+        self._udp.tcp.stats.udp_out += 1
         dev.xmit()
 
     def zerocopy_completions(self) -> list[tuple[int, int]]:
         """Calls of sendmsg_devmem that are over since last asked, as ranges (first, last)."""
-        with self._stack.lock:
-            self._stack.dev.xmit()
-            self._stack.zerocopy.poll()
+        with self._poller.lock:
+            self._udp.dev.xmit()
+            self._udp.zerocopy.poll()
             return self._completions.take()
 
     # -- end ----------------------------------------------------------------------------------
@@ -363,15 +358,15 @@ class UdpSocket:
 
     def close(self) -> None:
         """Give everything back: what is queued, and all tokens."""
-        with self._stack.lock:
+        with self._poller.lock:
             if self._closed:
                 return
             self._closed = True
-            self._stack.changed()
+            self._poller.changed()
             if self._tokens is not None:
                 tokens = self._tokens.all()
                 if len(tokens):
-                    self._tokens.give_back(self._stack, -1, tokens)
+                    self._tokens.give_back(self._udp.tcp, -1, tokens)
                 self._tokens.close()
             self._udp.forget(self._s)
 
