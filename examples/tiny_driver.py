@@ -5,11 +5,11 @@ Check it:  netmem check tiny_driver:TinyDriver      (in this folder)
 
 import errno
 
+from netmem.base.dma import DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.base.record import address_of, publish
 from netmem.drivers.softnic import kernels
 from netmem.hw.softnic import regs as r
-from netmem.memory.dma import DmaDirection
 from netmem.netdev.driver import NetmemTx
 from netmem.netdev.kernels import rx_return
 from netmem.netdev.ring import TxRingRecord

@@ -50,7 +50,7 @@ def test_bind_refusals_come_in_the_kernels_order(dev, monkeypatch):
         dev.ethtool.set_ringparam(hds_thresh=1)
         refused(errno.EINVAL, dev.bind_rx, [1], provider, text="hds-thresh")
         dev.ethtool.set_ringparam(hds_thresh=0)
-    refused(errno.ERANGE, open_rxq, dev, 7, provider)
+    refused(errno.ERANGE, open_rxq, dev.queues, 7, provider)
     large = make_provider("dmabuf", rx_page_size=8192)
     monkeypatch.setattr(type(dev.driver), "supports_rx_page_size", False)
     refused(errno.EOPNOTSUPP, dev.bind_rx, [1], large, text="rx_page_size")
@@ -64,7 +64,7 @@ def test_bind_refusals_come_in_the_kernels_order(dev, monkeypatch):
     binding.close()
     binding.close()
     assert provider.area.free == provider.area.count
-    assert dev.bindings == []
+    assert dev.queues.bindings == []
 
 
 def test_a_failing_queue_undoes_the_whole_call(dev):
@@ -151,9 +151,9 @@ def test_settings_that_no_device_can_have(dev):
     refused(errno.EINVAL if limit else errno.EOPNOTSUPP, ethtool.set_ringparam, hds_thresh=9001)
     refused(errno.EINVAL, ethtool.set_ringparam, rx_pending=100)
     refused(errno.EINVAL, ethtool.set_ringparam, nonsense=1)
-    before = dev.queue_generation
-    ethtool.set_ringparam(rx_pending=ethtool.ring.rx_pending)
-    assert dev.queue_generation == before  # nothing changed: the driver was not called
+    before = dev.queues.generation
+    ethtool.set_ringparam(rx_pending=dev.queues.ring.rx_pending)
+    assert dev.queues.generation == before  # nothing changed: the driver was not called
     ethtool.set_rxfh_indir([0, 3])
     refused(errno.EINVAL, ethtool.set_channels, 2, text="indirection")
     refused(errno.EINVAL, ethtool.set_rxfh_indir, [4])
@@ -243,7 +243,7 @@ def test_tokens_outlive_the_binding_and_the_mapping_ends_with_the_last(network):
     net.binding.close()
     assert net.binding.outstanding() == len(frags) == 4
     assert net.ours.bus.mappings() == maps + 1  # the area still, and the new pool's pages
-    assert net.ours.dev.bindings == [net.binding]
+    assert net.ours.dev.queues.bindings == [net.binding]
     again = net.ours.dev.bind_rx([0], provider)  # other queues may have the memory meanwhile
     again.close()
     view = provider.map()
@@ -251,7 +251,7 @@ def test_tokens_outlive_the_binding_and_the_mapping_ends_with_the_last(network):
     assert view[start : start + 100].tobytes() == payload(5000)[:100]
     assert ours.devmem_dontneed(frags["frag_token"]) == 4
     net.ours.dev.reap(net.clock.now())
-    assert net.ours.dev.bindings == []
+    assert net.ours.dev.queues.bindings == []
     assert net.ours.bus.mappings() == maps
     net.ours.dev.bind_rx([0], provider).close()
 

@@ -9,7 +9,6 @@ import subprocess
 import numpy as np
 
 from conftest import make_provider, need, payload, take
-from netmem.netdev.capture import Capture
 from netmem.testing import frames
 
 
@@ -28,7 +27,7 @@ def test_tshark_reads_headers_and_where_payload_lies(network, tmp_path, nic):
     provider = make_provider("dmabuf")
     net.bind(provider)
     path = tmp_path / "x.pcapng"
-    net.ours.dev.capture = capture = Capture(net.ours.dev, open(path, "wb"))
+    net.ours.dev.start_capture(open(path, "wb"))
     ours, theirs, _ = net.connect()
     theirs.send(payload(5000))
     net.until(lambda: ours.queued() == 5000)
@@ -40,7 +39,7 @@ def test_tshark_reads_headers_and_where_payload_lies(network, tmp_path, nic):
     ours.devmem_dontneed(message.frags["frag_token"])
     net.run(50)
     binding.close()
-    capture.close()
+    net.ours.dev.stop_capture()
     rows = tshark(path, "frame.len", "frame.cap_len", "ip.src", "tcp.len", "tcp.flags.syn", "frame.comment")
     assert any(row[4] in ("1", "True") and row[2] == frames.THEIRS for row in rows)
     received = [row for row in rows if row[2] == frames.THEIRS and row[5]]
@@ -59,13 +58,13 @@ def test_tshark_reads_headers_and_where_payload_lies(network, tmp_path, nic):
 def test_readable_payload_is_in_the_capture(network, tmp_path):
     net = network()
     path = tmp_path / "x.pcapng"
-    net.ours.dev.capture = capture = Capture(net.ours.dev, open(path, "wb"))
+    net.ours.dev.start_capture(open(path, "wb"))
     ours, theirs, _ = net.connect()
     theirs.send(b"in clear " * 100)
     net.until(lambda: ours.queued() == 900)
     ours.send(b"and back " * 100)
     net.run(5)
-    capture.close()
+    net.ours.dev.stop_capture()
     rows = tshark(path, "frame.len", "frame.cap_len", "frame.comment", "tcp.payload")
     assert all(row[0] == row[1] and not row[2] for row in rows)
     assert {(b"in clear " * 100).hex(), (b"and back " * 100).hex()} <= {row[3] for row in rows}
@@ -74,11 +73,11 @@ def test_readable_payload_is_in_the_capture(network, tmp_path):
 def test_ipv6_udp_and_a_closed_file(network, tmp_path):
     net = network(alone=True)
     path = tmp_path / "x.pcapng"
-    net.ours.dev.capture = capture = Capture(net.ours.dev, open(path, "wb"))
+    capture = net.ours.dev.start_capture(open(path, "wb"))
     for frame in (frames.tcp6(b"x" * 30), frames.udp6(b"y" * 30), frames.icmp_echo()):
         net.wire.inject(frame)
         net.run(1)
-    capture.close()
+    net.ours.dev.stop_capture()
     assert net.ours.dev.capture is None
     net.wire.inject(frames.icmp_echo())
     net.run(1)

@@ -270,7 +270,7 @@ def test_memory_may_be_bound_twice_and_closed_with_a_send_in_flight(nic, network
     ours.close()
     net.run(5)
     net.ours.dev.reap(net.clock.now())
-    assert net.ours.dev.bindings == net.ours.dev.tx_bindings == []
+    assert net.ours.dev.queues.bindings == net.ours.dev.tx_bindings == []
 
 
 # -- the control socket -----------------------------------------------------------------------------
@@ -368,7 +368,7 @@ def test_closed_memory_is_refused_for_what_it_is():
             with pytest.raises(NetmemError, match="provider is closed") as caught:
                 device.bind_rx([1], memory)
             assert caught.value.errno == errno.EBADF
-        assert device.dev.is_present()
+        assert device.dev.queues.is_present()
 
 
 def test_nothing_is_lost_when_tokens_cannot_be_had(network, monkeypatch):

@@ -448,7 +448,7 @@ def test_counters_of_a_queue_survive_its_restart(network):
             net.wire.inject(frames.arp())
             net.settle()
             net.ours.stack.poll(net.clock.now())
-            net.ours.dev.restart_queue(net.ours.dev.rx_queues[0])
+            net.ours.dev.queues.restart(net.ours.dev.rx_queues[0])
         assert net.ours.driver.get_queue_stats(0)["rx_packets"] == 2
 
 

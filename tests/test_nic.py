@@ -296,7 +296,7 @@ def test_a_queue_restarts_under_load_and_nothing_is_lost(network, memory):
     for i in range(20_000):
         left = offer(theirs, left)
         if i % 3 == 2 and restarts < 6 and got:
-            net.ours.dev.restart_queue(net.ours.dev.rx_queues[1])
+            net.ours.dev.queues.restart(net.ours.dev.rx_queues[1])
             restarts += 1
         net.run(1)
         got += take(ours, provider)
@@ -314,7 +314,7 @@ def test_a_dead_nic_is_noticed_and_everything_is_given_back(network):
     theirs.send(payload(2896))
     net.until(lambda: ours.queued() == 2896)
     net.ours.bus.unplug()
-    assert not net.ours.dev.is_present()
+    assert not net.ours.dev.queues.is_present()
     frags = ours.recvmsg_devmem().frags
     with pytest.raises(NetmemError) as error:
         ours.recvmsg_devmem(timeout=1)

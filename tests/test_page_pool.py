@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from conftest import make_provider
 from netmem.base.clock import SEC
+from netmem.base.dma import DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.memory import sanitizer
-from netmem.memory.dma import DmaDirection
 from netmem.memory.layout import Holder
 from netmem.memory.netmem import (
     net_iov_to_netmem,

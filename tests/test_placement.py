@@ -198,7 +198,7 @@ def test_the_pool_never_runs_below_what_is_pledged(network):
         net.run(1)
     for queue in (1, 2):
         account = net.ours.stack.tcp.record.accounts[queue]
-        assert account.pledged <= max(net.ours.dev.available(queue), 0)
+        assert account.pledged <= max(net.ours.dev.queues.available(queue), 0)
     for (ours, _), tokens in zip(pairs, kept, strict=True):
         ours.devmem_dontneed(tokens)
     second.close()

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from netmem.base.clock import MonotonicClock
+from netmem.base.dma import DmaDirection, DmaWatcher
 from netmem.cli import kernels as ck
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
 from netmem.lab.local import pair
 from netmem.memory import sanitizer
-from netmem.memory.dma import DmaDirection, DmaWatcher
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,

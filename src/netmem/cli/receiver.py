@@ -25,7 +25,6 @@ from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.memory.sanitizer import SanitizerError
-from netmem.netdev.capture import Capture
 from netmem.netdev.driver import TcpDataSplit
 
 GUEST_PORT = 5001
@@ -189,7 +188,7 @@ class Receiver:
         assert self.device is not None
         dev = self.device.dev
         with dev.lock:
-            dev.capture = Capture(dev, open(path, "wb"))
+            dev.start_capture(open(path, "wb"))
 
     @property
     def pools(self) -> list[PagePool]:
@@ -205,7 +204,7 @@ class Receiver:
     def level(self) -> float:
         """Part of the payload memory that can still be received into, 0 to 1."""
         assert self.device is not None
-        have = sum(self.device.dev.available(i) for i in self.bound)
+        have = sum(self.device.dev.queues.available(i) for i in self.bound)
         total = {id(pool.area): pool.area.count * pool.record.buffers_per_netmem for pool in self.pools}
         return min(1.0, have / sum(total.values()))
 
@@ -344,10 +343,8 @@ class Receiver:
         for connection in list(getattr(self, "connections", [])):
             self._finish(connection, abort=True)
         pools = list(self.device.dev.pools.values())
-        capture = self.device.dev.capture
         self.device.close()
-        if capture is not None:
-            capture.close()
+        self.device.dev.stop_capture()
         self.outstanding = sum(pool.inflight() for pool in pools)
         self.device = None
         if self.provider is not None:

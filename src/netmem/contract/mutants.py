@@ -12,11 +12,11 @@ import os
 from typing import Any, ClassVar
 
 from netmem.base.arena import Region
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.base.record import publish
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic import regs as r
-from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
@@ -26,8 +26,7 @@ from netmem.memory.page_pool import (
 )
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import Rx, RxBatch, RxRow
-from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import QueueConfig, RingParams, TcpDataSplit
+from netmem.netdev.driver import Netdev, QueueConfig, RingParams, TcpDataSplit
 from netmem.netdev.rx import RxRing
 from netmem.netdev.tx import Tx
 
@@ -49,7 +48,7 @@ def ring_with(**changes: Any) -> type[RxRing]:
 
     class Ring(RxRing):
         @staticmethod
-        def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+        def pool_params(dev: Netdev, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
             return dataclasses.replace(RxRing.pool_params(dev, dma, qcfg, queue), **changes)
 
     return Ring
@@ -60,7 +59,7 @@ def flags_by_split(on: int, off: int) -> type[RxRing]:
 
     class Ring(RxRing):
         @staticmethod
-        def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+        def pool_params(dev: Netdev, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
             params = RxRing.pool_params(dev, dma, qcfg, queue)
             change = on if qcfg.ring.tcp_data_split == TcpDataSplit.ENABLED else off
             flags = params.flags | change if change >= 0 else params.flags & ~-change
@@ -494,7 +493,7 @@ class SaysSomethingElse(SoftnicDriver):
 class RaisesInOpen(SoftnicDriver):
     """Fails in a way of its own."""
 
-    def open(self, dev: NetDevice) -> None:
+    def open(self, dev: Netdev) -> None:
         raise RuntimeError("this driver was never finished")
 
 

@@ -168,13 +168,13 @@ class Rig:
 
     def inspect(self) -> None:
         """Look at pools, flags, mappings and counters; notes what is wrong."""
-        split = self.dev.ethtool.ring.tcp_data_split
+        split = self.dev.queues.ring.tcp_data_split
         payload = self.payload_pools()
         for pool in payload:
             self._flags(pool, split)
             if pool.page_calls:
                 self.note("R3", f"{pool.page_calls} page calls on payload; their netmem twins are due")
-        for pool in self.dev.page_pools:
+        for pool in self.dev.queues.made:
             counters = pool.record.counters
             if counters.foreign:
                 self.note("R3", f"{counters.foreign} references given to a pool are not its own")

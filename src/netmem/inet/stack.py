@@ -113,12 +113,12 @@ class Stack:
 
     def _look_at_queues(self) -> None:
         """When a queue got another pool: take over its sizes for credit and reserve."""
-        if self.dev.queue_generation != self._generation:
+        if self.dev.queues.generation != self._generation:
             self._queues_changed()
 
     def _queues_changed(self) -> None:
         """A queue got another pool: take over its sizes for credit and reserve."""
-        self._generation = self.dev.queue_generation
+        self._generation = self.dev.queues.generation
         for queue in self.dev.rx_queues[:MAX_QUEUES]:
             pool = queue.pool
             if pool is None:
@@ -139,12 +139,12 @@ class Stack:
                         account.header_host = known.record.host
                         account.header_shift = known.record.shift
             account.host, account.shift = pool.record.host, pool.record.shift
-            account.buf_len = min(self.dev.ethtool.ring.rx_buf_len, 1 << pool.area.shift)
+            account.buf_len = min(self.dev.queues.ring.rx_buf_len, 1 << pool.area.shift)
         self._refresh_credits()
 
     def _refresh_credits(self) -> None:
         for queue in self.dev.rx_queues[:MAX_QUEUES]:
-            self.tcp.record.accounts[queue.index].available = self.dev.available(queue.index)
+            self.tcp.record.accounts[queue.index].available = self.dev.queues.available(queue.index)
             calls.trim(self.tcp.at, queue.index)
 
     def _receive(self, batch: RxBatch, queue: int, available: int) -> None:

@@ -94,9 +94,9 @@ class Zerocopy:
             binding = found[0] if found else None
         if not isinstance(binding, TxBinding) or binding.closed:
             raise NetmemError(errno.EINVAL, "no transmit binding has this id: bind the memory with bind_tx")
-        if binding.dev is not self._dev:
+        if not binding.is_of(self._dev.queues):
             raise NetmemError(
-                errno.ENODEV, f"the memory is bound to {binding.dev.name}, not to {self._dev.name}"
+                errno.ENODEV, f"the memory is bound to {binding.ifname}, not to {self._dev.name}"
             )
         return binding
 

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from netmem.base.arena import PAGE_SIZE, Arena, Region, Words, memfd
 from netmem.base.clock import SEC
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.base.record import Word, items
 from netmem.memory import calls, sanitizer
 from netmem.memory.area import Area
-from netmem.memory.dma import DmaDevice, DmaDirection
 from netmem.memory.layout import (
     PP_ALLOC_CACHE_REFILL,
     PP_ALLOC_CACHE_SIZE,
@@ -167,7 +167,7 @@ class PagePool:
                 raise self._gave_up(
                     errno.EOPNOTSUPP, "a memory provider needs PP_FLAG_DMA_MAP and PP_FLAG_DMA_SYNC_DEV"
                 )
-            self.provider.init(self)
+            self.provider.init(params.order)
         elif params.order > MAX_PAGE_ORDER:
             raise self._gave_up(errno.EINVAL, f"order {params.order} is above {MAX_PAGE_ORDER}")
         if params.order < 0:
@@ -182,7 +182,7 @@ class PagePool:
             self._open(ring, size)
         except BaseException:
             if self.provider is not None:
-                self.provider.destroy(self)
+                self.provider.destroy()
             elif self._pages is not None:
                 self._pages.area.close()
                 os.close(self._pages.fd)
@@ -280,7 +280,7 @@ class PagePool:
         have = pool.alloc.count
         n = min(n, PP_ALLOC_CACHE_SIZE - have)
         if self.provider is not None:
-            refs = self.provider.alloc_netmems(self, n)
+            refs = self.provider.alloc_netmems(n)
         else:
             refs = self.area.take(n if self.params.order == 0 else 1)
         if not len(refs):
@@ -414,7 +414,7 @@ class PagePool:
             self.record.released = 0
             self.record.pages_state_release_cnt += n
             if self.provider is not None:
-                self.provider.release_netmem(self, refs)
+                self.provider.release_netmem(refs)
             else:
                 self.area.give(refs)
         if self.destroyed_at is not None and not self.inflight():
@@ -559,7 +559,7 @@ class PagePool:
             self.params.dev.dma_unmap(mapped)
         if self.provider is not None:
             if self.arena.fd >= 0:
-                self.provider.destroy(self)
+                self.provider.destroy()
         elif self._pages is not None and self.arena.fd >= 0:
             self._pages.area.close()
             os.close(self._pages.fd)

@@ -7,15 +7,12 @@ import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from netmem.base.arena import PAGE_SIZE, Bytes, Region, Words
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.memory.area import Area
-from netmem.memory.dma import DmaDevice, DmaDirection
-
-if TYPE_CHECKING:
-    from netmem.memory.page_pool import PagePool
 
 RX_PAGE_MAX = 2 << 20
 CLOSED = "the memory was given up: its provider is closed"
@@ -44,16 +41,16 @@ class MemoryProvider(Protocol):
     def io_address(self, dma: DmaDevice | None) -> int | None:
         """Where a device that the area is attached to writes it; None when it is not attached."""
 
-    def init(self, pool: PagePool) -> None:
-        """mp_ops.init: accept or refuse a pool (E2BIG when its order is not the area's)."""
+    def init(self, order: int) -> None:
+        """mp_ops.init: accept or refuse a pool of this order (E2BIG when it is not the area's)."""
 
-    def destroy(self, pool: PagePool) -> None:
+    def destroy(self) -> None:
         """mp_ops.destroy: the pool is gone."""
 
-    def alloc_netmems(self, pool: PagePool, n: int) -> Words:
+    def alloc_netmems(self, n: int) -> Words:
         """mp_ops.alloc_netmems: up to ``n`` references; an empty array when there are none."""
 
-    def release_netmem(self, pool: PagePool, netmems: Words) -> None:
+    def release_netmem(self, netmems: Words) -> None:
         """mp_ops.release_netmem: take references back."""
 
     def describe(self) -> dict[str, Any]:
@@ -136,25 +133,25 @@ class AreaProvider:
     def _map_for(self, dma: DmaDevice, direction: DmaDirection) -> int:
         return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
 
-    def init(self, pool: PagePool) -> None:
+    def init(self, order: int) -> None:
         """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ; EBADF after ``close``."""
         if self._closed:
             raise NetmemError(errno.EBADF, CLOSED)
-        if pool.params.order != self.area.shift - (PAGE_SIZE.bit_length() - 1):
+        if order != self.area.shift - (PAGE_SIZE.bit_length() - 1):
             raise NetmemError(
                 errno.E2BIG,
-                f"page pool order {pool.params.order} does not match the rx page size {self.rx_page_size}",
+                f"page pool order {order} does not match the rx page size {self.rx_page_size}",
             )
         self.pools += 1
 
-    def destroy(self, pool: PagePool) -> None:
+    def destroy(self) -> None:
         self.pools -= 1
         self._let_go()
 
-    def alloc_netmems(self, pool: PagePool, n: int) -> Words:
+    def alloc_netmems(self, n: int) -> Words:
         return self.area.take(n)
 
-    def release_netmem(self, pool: PagePool, netmems: Words) -> None:
+    def release_netmem(self, netmems: Words) -> None:
         self.area.give(netmems)
 
     def describe(self) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import time
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
 
 from netmem.base.errors import MissingError
+from netmem.memory.page_pool import PagePool
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import Kind, RxBatch, RxRow
-from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx
-
-if TYPE_CHECKING:
-    from netmem.netdev.device import NetDevice
+from netmem.netdev.binding import TxBinding
+from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueue
 
 LINKTYPE_ETHERNET = 1
 SNAP = 65535
@@ -28,20 +28,23 @@ class Capture:
     MissingError without the package python-pcapng.
     """
 
-    def __init__(self, dev: NetDevice, file: BinaryIO) -> None:
+    def __init__(
+        self, name: str, tx: TxQueue, pools: Mapping[int, PagePool], tx_bindings: Sequence[TxBinding],
+        file: BinaryIO,
+    ) -> None:  # fmt: skip
         try:
             from pcapng import FileWriter, blocks
         except ImportError:
             raise MissingError("captures need the package python-pcapng: pip install python-pcapng") from None
-        self._dev, self._file = dev, file
+        self._tx, self._pools, self._tx_bindings, self._file = tx, pools, tx_bindings, file
         self._blocks: Any = blocks
         self._section: Any = blocks.SectionHeader(options={"shb_userappl": "netmem"})
         self._section.new_member(
             blocks.InterfaceDescription, link_type=LINKTYPE_ETHERNET, snaplen=SNAP,
-            options={"if_name": dev.name},
+            options={"if_name": name},
         )  # fmt: skip
         self._writer: Any = FileWriter(file, self._section)
-        self._sent = dev.tx.record.filled
+        self._sent = tx.record.filled
         self._offset = time.time_ns() - time.monotonic_ns()
         self.packets = 0
 
@@ -76,7 +79,7 @@ class Capture:
 
     def _piece(self, row: RxRow) -> tuple[str, bytes]:
         """Where a buffer's payload lies, and its bytes where the pool's memory is ordinary pages."""
-        pool = self._dev.pools[row.pool]
+        pool = self._pools[row.pool]
         at = offset_of(row.netmem, pool.area.shift) + row.offset
         if pool.provider is None:
             return "", ctypes.string_at(pool.area.address + at, row.size)
@@ -84,9 +87,9 @@ class Capture:
 
     def sent(self, now: int) -> None:
         """The rows that were filled since last asked, before the driver takes them."""
-        queue = self._dev.tx.record
+        queue = self._tx.record
         for number in range(max(self._sent, queue.filled - TX_ROWS), queue.filled):
-            row = self._dev.tx.row(number)
+            row = self._tx.row(number)
             data = ctypes.string_at(queue.slots + number % TX_ROWS * SLOT_BYTES, row.header_len)
             length, pieces = len(data) + row.payload_len + row.payload2_len, list[str]()
             for io, size in ((row.payload, row.payload_len), (row.payload2, row.payload2_len)):
@@ -98,13 +101,11 @@ class Capture:
         self._sent = queue.filled
 
     def _reference(self, io: int, size: int) -> str:
-        for binding in self._dev.tx_bindings:
+        for binding in self._tx_bindings:
             if binding.io <= io < binding.io + binding.size:
                 return f"dmabuf {binding.id} offset {io - binding.io} length {size}"
         return f"device memory at {io:#x} length {size}"
 
     def close(self) -> None:
-        """End the capture, and close its file."""
-        if self._dev.capture is self:
-            self._dev.capture = None
+        """Close the file; ``NetDevice.stop_capture`` ends a capture."""
         self._file.close()

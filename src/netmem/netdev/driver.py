@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from netmem.memory.dma import DmaDevice
+from netmem.base.arena import Arena
+from netmem.base.dma import DmaDevice
+from netmem.memory.page_pool import PagePool, PoolOwner
 from netmem.netdev.batch import RxBatch
-
-if TYPE_CHECKING:
-    from netmem.netdev.device import NetDevice
+from netmem.netdev.tx import TxQueue
 
 
 class TcpDataSplit(enum.IntEnum):
@@ -63,27 +63,44 @@ class NetmemTx(enum.IntEnum):
     NO_DMA = 2  # unreadable netmem too, because it never touches nor maps it
 
 
-class Driver(Protocol):
-    """struct net_device_ops, ethtool_ops and netdev_queue_mgmt_ops in one.
+class Netdev(PoolOwner, Protocol):
+    """struct net_device as far as a driver uses it: what ``open`` is handed, and pools are made for.
 
-    ``device_ids``: (vendor, device) pairs it drives. ``supported_ring_params``: names of RingParams
-    fields it can set. ``queue_mgmt_ops``: True when the four queue operations are there.
-    ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``netmem_tx``: what it can transmit (TX2).
-    ``hw_features``: names of what ``set_features`` can turn on (rx_gro_hw).
+    ``tx``: the transmit queue. ``now``: time of the last poll, ns.
     """
 
-    name: ClassVar[str]
-    device_ids: ClassVar[tuple[tuple[int, int], ...]]
-    supported_ring_params: ClassVar[frozenset[str]]
-    queue_mgmt_ops: ClassVar[bool]
-    supports_rx_page_size: ClassVar[bool]
-    hds_thresh_max: ClassVar[int]
+    mtu: int
+    tx: TxQueue
+    now: int
+
+    def register_pool(self, pool: PagePool) -> int:
+        """A handle for a pool, to travel with the buffers that come from it."""
+
+    def set_queue_pool(self, index: int, pool: PagePool | None) -> None:
+        """The driver started a queue with this payload pool, or stopped it."""
+
+    def reap(self, now: int) -> None:
+        """Pools were destroyed: forget those that came to their end."""
+
+
+class QueueMem(Protocol):
+    """What ``queue_mem_alloc`` makes. ``arena``: begins with the queue's RxRingRecord, for tools."""
+
+    arena: Arena
+
+
+class NetDeviceOps(Protocol):
+    """struct net_device_ops, NAPI and the interrupt.
+
+    ``hw_features``: names of what ``set_features`` can turn on (rx_gro_hw). ``netmem_tx``: what it
+    can transmit (TX2).
+    """
+
+    max_mtu: ClassVar[int]
     netmem_tx: ClassVar[NetmemTx]
     hw_features: ClassVar[frozenset[str]]
-    max_rx_queues: int
-    max_mtu: ClassVar[int]
 
-    def open(self, dev: NetDevice) -> None:
+    def open(self, dev: Netdev) -> None:
         """ndo_open: set up the device; queues are started by netdev through the queue operations."""
 
     def stop(self) -> None:
@@ -118,19 +135,38 @@ class Driver(Protocol):
     def is_alive(self) -> bool: ...
     def close(self) -> None: ...
 
-    def set_ringparam(self, params: RingParams) -> None:
-        """ethtool set_ringparam; netdev restarts the queues afterwards."""
-
-    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
-        """ndo_validate_qcfg: raise for a configuration that the device cannot have."""
-
     def set_features(self, features: frozenset[str]) -> None:
         """ndo_set_features: those of ``hw_features`` that are to be on."""
+
+
+class EthtoolOps(Protocol):
+    """struct ethtool_ops. ``supported_ring_params``: names of RingParams fields it can set."""
+
+    supported_ring_params: ClassVar[frozenset[str]]
+    hds_thresh_max: ClassVar[int]
+    max_rx_queues: int
+
+    def set_ringparam(self, params: RingParams) -> None:
+        """ethtool set_ringparam; netdev restarts the queues afterwards."""
 
     def set_rxfh(self, key: bytes, indirection: list[int]) -> None: ...
     def set_rules(self, rules: list[SteeringRule]) -> None: ...
     def get_ethtool_stats(self) -> dict[str, int]: ...
     def get_queue_stats(self, queue: int) -> dict[str, int]: ...
+
+
+class QueueMgmtOps(Protocol):
+    """struct netdev_queue_mgmt_ops.
+
+    ``queue_mgmt_ops``: False for a driver whose queues cannot be restarted one by one.
+    ``supports_rx_page_size``: QCFG_RX_PAGE_SIZE. ``mem`` is what ``queue_mem_alloc`` made.
+    """
+
+    queue_mgmt_ops: ClassVar[bool]
+    supports_rx_page_size: ClassVar[bool]
+
+    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
+        """ndo_validate_qcfg: raise for a configuration that the device cannot have."""
 
     def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> Any:
         """ndo_queue_mem_alloc: rings and page pools for a queue, not yet seen by the device."""
@@ -143,3 +179,10 @@ class Driver(Protocol):
 
     def queue_stop(self, queue: int) -> Any:
         """ndo_queue_stop: the device stops using the queue's memory, which is returned."""
+
+
+class Driver(NetDeviceOps, EthtoolOps, QueueMgmtOps, Protocol):
+    """The kernel's three tables of operations. ``device_ids``: (vendor, device) pairs it drives."""
+
+    name: ClassVar[str]
+    device_ids: ClassVar[tuple[tuple[int, int], ...]]

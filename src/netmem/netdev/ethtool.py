@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from netmem.base.errors import NetmemError
-from netmem.netdev.driver import RingParams, SteeringRule, TcpDataSplit
-
-if TYPE_CHECKING:
-    from netmem.netdev.device import NetDevice
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.queues import RxQueues
 
 # A fixed key: hash and so queue of a flow are the same in every run.
 RSS_KEY = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
@@ -22,9 +20,8 @@ SETTABLE = ("rx_pending", "tx_pending", "rx_buf_len", "tcp_data_split", "hds_thr
 class Ethtool:
     """Rings, channels, RSS and steering rules of one device."""
 
-    def __init__(self, dev: NetDevice, ring: RingParams) -> None:
-        self._dev = dev
-        self.ring = ring
+    def __init__(self, rxqs: RxQueues) -> None:
+        self._rxqs = rxqs
         self.key = RSS_KEY
         self.indirection: list[int] | None = None  # None: spread evenly over all queues
         self.rules: dict[int, SteeringRule] = {}
@@ -32,9 +29,9 @@ class Ethtool:
 
     def apply(self) -> None:
         """Write features, RSS and rules to a device that has just been opened."""
-        self._dev.driver.set_features(self.features)
+        self._rxqs.driver.set_features(self.features)
         self._apply_rxfh()
-        self._dev.driver.set_rules(list(self.rules.values()))
+        self._rxqs.driver.set_rules(list(self.rules.values()))
 
     # -- rings --------------------------------------------------------------------------------
 
@@ -45,7 +42,6 @@ class Ethtool:
         EINVAL when a bound provider needs the split on and the threshold 0, and beyond the
         driver's limits. Nothing happens when nothing changes.
         """
-        dev = self._dev
         unknown = set(changes) - set(SETTABLE)
         if unknown:
             raise NetmemError(errno.EINVAL, f"no such ring parameter: {', '.join(sorted(unknown))}")
@@ -56,15 +52,15 @@ class Ethtool:
             changes["tcp_data_split"] = TcpDataSplit(int(split))
         if changes.get("rx_buf_len", 1) <= 0:
             raise NetmemError(errno.ERANGE, "rx-buf-len: integer out of range")
-        with dev.lock:
-            dev.check_present()
+        with self._rxqs.lock:
+            self._rxqs.check_present()
             for name in changes:
-                if name not in dev.driver.supported_ring_params:
-                    raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} cannot set {name}")
-            new = replace(self.ring, **changes)
-            if new == self.ring:
+                if name not in self._rxqs.driver.supported_ring_params:
+                    raise NetmemError(errno.EOPNOTSUPP, f"{self._rxqs.driver.name} cannot set {name}")
+            new = replace(self._rxqs.ring, **changes)
+            if new == self._rxqs.ring:
                 return
-            if any(queue.mp_params for queue in dev.rx_queues):
+            if any(queue.mp_params for queue in self._rxqs.queues):
                 if new.tcp_data_split != TcpDataSplit.ENABLED:
                     raise NetmemError(
                         errno.EINVAL, "can't disable tcp-data-split while a memory provider is bound"
@@ -73,20 +69,20 @@ class Ethtool:
                     raise NetmemError(
                         errno.EINVAL, "can't set non-zero hds-thresh while a memory provider is bound"
                     )
-            if new.hds_thresh > dev.driver.hds_thresh_max:
+            if new.hds_thresh > self._rxqs.driver.hds_thresh_max:
                 raise NetmemError(
-                    errno.EINVAL, f"hds-thresh {new.hds_thresh} exceeds {dev.driver.hds_thresh_max}"
+                    errno.EINVAL, f"hds-thresh {new.hds_thresh} exceeds {self._rxqs.driver.hds_thresh_max}"
                 )
-            dev.driver.set_ringparam(new)
-            old, self.ring = self.ring, new
+            self._rxqs.driver.set_ringparam(new)
+            old, self._rxqs.ring = self._rxqs.ring, new
             try:
-                for queue in dev.rx_queues if dev.running else ():
-                    dev.restart_queue(queue)
+                for queue in self._rxqs.queues if self._rxqs.running else ():
+                    self._rxqs.restart(queue)
             except BaseException:
-                self.ring = old
-                dev.driver.set_ringparam(old)
-                for queue in dev.rx_queues:
-                    dev.restart_queue(queue)
+                self._rxqs.ring = old
+                self._rxqs.driver.set_ringparam(old)
+                for queue in self._rxqs.queues:
+                    self._rxqs.restart(queue)
                 raise
 
     # -- features -----------------------------------------------------------------------------
@@ -96,15 +92,14 @@ class Ethtool:
 
         EOPNOTSUPP for one that the driver does not have (NETIF_F_GRO_HW of hw_features).
         """
-        dev = self._dev
-        with dev.lock:
+        with self._rxqs.lock:
             for name in changes:
-                if name not in dev.driver.hw_features:
-                    raise NetmemError(errno.EOPNOTSUPP, f"{dev.driver.name} has no feature {name}")
+                if name not in self._rxqs.driver.hw_features:
+                    raise NetmemError(errno.EOPNOTSUPP, f"{self._rxqs.driver.name} has no feature {name}")
             on = {name for name, wanted in changes.items() if wanted}
             self.features = (self.features - set(changes)) | on
-            if dev.running:
-                dev.driver.set_features(self.features)
+            if self._rxqs.running:
+                self._rxqs.driver.set_features(self.features)
 
     # -- channels -----------------------------------------------------------------------------
 
@@ -114,68 +109,66 @@ class Ethtool:
         With a provider on queue i the kernel asks for more than i + 1 queues, one more than needed;
         so does this.
         """
-        dev = self._dev
-        with dev.lock:
-            if not 1 <= rx <= dev.driver.max_rx_queues:
-                raise NetmemError(errno.EINVAL, f"rx channels {rx}: 1 to {dev.driver.max_rx_queues}")
+        with self._rxqs.lock:
+            if not 1 <= rx <= self._rxqs.driver.max_rx_queues:
+                raise NetmemError(errno.EINVAL, f"rx channels {rx}: 1 to {self._rxqs.driver.max_rx_queues}")
             if self.indirection is not None and rx <= max(self.indirection):
                 raise NetmemError(
                     errno.EINVAL, "requested channel counts are too low for the indirection table"
                 )
             if any(rule.queue >= rx for rule in self.rules.values()):
                 raise NetmemError(errno.EINVAL, "requested channel counts are too low for an ntuple filter")
-            bound = [queue.index + 1 for queue in dev.rx_queues if queue.mp_params]
-            if bound and rx <= max(bound) and rx != len(dev.rx_queues):
+            bound = [queue.index + 1 for queue in self._rxqs.queues if queue.mp_params]
+            if bound and rx <= max(bound) and rx != len(self._rxqs.queues):
                 raise NetmemError(
                     errno.EINVAL, f"requested channel counts are too low for memory provider ({max(bound)})"
                 )
-            self._apply_rxfh(min(rx, len(dev.rx_queues)))  # no flow may lead to a queue that goes
-            dev.set_rx_queues(rx)
+            self._apply_rxfh(min(rx, len(self._rxqs.queues)))  # no flow may lead to a queue that goes
+            self._rxqs.set_count(rx)
             self._apply_rxfh()
 
     # -- RSS and rules ------------------------------------------------------------------------
 
     def set_rxfh_indir(self, queues: list[int] | None) -> None:
         """ethtool -X: spread flows over ``queues`` in turn; None: over all."""
-        dev = self._dev
-        with dev.lock:
-            if queues is not None and (not queues or any(not 0 <= q < len(dev.rx_queues) for q in queues)):
+        with self._rxqs.lock:
+            if queues is not None and (
+                not queues or any(not 0 <= q < len(self._rxqs.queues) for q in queues)
+            ):
                 raise NetmemError(errno.EINVAL, f"the table names queues that are not there: {queues}")
             self.indirection = queues
             self._apply_rxfh()
 
     def _apply_rxfh(self, count: int | None = None) -> None:
-        dev = self._dev
-        queues = self.indirection or list(range(count or len(dev.rx_queues)))
-        if dev.running:
-            dev.driver.set_rxfh(self.key, [queues[i % len(queues)] for i in range(INDIRECTION)])
+        queues = self.indirection or list(range(count or len(self._rxqs.queues)))
+        if self._rxqs.running:
+            self._rxqs.driver.set_rxfh(self.key, [queues[i % len(queues)] for i in range(INDIRECTION)])
 
     def add_rule(self, rule: SteeringRule) -> int:
         """ethtool -N: add an exact-match rule and return its id.
 
         ENOSPC when the table is full; EOPNOTSUPP, ENOSPC, EINVAL as the driver has it.
         """
-        dev = self._dev
-        with dev.lock:
-            dev.check_present()
-            if not 0 <= rule.queue < len(dev.rx_queues):
+        with self._rxqs.lock:
+            self._rxqs.check_present()
+            if not 0 <= rule.queue < len(self._rxqs.queues):
                 raise NetmemError(errno.EINVAL, f"rule names queue {rule.queue}, which is not there")
             if len(self.rules) >= MAX_RULES:
                 raise NetmemError(errno.ENOSPC, f"the rule table holds {MAX_RULES} rules")
             rule_id = next(i for i in range(MAX_RULES) if i not in self.rules)
-            if dev.running:
-                dev.driver.set_rules([*self.rules.values(), rule])
+            if self._rxqs.running:
+                self._rxqs.driver.set_rules([*self.rules.values(), rule])
             self.rules[rule_id] = rule
             return rule_id
 
     def delete_rule(self, rule_id: int) -> None:
         """ethtool -N delete: ENOENT when there is no such rule."""
-        with self._dev.lock:
+        with self._rxqs.lock:
             if self.rules.pop(rule_id, None) is None:
                 raise NetmemError(errno.ENOENT, f"no steering rule {rule_id}")
-            if self._dev.running:
-                self._dev.driver.set_rules(list(self.rules.values()))
+            if self._rxqs.running:
+                self._rxqs.driver.set_rules(list(self.rules.values()))
 
     def describe(self) -> dict[str, Any]:
         """ethtool -g, as names and values."""
-        return {**asdict(self.ring), "tcp_data_split": self.ring.tcp_data_split.name.lower()}
+        return {**asdict(self._rxqs.ring), "tcp_data_split": self._rxqs.ring.tcp_data_split.name.lower()}

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 
 from netmem.base.arena import Arena, Region, memfd
-from netmem.memory.dma import DmaDevice, DmaDirection
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.memory.page_pool import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
@@ -21,8 +21,7 @@ from netmem.memory.page_pool import (
     PagePoolParams,
 )
 from netmem.netdev.batch import RxBatch
-from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import QueueConfig, TcpDataSplit
+from netmem.netdev.driver import Netdev, QueueConfig, TcpDataSplit
 from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES, QueueCounters, Refill, RxRingRecord, Slot
 
 
@@ -48,14 +47,13 @@ class DescriptorRing:
 class RxRing:
     """What ``queue_mem_alloc`` makes: descriptors, slots, payload pool and header pool.
 
-    ``record``, ``at`` its address: what kernels work on.
+    ``record``, ``at`` its address: what kernels work on. ``params``: the settings it was made with.
     """
 
-    def __init__(
-        self, dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int, desc_bytes: int
-    ) -> None:
-        self._dev, ring = dev, qcfg.ring
-        name = dev.driver.name
+    def __init__(self, dev: Netdev, dma: DmaDevice, qcfg: QueueConfig, queue: int, desc_bytes: int) -> None:
+        self._dev = dev
+        ring = self.params = qcfg.ring
+        name = dev.name
         split = ring.tcp_data_split == TcpDataSplit.ENABLED
         with contextlib.ExitStack() as undo:
             self.pool = PagePool(self.pool_params(dev, dma, qcfg, queue))
@@ -80,7 +78,7 @@ class RxRing:
         self.pool.record.buffers_per_netmem = max(1, qcfg.rx_page_size // piece)
 
     @staticmethod
-    def pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+    def pool_params(dev: Netdev, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
         """Of the payload pool: it may be unreadable if and only if header split is on (R4)."""
         split = qcfg.ring.tcp_data_split == TcpDataSplit.ENABLED
         unreadable = PP_FLAG_ALLOW_UNREADABLE_NETMEM if split else 0
@@ -95,7 +93,7 @@ class RxRing:
         )
 
     @staticmethod
-    def header_pool_params(dev: NetDevice, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
+    def header_pool_params(dev: Netdev, dma: DmaDevice, qcfg: QueueConfig, queue: int) -> PagePoolParams:
         """Of the header pool: readable pages always."""
         return PagePoolParams(
             flags=PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV,

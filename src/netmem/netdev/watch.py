@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from netmem.memory import sanitizer
 from netmem.memory.layout import AreaRecord
@@ -10,25 +10,22 @@ from netmem.memory.page_pool import PagePool
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.kernels import rx_check
 
-if TYPE_CHECKING:
-    from netmem.netdev.device import NetDevice
-
 
 class Watch:
-    """What the sanitiser asks of one device, with its pools at hand by queue."""
+    """What the sanitiser asks of one device, whose ``pools`` it has at hand by queue."""
 
-    def __init__(self, dev: NetDevice) -> None:
-        self._dev = dev
+    def __init__(self, pools: Mapping[int, PagePool]) -> None:
+        self._pools = pools
         self._known: tuple[int, ...] = ()
         self._queues: dict[int, list[tuple[int, PagePool]]] = {}
         self._areas: list[AreaRecord] = []
 
     def _look(self) -> None:
         """Sort the device's pools by queue, when they are not the ones known."""
-        known = tuple(self._dev.pools)
+        known = tuple(self._pools)
         if known != self._known:
             self._known, self._queues = known, {}
-            for handle, pool in self._dev.pools.items():
+            for handle, pool in self._pools.items():
                 if pool.record.synced:
                     self._queues.setdefault(pool.params.queue_idx, []).append((handle, pool))
             pools = (pool for queue in self._queues.values() for _, pool in queue)

@@ -17,7 +17,7 @@ def check_r3_netmem(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
             if got != payload(SIZE, seed):
                 raise AssertionError("what arrived is not what was sent")
             rig.inspect()
-            rig.dev.restart_queue(rig.dev.rx_queues[QUEUE])
+            rig.dev.queues.restart(rig.dev.rx_queues[QUEUE])
         if rig.net.binding is not None:
             ours.close()
             rig.net.run(3)

@@ -15,45 +15,41 @@ import struct
 from typing import ClassVar
 
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.record import address_of, clear, items
+from netmem.base.record import address_of, items
+from netmem.drivers.base import TX_RING, WAIT_NS, RingDriver
 from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
 from netmem.hw.bus import PciBus
 from netmem.hw.registers import RegisterFile
-from netmem.memory.dma import DmaDevice, DmaDirection
-from netmem.netdev.batch import RxBatch
-from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import NetmemTx, QueueConfig, RingParams, SteeringRule
-from netmem.netdev.kernels import rx_return
+from netmem.netdev.driver import Netdev, RingParams, SteeringRule
 from netmem.netdev.ring import HEADER_BYTES, QueueCounters
 from netmem.netdev.rx import DescriptorRing, RxRing
 
-TX_RING = 2048
 MIN_RING = 32  # the device takes 8, but QEMU's then delivers out of order, and pauses
-WAIT_NS = 5_000_000_000
 FRAME_OVERHEAD = 14 + 4 + 4  # Ethernet header, VLAN tag, frame check sequence
 INTERRUPT_US = 200  # least time between two interrupts
 DOORBELL = 64  # descriptors worth a tail write: each costs the device (QEMU's thread) as much as 10 packets
 VECTOR_VALID = 0x80  # IVAR: the entry counts, vector 0
 
 
-class IgbDriver:
+class IgbDriver(RingDriver):
     """netmem.netdev.driver.Driver for the 82576, on any PCI bus that has one.
 
     ``autoneg``: negotiate the link, which takes the PHY some time; without it 1000 Mbit/s full
     duplex is forced, and the link is there as soon as the cable is (``ethtool -s autoneg off``).
     """
 
+    bus: PciBus
+    desc_bytes: ClassVar[int] = r.DESC_BYTES
+    rx_kernel = staticmethod(k.igb_rx)
+    refill_kernel = staticmethod(k.igb_refill)
+    pending_kernel = staticmethod(k.igb_pending)
     name: ClassVar[str] = "igb"
     device_ids: ClassVar[tuple[tuple[int, int], ...]] = ((0x8086, 0x10C9),)
     supported_ring_params: ClassVar[frozenset[str]] = frozenset(
         {"rx_pending", "rx_buf_len", "tcp_data_split"}
     )
-    queue_mgmt_ops: ClassVar[bool] = True
     hw_features: ClassVar[frozenset[str]] = frozenset()
-    supports_rx_page_size: ClassVar[bool] = True
-    netmem_tx: ClassVar[NetmemTx] = NetmemTx.DMA
-    ring_class: ClassVar[type[RxRing]] = RxRing
     hds_thresh_max: ClassVar[int] = 0  # the 82576 has no threshold
     max_mtu: ClassVar[int] = 9216
     max_rx_queues: int = r.QUEUES
@@ -61,27 +57,16 @@ class IgbDriver:
     def __init__(self, bus: PciBus, *, autoneg: bool = True) -> None:
         if bus.device_id not in self.device_ids:
             raise NetmemError(errno.ENODEV, "the device {:04x}:{:04x} is no 82576".format(*bus.device_id))
-        self.bus, self.autoneg = bus, autoneg
-        self.regs = RegisterFile(bus, r.REGISTERS)
-        self._dev: NetDevice | None = None
-        self._rx: dict[int, RxRing] = {}
-        self._counters: dict[int, QueueCounters] = {}  # of queues that were stopped
-        self._tx: DescriptorRing | None = None
+        super().__init__(bus)
+        self.autoneg = autoneg
         self._tx_ring = r.IgbTxRing()
-        self._tx_io: int | None = None
+        self.regs = RegisterFile(bus, r.REGISTERS)
         self._totals = dict.fromkeys(r.STATISTICS, 0)
         self._missed: dict[int, int] = {}
         self._reset()
         low, high = self.regs.read("RAL"), self.regs.read("RAH")
         self._mac = int.from_bytes(struct.pack("<IH", low, high & 0xFFFF), "big")
         self._filters = self._has_filters()
-
-    @property
-    def dev(self) -> NetDevice:
-        """The net device above."""
-        if self._dev is None:
-            raise NetmemError(errno.ENETDOWN, "the device is down")
-        return self._dev
 
     # -- ndo_open, ndo_stop -------------------------------------------------------------------
 
@@ -93,7 +78,7 @@ class IgbDriver:
         self.regs.write("EIMC", 0xFFFFFFFF)
         self.regs.write("IMC", 0xFFFFFFFF)
 
-    def open(self, dev: NetDevice) -> None:
+    def open(self, dev: Netdev) -> None:
         """Bring the device up in the data sheet's order [4.5]; queues are started by netdev."""
         self._dev = dev
         self._reset()
@@ -135,15 +120,9 @@ class IgbDriver:
         self.regs.write("EIAC", 1)
         self.regs.write("EIMS", 1)
 
-    def _start_transmit(self, dev: NetDevice) -> None:
+    def _start_transmit(self, dev: Netdev) -> None:
         """Transmit queue 0, and the transmitter [4.5.10]."""
-        self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
-        dev.tx.record.io = self._tx_io
-        self._tx = DescriptorRing(self.bus, "igb:tx-ring", TX_RING, r.DESC_BYTES)
-        clear(self._tx_ring)
-        ring = self._tx_ring.ring
-        ring.desc, ring.mask, ring.queue = self._tx.region.address, TX_RING - 1, dev.tx.at
-        self._place_ring("T", 0, self._tx)
+        self._place_ring("T", 0, self.open_tx(dev, self._tx_ring.ring))
         self.regs.write("TXDCTL", ENABLE=1)
         self.bus.wait(lambda: bool(self.regs.get("TXDCTL", "ENABLE")), "transmit queue 0", WAIT_NS)
         self.regs.write("TCTL", EN=1, PSP=1, CT=15, COLD=63)
@@ -162,18 +141,7 @@ class IgbDriver:
             self._collect()
             self.regs.write("TXDCTL", ENABLE=0)
             self.regs.write("TCTL", 0)
-        if self._tx is not None:
-            self._tx.close()
-            self._tx = None
-        if self._tx_io is not None:
-            self.bus.dma_unmap(self._tx_io)
-            self._tx_io = None
-
-    def close(self) -> None:
-        self.bus.close()
-
-    def dma_device(self) -> DmaDevice | None:
-        return self.bus
+        self.close_tx()
 
     def mac_address(self) -> int:
         """Receive address 0, which the device loads from its EEPROM [5.6.2], as a 48-bit number."""
@@ -189,53 +157,20 @@ class IgbDriver:
 
     # -- NAPI and transmit --------------------------------------------------------------------
 
-    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
-        ring = self._rx.get(queue)
-        return ring.poll(k.igb_rx, batch, budget) if ring else 0
-
-    def rx_refill(self, queue: int, batch: RxBatch) -> None:
-        ring = self._rx.get(queue)
-        if ring is None:
-            return
-        rx_return(ring.at, batch.at)
-        self._post(ring, queue)
-
-    def _post(self, ring: RxRing, queue: int) -> None:
-        """Fill the ring, and tell the device by one tail write when it is worth one.
+    def post(self, ring: RxRing, queue: int) -> None:
+        """Tell the device by one tail write, when it is worth one.
 
         What it was not told of yet is less than a quarter of the ring, so it never waits for it.
         """
-        ring.fill(k.igb_refill)
         tail = ring.record.next_to_use
         if tail - ring.record.tail >= min(DOORBELL, ring.desc.size // 4):
             ring.record.tail = tail
             self.bus.post32(self.regs.offset("RDT", queue), tail & ring.record.mask)
 
     def xmit(self) -> None:
-        tx = self.dev.tx
-        if self._tx is None or tx.record.filled == tx.record.completed:
-            return
-        if k.igb_xmit(address_of(self._tx_ring)):
+        if self.tx_waits() and k.igb_xmit(address_of(self._tx_ring)):
             tail = self._tx_ring.ring.next_to_use & (TX_RING - 1)
             self.bus.post32(self.regs.offset("TDT"), tail)
-
-    def has_work(self) -> bool:
-        return any(k.igb_pending(ring.at) for ring in self._rx.values())
-
-    def irq_arm(self) -> None:
-        self.bus.irq_arm()
-
-    def irq_ack(self) -> None:
-        self.bus.irq_ack()
-
-    def irq_fd(self) -> int:
-        return self.bus.irq_fd
-
-    def filenos(self) -> list[int]:
-        return self.bus.filenos()
-
-    def is_alive(self) -> bool:
-        return self.bus.is_alive()
 
     # -- ethtool ------------------------------------------------------------------------------
 
@@ -246,9 +181,6 @@ class IgbDriver:
             raise NetmemError(errno.EINVAL, text)
         if params.rx_buf_len % 1024 or not 1024 <= params.rx_buf_len <= 16384:
             raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: a multiple of 1024 up to 16384")
-
-    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
-        """Anything that passed set_ringparam will do."""
 
     def set_features(self, features: frozenset[str]) -> None:
         """There is none to turn on."""
@@ -324,12 +256,6 @@ class IgbDriver:
 
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
 
-    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
-        return self.ring_class(self.dev, self.bus, qcfg, queue, r.DESC_BYTES)
-
-    def queue_mem_free(self, mem: RxRing) -> None:
-        mem.free()
-
     def queue_start(self, mem: RxRing, queue: int) -> None:
         """Program ring and buffer sizes, and enable the queue [4.5.9]."""
         mem.start(self._counters.get(queue))
@@ -347,9 +273,7 @@ class IgbDriver:
         self.bus.wait(
             lambda: bool(self.regs.get("RXDCTL", "ENABLE", queue)), f"receive queue {queue} start", WAIT_NS
         )
-        self._rx[queue] = mem
-        self.dev.set_queue_pool(queue, mem.pool)
-        self._post(mem, queue)
+        self.queue_started(mem, queue)
 
     def queue_stop(self, queue: int) -> RxRing:
         """Disable the queue and wait until the device let go of its ring [4.5.9.1]."""
@@ -358,10 +282,7 @@ class IgbDriver:
             self.bus.wait(
                 lambda: not self.regs.get("RXDCTL", "ENABLE", queue), f"receive queue {queue} stop", WAIT_NS
             )
-        self.dev.set_queue_pool(queue, None)
-        ring = self._rx.pop(queue)
-        self._counters[queue] = ring.counters
-        return ring
+        return self.queue_stopped(queue)
 
 
 def _wire16(number: int) -> int:

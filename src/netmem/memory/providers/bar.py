@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netmem.base.arena import PAGE_SIZE
-from netmem.memory.dma import DmaDevice, DmaDirection
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.memory.provider import AreaProvider, check_size
 
 

@@ -1,0 +1,145 @@
+"""What drivers have in common whose NIC has rings of descriptors, whatever the descriptors look like."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import ClassVar
+
+from netmem.base.dma import DmaDevice, DmaDirection
+from netmem.base.errors import NetmemError
+from netmem.base.record import clear
+from netmem.hw.bus import Bus
+from netmem.netdev.batch import RxBatch
+from netmem.netdev.driver import Netdev, NetmemTx, QueueConfig
+from netmem.netdev.kernels import rx_return
+from netmem.netdev.ring import QueueCounters, TxRingRecord
+from netmem.netdev.rx import DescriptorRing, RxRing
+
+TX_RING = 2048
+WAIT_NS = 5_000_000_000  # for what a device does by itself
+
+
+class RingDriver:
+    """A base for drivers with one transmit ring, and ``ring_class`` for each receive queue.
+
+    A subclass gives ``desc_bytes`` and the three receive kernels, each of one address, and does what
+    its registers need: ``post`` after buffers were added, ``queue_start`` and ``queue_stop``.
+    """
+
+    name: ClassVar[str]
+    desc_bytes: ClassVar[int]
+    rx_kernel: ClassVar[Callable[..., int]]
+    refill_kernel: ClassVar[Callable[..., int]]
+    pending_kernel: ClassVar[Callable[..., int]]
+    ring_class: ClassVar[type[RxRing]] = RxRing
+    queue_mgmt_ops: ClassVar[bool] = True
+    supports_rx_page_size: ClassVar[bool] = True
+    netmem_tx: ClassVar[NetmemTx] = NetmemTx.DMA
+    bus: Bus
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self._dev: Netdev | None = None
+        self._rx: dict[int, RxRing] = {}
+        self._counters: dict[int, QueueCounters] = {}  # of queues that were stopped
+        self._tx: DescriptorRing | None = None
+        self._tx_io: int | None = None
+
+    @property
+    def dev(self) -> Netdev:
+        """The net device above."""
+        if self._dev is None:
+            raise NetmemError(errno.ENETDOWN, "the device is down")
+        return self._dev
+
+    def close(self) -> None:
+        self.bus.close()
+
+    def dma_device(self) -> DmaDevice | None:
+        return self.bus
+
+    # -- transmit -----------------------------------------------------------------------------
+
+    def open_tx(self, dev: Netdev, record: TxRingRecord) -> DescriptorRing:
+        """Map the stack's transmit memory, and make the ring that ``record`` is then about."""
+        self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
+        dev.tx.record.io = self._tx_io
+        self._tx = DescriptorRing(self.bus, f"{self.name}:tx-ring", TX_RING, self.desc_bytes)
+        clear(record)
+        record.desc, record.mask, record.queue = self._tx.region.address, TX_RING - 1, dev.tx.at
+        return self._tx
+
+    def close_tx(self) -> None:
+        """Let ring and memory go; the device has stopped."""
+        if self._tx is not None:
+            self._tx.close()
+            self._tx = None
+        if self._tx_io is not None:
+            self.bus.dma_unmap(self._tx_io)
+            self._tx_io = None
+
+    def tx_waits(self) -> bool:
+        """True when rows wait to be sent, or were sent and not completed: cleaning is what frees rows."""
+        tx = self.dev.tx.record
+        return self._tx is not None and tx.filled != tx.completed
+
+    # -- NAPI ---------------------------------------------------------------------------------
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        ring = self._rx.get(queue)  # without one the queue could not be started again
+        return ring.poll(self.rx_kernel, batch, budget) if ring else 0
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        ring = self._rx.get(queue)
+        if ring is not None:
+            rx_return(ring.at, batch.at)
+            ring.fill(self.refill_kernel)
+            self.post(ring, queue)
+
+    def post(self, ring: RxRing, queue: int) -> None:
+        """Tell the device of buffers that were added to a ring."""
+        raise NotImplementedError
+
+    def has_work(self) -> bool:
+        return any(self.pending_kernel(ring.at) for ring in self._rx.values())
+
+    def irq_arm(self) -> None:
+        self.bus.irq_arm()
+
+    def irq_ack(self) -> None:
+        self.bus.irq_ack()
+
+    def irq_fd(self) -> int:
+        return self.bus.irq_fd
+
+    def filenos(self) -> list[int]:
+        return self.bus.filenos()
+
+    def is_alive(self) -> bool:
+        return self.bus.is_alive()
+
+    # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
+
+    def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
+        """Anything that passed set_ringparam will do."""
+
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
+        return self.ring_class(self.dev, self.bus, qcfg, queue, self.desc_bytes)
+
+    def queue_mem_free(self, mem: RxRing) -> None:
+        mem.free()
+
+    def queue_started(self, mem: RxRing, queue: int) -> None:
+        """The device has the queue: fill its ring."""
+        self._rx[queue] = mem
+        self.dev.set_queue_pool(queue, mem.pool)
+        mem.fill(self.refill_kernel)
+        self.post(mem, queue)
+
+    def queue_stopped(self, queue: int) -> RxRing:
+        """The device let go of the queue; its memory."""
+        self.dev.set_queue_pool(queue, None)
+        ring = self._rx.pop(queue)
+        self._counters[queue] = ring.counters
+        return ring
