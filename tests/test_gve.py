@@ -127,8 +127,8 @@ def test_commands_need_what_they_need(pair: Pair) -> None:
 def test_a_command_that_points_nowhere_fails(pair: Pair) -> None:
     status = pair.b.driver.status_of(ly.Opcode.DESCRIBE_DEVICE, ly.DescribeDevice(1 << 40, 1, 4096))
     assert status == ly.Status.ERROR_INVALID_ARGUMENT
-    assert pair.b.nic.counters["dma_faults"] == 1
-    assert "0x10000000000" in pair.b.nic.dma_faults[0]
+    assert pair.b.nic.port.counters["dma_faults"] == 1
+    assert "0x10000000000" in pair.b.nic.port.dma_faults[0]
 
 
 def test_frame_comes_through_and_interrupts(pair: Pair) -> None:
@@ -196,7 +196,7 @@ def test_checksums_are_verified(pair: Pair) -> None:
     pair.a.driver.tx[0].send(frames.tcp(b"some payload"))
     pair.run()
     assert [one.l4_bad for one in pair.b.driver.rx[0].received()] == [True, False]
-    assert pair.b.nic.rx_queues[0].bad_checksum == 1
+    assert pair.b.nic.setup.rx_queues[0].bad_checksum == 1
 
 
 def _rule(flow: ly.FlowType, port: int, queue: int) -> ly.FlowRule:
@@ -241,7 +241,7 @@ def test_flow_rules_steer_and_can_be_asked_for(pair: Pair) -> None:
     assert _extended(pair, op.DEL, 5) == ly.Status.PASSED
     assert _extended(pair, op.DEL, 5) == ly.Status.ERROR_NOT_FOUND
     assert _extended(pair, op.RESET, 0) == ly.Status.PASSED
-    assert not pair.b.nic.steering.rules
+    assert not pair.b.nic.setup.steering.rules
 
 
 def test_rss_spreads_by_the_table(pair: Pair) -> None:
@@ -269,7 +269,7 @@ def test_rss_spreads_by_the_table(pair: Pair) -> None:
     assert head.total_length == 8 + HASH_KEY_BYTES + 4 * LUT_ENTRIES
     assert ram.read(place + 8, HASH_KEY_BYTES) == KEY
     driver.command(ly.Opcode.CONFIGURE_RSS, ly.ConfigureRss(0xFF, 1, 0, 0, 0, 0, 0))  # leaves both
-    assert pair.b.nic.steering.rss_key == KEY
+    assert pair.b.nic.setup.steering.rss_key == KEY
 
 
 def test_toeplitz_is_the_specification_s(pair: Pair) -> None:
@@ -314,13 +314,13 @@ def test_frames_wait_for_buffers_then_drop(pair: Pair) -> None:
     # The test's driver has posted the used buffer again: take it, then nothing is left.
     pair.run()
     rx.received()
-    pair.b.nic.rx_queues[0].tail = pair.b.nic.rx_queues[0].head
+    pair.b.nic.setup.rx_queues[0].tail = pair.b.nic.setup.rx_queues[0].head
     pair.a.driver.tx[0].send(frames.tcp(b"three"))
     pair.run()
     pair.now += SEC
     pair.run()
-    assert pair.b.nic.rx_queues[0].no_buffers == 1
-    assert len(pair.b.nic.wire.rx) == 0
+    assert pair.b.nic.setup.rx_queues[0].no_buffers == 1
+    assert len(pair.b.nic.port.wire.rx) == 0
 
 
 def test_too_large_frames_are_dropped(pair: Pair) -> None:
@@ -328,7 +328,7 @@ def test_too_large_frames_are_dropped(pair: Pair) -> None:
     pair.a.driver.tx[0].send(frames.tcp(b"x" * 3000))
     pair.run()
     assert pair.b.driver.rx[0].received() == []
-    assert pair.b.nic.rx_queues[0].over_mru == 1
+    assert pair.b.nic.setup.rx_queues[0].over_mru == 1
     pair.b.driver.command(ly.Opcode.SET_DRIVER_PARAMETER, ly.SetDriverParameter(ly.SET_PARAM_MTU, 0, 9000))
     pair.a.driver.tx[0].send(frames.tcp(b"x" * 3000))
     pair.run()
@@ -364,7 +364,7 @@ def test_statistics_report(pair: Pair) -> None:
     values = {int(one.stat_name): int(one.value) for one in stats}
     assert values[ly.StatName.RX_DROPS_PACKET_OVER_MRU] == 1
     pair.b.driver.command(ly.Opcode.REPORT_STATS, ly.ReportStats(0, 0, 0))
-    assert pair.b.nic.stats_report is None
+    assert pair.b.nic.setup.stats_report is None
 
 
 def test_link_and_reset_are_told(pair: Pair) -> None:
@@ -384,7 +384,7 @@ def test_link_and_reset_are_told(pair: Pair) -> None:
     assert pair.b.driver.register(R.device_status) & ly.DeviceStatus.RESET
     pair.b.driver._set(R.driver_status, int(ly.DriverStatus.RESET).to_bytes(4, "big"))
     assert pair.b.driver.register(R.device_status) & ly.DeviceStatus.DEVICE_IS_RESET
-    assert not pair.b.nic.rx_queues
+    assert not pair.b.nic.setup.rx_queues
     again = GveDriver(pair.b.client, pair.b.ram).up()
     pair.a.driver.tx[0].send(frames.tcp(b"y"))
     pair.run()
@@ -494,7 +494,7 @@ def test_buffers_that_point_nowhere_are_errors_of_that_packet(pair: Pair) -> Non
     pair.run()
     raw = pair.b.ram.read(rx.completions, 32)
     assert d.RxCompletion.from_buffer_copy(raw).rx_error
-    assert pair.b.nic.counters["dma_faults"] == 1
+    assert pair.b.nic.port.counters["dma_faults"] == 1
 
 
 @pytest.mark.parametrize(("mss", "header"), [(1, 54), (87, 54), (9729, 54), (1448, 255)])
@@ -504,13 +504,13 @@ def test_segment_sizes_that_no_driver_asks_for_are_refused(pair: Pair, mss: int,
     pair.a.driver.tx[0].send(frame, mss=mss, header=min(header, 255) if header < 255 else 255)
     pair.run()
     assert pair.b.driver.rx[0].received() == []
-    assert pair.a.nic.counters["tx_bad_descriptor"] == 1
+    assert pair.a.nic.port.counters["tx_bad_descriptor"] == 1
     assert len(pair.a.driver.tx[0].completed()) == 2  # the driver gets its buffers back
 
 
 def test_a_bad_wire_carries_the_shortest_frames_and_holds_back_so_many(pair: Pair) -> None:
-    wire = FaultyWire(pair.a.nic.wire, 1, damage=1.0)
-    pair.a.nic.wire = wire
+    wire = FaultyWire(pair.a.nic.port.wire, 1, damage=1.0)
+    pair.a.nic.port.wire = wire
     pair.up()
     pair.a.driver.tx[0].send(b"\xff" * 14)
     pair.run()
@@ -536,7 +536,7 @@ def test_a_queue_without_buffers_holds_nobody_up_for_long(pair: Pair) -> None:
     pair.now += 60 * MS  # the first waits in vain, the others no more
     pair.run()
     assert len(pair.b.driver.rx[1].received()) == 20
-    assert pair.b.nic.rx_queues[0].no_buffers == 20
+    assert pair.b.nic.setup.rx_queues[0].no_buffers == 20
     pair.b.driver.rx[0].post(5)
     pair.a.driver.tx[0].send(frames.tcp(b"now", dport=1))
     pair.run()
@@ -545,7 +545,7 @@ def test_a_queue_without_buffers_holds_nobody_up_for_long(pair: Pair) -> None:
 
 def test_a_refused_flow_rule(pair: Pair) -> None:
     pair.b.driver.up(2)
-    pair.b.nic.faults.fail("CONFIGURE_FLOW_RULE", "ERROR_RESOURCE_EXHAUSTED")
+    pair.b.nic.port.faults.fail("CONFIGURE_FLOW_RULE", "ERROR_RESOURCE_EXHAUSTED")
     rule = _rule(ly.FlowType.TCPV4, 1, 0)
     assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.ERROR_RESOURCE_EXHAUSTED
     assert _extended(pair, ly.FlowRuleOp.ADD, 1, rule) == ly.Status.PASSED
@@ -564,7 +564,7 @@ before = [list(one.signatures) for one in kernels]
 assert all(before)
 import test_gve
 pair = test_gve.Pair()
-pair.a.nic.wire = wrap.FaultyWire(pair.a.nic.wire, 1, duplicate=0.5)
+pair.a.nic.port.wire = wrap.FaultyWire(pair.a.nic.port.wire, 1, duplicate=0.5)
 pair.up(rsc=False, split=True)
 frame = test_gve.frames.tcp(b"x" * 9000)
 pair.a.driver.tx[0].send(frame, mss=1448, header=54, csum=True)

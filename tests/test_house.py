@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import graphlib
 import importlib
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import netmem
@@ -30,6 +32,13 @@ def test_rooms_look_down_only():
         [str(Path(sys.executable).parent / "lint-imports")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_no_import_goes_in_a_circle():
+    """Not even one for types only."""
+    graph = grimp.build_graph("netmem", cache_dir=None)
+    order = graphlib.TopologicalSorter({m: graph.find_modules_directly_imported_by(m) for m in graph.modules})
+    order.prepare()  # CycleError names the circle
 
 
 def test_importing_the_package_loads_neither_numba_nor_numpy():

@@ -5,6 +5,7 @@ with raw addressing (RDA) alone. Imports base and hw. Registers and doorbells co
 frames by a wire.
 """
 
-from netmem.hw.gve.device import Gve, GveConfig
+from netmem.hw.gve.device import Gve
+from netmem.hw.gve.port import GveConfig
 
 __all__ = ["Gve", "GveConfig"]

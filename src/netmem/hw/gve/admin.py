@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import c_uint32
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from netmem.base.errors import NetmemError
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve.port import Port
 from netmem.hw.gve.rx import RxQueue
+from netmem.hw.gve.setup import Setup
 from netmem.hw.gve.steering import HASH_KEY_BYTES, LUT_ENTRIES, ptype_map
 from netmem.hw.gve.tx import TxQueue
 from netmem.hw.vfio_user.dma import DmaFault
-
-if TYPE_CHECKING:
-    from netmem.hw.gve.device import Gve
 
 Layout = type[ctypes.BigEndianStructure]
 MAX_INNER = 4096  # bytes of an extended command
@@ -40,10 +39,13 @@ def _need(condition: bool, status: ly.Status, why: str) -> None:
 
 
 class AdminQueue:
-    """Commands of ``device``. ``log`` has the last of them: (name, status, why)."""
+    """Commands of a port's driver; what they set up is in ``setup``.
 
-    def __init__(self, device: Gve) -> None:
-        self.device = device
+    ``log`` has the last of them: (name, status, why).
+    """
+
+    def __init__(self, port: Port, setup: Setup) -> None:
+        self._port, self._setup = port, setup
         self.log: list[tuple[str, int, str]] = []
         self._table: dict[int, tuple[Layout | None, Callable[[Any], None]]] = {
             ly.Opcode.DESCRIBE_DEVICE: (ly.DescribeDevice, self._describe_device),
@@ -75,11 +77,11 @@ class AdminQueue:
         for _ in range(min((produced - done) & 0xFFFFFFFF, entries)):
             at = base + ly.COMMAND_BYTES * (done % entries)
             try:
-                data = self.device.dma.read(at, ly.COMMAND_BYTES)
+                data = self._port.dma.read(at, ly.COMMAND_BYTES)
                 status = self.command(data)
-                self.device.dma.write(at + ly.CommandHead.status.offset, status.to_bytes(4, "big"))
+                self._port.dma.write(at + ly.CommandHead.status.offset, status.to_bytes(4, "big"))
             except DmaFault as fault:
-                self.device.dma_fault(fault, "admin queue")
+                self._port.dma_fault(fault, "admin queue")
             done = (done + 1) & 0xFFFFFFFF
         return done
 
@@ -87,7 +89,7 @@ class AdminQueue:
         """Run one command; its status."""
         head = ly.CommandHead.from_buffer_copy(data)
         name = _name(head.opcode)
-        forced = self.device.faults.commands.pop(head.opcode, None)
+        forced = self._port.faults.commands.pop(head.opcode, None)
         status, why = ly.Status.PASSED, ""
         try:
             if forced is not None:
@@ -100,20 +102,20 @@ class AdminQueue:
         except CommandError as error:
             status, why = error.status, str(error)
         except DmaFault as fault:
-            self.device.dma_fault(fault, f"admin command {name}")
+            self._port.dma_fault(fault, f"admin command {name}")
             status, why = ly.Status.ERROR_INVALID_ARGUMENT, str(fault)
         except NetmemError as error:
             status, why = ly.Status.ERROR_INTERNAL_ERROR, str(error)
         self.log.append((name, int(status), why))
         del self.log[:-64]
-        self.device.counters["admin_commands"] += 1
-        self.device.counters["admin_errors"] += status != ly.Status.PASSED
+        self._port.counters["admin_commands"] += 1
+        self._port.counters["admin_errors"] += status != ly.Status.PASSED
         return int(status)
 
     # -- the device and its resources ---------------------------------------------------------
 
     def _describe_device(self, command: ly.DescribeDevice) -> None:
-        c, every = self.device.config, 0xFFFFFFFF
+        c, every = self._port.config, 0xFFFFFFFF
         options: list[tuple[ly.OptionId, ctypes.BigEndianStructure]] = [
             (ly.OptionId.DQO_RDA, ly.OptionDqoRda(every, 0)),
             (ly.OptionId.JUMBO_FRAMES, ly.OptionJumboFrames(ly.Feature.JUMBO_FRAMES, c.max_mtu)),
@@ -140,44 +142,42 @@ class AdminQueue:
         descriptor.mac[:] = c.mac
         data = bytes(descriptor) + tail
         _need(len(data) <= command.available_length, ly.Status.ERROR_INVALID_ARGUMENT, "no room")
-        self.device.dma.write(command.device_descriptor_addr, data)
+        self._port.dma.write(command.device_descriptor_addr, data)
 
     def _verify_driver(self, command: ly.VerifyDriverCompatibility) -> None:
         size = ctypes.sizeof(ly.DriverInfo)
         _need(command.driver_info_len >= size, ly.Status.ERROR_INVALID_ARGUMENT, "too short")
-        info = ly.DriverInfo.from_buffer_copy(self.device.dma.read(command.driver_info_addr, size))
+        info = ly.DriverInfo.from_buffer_copy(self._port.dma.read(command.driver_info_addr, size))
         able = info.driver_capability_flags[0] & ly.CAPABILITY_DQO_RDA
         _need(bool(able), ly.Status.ERROR_FAILED_PRECONDITION, "the driver has no DQO with raw addressing")
-        self.device.driver_info = info
+        self._setup.driver_info = info
 
     def _configure(self, command: ly.ConfigureDeviceResources) -> None:
-        device = self.device
         _need(
             command.queue_format == ly.QUEUE_FORMAT_DQO_RDA, ly.Status.ERROR_INVALID_ARGUMENT,
             f"queue format {command.queue_format}",
         )  # fmt: skip
-        _need(not device.blocks, ly.Status.ERROR_ALREADY_EXISTS, "configured already")
+        _need(not self._setup.blocks, ly.Status.ERROR_ALREADY_EXISTS, "configured already")
         count, base = int(command.num_irq_dbs), int(command.ntfy_blk_msix_base_idx)
         _need(
-            count > 0 and base + count < device.vectors, ly.Status.ERROR_OUT_OF_RANGE,
-            f"{count} notify blocks from vector {base} of {device.vectors}",
+            count > 0 and base + count < self._port.vectors, ly.Status.ERROR_OUT_OF_RANGE,
+            f"{count} notify blocks from vector {base} of {self._port.vectors}",
         )  # fmt: skip
         _need(command.irq_db_stride >= 4, ly.Status.ERROR_INVALID_ARGUMENT, "stride")
         for i in range(count):
-            device.dma.write(command.irq_db_addr + i * command.irq_db_stride, i.to_bytes(4, "big"))
-        device.configure(count, base)
+            self._port.dma.write(command.irq_db_addr + i * command.irq_db_stride, i.to_bytes(4, "big"))
+        self._setup.configure(count, base)
 
     def _deconfigure(self, command: None) -> None:
-        self.device.deconfigure()
+        self._setup.deconfigure()
 
     # -- queues -------------------------------------------------------------------------------
 
     def _check_queue(self, queues: dict[int, Any], id_: int, block: int, sizes: list[int]) -> None:
-        device = self.device
-        _need(bool(device.blocks), ly.Status.ERROR_FAILED_PRECONDITION, "no resources are configured")
-        _need(id_ < device.config.queues, ly.Status.ERROR_OUT_OF_RANGE, f"queue {id_}")
+        _need(bool(self._setup.blocks), ly.Status.ERROR_FAILED_PRECONDITION, "no resources are configured")
+        _need(id_ < self._port.config.queues, ly.Status.ERROR_OUT_OF_RANGE, f"queue {id_}")
         _need(id_ not in queues, ly.Status.ERROR_ALREADY_EXISTS, f"queue {id_}")
-        _need(block < len(device.blocks), ly.Status.ERROR_OUT_OF_RANGE, f"notify block {block}")
+        _need(block < len(self._setup.blocks), ly.Status.ERROR_OUT_OF_RANGE, f"notify block {block}")
         for size in sizes:
             _need(
                 size > 0 and size & (size - 1) == 0 and size <= 1 << 15, ly.Status.ERROR_INVALID_ARGUMENT,
@@ -185,18 +185,16 @@ class AdminQueue:
             )  # fmt: skip
 
     def _create_tx_queue(self, c: ly.CreateTxQueue) -> None:
-        device = self.device
-        self._check_queue(device.tx_queues, c.queue_id, c.ntfy_id, [c.tx_ring_size, c.tx_comp_ring_size])
+        self._check_queue(self._setup.tx_queues, c.queue_id, c.ntfy_id, [c.tx_ring_size, c.tx_comp_ring_size])
         _need(
             c.queue_page_list_id == ly.RAW_ADDRESSING_QPL_ID, ly.Status.ERROR_INVALID_ARGUMENT, "a page list"
         )
-        doorbell = device.tx_doorbell(c.queue_id)
-        device.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, c.queue_id)))
-        device.tx_queues[c.queue_id] = TxQueue(device, c)
+        doorbell = ly.TX_DOORBELLS + int(c.queue_id)
+        self._port.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, c.queue_id)))
+        self._setup.tx_queues[c.queue_id] = TxQueue(self._port, c, self._setup.blocks[c.ntfy_id])
 
     def _create_rx_queue(self, c: ly.CreateRxQueue) -> None:
-        device = self.device
-        self._check_queue(device.rx_queues, c.queue_id, c.ntfy_id, [c.rx_ring_size, c.rx_buff_ring_size])
+        self._check_queue(self._setup.rx_queues, c.queue_id, c.ntfy_id, [c.rx_ring_size, c.rx_buff_ring_size])
         _need(
             c.queue_page_list_id == ly.RAW_ADDRESSING_QPL_ID, ly.Status.ERROR_INVALID_ARGUMENT, "a page list"
         )
@@ -205,29 +203,29 @@ class AdminQueue:
             f"buffers of {c.packet_buffer_size} bytes",
         )  # fmt: skip
         _need(
-            c.header_buffer_size <= device.config.header_buffer, ly.Status.ERROR_INVALID_ARGUMENT,
+            c.header_buffer_size <= self._port.config.header_buffer, ly.Status.ERROR_INVALID_ARGUMENT,
             f"header buffers of {c.header_buffer_size} bytes",
         )  # fmt: skip
-        doorbell, counter = device.rx_doorbell(c.queue_id), device.config.queues + c.queue_id
-        device.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, counter)))
-        device.rx_queues[c.queue_id] = RxQueue(device, c)
+        doorbell, counter = ly.RX_DOORBELLS + int(c.queue_id), self._port.config.queues + c.queue_id
+        self._port.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, counter)))
+        self._setup.rx_queues[c.queue_id] = RxQueue(self._port, c, self._setup.blocks[c.ntfy_id])
 
     def _destroy_tx_queue(self, command: ly.DestroyQueue) -> None:
         _need(
-            self.device.tx_queues.pop(command.queue_id, None) is not None, ly.Status.ERROR_NOT_FOUND,
+            self._setup.tx_queues.pop(command.queue_id, None) is not None, ly.Status.ERROR_NOT_FOUND,
             f"queue {command.queue_id}",
         )  # fmt: skip
 
     def _destroy_rx_queue(self, command: ly.DestroyQueue) -> None:
         _need(
-            self.device.rx_queues.pop(command.queue_id, None) is not None, ly.Status.ERROR_NOT_FOUND,
+            self._setup.rx_queues.pop(command.queue_id, None) is not None, ly.Status.ERROR_NOT_FOUND,
             f"queue {command.queue_id}",
         )  # fmt: skip
 
     # -- steering -----------------------------------------------------------------------------
 
     def _configure_rss(self, c: ly.ConfigureRss) -> None:
-        steering, dma = self.device.steering, self.device.dma
+        steering, dma = self._setup.steering, self._port.dma
         _need(
             c.hash_key_size in (0, HASH_KEY_BYTES) and c.hash_lut_size in (0, LUT_ENTRIES),
             ly.Status.ERROR_INVALID_ARGUMENT, "size of key or table",
@@ -237,27 +235,27 @@ class AdminQueue:
             lut = list((c_uint32.__ctype_be__ * LUT_ENTRIES).from_buffer_copy(
                 dma.read(c.hash_lut_addr, 4 * LUT_ENTRIES)
             ))  # fmt: skip
-            _need(max(lut) < self.device.config.queues, ly.Status.ERROR_OUT_OF_RANGE, "a queue of the table")
+            _need(max(lut) < self._port.config.queues, ly.Status.ERROR_OUT_OF_RANGE, "a queue of the table")
         if c.hash_key_size:
             steering.set_key(dma.read(c.hash_key_addr, HASH_KEY_BYTES))
         steering.lut, steering.hash_types, steering.hash_alg = lut, int(c.hash_types), int(c.hash_alg)
 
     def _query_rss(self, command: ly.QueryRss) -> None:
-        s = self.device.steering
+        s = self._setup.steering
         body = s.rss_key + bytes((c_uint32.__ctype_be__ * LUT_ENTRIES)(*s.lut))
         head = ly.QueryRssDescriptor(
             ctypes.sizeof(ly.QueryRssDescriptor) + len(body), s.hash_types, s.hash_alg, 0
         )
         data = bytes(head) + body
         _need(len(data) <= command.available_length, ly.Status.ERROR_INVALID_ARGUMENT, "no room")
-        self.device.dma.write(command.rss_descriptor_addr, data)
+        self._port.dma.write(command.rss_descriptor_addr, data)
 
     def _extended(self, command: ly.ExtendedCommand) -> None:
         known = self._extended_table.get(command.inner_opcode)
         if known is None:
             raise CommandError(ly.Status.ERROR_UNIMPLEMENTED, f"extended {command.inner_opcode:#x}")
         layout, handler = known
-        forced = self.device.faults.commands.pop(command.inner_opcode, None)
+        forced = self._port.faults.commands.pop(command.inner_opcode, None)
         if forced is not None:
             raise CommandError(ly.Status(forced), "as asked")
         _need(
@@ -265,11 +263,11 @@ class AdminQueue:
             f"{command.inner_length} bytes",
         )  # fmt: skip
         handler(layout.from_buffer_copy(
-            self.device.dma.read(command.inner_command_addr, ctypes.sizeof(layout))
+            self._port.dma.read(command.inner_command_addr, ctypes.sizeof(layout))
         ))  # fmt: skip
 
     def _configure_flow_rule(self, command: ly.ConfigureFlowRule) -> None:
-        steering, config = self.device.steering, self.device.config
+        steering, config = self._setup.steering, self._port.config
         if command.opcode == ly.FlowRuleOp.RESET:
             steering.clear_rules()
             return
@@ -287,7 +285,7 @@ class AdminQueue:
         steering.set_rule(location, rule)
 
     def _query_flow_rules(self, command: ly.QueryFlowRules) -> None:
-        rules = self.device.steering.rules
+        rules = self._setup.steering.rules
         room = int(command.available_length) - ctypes.sizeof(ly.QueryFlowRulesDescriptor)
         places = sorted(at for at in rules if at >= command.starting_rule_id)
         if command.opcode == ly.FlowRuleQuery.STATS:
@@ -303,10 +301,10 @@ class AdminQueue:
             entries = entries[: room // len(entries[0])]
         body = b"".join(entries)
         head = ly.QueryFlowRulesDescriptor(
-            len(rules), self.device.config.max_rules, len(entries),
+            len(rules), self._port.config.max_rules, len(entries),
             ctypes.sizeof(ly.QueryFlowRulesDescriptor) + len(body),
         )  # fmt: skip
-        self.device.dma.write(command.rule_descriptor_addr, bytes(head) + body)
+        self._port.dma.write(command.rule_descriptor_addr, bytes(head) + body)
 
     # -- small things -------------------------------------------------------------------------
 
@@ -316,23 +314,23 @@ class AdminQueue:
             f"parameter {command.parameter_type}",
         )  # fmt: skip
         _need(
-            68 <= command.parameter_value <= self.device.config.max_mtu, ly.Status.ERROR_OUT_OF_RANGE,
+            68 <= command.parameter_value <= self._port.config.max_mtu, ly.Status.ERROR_OUT_OF_RANGE,
             f"MTU {command.parameter_value}",
         )  # fmt: skip
-        self.device.mtu = int(command.parameter_value)
+        self._setup.mtu = int(command.parameter_value)
 
     def _report_stats(self, command: ly.ReportStats) -> None:
         _need(command.stats_report_len <= 1 << 20, ly.Status.ERROR_INVALID_ARGUMENT, "size of the report")
         address, length = int(command.stats_report_addr), int(command.stats_report_len)
-        self.device.stats_report = (address, length) if length else None
+        self._setup.stats_report = (address, length) if length else None
 
     def _report_link_speed(self, command: ly.ReportLinkSpeed) -> None:
-        self.device.dma.write(command.link_speed_address, self.device.config.link_speed.to_bytes(8, "big"))
+        self._port.dma.write(command.link_speed_address, self._port.config.link_speed.to_bytes(8, "big"))
 
     def _get_ptype_map(self, command: ly.GetPtypeMap) -> None:
         data = ptype_map()
         _need(command.ptype_map_len >= len(data), ly.Status.ERROR_INVALID_ARGUMENT, "no room")
-        self.device.dma.write(command.ptype_map_addr, data)
+        self._port.dma.write(command.ptype_map_addr, data)
 
 
 def _name(opcode: int) -> str:

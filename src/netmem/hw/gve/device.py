@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
@@ -14,15 +11,14 @@ from netmem.base.arena import Bytes
 from netmem.base.clock import MS, SEC
 from netmem.base.headers import EthHdr
 from netmem.hw.faults import FRAME_ROOM, PlainFrames
-from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
 from netmem.hw.gve.admin import AdminQueue
-from netmem.hw.gve.faults import GveFaults
+from netmem.hw.gve.port import GveConfig, NotifyBlock, Port
 from netmem.hw.gve.rx import RxQueue
-from netmem.hw.gve.steering import Steering
+from netmem.hw.gve.setup import Setup
 from netmem.hw.gve.tx import TxQueue
 from netmem.hw.vfio_user.dma import DmaFault, DmaTable
-from netmem.hw.wire import FQ_FRAMES, FrameRow, Wire
+from netmem.hw.wire import FrameRow, Wire
 
 GOOGLE, GVE_DEVICE = 0x1AE0, 0x0042
 CLASS_ETHERNET = 0x020000
@@ -30,129 +26,44 @@ REVISION = 1  # the admin queue's base and length have registers of their own
 REGISTERS_BAR, DOORBELLS_BAR = 0, 2
 BAR0_BYTES, BAR2_BYTES = 4096, 16384
 MAX_QUEUES = 16
-TX_DOORBELLS, RX_DOORBELLS = 1024, 2048  # of the first queue; blocks' are 0 and up
 HOLD_NS = 50 * MS  # how long a frame waits for buffers, before it is dropped
 STATS_NS = SEC
-FAULTS_KEPT = 16
-
-
-@dataclass(frozen=True)
-class GveConfig:
-    """What a port is: sizes in bytes and entries, ``link_speed`` in bit/s."""
-
-    mac: bytes = b"\x42\x01\x0a\x00\x00\x02"
-    queues: int = 4
-    mtu: int = 1500
-    max_mtu: int = 9000
-    ring: int = 1024
-    min_ring: int = 32
-    max_ring: int = 4096
-    packet_buffer: int = 4096
-    header_buffer: int = 256
-    max_rules: int = 128
-    link_speed: int = 100_000_000_000
-    faults: GveFaults = field(default_factory=GveFaults)
-
-
-class NotifyBlock:
-    """An interrupt of the driver's: fires when it is enabled and something happened, then masks itself."""
-
-    def __init__(self, signal: Callable[[], None]) -> None:
-        self._signal = signal
-        self.armed = self.pending = False
-
-    def event(self) -> None:
-        """Something happened; ``fire`` tells it when this step is over."""
-        self.pending = True
-
-    def fire(self) -> None:
-        """Interrupt, if there is a reason and the driver wants to know."""
-        if self.armed and self.pending:
-            self.armed = self.pending = False
-            self._signal()
-
-    def doorbell(self, value: int) -> None:
-        """What the driver writes (GVE_ITR_* of gve_dqo.h)."""
-        if value & desc.IrqDoorbell.CLEAR_PBA:
-            self.pending = False
-        self.armed = bool(value & desc.IrqDoorbell.ENABLE)
-        self.fire()
 
 
 class Gve:
-    """The device model (``hw.vfio_user.DeviceModel``), on a wire. ``step`` moves its packets.
-
-    ``counters``: what happened; ``faults``: what is to go wrong; ``dma_faults``: accesses of the driver's
-    making that were stopped, in words.
-    """
+    """The device model (``hw.vfio_user.DeviceModel``), on a wire. ``step`` moves its packets."""
 
     vendor, device, revision, class_code = GOOGLE, GVE_DEVICE, REVISION, CLASS_ETHERNET
 
     def __init__(self, wire: Wire, config: GveConfig | None = None) -> None:
-        self.wire, self.config = wire, config or GveConfig()
-        self.faults = self.config.faults
+        self.port = Port(wire, config or GveConfig())
         self.bars = {REGISTERS_BAR: BAR0_BYTES, DOORBELLS_BAR: BAR2_BYTES}
-        self.vectors = 2 * self.config.queues + 1
-        self.dma = DmaTable()
-        self._signal: Callable[[int], None] = lambda vector: None
-        self.counters: Counter[str] = Counter()
-        self.blocks: list[NotifyBlock] = []
-        self.dma_faults: deque[str] = deque(maxlen=FAULTS_KEPT)
+        self.vectors = self.port.vectors
         self.link = True
-        self._slots: Bytes = np.zeros(FQ_FRAMES * FRAME_ROOM, np.uint8)
-        self._base: int = self._slots.ctypes.data
         self._plain = PlainFrames()
         self._segment: Bytes = np.zeros(FRAME_ROOM, np.uint8)
         self.reset()
 
     def attach(self, dma: DmaTable, signal: Callable[[int], None]) -> None:
         """The guest's memory, and its interrupts."""
-        self.dma, self._signal = dma, signal
+        self.port.dma, self.port.signal = dma, signal
 
     def reset(self) -> None:
         """As after power on: no queues, nothing of the guest's memory in use."""
+        queues = self.port.config.queues
         self.registers = ly.Registers(
-            max_tx_queues=self.config.queues, max_rx_queues=self.config.queues,
+            max_tx_queues=queues, max_rx_queues=queues,
             device_status=ly.DeviceStatus.DEVICE_IS_RESET | self._link_bit(),
         )  # fmt: skip
-        self.admin = AdminQueue(self)
-        self.steering = Steering(self.config.queues)
-        self.driver_info: ly.DriverInfo | None = None
+        self.setup = Setup(self.port)
+        self.admin = AdminQueue(self.port, self.setup)
         self.driver_version = ""
         self._version = bytearray()
-        self.mtu = self.config.mtu
-        self.stats_report: tuple[int, int] | None = None
         self._stats_at = 0
-        self.deconfigure()
+        self._held_at = 0  # since when a frame waits for buffers
 
     def _link_bit(self) -> int:
         return int(ly.DeviceStatus.LINK_STATUS) if self.link else 0
-
-    def configure(self, count: int, base: int) -> None:
-        """Set up ``count`` notify blocks from vector ``base`` on; the one behind them is for management."""
-        self.blocks = [NotifyBlock(partial(self._interrupt, base + i)) for i in range(count)]
-        self._management = base + count
-
-    def deconfigure(self) -> None:
-        """Queues and notify blocks are gone."""
-        self.blocks = []
-        self._management = -1
-        self.tx_queues: dict[int, TxQueue] = {}
-        self.rx_queues: dict[int, RxQueue] = {}
-        self._held_at = 0  # since when a frame waits for buffers
-
-    def _interrupt(self, vector: int) -> None:
-        self.counters["interrupts"] += 1
-        self._signal(vector)
-
-    def dma_fault(self, fault: DmaFault, where: str) -> None:
-        """An access of the driver's making went wrong: it is told, and nothing was touched."""
-        self.counters["dma_faults"] += 1
-        self.dma_faults.append(f"{where}: {fault.strerror}")
-
-    def slot(self, number: int) -> int:
-        """Memory of FRAME_ROOM bytes for the frame of that number on the wire."""
-        return self._base + number % FQ_FRAMES * FRAME_ROOM
 
     # -- registers and doorbells --------------------------------------------------------------
 
@@ -180,11 +91,11 @@ class Gve:
         elif name in ("adminq_base_address_hi", "adminq_base_address_lo", "adminq_length", "adminq_pfn"):
             setattr(r, name, value)
         else:
-            self.counters["bad_register_write"] += 1
+            self.port.counters["bad_register_write"] += 1
 
     def _driver_status(self, value: int) -> None:
         if value & ly.DriverStatus.RESET:
-            self.counters["resets"] += 1
+            self.port.counters["resets"] += 1
             self.reset()
         elif value & ly.DriverStatus.RUN:
             self.registers.device_status &= ~int(ly.DeviceStatus.DEVICE_IS_RESET | ly.DeviceStatus.RESET)
@@ -198,54 +109,46 @@ class Gve:
         elif len(self._version) < 256:
             self._version.append(value)
 
-    def tx_doorbell(self, queue: int) -> int:
-        """Index of a transmit queue's doorbell, in words of BAR 2."""
-        return TX_DOORBELLS + queue
-
-    def rx_doorbell(self, queue: int) -> int:
-        """Index of a receive queue's doorbell, in words of BAR 2."""
-        return RX_DOORBELLS + queue
-
     def _doorbell(self, offset: int, data: bytes) -> None:
         index, value = offset // 4, int.from_bytes(data, "little")
-        self.counters["doorbells"] += 1
+        self.port.counters["doorbells"] += 1
         target: NotifyBlock | TxQueue | RxQueue | None
-        if index >= RX_DOORBELLS:
-            target = self.rx_queues.get(index - RX_DOORBELLS)
-        elif index >= TX_DOORBELLS:
-            target = self.tx_queues.get(index - TX_DOORBELLS)
+        if index >= ly.RX_DOORBELLS:
+            target = self.setup.rx_queues.get(index - ly.RX_DOORBELLS)
+        elif index >= ly.TX_DOORBELLS:
+            target = self.setup.tx_queues.get(index - ly.TX_DOORBELLS)
         else:
-            target = self.blocks[index] if index < len(self.blocks) else None
+            target = self.setup.blocks[index] if index < len(self.setup.blocks) else None
         if target is not None and offset % 4 == 0 and len(data) == 4:
             target.doorbell(value)
         else:
-            self.counters["bad_doorbell"] += 1
+            self.port.counters["bad_doorbell"] += 1
 
     # -- what happens by itself ---------------------------------------------------------------
 
     def step(self, now: int) -> bool:
         """Send what the driver has queued, receive what the wire has; True when anything moved."""
         moved = False
-        for tx in list(self.tx_queues.values()):
+        for tx in list(self.setup.tx_queues.values()):
             moved |= tx.step(now)
-        moved |= self.wire.exchange(now)
+        moved |= self.port.wire.exchange(now)
         moved |= self._receive(now)
-        if self.stats_report is not None and now - self._stats_at >= STATS_NS:
+        if self.setup.stats_report is not None and now - self._stats_at >= STATS_NS:
             self._stats_at = now
-            self._write_stats(*self.stats_report)
-        for block in self.blocks:
+            self._write_stats(*self.setup.stats_report)
+        for block in self.setup.blocks:
             block.fire()
         return moved
 
     def timer(self, now: int) -> int:
         """When ``step`` has something to do, whatever comes, in ns."""
-        due = [tx.late[0][0] for tx in self.tx_queues.values() if tx.late]
+        due = [tx.late[0][0] for tx in self.setup.tx_queues.values() if tx.late]
         if self._held_at:
             due.append(now + MS)
         return min(due, default=now + SEC)
 
     def _receive(self, now: int) -> bool:
-        queue, moved = self.wire.rx, False
+        queue, moved = self.port.wire.rx, False
         while len(queue):
             frame = queue.row(queue.record.head)
             if frame.header_len >= EthHdr.LEN and not self._take(frame, now):
@@ -257,19 +160,19 @@ class Gve:
 
     def _take(self, frame: FrameRow, now: int) -> bool:
         """Deliver or drop a frame; False while it waits for buffers."""
-        seen = self.steering.see(frame)
-        rx = self.rx_queues.get(seen.queue) or self.rx_queues.get(0)
+        seen = self.setup.steering.see(frame)
+        rx = self.setup.rx_queues.get(seen.queue) or self.setup.rx_queues.get(0)
         if rx is None or not self.link:
-            self.counters["rx_no_queue"] += 1
+            self.port.counters["rx_no_queue"] += 1
             return True
         size = frame.header_len + frame.payload_len + frame.payload2_len
         gso = frame.gso_size
-        if (gso or size) > self.mtu + 22 and not (gso and gso + seen.header <= self.mtu + 22):
+        if (gso or size) > self.setup.mtu + 22 and not (gso and gso + seen.header <= self.setup.mtu + 22):
             rx.over_mru += 1
             return True
         segmented = gso and not rx.rsc
         needed = rx.needs(frame) * (2 if segmented else 1)
-        if self.faults.starved_now() or needed >= rx.buffers_size:
+        if self.port.faults.starved_now() or needed >= rx.buffers_size:
             rx.no_buffers += 1
             rx.dropped += 1
             return True
@@ -291,13 +194,13 @@ class Gve:
             if rx.posted() < rx.needs(part):
                 rx.no_buffers += 1
                 continue
-            rx.deliver(part, self.steering.see(part))
+            rx.deliver(part, self.setup.steering.see(part))
         return True
 
     def _write_stats(self, address: int, length: int) -> None:
         """The NIC's part of the report, at its end (struct gve_stats_report)."""
         entries = b""
-        for id_, rx in sorted(self.rx_queues.items()):
+        for id_, rx in sorted(self.setup.rx_queues.items()):
             for name, value in (
                 (ly.StatName.RX_QUEUE_DROP_CNT, rx.dropped),
                 (ly.StatName.RX_NO_BUFFERS_POSTED, rx.no_buffers),
@@ -309,9 +212,9 @@ class Gve:
         if not entries or len(entries) > room:
             return
         try:
-            self.dma.write(address + length - len(entries), entries)
+            self.port.dma.write(address + length - len(entries), entries)
         except DmaFault as fault:
-            self.dma_fault(fault, "statistics report")
+            self.port.dma_fault(fault, "statistics report")
 
     # -- management ---------------------------------------------------------------------------
 
@@ -328,16 +231,16 @@ class Gve:
         self._manage()
 
     def _manage(self) -> None:
-        if self._management >= 0:
-            self._interrupt(self._management)
+        if self.setup.management >= 0:
+            self.port.interrupt(self.setup.management)
 
     def statistics(self) -> dict[str, int]:
         """Everything counted, the queues' numbers added up."""
-        found = dict(self.counters)
-        for rx in self.rx_queues.values():
+        found = dict(self.port.counters)
+        for rx in self.setup.rx_queues.values():
             for name in ("no_buffers", "over_mru", "bad_checksum", "dropped"):
                 found[f"rx_{name}"] = found.get(f"rx_{name}", 0) + getattr(rx, name)
-        found.update({f"fault_{name}": n for name, n in self.faults.counts.items()})
+        found.update({f"fault_{name}": n for name, n in self.port.faults.counts.items()})
         return found
 
 

@@ -230,6 +230,7 @@ class ConfigureDeviceResources(_Big):
 
 
 QUEUE_FORMAT_DQO_RDA = 3  # enum gve_queue_format
+TX_DOORBELLS, RX_DOORBELLS = 1024, 2048  # words of BAR 2, of the first queue; notify blocks have 0 and up
 
 
 class CreateTxQueue(_Big):

@@ -5,16 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from ctypes import c_uint64
-from typing import TYPE_CHECKING
 
 from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve.port import NotifyBlock, Port
 from netmem.hw.gve.steering import Seen
 from netmem.hw.vfio_user.dma import DmaFault
 from netmem.hw.wire import FrameRow
-
-if TYPE_CHECKING:
-    from netmem.hw.gve.device import Gve
 
 BUFFER_BYTES, COMPLETION_BYTES = 32, 32
 BATCH = 64  # buffer descriptors read at once
@@ -24,14 +21,14 @@ MAX_HEADER = 1023  # what header_len can say
 class RxQueue:
     """One queue: the driver posts buffers behind ``tail``, we use them from ``head`` on."""
 
-    def __init__(self, device: Gve, command: ly.CreateRxQueue) -> None:
-        self.device, self.id = device, int(command.queue_id)
+    def __init__(self, port: Port, command: ly.CreateRxQueue, block: NotifyBlock) -> None:
+        self._port, self.id = port, int(command.queue_id)
         self.buffers, self.buffers_size = int(command.rx_data_ring_addr), int(command.rx_buff_ring_size)
         self.completions, self.completion_size = int(command.rx_desc_ring_addr), int(command.rx_ring_size)
         self.buffer_bytes = int(command.packet_buffer_size)
         self.header_bytes = int(command.header_buffer_size)
         self.rsc = bool(command.enable_rsc)
-        self.block = device.blocks[command.ntfy_id]
+        self.block = block
         self.head = self.tail = 0
         self._done = 0
         self.starved_at = -1  # the tail at which a frame waited in vain: others do not wait any more
@@ -46,7 +43,7 @@ class RxQueue:
         if value < self.buffers_size:
             self.tail = value
         else:
-            self.device.counters["rx_bad_doorbell"] += 1
+            self._port.counters["rx_bad_doorbell"] += 1
 
     def posted(self) -> int:
         """Buffers that can be filled."""
@@ -62,7 +59,7 @@ class RxQueue:
 
     def deliver(self, frame: FrameRow, seen: Seen) -> None:
         """Put a frame into as many buffers as ``needs`` says, which must be posted."""
-        device, faults = self.device, self.device.faults
+        port, faults = self._port, self._port.faults
         split, overflow = self._splits(seen), False
         if seen.tcp and self.header_bytes:
             if faults.unsplit_now():
@@ -87,10 +84,10 @@ class RxQueue:
                 return
             try:
                 if first and split:
-                    device.dma.copy_in(buffer.header_buf_addr, frame.header, seen.header)
+                    port.dma.copy_in(buffer.header_buf_addr, frame.header, seen.header)
                 c.packet_len = self._fill(buffer.buf_addr, pieces)
             except DmaFault as fault:
-                device.dma_fault(fault, f"receive queue {self.id}, buffer {buffer.buf_id}")
+                port.dma_fault(fault, f"receive queue {self.id}, buffer {buffer.buf_id}")
                 c.packet_len, c.rx_error = 0, 1
                 pieces.clear()
             c.end_of_packet, c.buf_id = int(not pieces), buffer.buf_id
@@ -98,8 +95,8 @@ class RxQueue:
             if first:
                 c.split_header = c.header_len = c.header_buffer_overflow = 0
                 first = False
-        device.counters["rx_packets"] += 1
-        device.counters["rx_split"] += split
+        port.counters["rx_packets"] += 1
+        port.counters["rx_split"] += split
 
     def _fill(self, iova: int, pieces: list[tuple[int, int]]) -> int:
         """Fill a buffer with what is left of a frame; bytes."""
@@ -107,7 +104,7 @@ class RxQueue:
         while pieces and room:
             at, size = pieces.pop(0)
             take = min(size, room)
-            self.device.dma.copy_in(iova, at, take)
+            self._port.dma.copy_in(iova, at, take)
             iova, room = iova + take, room - take
             if take < size:
                 pieces.insert(0, (at + take, size - take))
@@ -121,9 +118,9 @@ class RxQueue:
             if not count:
                 return None
             try:
-                data = self.device.dma.read(self.buffers + BUFFER_BYTES * at, BUFFER_BYTES * count)
+                data = self._port.dma.read(self.buffers + BUFFER_BYTES * at, BUFFER_BYTES * count)
             except DmaFault as fault:
-                self.device.dma_fault(fault, f"receive queue {self.id}, buffer descriptor {at}")
+                self._port.dma_fault(fault, f"receive queue {self.id}, buffer descriptor {at}")
                 self.head = self.tail
                 return None
             for i in range(count):
@@ -136,11 +133,11 @@ class RxQueue:
         lap, at = divmod(self._done, self.completion_size)
         self._completion.generation = (lap & 1) ^ 1
         try:
-            address = self.device.dma.address(
+            address = self._port.dma.address(
                 self.completions + COMPLETION_BYTES * at, COMPLETION_BYTES, write=True
             )
         except DmaFault as fault:
-            self.device.dma_fault(fault, f"receive queue {self.id}, completion {at}")
+            self._port.dma_fault(fault, f"receive queue {self.id}, completion {at}")
             return
         ctypes.memmove(address + 8, self._rest, COMPLETION_BYTES - 8)
         c_uint64.from_address(address).value = self._words[0]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from ctypes import c_uint64
-from typing import TYPE_CHECKING
 
 from netmem.hw.faults import FRAME_ROOM
 from netmem.hw.gve import descriptors as desc
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve.port import NotifyBlock, Port
 from netmem.hw.vfio_user.dma import DmaFault
 from netmem.hw.wire import Frame
-
-if TYPE_CHECKING:
-    from netmem.hw.gve.device import Gve
 
 DESC_BYTES, COMPLETION_BYTES = 16, 8
 BATCH = 64  # descriptors read at once
@@ -26,12 +23,12 @@ MIN_MSS, MAX_MSS = 88, 9728  # GVE_TX_MIN_TSO_MSS_DQO, GVE_TX_MAX_TSO_MSS_DQO
 class TxQueue:
     """One queue: the driver moves ``tail``, we move ``head`` and write completions."""
 
-    def __init__(self, device: Gve, command: ly.CreateTxQueue) -> None:
-        self.device, self.id = device, int(command.queue_id)
+    def __init__(self, port: Port, command: ly.CreateTxQueue, block: NotifyBlock) -> None:
+        self._port, self.id = port, int(command.queue_id)
         self.ring, self.size = int(command.tx_ring_addr), int(command.tx_ring_size)
         self.completions = int(command.tx_comp_ring_addr)
         self.completion_size = int(command.tx_comp_ring_size)
-        self.block = device.blocks[command.ntfy_id]
+        self.block = block
         self.head = self.tail = 0
         self._done = 0  # completions written
         self._descriptors: deque[desc.TxPacket] = deque()  # read, from ``head`` on
@@ -44,7 +41,7 @@ class TxQueue:
         if value < self.size:
             self.tail = value
         else:
-            self.device.counters["tx_bad_doorbell"] += 1
+            self._port.counters["tx_bad_doorbell"] += 1
 
     def step(self, now: int) -> bool:
         """Send what is complete, as long as the wire takes it; True when anything moved."""
@@ -52,7 +49,7 @@ class TxQueue:
         while self.late and self.late[0][0] <= now:
             self._complete(*self.late.popleft()[1:])
             moved = True
-        wire = self.device.wire
+        wire = self._port.wire
         while self.head != self.tail and wire.tx.room():
             count = self._packet()
             if not count:
@@ -81,9 +78,9 @@ class TxQueue:
         if not count:
             return False
         try:
-            data = self.device.dma.read(self.ring + DESC_BYTES * at, DESC_BYTES * count)
+            data = self._port.dma.read(self.ring + DESC_BYTES * at, DESC_BYTES * count)
         except DmaFault as fault:
-            self.device.dma_fault(fault, f"transmit queue {self.id}, descriptor {at}")
+            self._port.dma_fault(fault, f"transmit queue {self.id}, descriptor {at}")
             self.tail = at  # nothing of it can be known
             return False
         for i in range(count):
@@ -91,7 +88,7 @@ class TxQueue:
         return True
 
     def _send(self, descriptors: list[desc.TxPacket], now: int) -> None:
-        device = self.device
+        port = self._port
         last = descriptors[-1]
         mss, header = 0, 0
         pieces = list[desc.TxPacket]()
@@ -108,18 +105,18 @@ class TxQueue:
         whole = MIN_FRAME <= total <= FRAME_ROOM
         if whole and (not mss or (MIN_MSS <= mss <= MAX_MSS and header < total)):
             if self._offer(pieces, total, mss, header):
-                device.counters["tx_packets"] += 1
-                device.counters["tx_bytes"] += total
+                port.counters["tx_packets"] += 1
+                port.counters["tx_bytes"] += total
         else:
-            device.counters["tx_bad_descriptor"] += 1
+            port.counters["tx_bad_descriptor"] += 1
         head = (self.head + len(descriptors)) % self.size
-        delay = device.faults.completion(now)
+        delay = port.faults.completion(now)
         for kind, tag, wanted in (
             (desc.CompletionType.PKT, int(last.compl_tag), last.dtype == desc.TxDtype.PACKET),
             (desc.CompletionType.DESC, head, bool(last.report_event)),
         ):
             if wanted and delay is None:
-                device.counters["fault_completions_lost"] += 1
+                port.counters["fault_completions_lost"] += 1
             elif wanted and (delay or self.late):
                 self.late.append((now + (delay or 0), kind, tag))
             elif wanted:
@@ -127,15 +124,15 @@ class TxQueue:
 
     def _offer(self, pieces: list[desc.TxPacket], total: int, mss: int, header: int) -> bool:
         """Copy a packet into the wire's next slot, and hand it over."""
-        device, queue = self.device, self.device.wire.tx
-        slot = device.slot(queue.record.tail)
+        port, queue = self._port, self._port.wire.tx
+        slot = port.slot(queue.record.tail)
         at = slot
         try:
             for one in pieces:
-                device.dma.copy_out(at, one.buf_addr, one.buf_size)
+                port.dma.copy_out(at, one.buf_addr, one.buf_size)
                 at += one.buf_size
         except DmaFault as fault:
-            device.dma_fault(fault, f"transmit queue {self.id}, payload")
+            port.dma_fault(fault, f"transmit queue {self.id}, payload")
             return False
         first = min(total, HEADERS)
         gso = mss if mss and total - header > mss else 0
@@ -149,11 +146,11 @@ class TxQueue:
         word = self._completion
         word.type, word.tag, word.generation = kind, tag, (lap & 1) ^ 1
         try:
-            address = self.device.dma.address(
+            address = self._port.dma.address(
                 self.completions + COMPLETION_BYTES * at, COMPLETION_BYTES, write=True
             )
         except DmaFault as fault:
-            self.device.dma_fault(fault, f"transmit queue {self.id}, completion {at}")
+            self._port.dma_fault(fault, f"transmit queue {self.id}, completion {at}")
             return
         c_uint64.from_address(address).value = self._word.value
         self._done += 1

@@ -43,17 +43,17 @@ class Models:
         self.control = control
         wires, self.end, self.faulty = self._wires(config)
         self.seed = config["seed"]
-        self.ports: list[Gve] = []
+        self.nics: list[Gve] = []
         self.listeners: dict[int, tuple[socket.socket, Gve]] = {}
         self.servers: dict[int, Server] = {}
         self.epoll = select.epoll()
         for number, (fd, wire) in enumerate(zip(config["sockets"], wires, strict=True)):
-            port = Gve(wire, GveConfig(
+            nic = Gve(wire, GveConfig(
                 mac=bytes.fromhex(config["macs"][number]), queues=config["queues"], mtu=config["mtu"],
                 max_mtu=max(config["mtu"], 9000), faults=GveFaults(seed=config["seed"] + number),
             ))  # fmt: skip
-            self.ports.append(port)
-            self.listeners[fd] = socket.socket(fileno=fd), port
+            self.nics.append(nic)
+            self.listeners[fd] = socket.socket(fileno=fd), nic
             self.epoll.register(fd, select.EPOLLIN)
             for other in wire.filenos():
                 self.epoll.register(other, select.EPOLLIN)
@@ -84,8 +84,8 @@ class Models:
         """One round of frames; True when anything moved."""
         now = time.monotonic_ns()
         moved = self.end.before(now) if self.end else False
-        for port in self.ports:
-            moved |= port.step(now)
+        for nic in self.nics:
+            moved |= nic.step(now)
         return (self.end.after(now) if self.end else False) or moved
 
     def run(self) -> None:
@@ -112,7 +112,7 @@ class Models:
 
     def _timeout(self) -> float:
         now = time.monotonic_ns()
-        due = [port.timer(now) for port in self.ports]
+        due = [nic.timer(now) for nic in self.nics]
         if self.end is not None:
             due.append(self.end.timer())
         if self.faulty is not None:
@@ -121,7 +121,7 @@ class Models:
 
     def _accept(self, fd: int) -> None:
         """Take the machine's connection."""
-        listener, port = self.listeners[fd]
+        listener, nic = self.listeners[fd]
         sock, _ = listener.accept()
         self.epoll.unregister(fd)
         del self.listeners[fd]
@@ -130,7 +130,7 @@ class Models:
         with contextlib.suppress(OSError):
             os.unlink(path)
             os.rmdir(os.path.dirname(path))  # fails as long as other ports wait
-        self.servers[sock.fileno()] = Server(sock, Function(port))
+        self.servers[sock.fileno()] = Server(sock, Function(nic))
         self.epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _messages(self, fd: int) -> None:
@@ -151,16 +151,16 @@ class Models:
         number = request.get("id")
         result: object = None
         try:
-            port = self.ports[int(request.get("nic", 0))]
+            nic = self.nics[int(request.get("nic", 0))]
             match request:
                 case {"op": "fault", "name": str(name), "value": value}:
-                    self._fault(port, name, float(value))
+                    self._fault(nic, name, float(value))
                 case {"op": "fail", "command": str(command), "status": str(status)}:
-                    port.faults.fail(command, status)
+                    nic.port.faults.fail(command, status)
                 case {"op": "link", "up": bool(up)}:
-                    port.set_link(up)
+                    nic.set_link(up)
                 case {"op": "reset"}:
-                    port.request_reset()
+                    nic.request_reset()
                 case {"op": "statistics"}:
                     result = self.statistics()
                 case {"op": "forward", "address": str(host), "port": int(p), "guest_port": int(guest)}:
@@ -178,25 +178,25 @@ class Models:
             message = getattr(error, "strerror", None) or str(error)
             self.control.say(id=number, errno=getattr(error, "errno", None) or errno.EINVAL, message=message)
 
-    def _fault(self, port: Gve, name: str, value: float) -> None:
+    def _fault(self, nic: Gve, name: str, value: float) -> None:
         if name not in WIRE_FAULTS:
-            port.faults.set(name, value)
+            nic.port.faults.set(name, value)
             return
         if not 0 <= value <= 1:
             raise NetmemError(errno.EINVAL, f"{name}={value} is no chance between 0 and 1")
         if self.faulty is None:
-            port = self.ports[0]
-            port.wire = self.faulty = FaultyWire(port.wire, self.seed)
+            nic = self.nics[0]
+            nic.port.wire = self.faulty = FaultyWire(nic.port.wire, self.seed)
         setattr(self.faulty.chances, name, value)
 
     def statistics(self) -> list[dict[str, Any]]:
         """What each port counted, and the accesses that were stopped."""
         found = []
-        for port in self.ports:
+        for nic in self.nics:
             found.append({
-                "counters": port.statistics(), "dma_faults": list(port.dma_faults),
-                "maps": port.dma.maps, "unmaps": port.dma.unmaps, "driver": port.driver_version,
-                "refused": [entry for entry in port.admin.log if entry[1] != 1][-8:],
+                "counters": nic.statistics(), "dma_faults": list(nic.port.dma_faults),
+                "maps": nic.port.dma.maps, "unmaps": nic.port.dma.unmaps, "driver": nic.driver_version,
+                "refused": [entry for entry in nic.admin.log if entry[1] != 1][-8:],
                 "wire": dict(self.faulty.counts) if self.faulty else {},
             })  # fmt: skip
         return found
@@ -207,8 +207,8 @@ class Models:
             server.close()
         for listener, _ in self.listeners.values():
             listener.close()
-        for port in self.ports:
-            port.wire.close()
+        for nic in self.nics:
+            nic.port.wire.close()
         if self.end is not None:
             self.end.close()
 
