@@ -89,26 +89,26 @@ def test_checks_are_functions_without_pytest():
 @compiled_only
 def test_drivers_that_raise_or_kill_their_process_are_reported_and_the_next_check_goes_on():
     for name, text in (("RaisesInOpen", "never finished"), ("KillsItsProcess", "with status 3")):
-        done = check(f"netmem.contract.mutants:{name}", "--only", "R2", "--only", "TX2")
+        done = check(f"netmem.contract.crashers:{name}", "--only", "R2", "--only", "TX2")
         assert done.returncode == 1
         assert text in done.stdout
         assert "TX2" in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
-    raised = check("netmem.contract.mutants:RaisesInOpen", "--only", "R4", "-v")
+    raised = check("netmem.contract.crashers:RaisesInOpen", "--only", "R4", "-v")
     assert "RuntimeError: this driver was never finished" in raised.stdout
     assert "in open" in raised.stdout
 
 
 @compiled_only
 def test_a_driver_that_hangs_costs_the_limit_only():
-    (result,) = run("netmem.contract.mutants:HangsInPoll", only=("R6",), limit=1)[:1]
+    (result,) = run("netmem.contract.crashers:HangsInPoll", only=("R6",), limit=1)[:1]
     assert result.outcome == "fail"
     assert result.evidence == "did not end in 1 s"
 
 
 @compiled_only
 def test_a_killed_check_takes_its_hanging_worker_with_it():
-    command = [sys.executable, "-m", "netmem.cli.entry", "check", "netmem.contract.mutants:HangsInPoll"]
+    command = [sys.executable, "-m", "netmem.cli.entry", "check", "netmem.contract.crashers:HangsInPoll"]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     below: list[str] = []

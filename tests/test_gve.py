@@ -16,7 +16,7 @@ from netmem.base.address import ip4
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.jit import COMPILED
-from netmem.hw.gve import Gve, GveConfig
+from netmem.hw.gve import Gve, GveConfig, regs
 from netmem.hw.gve import descriptors as d
 from netmem.hw.gve import layout as ly
 from netmem.hw.gve.faults import GveFaults
@@ -89,8 +89,8 @@ def test_probe_describes_the_device(pair: Pair) -> None:
     assert rda.supported_features_mask == 0xFFFFFFFF  # this one gates the others
     sizes = ly.OptionBufferSizes.from_buffer_copy(options[ly.OptionId.BUFFER_SIZES])
     assert (sizes.packet_buffer_size, sizes.header_buffer_size) == (4096, 256)
-    assert not pair.b.driver.register(R.device_status) & ly.DeviceStatus.DEVICE_IS_RESET
-    assert pair.b.driver.register(R.device_status) & ly.DeviceStatus.LINK_STATUS
+    assert not pair.b.driver.register(R.device_status) & regs.DeviceStatus.DEVICE_IS_RESET
+    assert pair.b.driver.register(R.device_status) & regs.DeviceStatus.LINK_STATUS
 
 
 def test_driver_version_is_read_a_character_at_a_time(pair: Pair) -> None:
@@ -373,7 +373,7 @@ def test_link_and_reset_are_told(pair: Pair) -> None:
     pair.b.client.fired()
     pair.b.nic.set_link(False)
     assert pair.b.client.fired() == {management}
-    assert not pair.b.driver.register(R.device_status) & ly.DeviceStatus.LINK_STATUS
+    assert not pair.b.driver.register(R.device_status) & regs.DeviceStatus.LINK_STATUS
     pair.a.driver.tx[0].send(frames.tcp(b"x"))
     pair.run()
     assert pair.b.driver.rx[0].received() == []
@@ -381,9 +381,9 @@ def test_link_and_reset_are_told(pair: Pair) -> None:
     pair.b.client.fired()
     pair.b.nic.request_reset()
     assert pair.b.client.fired() == {management}
-    assert pair.b.driver.register(R.device_status) & ly.DeviceStatus.RESET
-    pair.b.driver._set(R.driver_status, int(ly.DriverStatus.RESET).to_bytes(4, "big"))
-    assert pair.b.driver.register(R.device_status) & ly.DeviceStatus.DEVICE_IS_RESET
+    assert pair.b.driver.register(R.device_status) & regs.DeviceStatus.RESET
+    pair.b.driver._set(R.driver_status, int(regs.DriverStatus.RESET).to_bytes(4, "big"))
+    assert pair.b.driver.register(R.device_status) & regs.DeviceStatus.DEVICE_IS_RESET
     assert not pair.b.nic.setup.rx_queues
     again = GveDriver(pair.b.client, pair.b.ram).up()
     pair.a.driver.tx[0].send(frames.tcp(b"y"))
@@ -607,7 +607,7 @@ def test_random_rings_commands_and_registers_do_no_harm(pair: Pair) -> None:
             pair.a.ram._next = min(pair.a.ram._next, 8 << 20)
         pair.now += MS
         pair.run()
-    b.driver._set(R.driver_status, int(ly.DriverStatus.RESET).to_bytes(4, "big"))
+    b.driver._set(R.driver_status, int(regs.DriverStatus.RESET).to_bytes(4, "big"))
     again = GveDriver(b.client, b.ram).up()
     pair.run()
     again.rx[0].received()

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
     from netmem.inet.aio import AsyncConnection, AsyncStack
-    from netmem.inet.socket import TcpListener, TcpSocket
+    from netmem.inet.listener import TcpListener
+    from netmem.inet.socket import TcpSocket
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import TcpConfig
     from netmem.inet.tokens import FRAG, DevmemMessage
@@ -35,7 +36,7 @@ _WHERE = {
     "NetmemError": "base.errors",
     "FRAG": "inet.tokens",
     "DevmemMessage": "inet.tokens",
-    "TcpListener": "inet.socket",
+    "TcpListener": "inet.listener",
     "TcpSocket": "inet.socket",
     "AsyncConnection": "inet.aio",
     "AsyncStack": "inet.aio",

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from netmem.lab.guest.machine import Guest, GuestConfig
+from netmem.lab.guest.config import GuestConfig
+from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.prepare import Prepared, prepare
 from netmem.lab.guest.tests import FOLDER
 

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import Lab, boot
 from netmem.lab.guest import tests
-from netmem.lab.guest.machine import GuestConfig
+from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import HW, Lab, boot, say
 from netmem.lab.guest import tests
-from netmem.lab.guest.machine import GuestConfig
+from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.prepare import build_module, driver_source
 from netmem.lab.guest.scripts import program
 

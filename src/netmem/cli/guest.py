@@ -31,7 +31,8 @@ from netmem.cli.guest_options import (
     wire_of,
 )
 from netmem.cli.guest_tests import bench, test
-from netmem.lab.guest.machine import Guest, GuestError
+from netmem.lab.guest.config import GuestError
+from netmem.lab.guest.machine import Guest
 
 TYPED = 1 << 16  # bytes of input that wait for the guest, before no more are read
 KCONFIG = """\

@@ -17,7 +17,8 @@ import click
 from netmem.base.text import printable
 from netmem.cli.options import SIZE
 from netmem.hw.gve.faults import GveFaults
-from netmem.lab.guest.machine import BOOT_S, LOCAL4, REMOTE4, Guest, GuestConfig, GuestError
+from netmem.lab.guest.config import LOCAL4, REMOTE4, GuestConfig, GuestError
+from netmem.lab.guest.machine import BOOT_S, Guest
 from netmem.lab.guest.prepare import Prepared, prepare
 
 FAILED, TIMED_OUT = 125, 124  # of the guest itself, as docker and timeout have it

@@ -26,7 +26,8 @@ from netmem.cli.guest_options import (
 from netmem.cli.options import SIZE
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.guest import tests
-from netmem.lab.guest.machine import Guest, GuestError
+from netmem.lab.guest.config import GuestError
+from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.scripts import program
 
 WAYS = {"recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "zcrx": "io_uring zcrx"}

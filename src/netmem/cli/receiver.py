@@ -15,7 +15,8 @@ import numpy as np
 
 from netmem.base.arena import Bytes, Region
 from netmem.base.errors import NetmemError
-from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.listener import TcpListener
+from netmem.inet.socket import TcpSocket
 from netmem.inet.tokens import DevmemMessage
 from netmem.lab.device import Device, open_device
 from netmem.memory.calls import gather

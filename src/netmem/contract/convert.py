@@ -24,8 +24,8 @@ from netmem.base.text import printable
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.changes import GIT, git_environment
 from netmem.contract.lint.check import understand
-from netmem.contract.lint.csource import Stmt
 from netmem.contract.lint.labels import Frame
+from netmem.contract.lint.lowering import Expr, Stmt, declared
 from netmem.contract.lint.model import Case
 
 PAGE = "struct page *"
@@ -98,7 +98,7 @@ class _Rewriter:
         self.world, self.flow = case.world, case.flow
         self.edits: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self.remaining: list[Remaining] = []
-        self._kept: list[csource.Expr] = []
+        self._kept: list[Expr] = []
         self.cells = self._cells()
         self.locals = {
             key for key, held in self.flow.locals.items()
@@ -201,13 +201,13 @@ class _Rewriter:
             if type_ is not None and type_.type in ("struct_specifier", "union_specifier"):
                 inner = type_.child_by_field_name("body")
                 if inner is not None:
-                    name = csource.declared(declarators[0], self.source)[0] if declarators else ""
+                    name = declared(declarators[0], self.source)[0] if declarators else ""
                     known = type_.child_by_field_name("name")
                     self._fields(
                         inner, self._text(known) if known is not None else f"{tag}.{name}" if name else tag
                     )
                     continue
-            names = [csource.declared(one, self.source)[0] for one in declarators]
+            names = [declared(one, self.source)[0] for one in declarators]
             self._retype(type_, declarators, [(tag, name) in self.cells for name in names])
 
     def _retype(self, type_: Any, declarators: list[Any], ours: list[bool]) -> None:
@@ -361,7 +361,7 @@ class _Rewriter:
         names = []
         for one in declarators:
             inner = one.child_by_field_name("declarator") if one.type == "init_declarator" else one
-            names.append(csource.declared(inner, self.source)[0])
+            names.append(declared(inner, self.source)[0])
         ours = [self._local(name) for name in names]
         type_ = node.child_by_field_name("type")
         if type_ is not None and self._text(type_) == "struct page":
@@ -461,7 +461,7 @@ class _Rewriter:
             inner = parent.child_by_field_name("declarator")
             if inner is not None and inner.start_byte <= node.start_byte < inner.end_byte:
                 return
-            if not self._local(csource.declared(inner, self.source)[0]):
+            if not self._local(declared(inner, self.source)[0]):
                 self._wrap(node, "netmem_to_page", "payload is kept as a page here (R3)")
         elif kind == "update_expression" or (
             kind == "assignment_expression" and self._text(parent)[0] == "*"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import os
 from typing import Any, ClassVar
 
 from netmem.base.arena import Region
@@ -26,7 +25,7 @@ from netmem.memory.page_pool import (
 )
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import Rx, RxBatch, RxRow
-from netmem.netdev.driver import Netdev, QueueConfig, RingParams, TcpDataSplit
+from netmem.netdev.driver import Netdev, QueueConfig, TcpDataSplit
 from netmem.netdev.rx import RxRing
 from netmem.netdev.tx import Tx
 
@@ -485,28 +484,3 @@ class SaysSomethingElse(SoftnicDriver):
     """Declares a kind of transmit that does not exist."""
 
     netmem_tx = 7  # type: ignore[assignment]
-
-
-# -- drivers that do worse than break a requirement -------------------------------------------------
-
-
-class RaisesInOpen(SoftnicDriver):
-    """Fails in a way of its own."""
-
-    def open(self, dev: Netdev) -> None:
-        raise RuntimeError("this driver was never finished")
-
-
-class HangsInPoll(SoftnicDriver):
-    """Never comes back from its first poll."""
-
-    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
-        while True:
-            pass
-
-
-class KillsItsProcess(SoftnicDriver):
-    """Takes the process with it when the ring is changed."""
-
-    def set_ringparam(self, params: RingParams) -> None:
-        os._exit(3)

@@ -13,17 +13,9 @@ from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.inet.poller import Poller
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp.connections import Listener
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
-from netmem.inet.tokens import (
-    FRAG,
-    NO_FRAGS,
-    DevmemMessage,
-    Tokens,
-    named_tokens,
-    pool_of,
-)
+from netmem.inet.tokens import FRAG, NO_FRAGS, DevmemMessage, Tokens, named_tokens, pool_of
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
@@ -215,15 +207,8 @@ class TcpSocket:
                 if done:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
-            got = rx.copy_out(
-                self._tcp.at,
-                self._c,
-                self._tokens.at,
-                pool.at,
-                array.ctypes.data + done,
-                len(array) - done,
-                linear_only,
-            )
+            to, room = array.ctypes.data + done, len(array) - done
+            got = rx.copy_out(self._tcp.at, self._c, self._tokens.at, pool.at, to, room, linear_only)
             if pool.record.released:
                 pool.flush()
             done += int(got)
@@ -503,57 +488,6 @@ class TcpSocket:
         return self._dev.rx_queues[self._tcb.queue].pool
 
     def __enter__(self) -> TcpSocket:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-class TcpListener:
-    """A listening socket."""
-
-    def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy, listener: Listener) -> None:
-        self._poller, self._tcp, self._zerocopy, self._listener = poller, tcp, zerocopy, listener
-        self.port = listener.port
-
-    def accept(self, timeout: float | None = None) -> TcpSocket:
-        """The next connection (its ``peer`` says from where). TimeoutError; ENODEV; EBADF."""
-        ready = self._listener.ready
-        with self._poller.lock:
-            if self._listener.closed:
-                raise NetmemError(errno.EBADF, "the listener is closed")
-            self._poller.wait(
-                lambda: bool(ready) or self._listener.closed or self._poller.gone is not None,
-                timeout,
-                f"a connection to port {self.port}",
-            )
-            if ready:
-                return TcpSocket(
-                    self._poller, self._tcp, self._zerocopy, ready.popleft()
-                )  # closing empties it
-            if self._poller.gone is not None:
-                raise self._poller.gone
-            raise NetmemError(errno.EBADF, "the listener is closed")
-
-    @property
-    def closed(self) -> bool:
-        """True once ``close`` was called."""
-        return self._listener.closed
-
-    def pending(self) -> int:
-        """Connections that wait to be accepted."""
-        return len(self._listener.ready)
-
-    def close(self) -> None:
-        """Stop listening; connections nobody accepted are reset."""
-        with self._poller.lock:
-            if not self._poller.closed:
-                self._tcp.unlisten(self._listener)
-                self._poller.changed()
-                if self._tcp.dev.running:
-                    self._tcp.dev.xmit()
-
-    def __enter__(self) -> TcpListener:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -13,8 +13,9 @@ from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.headers import PROTO_TCP, PROTO_UDP
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip, address_of
+from netmem.inet.listener import TcpListener
 from netmem.inet.poller import Poller
-from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.machine import Tcp

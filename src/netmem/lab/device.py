@@ -19,7 +19,8 @@ from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
 from netmem.hw.tap.wire import configure_tap, open_tap
-from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.listener import TcpListener
+from netmem.inet.socket import TcpSocket
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState

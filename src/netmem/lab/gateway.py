@@ -16,7 +16,8 @@ import sys
 from collections import OrderedDict
 
 from netmem.base.errors import NetmemError
-from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.listener import TcpListener
+from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.local import LocalHost
 

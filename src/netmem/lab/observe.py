@@ -16,8 +16,8 @@ from netmem.base.record import items
 from netmem.inet.tcp.receive import TokenTable
 from netmem.inet.tcp.tcb import MASK32, StackRecord, Tcb, TcpState
 from netmem.inet.udp.table import SOCKETS, UdpSocketRecord
+from netmem.memory.accounts import accounts
 from netmem.memory.layout import AreaRecord, NetmemRecord, PoolRecord
-from netmem.memory.page_pool import accounts
 from netmem.netdev.batch import BatchRecord
 from netmem.netdev.ring import RxRingRecord
 

@@ -10,19 +10,18 @@ import ctypes
 import errno
 import itertools
 import logging
-import os
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from netmem.base.arena import PAGE_SIZE, Arena, Region, Words, memfd
+from netmem.base.arena import PAGE_SIZE, Arena, Words
 from netmem.base.clock import SEC
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.base.record import Word, items
 from netmem.memory import calls, sanitizer
+from netmem.memory.accounts import accounts
 from netmem.memory.area import Area
 from netmem.memory.layout import (
     PP_ALLOC_CACHE_REFILL,
@@ -32,11 +31,12 @@ from netmem.memory.layout import (
     PP_FLAG_DMA_MAP,
     PP_FLAG_DMA_SYNC_DEV,
     PP_FLAG_SYSTEM_POOL,
-    AreaRecord,
     NetmemRecord,
     PoolRecord,
 )
+from netmem.memory.mapping import PoolMapping
 from netmem.memory.netmem import NetmemRef, Page
+from netmem.memory.pages import PageMemory
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.ref import index_of, indexes_of, offset_of, tag_of
 from netmem.memory.shadow import Event
@@ -56,33 +56,6 @@ log = logging.getLogger("netmem.page_pool")
 DEFAULT_RING, MAX_RING, MAX_PAGE_ORDER = 1024, 16384, 10
 DEFER_WARN = 60 * SEC
 _ids = itertools.count(1)  # pool ids, cyclic from 1, as page_pool_list() gives them
-
-
-def accounts(pool: PoolRecord, area: AreaRecord, netmems: npt.NDArray[Any]) -> dict[str, int]:
-    """What is known of a pool: id, levels and all counters, by name. Copies of the records will do.
-
-    ``inflight``: taken from the provider and not handed back; ``outstanding``: of these, held by
-    somebody outside cache and ring; ``available``: buffers that can still be received into, of
-    ``buffers`` in an area that ``share`` pools draw on. ``netmems``: the area's.
-    """
-    inflight = pool.pages_state_hold_cnt - pool.pages_state_release_cnt
-    waiting = pool.alloc.count + pool.ring.producer - pool.ring.consumer
-    cutting = pool.frag_netmem
-    # The netmem being cut into fragments counts as held only when somebody beside the pool has a part.
-    idle = int(cutting != 0 and netmems["pp_ref_count"][index_of(cutting)] == 1)
-    per = max(pool.buffers_per_netmem, 1)
-    return {
-        "id": pool.id,
-        "inflight": inflight,
-        "inflight_mem": inflight << pool.shift,
-        "outstanding": inflight - waiting - pool.released - idle,
-        "posted": pool.posted,
-        "available": (area.free // max(pool.share, 1) + waiting) * per + pool.posted,
-        "share": pool.share,
-        "buffers": area.count * per,
-        **items(pool.stats),
-        **items(pool.counters),
-    }
 
 
 class PoolOwner(Protocol):
@@ -125,15 +98,6 @@ class PagePoolParams:
     pages: int = 0
 
 
-class _PageMemory:
-    """Pages of the built-in page allocator, for one pool without provider."""
-
-    def __init__(self, name: str, size: int, shift: int, nid: int) -> None:
-        self.fd = memfd(name, size)
-        self.region = Region(self.fd, size)
-        self.area = Area(name, size >> shift, shift, net_iov=False, address=self.region.address, nid=nid)
-
-
 class PagePool:
     """page_pool_create(&params).
 
@@ -173,19 +137,18 @@ class PagePool:
         if params.order < 0:
             raise self._gave_up(errno.EINVAL, f"order {params.order}")
         self.id = next(_ids)
-        self._pages: _PageMemory | None = None
+        self._pages: PageMemory | None = None
         try:
             if self.provider is None:
                 shift = PAGE_SIZE.bit_length() - 1 + params.order
                 memory = params.pages or max(ring * 4, 4096) << shift
-                self._pages = _PageMemory(f"pages:{self.id}", memory, shift, params.nid)
+                self._pages = PageMemory(f"pages:{self.id}", memory, shift, params.nid)
             self._open(ring, size)
         except BaseException:
             if self.provider is not None:
                 self.provider.destroy()
             elif self._pages is not None:
-                self._pages.area.close()
-                os.close(self._pages.fd)
+                self._pages.close()
             raise
         self.destroyed_at: int | None = None
         self._warned_at = 0
@@ -237,10 +200,10 @@ class PagePool:
         pool.binding = self.binding_id
         pool.unreadable = self.is_unreadable()
         pool.buffers_per_netmem = pool.share = 1
-        self._mapped: int | None = None
-        self._watch: sanitizer.DmaWatch | None = None
+        self._mapping: PoolMapping | None = None
         if params.flags & PP_FLAG_DMA_MAP:
             assert params.dev is not None
+            self._mapping = PoolMapping(params.dev, pool)
             if self.provider is not None and self.provider.unreadable:
                 # The binding mapped the area once; syncing it is its user's duty.
                 io = self.provider.io_address(params.dev)
@@ -249,14 +212,10 @@ class PagePool:
                 pool.dma = io
             else:
                 fd = self.provider.fd if self.provider is not None else self._page_fd()
-                self._mapped = params.dev.dma_map(fd, 0, area.size, params.dma_dir)
-                pool.dma = self._mapped
-                pool.bounce = params.dev.dma_bounce(self._mapped)
-                pool.dma_sync_for_cpu = 1
+                self._mapping.map(fd, area.size, params.dma_dir)
                 pool.dma_sync = bool(params.flags & PP_FLAG_DMA_SYNC_DEV)
             if shadowed:
-                self._watch = sanitizer.DmaWatch(self.at, pool, area.record)
-                params.dev.watchers.append(self._watch)
+                self._mapping.watch(sanitizer.DmaWatch(self.at, pool, area.record))
 
     def _page_fd(self) -> int:
         assert self._pages is not None
@@ -550,19 +509,13 @@ class PagePool:
         return False
 
     def _free(self) -> None:
-        if self._watch is not None and self.params.dev is not None:
-            self.params.dev.watchers.remove(self._watch)
-            self._watch = None
-        if self._mapped is not None:
-            assert self.params.dev is not None
-            mapped, self._mapped = self._mapped, None
-            self.params.dev.dma_unmap(mapped)
+        if self._mapping is not None:
+            self._mapping.close()
         if self.provider is not None:
             if self.arena.fd >= 0:
                 self.provider.destroy()
         elif self._pages is not None and self.arena.fd >= 0:
-            self._pages.area.close()
-            os.close(self._pages.fd)
+            self._pages.close()
         self.arena.close()
 
     def describe(self) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from netmem.hw.gve import descriptors as d
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve import regs
 from netmem.hw.gve.device import DOORBELLS_BAR, REGISTERS_BAR
 from netmem.testing.vfio_user import Client, Ram
 
 ADMIN_BYTES = 4096
-R = ly.Registers
+R = regs.Registers
 
 
 @dataclass
@@ -193,7 +194,7 @@ class GveDriver:
         self._set(R.adminq_length, ADMIN_BYTES.to_bytes(2, "big"))
         self._set(R.adminq_base_address_hi, (self.admin >> 32).to_bytes(4, "big"))
         self._set(R.adminq_base_address_lo, (self.admin & 0xFFFFFFFF).to_bytes(4, "big"))
-        self._set(R.driver_status, int(ly.DriverStatus.RUN).to_bytes(4, "big"))
+        self._set(R.driver_status, int(regs.DriverStatus.RUN).to_bytes(4, "big"))
         self.tx: list[TxRing] = []
         self.rx: list[RxRing] = []
         self.blocks = 0

@@ -8,7 +8,8 @@ from typing import Any
 
 from netmem.base.clock import MS, ManualClock
 from netmem.hw.wire import Wire, cable
-from netmem.inet.socket import TcpListener, TcpSocket
+from netmem.inet.listener import TcpListener
+from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import steer
 from netmem.lab.leaks import leaks

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from netmem.contract.lint import api
-from netmem.contract.lint.csource import Expr
 from netmem.contract.lint.labels import FLAGS, READABLE, UNREADABLE, Frame, State, names
+from netmem.contract.lint.lowering import Expr
 
 
 class Conditions(State):

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, field
 
 from netmem.contract.lint import api
-from netmem.contract.lint.csource import Expr, Function, Stmt
+from netmem.contract.lint.csource import Function
+from netmem.contract.lint.lowering import Expr, Stmt
 from netmem.contract.lint.world import World
 
 Cond = tuple[Expr, bool]

@@ -22,7 +22,7 @@ from collections import defaultdict
 from typing import Any
 
 from netmem.contract.lint import api
-from netmem.contract.lint.csource import Expr, Function, Stmt
+from netmem.contract.lint.csource import Function
 from netmem.contract.lint.labels import (
     ANSWERS,
     CALLER_LEVELS,
@@ -45,6 +45,7 @@ from netmem.contract.lint.labels import (
     line_of,
     names,
 )
+from netmem.contract.lint.lowering import Expr, Stmt
 from netmem.contract.lint.places import Places
 
 __all__ = ["Event", "Flow"]

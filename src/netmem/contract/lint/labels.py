@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netmem.contract.lint import api
-from netmem.contract.lint.csource import Expr, Function
+from netmem.contract.lint.csource import Function
+from netmem.contract.lint.lowering import Expr
 from netmem.contract.lint.world import World
 
 Labels = frozenset[Any]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from netmem.contract.lint import api
 from netmem.contract.lint.conditions import Conditions
-from netmem.contract.lint.csource import Expr, Function
+from netmem.contract.lint.csource import Function
 from netmem.contract.lint.labels import EMPTY, FLAGS, MAX_PATH, SPLIT, Frame, Labels, split_name
+from netmem.contract.lint.lowering import Expr
 
 
 class Places(Conditions):

@@ -6,7 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from netmem.contract.lint.csource import CFile, Expr, Function
+from netmem.contract.lint.csource import CFile, Function
+from netmem.contract.lint.lowering import Expr
 
 _TAG = re.compile(r"\b(?:struct|union)\s+([\w.]+)")
 

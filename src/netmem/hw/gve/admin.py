@@ -13,6 +13,7 @@ from typing import Any
 
 from netmem.base.errors import NetmemError
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve import regs
 from netmem.hw.gve.port import Port
 from netmem.hw.gve.rx import RxQueue
 from netmem.hw.gve.setup import Setup
@@ -189,7 +190,7 @@ class AdminQueue:
         _need(
             c.queue_page_list_id == ly.RAW_ADDRESSING_QPL_ID, ly.Status.ERROR_INVALID_ARGUMENT, "a page list"
         )
-        doorbell = ly.TX_DOORBELLS + int(c.queue_id)
+        doorbell = regs.TX_DOORBELLS + int(c.queue_id)
         self._port.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, c.queue_id)))
         self._setup.tx_queues[c.queue_id] = TxQueue(self._port, c, self._setup.blocks[c.ntfy_id])
 
@@ -206,7 +207,7 @@ class AdminQueue:
             c.header_buffer_size <= self._port.config.header_buffer, ly.Status.ERROR_INVALID_ARGUMENT,
             f"header buffers of {c.header_buffer_size} bytes",
         )  # fmt: skip
-        doorbell, counter = ly.RX_DOORBELLS + int(c.queue_id), self._port.config.queues + c.queue_id
+        doorbell, counter = regs.RX_DOORBELLS + int(c.queue_id), self._port.config.queues + c.queue_id
         self._port.dma.write(c.queue_resources_addr, bytes(ly.QueueResources(doorbell, counter)))
         self._setup.rx_queues[c.queue_id] = RxQueue(self._port, c, self._setup.blocks[c.ntfy_id])
 

@@ -12,6 +12,7 @@ from netmem.base.clock import MS, SEC
 from netmem.base.headers import EthHdr
 from netmem.hw.faults import FRAME_ROOM, PlainFrames
 from netmem.hw.gve import layout as ly
+from netmem.hw.gve import regs
 from netmem.hw.gve.admin import AdminQueue
 from netmem.hw.gve.port import GveConfig, NotifyBlock, Port
 from netmem.hw.gve.rx import RxQueue
@@ -51,9 +52,9 @@ class Gve:
     def reset(self) -> None:
         """As after power on: no queues, nothing of the guest's memory in use."""
         queues = self.port.config.queues
-        self.registers = ly.Registers(
+        self.registers = regs.Registers(
             max_tx_queues=queues, max_rx_queues=queues,
-            device_status=ly.DeviceStatus.DEVICE_IS_RESET | self._link_bit(),
+            device_status=regs.DeviceStatus.DEVICE_IS_RESET | self._link_bit(),
         )  # fmt: skip
         self.setup = Setup(self.port)
         self.admin = AdminQueue(self.port, self.setup)
@@ -63,7 +64,7 @@ class Gve:
         self._held_at = 0  # since when a frame waits for buffers
 
     def _link_bit(self) -> int:
-        return int(ly.DeviceStatus.LINK_STATUS) if self.link else 0
+        return int(regs.DeviceStatus.LINK_STATUS) if self.link else 0
 
     # -- registers and doorbells --------------------------------------------------------------
 
@@ -94,11 +95,11 @@ class Gve:
             self.port.counters["bad_register_write"] += 1
 
     def _driver_status(self, value: int) -> None:
-        if value & ly.DriverStatus.RESET:
+        if value & regs.DriverStatus.RESET:
             self.port.counters["resets"] += 1
             self.reset()
-        elif value & ly.DriverStatus.RUN:
-            self.registers.device_status &= ~int(ly.DeviceStatus.DEVICE_IS_RESET | ly.DeviceStatus.RESET)
+        elif value & regs.DriverStatus.RUN:
+            self.registers.device_status &= ~int(regs.DeviceStatus.DEVICE_IS_RESET | regs.DeviceStatus.RESET)
             self.registers.adminq_event_counter = 0
         self.registers.driver_status = value
 
@@ -113,10 +114,10 @@ class Gve:
         index, value = offset // 4, int.from_bytes(data, "little")
         self.port.counters["doorbells"] += 1
         target: NotifyBlock | TxQueue | RxQueue | None
-        if index >= ly.RX_DOORBELLS:
-            target = self.setup.rx_queues.get(index - ly.RX_DOORBELLS)
-        elif index >= ly.TX_DOORBELLS:
-            target = self.setup.tx_queues.get(index - ly.TX_DOORBELLS)
+        if index >= regs.RX_DOORBELLS:
+            target = self.setup.rx_queues.get(index - regs.RX_DOORBELLS)
+        elif index >= regs.TX_DOORBELLS:
+            target = self.setup.tx_queues.get(index - regs.TX_DOORBELLS)
         else:
             target = self.setup.blocks[index] if index < len(self.setup.blocks) else None
         if target is not None and offset % 4 == 0 and len(data) == 4:
@@ -221,13 +222,13 @@ class Gve:
     def set_link(self, up: bool) -> None:
         """Plug the cable in or out, and tell the driver."""
         self.link = up
-        status = self.registers.device_status & ~int(ly.DeviceStatus.LINK_STATUS)
+        status = self.registers.device_status & ~int(regs.DeviceStatus.LINK_STATUS)
         self.registers.device_status = status | self._link_bit()
         self._manage()
 
     def request_reset(self) -> None:
         """Have the device ask for a reset, as after an error of its own."""
-        self.registers.device_status |= int(ly.DeviceStatus.RESET)
+        self.registers.device_status |= int(regs.DeviceStatus.RESET)
         self._manage()
 
     def _manage(self) -> None:
@@ -246,8 +247,8 @@ class Gve:
 
 # (offset, bytes): name, of what the driver may write.
 _REGISTERS = {
-    (getattr(ly.Registers, name).offset, ctypes.sizeof(kind)): name
-    for name, kind in ly.Registers._fields_
+    (getattr(regs.Registers, name).offset, ctypes.sizeof(kind)): name
+    for name, kind in regs.Registers._fields_
     if name not in ("device_status", "max_tx_queues", "max_rx_queues", "adminq_event_counter", "reserved")
 }
 assert _REGISTERS[0x04, 4] == "driver_status"

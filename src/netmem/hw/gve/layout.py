@@ -1,4 +1,4 @@
-"""gve's registers and admin queue: big-endian layouts, one class each (gve_register.h, gve_adminq.h).
+"""gve's admin queue: big-endian layouts, one class each (gve_adminq.h).
 
 Field names are those of the driver's headers, whose structure each docstring names.
 """
@@ -13,46 +13,6 @@ from enum import IntEnum, IntFlag
 class _Big(ctypes.BigEndianStructure):
     _pack_ = 1
 
-
-# -- registers (gve_register.h) ---------------------------------------------------------------
-
-
-class Registers(_Big):
-    """BAR 0 (struct gve_registers)."""
-
-    _fields_ = (
-        ("device_status", c_uint32),
-        ("driver_status", c_uint32),
-        ("max_tx_queues", c_uint32),
-        ("max_rx_queues", c_uint32),
-        ("adminq_pfn", c_uint32),  # PCI revision 0
-        ("adminq_doorbell", c_uint32),  # commands written, free running
-        ("adminq_event_counter", c_uint32),  # commands done, free running
-        ("reserved", c_uint8 * 3),
-        ("driver_version", c_uint8),  # a text, a character at a time, up to a newline
-        ("adminq_base_address_hi", c_uint32),
-        ("adminq_base_address_lo", c_uint32),
-        ("adminq_length", c_uint16),  # bytes
-    )
-
-
-class DeviceStatus(IntFlag):
-    """enum gve_device_status_flags."""
-
-    RESET = 1 << 1  # the device asks the driver to reset it
-    LINK_STATUS = 1 << 2
-    REPORT_STATS = 1 << 3  # the device asks for the driver's part of the statistics report
-    DEVICE_IS_RESET = 1 << 4
-
-
-class DriverStatus(IntFlag):
-    """enum gve_driver_status_flags."""
-
-    RUN = 1 << 0
-    RESET = 1 << 1
-
-
-# -- admin queue (gve_adminq.h) ---------------------------------------------------------------
 
 COMMAND_BYTES = 64
 
@@ -230,7 +190,6 @@ class ConfigureDeviceResources(_Big):
 
 
 QUEUE_FORMAT_DQO_RDA = 3  # enum gve_queue_format
-TX_DOORBELLS, RX_DOORBELLS = 1024, 2048  # words of BAR 2, of the first queue; notify blocks have 0 and up
 
 
 class CreateTxQueue(_Big):
@@ -498,7 +457,7 @@ class ExtendedCommand(_Big):
 
 
 for _layout, _size in {
-    Registers: 42, DescribeDevice: 16, DeviceDescriptor: 40, OptionHead: 8, OptionDqoRda: 8,
+    DescribeDevice: 16, DeviceDescriptor: 40, OptionHead: 8, OptionDqoRda: 8,
     OptionJumboFrames: 8, OptionBufferSizes: 8, OptionModifyRing: 12, OptionFlowSteering: 12,
     OptionRssConfig: 8, ConfigureDeviceResources: 40, CreateTxQueue: 48, CreateRxQueue: 56,
     SetDriverParameter: 16, ReportStats: 24, Stat: 16, GetPtypeMap: 16, DriverInfo: 304, FlowSpec: 40,

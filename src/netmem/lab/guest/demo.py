@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from netmem.lab.guest.machine import GuestConfig
+from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.packages import Say, Store
 from netmem.lab.guest.prepare import all_sets, prepare, versions
 from netmem.lab.guest.scripts import program

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from netmem.base.text import printable
-from netmem.lab.guest.machine import Done, Guest
+from netmem.lab.guest.config import Done
+from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.scripts import program, script
 
 FLOW_S = 120.0

@@ -12,8 +12,9 @@ from pathlib import Path
 from netmem.base.errors import NetmemError
 from netmem.lab.guest.apt import ALONE, SETS, Apt
 from netmem.lab.guest.build import module, selftests
+from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.image import Images, Kernel, debian_kernel, own_kernel
-from netmem.lab.guest.machine import Guest, GuestConfig
+from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.packages import Say, Store, VanishedError
 from netmem.lab.guest.qemu import GuestQemu, find_guest_qemu, kvm_works
 from netmem.lab.guest.sources import SELFTESTS, unpacked_source

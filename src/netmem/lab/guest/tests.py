@@ -15,7 +15,8 @@ from xml.etree import ElementTree
 
 from netmem.base.text import printable
 from netmem.lab.guest import faults
-from netmem.lab.guest.machine import Guest, GuestError
+from netmem.lab.guest.config import GuestError
+from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.scripts import program
 from netmem.lab.guest.sources import SELFTESTS
 

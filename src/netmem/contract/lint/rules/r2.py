@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from netmem.contract.lint.csource import Expr, Function
+from netmem.contract.lint.csource import Function
+from netmem.contract.lint.lowering import Expr
 from netmem.contract.lint.model import FAIL, PASS, Case, Evidence, Rule, Verdict
 
 BIT = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
