@@ -9,7 +9,8 @@ import pytest
 
 from conftest import make_provider, offer, payload, take, transfer
 from netmem.base.errors import NetmemError
-from netmem.memory.page_pool import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PagePool
+from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
+from netmem.memory.page_pool import PagePool
 from netmem.netdev.binding import open_rxq
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames

@@ -22,7 +22,8 @@ KERNEL = {"kernel", "inline_kernel"}
 USE = """
 import sys
 from netmem.memory import calls
-from netmem.memory.page_pool import PagePool, PagePoolParams
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PagePoolParams
 pool = PagePool(PagePoolParams(pages=1 << 20))
 refs = pool.alloc_netmems(3)
 pool.put_netmem(refs, -1, True)

@@ -15,7 +15,12 @@ from netmem.base.clock import SEC
 from netmem.base.dma import DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.memory import sanitizer
-from netmem.memory.layout import Holder
+from netmem.memory.layout import (
+    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
+    PP_FLAG_DMA_MAP,
+    PP_FLAG_DMA_SYNC_DEV,
+    Holder,
+)
 from netmem.memory.netmem import (
     net_iov_to_netmem,
     netmem_address,
@@ -24,13 +29,8 @@ from netmem.memory.netmem import (
     netmem_to_page,
     page_to_netmem,
 )
-from netmem.memory.page_pool import (
-    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-    PP_FLAG_DMA_MAP,
-    PP_FLAG_DMA_SYNC_DEV,
-    PagePool,
-    PagePoolParams,
-)
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PagePoolParams
 from netmem.memory.ref import index_of
 
 BOTH = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV
@@ -70,15 +70,13 @@ class Owner:
 
     def __init__(self, provider=None):
         self.provider, self.registered = provider, True
+        self.page_pools = set()
 
     def rxq_memory_provider(self, queue):
         return self.provider
 
     def rxq_binding_id(self, queue):
         return 1 if self.provider is not None else 0
-
-    def page_pool_list(self, pool):
-        self.listed = [*getattr(self, "listed", []), pool.id]
 
     def is_registered(self):
         return self.registered

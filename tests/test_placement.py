@@ -14,7 +14,8 @@ from netmem.base.errors import NetmemError
 from netmem.lab.device import open_device
 from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
-from netmem.memory.page_pool import PagePool, PagePoolParams
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PagePoolParams
 from netmem.netdev.driver import NetmemTx, SteeringRule, TcpDataSplit
 from netmem.testing import frames
 from netmem.testing.net import PORT

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from netmem.inet.udp import DATAGRAM, UdpSocket
     from netmem.lab.device import Device, open_device
     from netmem.lab.observe import observe
-    from netmem.memory.page_pool import PagePool, PagePoolParams
+    from netmem.memory.page_pool import PagePool
+    from netmem.memory.params import PagePoolParams
     from netmem.memory.providers.bar import BarProvider
     from netmem.memory.providers.dmabuf import DmabufProvider
     from netmem.memory.providers.pages import PagesProvider
@@ -48,7 +49,7 @@ _WHERE = {
     "open_device": "lab.device",
     "observe": "lab.observe",
     "PagePool": "memory.page_pool",
-    "PagePoolParams": "memory.page_pool",
+    "PagePoolParams": "memory.params",
     "BarProvider": "memory.providers.bar",
     "DmabufProvider": "memory.providers.dmabuf",
     "PagesProvider": "memory.providers.pages",

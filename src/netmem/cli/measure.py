@@ -23,13 +23,9 @@ from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
 from netmem.lab.local import pair
 from netmem.memory import sanitizer
-from netmem.memory.page_pool import (
-    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-    PP_FLAG_DMA_MAP,
-    PP_FLAG_DMA_SYNC_DEV,
-    PagePool,
-    PagePoolParams,
-)
+from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_DMA_MAP, PP_FLAG_DMA_SYNC_DEV
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PagePoolParams
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames
@@ -89,6 +85,7 @@ class _Owner:
 
     def __init__(self, provider: DmabufProvider) -> None:
         self.provider = provider
+        self.page_pools = set[PagePool]()
 
     def rxq_memory_provider(self, queue: int) -> DmabufProvider:
         return self.provider
@@ -98,8 +95,6 @@ class _Owner:
 
     def is_registered(self) -> bool:
         return True
-
-    def page_pool_list(self, pool: PagePool) -> None: ...
 
 
 def pool(times: int) -> dict[str, Figure | None]:

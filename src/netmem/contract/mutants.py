@@ -16,13 +16,10 @@ from netmem.base.errors import NetmemError
 from netmem.base.record import publish
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic import regs as r
+from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_DMA_SYNC_DEV
 from netmem.memory.netmem import netmem_address
-from netmem.memory.page_pool import (
-    PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-    PP_FLAG_DMA_SYNC_DEV,
-    PagePool,
-    PagePoolParams,
-)
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PagePoolParams
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import Rx, RxBatch, RxRow
 from netmem.netdev.driver import Netdev, QueueConfig, TcpDataSplit

@@ -19,13 +19,13 @@ from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.inet.socket import TcpSocket
 from netmem.lab.qemu import bar_memory
-from netmem.memory.layout import Holder
-from netmem.memory.page_pool import (
+from netmem.memory.layout import (
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
     PP_FLAG_DMA_SYNC_DEV,
-    PagePool,
+    Holder,
 )
+from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
@@ -174,7 +174,7 @@ class Rig:
             self._flags(pool, split)
             if pool.page_calls:
                 self.note("R3", f"{pool.page_calls} page calls on payload; their netmem twins are due")
-        for pool in self.dev.queues.made:
+        for pool in self.dev.page_pools:
             counters = pool.record.counters
             if counters.foreign:
                 self.note("R3", f"{counters.foreign} references given to a pool are not its own")

@@ -10,14 +10,12 @@ import ctypes
 import errno
 import itertools
 import logging
-from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, overload
 
 import numpy as np
 
 from netmem.base.arena import PAGE_SIZE, Arena, Words
 from netmem.base.clock import SEC
-from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.base.record import Word, items
 from netmem.memory import calls, sanitizer
@@ -26,76 +24,25 @@ from netmem.memory.area import Area
 from netmem.memory.layout import (
     PP_ALLOC_CACHE_REFILL,
     PP_ALLOC_CACHE_SIZE,
-    PP_FLAG_ALL,
     PP_FLAG_ALLOW_UNREADABLE_NETMEM,
     PP_FLAG_DMA_MAP,
     PP_FLAG_DMA_SYNC_DEV,
-    PP_FLAG_SYSTEM_POOL,
     NetmemRecord,
     PoolRecord,
 )
 from netmem.memory.mapping import PoolMapping
 from netmem.memory.netmem import NetmemRef, Page
 from netmem.memory.pages import PageMemory
+from netmem.memory.params import PagePoolParams, gave_up
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.ref import index_of, indexes_of, offset_of, tag_of
 from netmem.memory.shadow import Event
-
-__all__ = [
-    "PP_FLAG_ALL",
-    "PP_FLAG_ALLOW_UNREADABLE_NETMEM",
-    "PP_FLAG_DMA_MAP",
-    "PP_FLAG_DMA_SYNC_DEV",
-    "PP_FLAG_SYSTEM_POOL",
-    "PagePool",
-    "PagePoolParams",
-]
 
 log = logging.getLogger("netmem.page_pool")
 
 DEFAULT_RING, MAX_RING, MAX_PAGE_ORDER = 1024, 16384, 10
 DEFER_WARN = 60 * SEC
 _ids = itertools.count(1)  # pool ids, cyclic from 1, as page_pool_list() gives them
-
-
-class PoolOwner(Protocol):
-    """The net device that a pool belongs to, as far as the pool looks at it."""
-
-    name: str
-
-    def rxq_memory_provider(self, queue: int) -> MemoryProvider | None:
-        """rxq[queue].mp_params: the provider that is being or was bound to a queue."""
-
-    def rxq_binding_id(self, queue: int) -> int:
-        """Id of the binding that the queue's provider came with, 0 without."""
-
-    def is_registered(self) -> bool:
-        """False once the device is gone: only then do stalled pools warn."""
-
-    def page_pool_list(self, pool: PagePool) -> None:
-        """A pool was made for this device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PagePoolParams:
-    """struct page_pool_params.
-
-    ``pool_size``: netmems the ring holds (0: 1024, at most 16384, both silently). ``order``: log2
-    pages of a netmem. ``max_len``, ``offset``: what a device may write of each, for syncing.
-    ``pages``: bytes of page memory behind a pool without provider.
-    """
-
-    flags: int = 0
-    order: int = 0
-    pool_size: int = 0
-    nid: int = -1
-    dev: DmaDevice | None = None
-    dma_dir: DmaDirection = DmaDirection.FROM_DEVICE
-    max_len: int = 0
-    offset: int = 0
-    netdev: PoolOwner | None = None
-    queue_idx: int = 0
-    pages: int = 0
 
 
 class PagePool:
@@ -118,7 +65,7 @@ class PagePool:
     def __init__(self, params: PagePoolParams) -> None:
         self.params = params
         flags = params.flags
-        self._refuse_flags(params)
+        params.check_flags()
         size = min(params.pool_size or DEFAULT_RING, MAX_RING)  # netmems; the ring's memory is a power of two
         ring = 1 << (size - 1).bit_length()
         self.provider: MemoryProvider | None = None
@@ -128,14 +75,14 @@ class PagePool:
             self.binding_id = params.netdev.rxq_binding_id(params.queue_idx)
         if self.provider is not None:
             if not (flags & PP_FLAG_DMA_MAP and flags & PP_FLAG_DMA_SYNC_DEV):
-                raise self._gave_up(
+                raise gave_up(
                     errno.EOPNOTSUPP, "a memory provider needs PP_FLAG_DMA_MAP and PP_FLAG_DMA_SYNC_DEV"
                 )
             self.provider.init(params.order)
         elif params.order > MAX_PAGE_ORDER:
-            raise self._gave_up(errno.EINVAL, f"order {params.order} is above {MAX_PAGE_ORDER}")
+            raise gave_up(errno.EINVAL, f"order {params.order} is above {MAX_PAGE_ORDER}")
         if params.order < 0:
-            raise self._gave_up(errno.EINVAL, f"order {params.order}")
+            raise gave_up(errno.EINVAL, f"order {params.order}")
         self.id = next(_ids)
         self._pages: PageMemory | None = None
         try:
@@ -154,28 +101,7 @@ class PagePool:
         self._warned_at = 0
         self.page_calls = 0  # uses of the page twins, which driver code for netmem must not need
         if params.netdev is not None:
-            params.netdev.page_pool_list(self)
-
-    @staticmethod
-    def _gave_up(code: int, why: str) -> NetmemError:
-        return NetmemError(code, f"page_pool_create() gave up: {why}")
-
-    def _refuse_flags(self, params: PagePoolParams) -> None:
-        flags = params.flags
-        if flags & ~PP_FLAG_ALL:
-            raise self._gave_up(errno.EINVAL, f"unknown PP_FLAG bits {flags & ~PP_FLAG_ALL:#x}")
-        if flags & PP_FLAG_DMA_MAP and params.dma_dir not in (
-            DmaDirection.FROM_DEVICE,
-            DmaDirection.BIDIRECTIONAL,
-        ):
-            raise self._gave_up(errno.EINVAL, f"PP_FLAG_DMA_MAP with direction {params.dma_dir.name}")
-        if flags & PP_FLAG_DMA_SYNC_DEV:
-            if not flags & PP_FLAG_DMA_MAP:
-                raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_SYNC_DEV without PP_FLAG_DMA_MAP")
-            if not params.max_len:
-                raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_SYNC_DEV with max_len 0")
-        if flags & PP_FLAG_DMA_MAP and params.dev is None:
-            raise self._gave_up(errno.EINVAL, "PP_FLAG_DMA_MAP without a device")
+            params.netdev.page_pools.add(self)
 
     def _open(self, ring: int, size: int) -> None:
         params, area = self.params, self.area
@@ -208,7 +134,7 @@ class PagePool:
                 # The binding mapped the area once; syncing it is its user's duty.
                 io = self.provider.io_address(params.dev)
                 if io is None:
-                    raise self._gave_up(errno.EINVAL, "the provider is not mapped for a device")
+                    raise gave_up(errno.EINVAL, "the provider is not mapped for a device")
                 pool.dma = io
             else:
                 fd = self.provider.fd if self.provider is not None else self._page_fd()

@@ -35,6 +35,7 @@ class NetDevice:
         self.board = Board(name)
         self.queues = RxQueues(driver, name, rx_queues, self.publish)
         self.lock, self.rx_queues, self.pools = self.queues.lock, self.queues.queues, self.queues.pools
+        self.page_pools = self.queues.page_pools
         self.mtu = self.now = 0
         self.ethtool = Ethtool(self.queues)
         self.tx = TxQueue()
@@ -132,10 +133,6 @@ class NetDevice:
     def rxq_binding_id(self, queue: int) -> int:
         """Id of the binding that the queue's provider came with, 0 without."""
         return self.rx_queues[queue].binding_id
-
-    def page_pool_list(self, pool: PagePool) -> None:
-        """page_pool_list(): know a pool made for this device, for as long as it lives."""
-        self.queues.made.add(pool)
 
     def is_registered(self) -> bool:
         """False once closed."""

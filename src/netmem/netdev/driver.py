@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 from netmem.base.arena import Arena
 from netmem.base.dma import DmaDevice
-from netmem.memory.page_pool import PagePool, PoolOwner
+from netmem.memory.page_pool import PagePool
+from netmem.memory.params import PoolOwner
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.tx import TxQueue
 

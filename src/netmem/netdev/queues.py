@@ -60,7 +60,7 @@ class RxQueues:
         self.ring = RingParams()
         self.queues = [RxQueue(i) for i in range(count)]
         self.pools: dict[int, PagePool] = {}
-        self.made: weakref.WeakSet[PagePool] = weakref.WeakSet()  # every pool made for the device
+        self.page_pools: weakref.WeakSet[PagePool] = weakref.WeakSet()  # every pool made for the device
         self.bindings: list[Bound] = []
         self.running, self.registered = False, True
         self.now = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from netmem.contract.rig import MakeDriver, Rig, Violation
-from netmem.memory.page_pool import PP_FLAG_ALLOW_UNREADABLE_NETMEM
+from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
 from netmem.netdev.driver import TcpDataSplit
 
 
@@ -19,7 +19,7 @@ def check_r4_pp_flags(make_driver: MakeDriver, memory: str = "none") -> str:
             if len(pools) != len(rig.dev.rx_queues):
                 raise Violation("R1", f"{len(pools)} payload pools for {len(rig.dev.rx_queues)} queues")
             seen += len(pools)
-            for pool in set(rig.dev.queues.made) - set(pools):
+            for pool in set(rig.dev.page_pools) - set(pools):
                 if pool.destroyed_at is None and pool.params.flags & PP_FLAG_ALLOW_UNREADABLE_NETMEM:
                     rig.note("R4", "a pool beside the payload pools, for headers, allows unreadable netmem")
     return f"{seen} payload pools looked at, with split unknown, on and off"
