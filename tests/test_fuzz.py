@@ -18,7 +18,7 @@ from conftest import make_provider, scaled
 from netmem.base.address import ip
 from netmem.base.clock import MS, SEC
 from netmem.base.headers import ACK, SYN
-from netmem.inet import icmp
+from netmem.inet import icmp, packet
 from netmem.inet import neighbour as nb
 from netmem.inet.tcp.tcb import MASK32, seq_diff
 from netmem.testing import frames
@@ -157,15 +157,19 @@ def test_tcp_input_survives_anything(seed):
 def test_parsers_of_icmp_and_neighbours_survive_anything(data):
     cache, ours = nb.NeighbourCache(), frozenset((ip(frames.OURS), ip(frames.OURS6)))
     nb.arp_in(cache, data, 1, ours)
-    frame = frames.ethernet(data.ljust(54, b"\0"), 0x86DD)
-    nb.nd_in(cache, frame, 1, ours)
+    six = frames.ethernet(b"\x60" + data.ljust(40, b"\0"), 0x86DD)
+    four = frames.ethernet(b"\x45" + data.ljust(40, b"\0"))
+    for frame in (data, six, four, six + data, four + data):
+        ip_ = packet.ip_packet(packet.ethernet(frame).data)
+        if ip_ is not None:
+            packet.icmp_message(ip_)
+            nb.nd_in(cache, b"\2" * 6, ip_, 1, ours)
+            nb.nd_in(cache, b"\2" * 6, ip_._replace(hops=255, body=bytes(8) + data), 1, ours)
+        icmp.port_unreachable(frame, 1)
     for body in (data, bytes(8) + data):
         if len(body) >= 8:
             icmp.error4(body)
             icmp.error6(body)
-    four = frames.ethernet(b"\x45" + data.ljust(40, b"\0"))
-    icmp.body4(four)
-    icmp.body6(frame)
 
 
 if __name__ == "__main__":

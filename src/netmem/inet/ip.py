@@ -8,12 +8,13 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 
-from netmem.base.address import ip, ip_from, ip_text, is_ip4
+from netmem.base.address import ip, ip_text, is_ip4
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.base.headers import ETH_ZLEN, Icmp6Type
+from netmem.base.headers import ETH_ZLEN, Icmp6Type, IcmpHdr
 from netmem.inet import icmp
 from netmem.inet import neighbour as nb
+from netmem.inet.packet import IpPacket, ethernet, icmp_message, ip_packet
 from netmem.inet.tcp.tcb import MAX_ADDRESSES, StackRecord
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import RxBatch
@@ -177,39 +178,31 @@ class Ip:
             self.send_frame(seen.reply)
 
     def icmp_in(self, batch: RxBatch, i: int) -> None:
-        """An ICMP packet."""
-        frame = self._frame(batch, i)
-        body = icmp.body4(frame) if frame else b""
-        if not body or ip_from(frame[30:34]) not in self.ours:
+        """An ICMP or ICMPv6 packet."""
+        frame = ethernet(self._frame(batch, i))
+        packet = ip_packet(frame.data)
+        body = icmp_message(packet) if packet is not None else b""
+        if packet is None or not body:
             self.record.counters.icmp_dropped += 1
-        elif icmp.is_echo4(body):
+            return
+        if packet.v6 and body[IcmpHdr.TYPE] in ND_MESSAGES:
+            self._nd_in(frame.sender, packet)
+        elif packet.target not in self.ours:
+            self.record.counters.icmp_dropped += 1
+        elif icmp.is_echo(body, v6=packet.v6):
             self.record.counters.icmp_echo += 1
-            self.send_frame(icmp.echo_reply4(frame, body))
+            self.send_frame(icmp.echo_reply(frame.sender, self.mac, packet, body))
         else:
-            self._error(icmp.error4(body))
+            self._error(icmp.error6(body) if packet.v6 else icmp.error4(body))
 
-    def icmp6_in(self, batch: RxBatch, i: int) -> None:
-        """An ICMPv6 packet."""
-        frame = self._frame(batch, i)
-        body = icmp.body6(frame) if frame else b""
-        target = ip_from(frame[38:54]) if body else 0
-        if not body:
-            self.record.counters.icmp_dropped += 1
-        elif body[0] in ND_MESSAGES:
-            self.cache.now = self.record.now
-            seen = nb.nd_in(self.cache, frame[: 54 + len(body)], self.mac, self.ours)
-            if seen.good:
-                self.record.counters.nd_in += 1
-            else:
-                self.record.counters.bad_nd += 1
-            self._neighbour(seen)
-        elif target not in self.ours:
-            self.record.counters.icmp_dropped += 1
-        elif icmp.is_echo6(body):
-            self.record.counters.icmp_echo += 1
-            self.send_frame(icmp.echo_reply6(frame, body, self.mac, target))
+    def _nd_in(self, sender: bytes, packet: IpPacket) -> None:
+        self.cache.now = self.record.now
+        seen = nb.nd_in(self.cache, sender, packet, self.mac, self.ours)
+        if seen.good:
+            self.record.counters.nd_in += 1
         else:
-            self._error(icmp.error6(body))
+            self.record.counters.bad_nd += 1
+        self._neighbour(seen)
 
     def _error(self, error: icmp.IcmpError | None) -> None:
         if error is None or error.source not in self.ours:

@@ -10,18 +10,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from netmem.base.address import ip_bytes, ip_from
-from netmem.base.checksum import inet_checksum
-from netmem.base.headers import (
-    ARP_REPLY,
-    ARP_REQUEST,
-    BROADCAST,
-    PROTO_ICMPV6,
-    ArpHdr,
-    EtherType,
-    EthHdr,
-    Icmp6Type,
-    Ip6Hdr,
-)
+from netmem.base.headers import ARP_REPLY, ARP_REQUEST, BROADCAST, Icmp6Type, IcmpHdr
+from netmem.inet.packet import IpPacket, arp, arp_frame, ethernet, icmp_frame
 
 CACHE_SIZE = 1024
 ASK_AGAIN_NS = 1_000_000_000
@@ -29,6 +19,7 @@ STALE_NS = 30 * ASK_AGAIN_NS
 OPT_SOURCE_LLA, OPT_TARGET_LLA = 1, 2
 NA_SOLICITED, NA_OVERRIDE = 0x40000000, 0x20000000
 ND_HOPS = 255
+ND_LEN = 24  # of a solicitation or advertisement without options
 ALL_NODES = 0xFF02 << 112 | 1
 
 
@@ -98,35 +89,23 @@ class NeighbourCache:
 # -- ARP ------------------------------------------------------------------------------------------
 
 
-def arp_frame(mac: int, ours: int, to: bytes, oper: int, tha: int, tpa: int) -> bytes:
-    """An ARP frame from ``mac`` and the IPv4 address ``ours``."""
-    sender = mac.to_bytes(6, "big")
-    head = to + sender + EtherType.ARP.to_bytes(2, "big")
-    body = struct.pack("!HHBBH", 1, EtherType.IPV4, 6, 4, oper) + sender
-    return head + body + ip_bytes(ours) + tha.to_bytes(6, "big") + ip_bytes(tpa)
-
-
 def arp_request(mac: int, ours: int, wanted: int) -> bytes:
     """The frame that asks for an IPv4 address."""
-    return arp_frame(mac, ours, BROADCAST, ARP_REQUEST, 0, wanted)
+    return arp_frame(mac, ours, BROADCAST, ARP_REQUEST, bytes(6), wanted)
 
 
 def arp_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -> Seen:
     """A whole ARP frame came, for a host with MAC ``mac`` and the addresses ``ours``."""
-    if len(frame) < EthHdr.LEN + ArpHdr.LEN:
+    asked = arp(ethernet(frame).data)
+    if asked is None or asked.oper not in (ARP_REQUEST, ARP_REPLY):
         return Seen(False)
-    kind, proto, hlen, plen, oper = struct.unpack_from("!HHBBH", frame, EthHdr.LEN)
-    if (kind, proto, hlen, plen) != (1, EtherType.IPV4, 6, 4) or oper not in (ARP_REQUEST, ARP_REPLY):
-        return Seen(False)
-    sha = int.from_bytes(frame[22:28], "big")
-    spa, tpa = ip_from(frame[28:32]), ip_from(frame[38:42])
     # Merge: refresh what is known, add only what speaks to us.
     learnt = None
-    if spa & 0xFFFFFFFF and spa not in ours and (tpa in ours or spa in cache):
-        learnt = cache.learn(spa, sha)
+    if asked.spa & 0xFFFFFFFF and asked.spa not in ours and (asked.tpa in ours or asked.spa in cache):
+        learnt = cache.learn(asked.spa, int.from_bytes(asked.sha, "big"))
     reply = None
-    if tpa in ours and oper == ARP_REQUEST:
-        reply = arp_frame(mac, tpa, frame[22:28], ARP_REPLY, sha, spa)
+    if asked.tpa in ours and asked.oper == ARP_REQUEST:
+        reply = arp_frame(mac, asked.tpa, asked.sha, ARP_REPLY, asked.sha, asked.spa)
     return Seen(True, learnt, reply)
 
 
@@ -139,35 +118,25 @@ def solicited_node(address: int) -> tuple[int, bytes]:
     return 0xFF0200000000000000000001FF000000 | low, b"\x33\x33\xff" + low.to_bytes(3, "big")
 
 
-def icmp6_frame(to: bytes, mac: int, source: int, target: int, body: bytes, hops: int = 64) -> bytes:
-    """A frame with an ICMPv6 message, whose checksum is filled in."""
-    addresses = ip_bytes(source) + ip_bytes(target)
-    pseudo = addresses + struct.pack("!II", len(body), PROTO_ICMPV6)
-    check = inet_checksum(pseudo + body[:2] + b"\0\0" + body[4:])
-    body = body[:2] + check.to_bytes(2, "big") + body[4:]
-    head = struct.pack("!IHBB", 6 << 28, len(body), PROTO_ICMPV6, hops)
-    return to + mac.to_bytes(6, "big") + EtherType.IPV6.to_bytes(2, "big") + head + addresses + body
-
-
 def nd_solicit(mac: int, ours: int, wanted: int) -> bytes:
     """The neighbour solicitation that asks for ``wanted`` (RFC 4861, 4.3)."""
     group, to = solicited_node(wanted)
     body = struct.pack("!BBHI", Icmp6Type.ND_SOLICIT, 0, 0, 0) + ip_bytes(wanted)
     body += bytes((OPT_SOURCE_LLA, 1)) + mac.to_bytes(6, "big")
-    return icmp6_frame(to, mac, ours, group, body, ND_HOPS)
+    return icmp_frame(to, mac, ours, group, body, ND_HOPS)
 
 
-def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -> Seen:
-    """A whole frame with a solicitation or advertisement came (RFC 4861, 7.1 and 7.2).
+def nd_in(cache: NeighbourCache, sender: bytes, ip: IpPacket, mac: int, ours: frozenset[int]) -> Seen:
+    """A solicitation or advertisement came from the MAC ``sender`` (RFC 4861, 7.1 and 7.2).
 
     It is without extension headers, and its checksum was found right.
     """
-    body = frame[EthHdr.LEN + Ip6Hdr.LEN :]
-    if len(body) < 24 or frame[EthHdr.LEN + 7] != ND_HOPS or body[1]:
+    body, source = ip.body, ip.source
+    if len(body) < ND_LEN or ip.hops != ND_HOPS or body[IcmpHdr.CODE]:
         return Seen(False)
-    source, target = ip_from(frame[22:38]), ip_from(body[8:24])
+    target = ip_from(body[IcmpHdr.LEN : ND_LEN])
     option = 0
-    at = 24
+    at = ND_LEN
     while at < len(body):
         size = body[at + 1] * 8 if at + 1 < len(body) else 0
         if not size or at + size > len(body):
@@ -187,11 +156,11 @@ def nd_in(cache: NeighbourCache, frame: bytes, mac: int, ours: frozenset[int]) -
     if target not in ours:
         return Seen(True)
     learnt = cache.learn(source, option) if source and option and source not in ours else None
-    asker, to_mac = (source, frame[6:12]) if source else (ALL_NODES, b"\x33\x33\0\0\0\x01")
+    asker, to_mac = (source, sender) if source else (ALL_NODES, b"\x33\x33\0\0\0\x01")
     flags = NA_OVERRIDE | (NA_SOLICITED if source else 0)
-    reply = struct.pack("!BBHI", Icmp6Type.ND_ADVERT, 0, 0, flags) + body[8:24]
+    reply = struct.pack("!BBHI", Icmp6Type.ND_ADVERT, 0, 0, flags) + body[IcmpHdr.LEN : ND_LEN]
     reply += bytes((OPT_TARGET_LLA, 1)) + mac.to_bytes(6, "big")
-    return Seen(True, learnt, icmp6_frame(to_mac, mac, target, asker, reply, ND_HOPS))
+    return Seen(True, learnt, icmp_frame(to_mac, mac, target, asker, reply, ND_HOPS))
 
 
 def link_local(mac: int) -> int:

@@ -172,10 +172,8 @@ class Stack:
             self.tcp.segment(batch, i)
         elif kind == Kind.ARP:
             self.ip.arp_in(batch, i)
-        elif kind == Kind.ICMP:
+        elif kind in (Kind.ICMP, Kind.ICMP6):
             self.ip.icmp_in(batch, i)
-        elif kind == Kind.ICMP6:
-            self.ip.icmp6_in(batch, i)
         elif kind == Kind.UDP:
             self.udp.refused(batch, i)
 

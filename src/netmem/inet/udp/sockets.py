@@ -118,8 +118,8 @@ class Udp:
         self._told += 1
         if self._told <= UNREACHABLES_PER_S:
             headers = ctypes.string_at(row.header, row.header_len)
-            source = ip_number(row.src_hi, row.src)
-            ip.send_frame(port_unreachable(headers, ip.mac, v6=not is_ip4(source)))
+            if (error := port_unreachable(headers, ip.mac)) is not None:
+                ip.send_frame(error)
 
     def icmp_error(self, error: IcmpError) -> None:
         """A datagram of ours went nowhere: a connected socket learns of it."""
