@@ -42,6 +42,10 @@ simulate: $(STAMP)
 simulate-short:
 	$(MAKE) simulate RUNS=100
 
+# docs/layouts.md, from the classes.
+layouts: $(STAMP)
+	$(BIN)/python tools/layouts.py > docs/layouts.md
+
 # One good connection beside a thousand others, simulated.
 crowd: $(STAMP)
 	$(BIN)/python -m netmem.testing.crowd

@@ -65,6 +65,11 @@ def layouts(kind=Record):
         yield layout
 
 
+def test_the_page_of_layouts_is_what_the_classes_say():
+    done = subprocess.run([sys.executable, "tools/layouts.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == (ROOT / "docs/layouts.md").read_text(), "make layouts writes it anew"
+
+
 def test_layouts_do_not_overlap():
     found = list(layouts())
     assert len(found) > 20
