@@ -7,7 +7,7 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: demo test test-kernels test-uncompiled simulate simulate-short crowd attack attack-smoke fuzz lint bench \
+.PHONY: layouts demo test test-kernels test-uncompiled simulate simulate-short crowd attack attack-smoke fuzz lint bench \
   guest-fetch guest guest-verify bench-short verify check-tree convert-compile clean
 
 $(STAMP): pyproject.toml

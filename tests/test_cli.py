@@ -309,7 +309,7 @@ def test_show_looks_into_a_running_receiver(nic, memory):
             device.stack.wait(lambda: sock.queued() == 50_000, LIMIT, "data")
             frags = sock.recvmsg_devmem(20_000).frags
             done = run("show", "--json", str(os.getpid()))
-            (seen,) = json.loads(done.stdout)
+            (seen,) = json.loads(done.stdout)["devices"]
             people = run("show", str(os.getpid()))
             sock.devmem_dontneed(frags["frag_token"])
             (after,) = observe(os.getpid())

@@ -7,6 +7,7 @@ import gc
 import graphlib
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 import netmem
 from conftest import make_provider
+from netmem.base import schema
 from netmem.base.arena import Arena
 from netmem.base.clock import ManualClock
 from netmem.base.native import publish_word, read_word
@@ -46,9 +48,18 @@ def test_importing_the_package_loads_neither_numba_nor_numpy():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_every_public_name_resolves():
-    for name in netmem.__all__:
-        assert getattr(netmem, name) is not None
+def test_every_public_name_resolves_and_is_listed():
+    page = (ROOT / "docs/api.md").read_text()
+    listed = {
+        module: re.findall(r"`(\w+)`", names)
+        for module, names in re.findall(r"^\| `(netmem[\w.]*)` \| (.*) \|$", page, re.MULTILINE)
+    }
+    assert len(listed) > 10
+    for module, names in listed.items():
+        for name in names:
+            assert getattr(importlib.import_module(module), name) is not None
+    assert sorted(netmem.__all__) == sorted(listed["netmem"])
+    assert set(re.findall(r"^\| `netmem .*?` \| `([\w-]+)` \|", page, re.MULTILINE)) == set(schema.VERSIONS)
     with pytest.raises(AttributeError):
         netmem.nonsense  # noqa: B018
 

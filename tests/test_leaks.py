@@ -105,7 +105,9 @@ def test_the_command_names_holder_and_age(net):
     words = [sys.executable, "-m", "netmem.cli.entry", "leaks", str(os.getpid())]
     done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+    said = json.loads(done.stdout)
+    assert said["schema"] == "netmem.leaks/1"
+    rows = said["netmems"]
     (row,) = [row for row in rows if row["holder"] == "socket queue"]
     assert (row["memory"], row["who"], row["count"], row["bytes"]) == ("dmabuf", PEER, 1, 4096)
     assert row["oldest"] >= row["youngest"]

@@ -20,9 +20,9 @@ from netmem.base.record import Record
 
 HEAD = """# Layouts
 
-Every record that kernels and Python share, in the order of the rooms. Written by `make layouts` from the classes
-(`tools/layouts.py`); a test compares. Offsets and sizes are bytes; a record in another is told by its name. What is
-not commented says all that there is to say by its name.
+Every record that kernels and Python share, in the order of the rooms. `make layouts` writes this page from
+the classes (`tools/layouts.py`), and a test compares. Offsets and sizes are bytes; a record in another is
+told by its name. A field without a comment is what its name says.
 """
 
 
@@ -61,7 +61,7 @@ def comments(layout: type[Record]) -> dict[str, str]:
 def kind(type_: type) -> str:
     """A field's type as the classes write it."""
     if issubclass(type_, ctypes.Array):
-        return f"{kind(type_._type_)} × {type_._length_}"
+        return f"{type_._length_} of {kind(type_._type_)}"
     if issubclass(type_, ctypes.Structure):
         return type_.__name__
     size = ctypes.sizeof(type_) * 8

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from netmem import __version__
+from netmem.base.schema import document
 from netmem.base.text import printable
 from netmem.cli.tables import WIDTH, table
 from netmem.contract.lint import changes, output, tree
@@ -178,7 +179,8 @@ def _change(found: list[changes.Change], options: Options, problems: list[str]) 
         found = [one for one in found if one.requirement in options.only]
     worse = [one for one in found if one.worse]
     if options.kind == "json":
-        print(json.dumps([vars(one) | {"worse": one.worse} for one in found], indent=1, default=vars))
+        rows = [vars(one) | {"worse": one.worse} for one in found]
+        print(json.dumps(document("changes", {"changes": rows}), indent=1, default=vars))
         return int(bool(worse))
     if options.kind != "text":
         raise click.UsageError("a change is shown as text or json")

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from netmem.base.schema import document
 from netmem.base.text import printable
 from netmem.cli.guest_options import (
     begin,
@@ -136,7 +137,7 @@ def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
     about = f"Linux {release}, gve on QEMU {prepared.qemu.version} ({'kvm' if prepared.kvm else 'tcg'})"
     results = [_result(way, runs) for way, runs in ways.items() if way in WAYS]
     if as_json:
-        print(json.dumps({"about": about, "results": results}))
+        print(json.dumps(document("guest-bench", {"about": about, "results": results})))
     else:
         base = next(one["mb_s"] for one in results if one["way"] == "recv")
         rows: list[list[object]] = [

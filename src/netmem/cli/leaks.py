@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from netmem.base.schema import document
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
@@ -43,7 +44,7 @@ def command(pid: int | None, older: float, as_json: bool) -> None:
             with contextlib.suppress(LookupError, TypeError, AttributeError):  # it says what it likes
                 rows += _pledges(device)
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(document("leaks", {"netmems": rows})))
         return
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     columns = "process|<device|<memory|<holder|<whose|netmems|bytes|oldest s|youngest s"

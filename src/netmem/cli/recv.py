@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from netmem.base.errors import NetmemError
+from netmem.base.schema import document
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
 from netmem.cli.signals import Interrupted, endings
@@ -205,7 +206,7 @@ class _Session:
         reason = getattr(r.provider, "fallback", "")
         if self.as_json:
             event = {"event": "listening", "address": r.address, "port": r.port, "memory": kind}
-            print(json.dumps({**event, "fallback": reason or None}), flush=True)
+            print(json.dumps(document("recv", {**event, "fallback": reason or None})), flush=True)
             return
         if reason:
             self._say(f"netmem: no better exporter: {reason}")
@@ -267,7 +268,8 @@ class _Session:
         partial = file.now if file is not None and connection.error and file.now != file.path else None
         if self.as_json:
             event = {"event": "closed", "connection": connection.number, "bytes": connection.bytes}
-            print(json.dumps({**event, "error": connection.error or None, "partial": partial}), flush=True)
+            event |= {"error": connection.error or None, "partial": partial}
+            print(json.dumps(document("recv", event)), flush=True)
         if connection.error:
             kept = f"; {partial} has what came" if partial else ""
             self._say(f"netmem: connection {connection.number} from {peer}: {connection.error}{kept}")
@@ -292,7 +294,7 @@ class _Session:
 
     def _report(self, s: dict[str, Any]) -> None:
         if self.as_json:
-            print(json.dumps({"event": "summary", **s}), flush=True)
+            print(json.dumps(document("recv", {"event": "summary", **s})), flush=True)
             return
         memory = s["memory"] + (f" ({s['exporter']})" if s["exporter"] else "")
         readable = "yes" if s["driver_can_read"] else "no"

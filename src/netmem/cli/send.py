@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from netmem.base.errors import NetmemError
+from netmem.base.schema import document
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.receiver import make_memory
 from netmem.cli.signals import Interrupted
@@ -102,7 +103,7 @@ def command(
     except NetmemError as error:
         raise usage(_named(error, wire, address)) from None
     if as_json:
-        print(json.dumps(summary), flush=True)
+        print(json.dumps(document("send", summary)), flush=True)
     else:
         print(
             f"netmem: {summary['bytes']} bytes to {address[0]}:{address[1]} in {summary['seconds']:.3f} s, "

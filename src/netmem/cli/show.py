@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from netmem.base.schema import document
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.observe import observe
 
@@ -121,7 +122,7 @@ def _show(devices: list[dict[str, Any]], pid: int | None, as_json: bool, interva
     """Once, or every ``interval`` seconds while there is anything to show."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if not interval:
-        print(json.dumps(devices)) if as_json else console.print(_all(devices))
+        print(json.dumps(document("show", {"devices": devices}))) if as_json else console.print(_all(devices))
         return
     with contextlib.ExitStack() as stack:
         live = None if as_json else stack.enter_context(Live(console=console, auto_refresh=False))
@@ -129,7 +130,7 @@ def _show(devices: list[dict[str, Any]], pid: int | None, as_json: bool, interva
             if live:
                 live.update(_all(devices), refresh=True)
             else:
-                print(json.dumps(devices), flush=True)
+                print(json.dumps(document("show", {"devices": devices})), flush=True)
             time.sleep(interval)
             devices = observe(pid)
 

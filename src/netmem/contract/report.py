@@ -7,6 +7,7 @@ import xml.etree.ElementTree as xml
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from netmem.base.schema import document
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
 
 PASS, FAIL, BLOCKED = "pass", "fail", "blocked"
@@ -84,12 +85,13 @@ def warnings_of(results: list[Result]) -> list[str]:
 
 
 def as_json(driver: str, found: list[Verdict], warnings: list[str]) -> str:
-    """{driver, warnings, requirements: {R1: {outcome, evidence, by, seconds, results: [...]}}}."""
+    """{schema, driver, warnings, requirements: {R1: {outcome, evidence, by, seconds, results: [...]}}}."""
     body: dict[str, Any] = {}
     for verdict in found:
         body[verdict.requirement] = {"title": BY_ID[verdict.requirement].title, **asdict(verdict)}
         del body[verdict.requirement]["requirement"]
-    return json.dumps({"driver": driver, "warnings": warnings, "requirements": body}, indent=2)
+    made = {"driver": driver, "warnings": warnings, "requirements": body}
+    return json.dumps(document("check", made), indent=2)
 
 
 def as_junit(driver: str, found: list[Verdict], warnings: list[str]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from netmem.base.schema import document
 from netmem.base.text import printable
 from netmem.contract.lint.check import Report, to_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
@@ -37,13 +38,10 @@ def body(reports: list[Report], problems: list[str], tree: str, version: str) ->
         one = to_json(report)
         del one["looked_at"]
         drivers.append(one)
-    return {
-        "tool": "netmem check",
-        "version": version,
-        "tree": tree,
-        "problems": problems,
-        "drivers": drivers,
-    }
+    made = {
+        "tool": "netmem check", "version": version, "tree": tree, "problems": problems, "drivers": drivers,
+    }  # fmt: skip
+    return document("sources", made)
 
 
 def as_json(made: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
+from netmem.base.schema import document
 from netmem.base.text import printable
 from netmem.lab.guest import faults
 from netmem.lab.guest.config import GuestError
@@ -248,7 +249,8 @@ class Runner:
 
 def as_json(results: list[Result], about: dict[str, str]) -> str:
     """Everything, for programs."""
-    return json.dumps({**about, "results": [vars(one) for one in results]}, indent=1)
+    made = {**about, "results": [vars(one) for one in results]}
+    return json.dumps(document("guest-test", made), indent=1)
 
 
 def as_ktap(results: list[Result]) -> str:
