@@ -76,6 +76,19 @@ def layouts(kind=Record):
         yield layout
 
 
+def test_every_step_of_the_payloads_way_is_in_the_file_that_the_page_names():
+    page = (ROOT / "docs/architecture.md").read_text()
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| (.*) \|$", page, re.MULTILINE)
+    assert 0 < len(steps) <= 12
+    for path, text in steps:
+        source = (ROOT / "src/netmem" / path).read_text()
+        assert len(source.splitlines()) <= 500
+        for name in re.findall(r"`(\w+)`", text):
+            assert re.search(rf"\b{name}\b", source), f"{path} has no {name}"
+    for path in re.findall(r"`([\w]+/[\w/]+\.py)`", page):
+        assert (ROOT / "src/netmem" / path).exists(), path
+
+
 def test_the_page_of_layouts_is_what_the_classes_say():
     done = subprocess.run([sys.executable, "tools/layouts.py"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == (ROOT / "docs/layouts.md").read_text(), "make layouts writes it anew"

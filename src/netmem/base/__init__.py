@@ -1,4 +1,4 @@
-"""base: errors, clock, packet formats, arenas, counters, and the one Numba wrapper.
+"""base: errors, clock, header formats, records, arenas, and the one Numba wrapper.
 
 Answers to: lib/, include/linux/ (byte order, atomics), include/uapi/linux/if_ether.h, in.h, tcp.h.
 May import: nothing of netmem.

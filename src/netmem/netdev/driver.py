@@ -45,7 +45,7 @@ class QueueConfig:
 class SteeringRule:
     """One exact-match rule (ETHTOOL_SRXCLSRLINS): fields left 0 match anything.
 
-    Addresses are IPv4 addresses of 32 bits, or numbers of 128 bits (``formats.ip``).
+    Addresses are IPv4 addresses of 32 bits, or numbers of 128 bits (``base.address.ip``).
     """
 
     queue: int
