@@ -16,16 +16,12 @@ or in all callers.
 
 from __future__ import annotations
 
-import functools
-import re
-from collections import defaultdict
 from typing import Any
 
-from netmem.contract.lint import api
 from netmem.contract.lint.csource import Function
-from netmem.contract.lint.labels import (
+from netmem.contract.lint.interface import is_out, meaning_of
+from netmem.contract.lint.labels import (  # fmt: skip
     ANSWERS,
-    CALLER_LEVELS,
     EMPTY,
     FLAGS,
     FOLLOWED,
@@ -33,7 +29,6 @@ from netmem.contract.lint.labels import (
     MAX_CALLS,
     MAX_CONTEXTS,
     MAX_ROUNDS,
-    PREDICATE_LINES,
     READABLE,
     SPLIT,
     UNREADABLE,
@@ -43,10 +38,11 @@ from netmem.contract.lint.labels import (
     Labels,
     Summary,
     line_of,
-    names,
+    merge,
 )
-from netmem.contract.lint.lowering import Expr, Stmt
+from netmem.contract.lint.lowering import Expr, Stmt, callee
 from netmem.contract.lint.places import Places
+from netmem.contract.lint.selection import is_aside
 
 __all__ = ["Event", "Flow"]
 
@@ -69,7 +65,7 @@ class Flow(Places):
                 for (_, name), held in self.fields.items()
                 if any(x[0] in FOLLOWED for x in held)
             }
-            chosen = self._choose(everything, words)
+            chosen = self.selection.choose(everything, words)
             self.events.clear()
             self._operations()
             self._next = {}
@@ -77,7 +73,7 @@ class Flow(Places):
             own = [f for f in chosen if f.path in self.world.own_paths]
             # A library's functions when they are called, or handed on as pointers.
             others = [f for f in chosen if f.path not in self.world.own_paths]
-            chosen = own + [f for f in others if self._is_handed_on(f)]
+            chosen = own + [f for f in others if self.selection.is_handed_on(f)]
             self._roots(chosen)
             self._guards, before = self._next, self._guards
             followed = sum(x[0] in FOLLOWED for held in self.fields.values() for x in held)
@@ -87,11 +83,10 @@ class Flow(Places):
             last = state
 
     def _roots(self, chosen: list[Function]) -> None:
-        """Start with functions that nobody else calls; callees are reached from them, with what they are "
-        "given."""
+        """Start with functions that nobody else calls; others are reached with what they are given."""
         left = {id(f): f for f in chosen}
         while left:
-            tops = [f for f in left.values() if not (self._callers.get(id(f), set()) & left.keys())]
+            tops = [f for f in left.values() if not (self.selection.callers.get(id(f), set()) & left.keys())]
             for function in tops or [next(iter(left.values()))]:  # a circle is entered anywhere
                 if self._round.get(id(function)) != self.number:
                     self._look(function, [EMPTY] * len(function.params), False, False)
@@ -100,16 +95,6 @@ class Flow(Places):
             if len(left) == before:
                 return
 
-    def _is_handed_on(self, function: Function) -> bool:
-        """True when the driver names a library's function without calling it."""
-        known = self._handed.get(id(function))
-        if known is None:
-            pattern = re.compile(rb"\b%s\b(?!\s*\()" % re.escape(function.name.encode()))
-            known = self._handed[id(function)] = function.path.endswith(".c") and any(
-                pattern.search(one.text) for one in self.world.own if one.path.endswith(".c")
-            )
-        return known
-
     def _operations(self) -> None:
         """Tables of functions: what a call through such a field may reach."""
         for type_, expr, _, _ in self.world.globals.values():
@@ -117,53 +102,14 @@ class Flow(Places):
                 continue
             for name, one in expr[1]:
                 one = one[1] if one[0] == "addr" else one
-                if name and one[0] == "id" and one[1] in self._known:
+                if name and one[0] == "id" and one[1] in self.selection.known:
                     self._put((self.world.tag(type_), name), frozenset({("fn", one[1])}))
-
-    def _is_relevant(self, function: Function) -> bool:
-        known = self._relevant.get(id(function))
-        if known is None:
-            known = self._relevant[id(function)] = bool(api.RELEVANT.search(b" ".join(function.words)))
-        return known
-
-    def _choose(self, everything: list[Function], words: set[bytes]) -> list[Function]:
-        """Functions that can matter: those naming an interface, a field that holds something, or one of "
-        "these."""
-        everything = [
-            f for f in everything if not api.TRANSMIT_NAME.search(f.name) or b"page_pool" in f.words
-        ]
-        interesting = {*words, *_WORDS}
-        chosen = {
-            id(f): f for f in everything if not interesting.isdisjoint(f.words) or self._is_relevant(f)
-        }  # fmt: skip
-        for function in list(chosen.values()):  # predicates that they ask
-            for word in function.words:
-                for one in self.world.named.get(word.decode(), ()):
-                    if one.end - one.line < PREDICATE_LINES:
-                        chosen.setdefault(id(one), one)
-        callees = {f.name.encode() for f in chosen.values()}
-        for _ in range(CALLER_LEVELS):  # who calls them: for what is passed, and for guards
-            fresh = [f for f in everything if id(f) not in chosen and not callees.isdisjoint(f.words)]
-            chosen.update((id(f), f) for f in fresh)
-            callees = {f.name.encode() for f in fresh}
-        names = {f.name for f in chosen.values()}
-        self._known = names
-        callers: dict[int, set[int]] = defaultdict(set)
-        for function in chosen.values():
-            for word in function.words:
-                name = word.decode()
-                if name in names and name != function.name:
-                    target = self.world.function(name, function.path)
-                    if target is not None:
-                        callers[id(target)].add(id(function))
-        self._callers = callers
-        return list(chosen.values())
 
     # -- functions ---------------------------------------------------------------------------
 
     def _look(self, function: Function, args: list[Labels], readable: bool, xdp: bool) -> Summary:
         """Look at a function with these arguments; what it returns and writes through pointers."""
-        xdp = xdp or _is_aside(function.name)
+        xdp = xdp or is_aside(function.name)
         now = self._next.get(id(function))
         self._next[id(function)] = (readable, xdp) if now is None else (now[0] and readable, now[1] and xdp)
         context = tuple(frozenset(x for x in arg if x[0] in ("pool", "obj")) for arg in args)
@@ -237,7 +183,7 @@ class Flow(Places):
                 if stmt[1] is not None:
                     self._pop(f)
                 f.dead = False
-                f.env = _merge(before, f.env)
+                f.env = merge(before, f.env)
         elif kind == "switch":
             self._eval(f, stmt[1])
             before, out = dict(f.env), dict(f.env)
@@ -247,7 +193,7 @@ class Flow(Places):
                 self._block(f, body)
                 self._pop(f)
                 f.dead = False
-                out = _merge(out, f.env)
+                out = merge(out, f.env)
             f.env = out
         elif kind == "return":
             if stmt[1] is not None:
@@ -285,7 +231,7 @@ class Flow(Places):
             if other:
                 self._push(f, cond, True)
         else:
-            f.env = _merge(then_env, else_env)
+            f.env = merge(then_env, else_env)
 
     def _control(self, f: Frame, value: Expr) -> Labels:
         """A constant chosen by what follows split follows it too, or its opposite."""
@@ -457,7 +403,7 @@ class Flow(Places):
         if function[0] != "id" or function[1] in f.env:
             found = EMPTY
             values = [self._eval(f, arg) for arg in args]
-            for label in self._load(f, _callee(function)):
+            for label in self._load(f, callee(function)):
                 target = self.world.function(label[1], f.function.path) if label[0] == "fn" else None
                 if target is not None and target is not f.function:
                     found |= self._enter(f, target, args, values)
@@ -484,9 +430,13 @@ class Flow(Places):
             if on:
                 self._add_constant(args[0][1], on)
         values = [self._eval(f, arg) for arg in args]
-        known = self._interface(f, e, name, args, values)
-        if known is not None:
-            return known
+        meaning = meaning_of(name, args, values, lambda: self._unknown_pool(f, args), f.function.path, line)
+        if meaning is not None:
+            for what, labels in meaning.notes:
+                self._note(f, what, name, labels, e)
+            if meaning.stored:
+                self._write(f, args[0], meaning.stored, "|=")
+            return meaning.result
         target = self.world.function(name, f.function.path)
         if target is None or target is f.function:
             given = EMPTY
@@ -517,112 +467,11 @@ class Flow(Places):
         summary = self._look(target, values, *f.marks[-1][:2])
         for (type_, _), arg, out, given in zip(target.params, args, summary.outs, values, strict=False):
             written = out - given
-            if written and _is_out(type_, arg):
+            if written and is_out(type_, arg):
                 inner = arg[1] if arg[0] == "addr" else arg
                 if inner[0] in ("id", "field"):
                     self._write(f, inner, written, "|=")
         return summary.returns
-
-    def _interface(
-        self, f: Frame, e: Expr, name: str, args: list[Expr], values: list[Labels]
-    ) -> Labels | None:
-        """What a call of the kernel's means; None when it is none that we know."""
-        line = e[3]
-
-        def value(position: int) -> Labels:
-            return values[position] if position < len(values) else EMPTY
-
-        for table, api_name in ((api.ALLOC_NETMEM, "netmem"), (api.ALLOC_PAGE, "page"), (api.ALLOC_VA, "va")):
-            if name in table:
-                kind = "va" if api_name == "va" else "buf"
-                pools = [x[1] for x in value(0) if x[0] == "pool"] or [self._unknown_pool(f, args)]
-                labels = frozenset((kind, pool, "page" if api_name == "va" else api_name) for pool in pools)
-                self._note(f, "alloc", name, labels, e)
-                return labels
-        if name in api.CREATE:
-            made = ("made", f.function.path, line)
-            self._note(f, "create", name, frozenset({("pool", made)}), e)
-            return frozenset({("pool", made)})
-        if name in api.DMA_ADDRESS:
-            self._note(f, "posted", name, value(0), e)
-            return _as("dma", value(0))
-        if name in api.CPU_ADDRESS:
-            if name != "page_to_phys":
-                self._note(f, "address", name, value(api.CPU_ADDRESS[name]), e)
-            return _as("va", value(api.CPU_ADDRESS[name]))
-        if name in api.TO_PAGE:
-            self._note(f, "topage", name, value(0), e)
-            return _as("buf", value(0))
-        if name in api.FROM_ADDRESS:
-            return _as("buf", value(0))
-        if name in api.ATTACH_FRAG:
-            self._note(f, "frag", name, value(api.ATTACH_FRAG[name]), e)
-            return EMPTY
-        if name in api.POOL_SYNC:
-            self._note(f, "pool_sync", name, value(1), e)
-            return EMPTY
-        if api.RAW_SYNC_CPU.match(name):
-            self._note(f, "sync", name, value(1) | value(0), e)
-            return EMPTY
-        if api.RAW_SYNC_DEVICE.match(name):
-            self._note(f, "sync_device", name, value(1), e)
-            return EMPTY
-        if api.UNMAP.match(name):
-            said = names(args)
-            if any(one.endswith("TO_DEVICE") for one in said):
-                return EMPTY  # transmit's
-            skips = api.UNMAP_ATTRS.search(name) and any("SKIP_CPU_SYNC" in n for n in names(args[-1:]))
-            if not value(1) and not any(one.endswith("FROM_DEVICE") for one in said):
-                return EMPTY
-            self._note(f, "unmap_skip" if skips else "unmap", name, value(1), e)
-            return EMPTY
-        if api.MAP.match(name):
-            self._note(f, "map", name, value(1), e)
-            return _as("dma", value(1))
-        if name in api.REFCOUNT:
-            self._note(f, "refcount", name, value(0), e)
-            return EMPTY
-        for table, what in (
-            (api.RELEASE_PAGE, "release_page"), (api.RELEASE_NETMEM, "release_netmem"),
-        ):  # fmt: skip
-            if name in table:
-                self._note(f, what, name, value(1), e)
-                return EMPTY
-        if name in api.BIAS:
-            self._note(f, "bias", name, value(0), e)
-            return EMPTY
-        if name in api.READS:
-            if name in ("memcpy", "memmove"):
-                self._note(f, "copied", name, frozenset(x for x in value(0) if x[0] == "va"), e)
-            if name in ("memcpy", "memmove") and args[0][0] in ("id", "field", "index", "addr"):
-                held = frozenset(x for x in value(1) if x[0] in ("buf", "dma"))
-                if held:  # an array of references
-                    self._write(f, args[0], held, "|=")
-            what = "linear" if name in api.ATTACH_LINEAR else "read"
-            self._note(f, what, name, value(api.READS[name]), e)
-            return _as("va", value(api.READS[name])) if name in ("memmove",) else EMPTY
-        if name in api.HEADER_PULL:
-            self._note(f, "pull", name, EMPTY, e)
-            return EMPTY
-        if name in api.SPLIT_CALLS:
-            return SPLIT
-        if name in api.SAME:
-            if api.TO_DEVICE_ORDER.match(name):
-                self._note(f, "descriptor", name, value(api.SAME[name]), e)
-            return value(api.SAME[name])
-        if api.TO_DEVICE_ORDER.match(name):
-            self._note(f, "descriptor", name, value(0), e)
-            return EMPTY
-        if name in (
-            "netmem_is_net_iov",
-            "netmem_is_pfmemalloc",
-            "page_is_pfmemalloc",
-            "IS_ERR",
-            "PTR_ERR",
-            "test_bit",
-        ):
-            return value(0) & FLAGS
-        return None
 
     def _unknown_pool(self, f: Frame, args: list[Expr]) -> Any:
         if args and args[0][0] == "field":
@@ -645,42 +494,3 @@ class Flow(Places):
             Event(what, call, labels, f.function.path, line, f.function.name,
                   *f.marks[-1][:2], conds)
         )  # fmt: skip
-
-
-_INTERFACE = {
-    *api.CREATE, *api.ALLOC_NETMEM, *api.ALLOC_PAGE, *api.ALLOC_VA, *api.DMA_ADDRESS, *api.POOL_SYNC,
-    *api.RELEASE_PAGE, *api.RELEASE_NETMEM, "tcp_data_split", "libeth_rx_alloc", "page_pool_params",
-}  # fmt: skip
-
-
-_WORDS = {name.encode() for name in _INTERFACE}
-
-
-def _is_out(type_: str, arg: Expr) -> bool:
-    """True for a parameter that a function may write a result through: not for a pointer to a structure."""
-    if "**" in type_.replace(" ", "") or "* []" in type_ or "*[]" in type_ or not type_:
-        return True
-    return "*" in type_ and "struct" not in type_ and (arg[0] == "addr" or "void" not in type_)
-
-
-@functools.cache
-def _is_aside(name: str) -> bool:
-    """True for functions by whose name they serve XDP, tests or control queues."""
-    return any(one.search(name) for one in (api.XDP_NAME, api.TEST_NAME, api.CONTROL_NAME, api.TRANSMIT_NAME))
-
-
-def _callee(e: Expr) -> Expr:
-    while e[0] in ("deref", "seq") and e[1]:
-        e = e[1][-1] if e[0] == "seq" else e[1]
-    return e
-
-
-def _as(kind: str, labels: Labels) -> Labels:
-    """The same buffers as something else."""
-    return frozenset((kind, *label[1:]) for label in labels if label[0] in KINDS)
-
-
-def _merge(a: dict[str, Labels], b: dict[str, Labels]) -> dict[str, Labels]:
-    if a == b:
-        return a
-    return {name: a.get(name, EMPTY) | b.get(name, EMPTY) for name in a.keys() | b.keys()}

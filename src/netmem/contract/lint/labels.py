@@ -10,6 +10,7 @@ from typing import Any
 from netmem.contract.lint import api
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.lowering import Expr
+from netmem.contract.lint.selection import Selection
 from netmem.contract.lint.world import World
 
 Labels = frozenset[Any]
@@ -22,8 +23,6 @@ ANSWERS: Labels = FLAGS | {READABLE, UNREADABLE}
 KINDS = ("buf", "dma", "va")
 FOLLOWED = {*KINDS, "pool"}  # a field that holds one of these makes whoever names it worth a look
 MAX_ROUNDS = 8
-PREDICATE_LINES = 16
-CALLER_LEVELS = 3
 MAX_CALLS = 25
 MAX_CONTEXTS = 12
 MAX_PATH = 2  # fields in the name of an object
@@ -71,6 +70,7 @@ class State:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.selection = Selection(world)
         self.fields: dict[tuple[str, str], Labels] = defaultdict(lambda: EMPTY)
         self.objects: dict[str, set[str]] = defaultdict(set)  # structure type -> embedded objects
         self.constants: dict[str, Labels] = defaultdict(lambda: EMPTY)
@@ -89,12 +89,8 @@ class State:
         self._pool_conds: set[tuple[int, bool]] = set()
         self._field_conds: dict[tuple[str, str], list[frozenset[tuple[int, bool]]]] = defaultdict(list)
         self._types: dict[int, str] = {}
-        self._relevant: dict[int, bool] = {}
-        self._handed: dict[int, bool] = {}
         self.parameter_types: dict[tuple[int, str], str] = {}  # of macros, as they are called
         self._xdp: dict[tuple[int, bool], bool] = {}
-        self._known: set[str] = set()
-        self._callers: dict[int, set[int]] = {}
         self.conditions: dict[
             int, tuple[bool, bool, bool]
         ] = {}  # follows split; readable when true, when false
@@ -139,3 +135,10 @@ def line_of(e: Expr) -> int:
             if found:
                 return found
     return 0
+
+
+def merge(a: dict[str, Labels], b: dict[str, Labels]) -> dict[str, Labels]:
+    """What locals may hold where two ways meet."""
+    if a == b:
+        return a
+    return {name: a.get(name, EMPTY) | b.get(name, EMPTY) for name in a.keys() | b.keys()}

@@ -257,3 +257,10 @@ class Lowering:
 def _operator(node: Any, source: bytes) -> str:
     operator = node.child_by_field_name("operator")
     return node_text(operator, source) if operator is not None else ""
+
+
+def callee(e: Expr) -> Expr:
+    """What a call calls, without what stands around it."""
+    while e[0] in ("deref", "seq") and e[1]:
+        e = e[1][-1] if e[0] == "seq" else e[1]
+    return e

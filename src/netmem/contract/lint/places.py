@@ -144,7 +144,7 @@ class Places(Conditions):
             found = f.env.get(e[1])
             if found is None:
                 found = self.constants.get(e[1], EMPTY)
-                if e[1] in self._known:
+                if e[1] in self.selection.known:
                     found |= {("fn", e[1])}
                 elif e[1].isupper() and not e[1].startswith("ETHTOOL_") and split_name(e[1]):
                     found |= SPLIT
