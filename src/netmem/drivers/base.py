@@ -81,8 +81,10 @@ class RingDriver:
 
     def tx_waits(self) -> bool:
         """True when rows wait to be sent, or were sent and not completed: cleaning is what frees rows."""
-        tx = self.dev.tx.record
-        return self._tx is not None and tx.filled != tx.completed
+        if self._tx is None or self._dev is None:
+            return False
+        tx = self._dev.tx.record
+        return tx.filled != tx.completed
 
     # -- NAPI ---------------------------------------------------------------------------------
 

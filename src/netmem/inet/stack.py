@@ -93,7 +93,7 @@ class Stack:
     def _work(self, now: int, budget: int) -> bool:
         tcp, dev, record = self.tcp, self.dev, self.tcp.record
         self._look_at_queues()
-        got = dev.poll(now, self._receive, budget) if dev.running else 0
+        got = dev.poll(now, self._receive, budget) if dev.queues.running else 0
         if now >= record.timer:
             tcp.timers()
         if record.starved:
@@ -106,7 +106,7 @@ class Stack:
         if now >= self._next_reap:
             self._next_reap = now + SEC
             dev.reap(now)
-        if dev.running:
+        if dev.queues.running:
             dev.xmit()
         if sanitizer.ON:
             tcp.check_pledges()

@@ -152,10 +152,10 @@ class Tokens:
 
     def _pool_of(self, tokens: Words, n: int) -> int:
         """Handle of the pool that the first known of ``n`` tokens belongs to, 0 when none is known."""
-        wanted, record = tokens.data, self.record
+        wanted, capacity, slots = tokens.data, self.record.capacity, self.record.slots
         for i in range(n):
-            if 1 <= wanted[i] <= record.capacity:
-                slot = TokenSlot.nth(record.slots, wanted[i] - 1)
+            if 1 <= wanted[i] <= capacity:
+                slot = TokenSlot.nth(slots, wanted[i] - 1)
                 if slot.netmem:
                     return slot.pool
         return 0
