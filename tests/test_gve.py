@@ -188,6 +188,21 @@ def test_segments_arrive_together_or_apart(pair: Pair, rsc: bool, split: bool) -
         ]
 
 
+@pytest.mark.parametrize("size", [5, 600, 1401])
+@pytest.mark.parametrize("make", [frames.tcp, frames.udp, frames.tcp6, frames.udp6])
+def test_a_checksum_left_to_the_nic_is_in_the_packet_that_arrives(pair: Pair, make, size: int) -> None:
+    pair.up()
+    whole = make(random.Random(size).randbytes(size))
+    at = {frames.tcp: 50, frames.udp: 40, frames.tcp6: 70, frames.udp6: 60}[make]
+    unfinished = bytearray(whole)
+    unfinished[at : at + 2] = b"\x12\x34"  # the pseudo-header's, in a kernel
+    pair.a.driver.tx[0].send(bytes(unfinished), csum=True)
+    pair.run()
+    (got,) = pair.b.driver.rx[0].received()
+    assert got.checked
+    assert got.frame == whole
+
+
 def test_checksums_are_verified(pair: Pair) -> None:
     pair.up(split=True)
     frame = bytearray(frames.tcp(b"some payload"))

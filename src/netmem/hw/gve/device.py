@@ -10,6 +10,7 @@ import numpy as np
 from netmem.base.arena import Bytes
 from netmem.base.clock import MS, SEC
 from netmem.base.headers import EthHdr
+from netmem.base.record import address_of
 from netmem.hw.faults import FRAME_ROOM, PlainFrames
 from netmem.hw.gve import layout as ly
 from netmem.hw.gve import regs
@@ -18,6 +19,7 @@ from netmem.hw.gve.port import GveConfig, NotifyBlock, Port
 from netmem.hw.gve.rx import RxQueue
 from netmem.hw.gve.setup import Setup
 from netmem.hw.gve.tx import TxQueue
+from netmem.hw.softnic.kernels import frame_finish
 from netmem.hw.vfio_user.dma import DmaFault, DmaTable
 from netmem.hw.wire import FrameRow, Wire
 
@@ -187,6 +189,7 @@ class Gve:
             rx.dropped += 1
             return True
         if not segmented:
+            frame_finish(address_of(frame))
             rx.deliver(frame, seen)
             return True
         for segment in self._plain.of(frame):

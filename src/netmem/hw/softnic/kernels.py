@@ -393,6 +393,50 @@ def nic_tx_complete(nic: NicState) -> None:
     nic.tx_done = done
 
 
+@inline_kernel
+def l4_checksum(ip: int, ihl: int, body: int) -> tuple[int, int, bool]:
+    """Of TCP or UDP behind the IP header at ``ip``: where its field is, the pseudo-header's sum, UDP or not."""
+    proto = load_u8(ip + IpHdr.PROTO)
+    if load_u8(ip) >> 4 == 6:
+        proto, _ = ip6_upper(ip, ihl, ihl)
+    offset = int(TcpHdr.CSUM) if proto == PROTO_TCP else int(UdpHdr.CSUM)
+    return ip + ihl + offset, pseudo_sum(ip, proto, body), proto == PROTO_UDP
+
+
+@inline_kernel
+def store_checksum(field: int, total: int, udp: bool) -> None:
+    """Fold a sum into its field; UDP says 0xFFFF for zero, which means none (RFC 768)."""
+    check = csum_fold(total)
+    store_be16(field, 0xFFFF if check == 0 and udp else check)
+
+
+@kernel
+def frame_finish(frame_at: int) -> None:
+    """Fill in the checksum that a frame's sender left to its NIC, in place, as the NIC would on the wire.
+
+    For one that was looked at. A large segment keeps its unfinished one: no packet has it.
+    """
+    frame = FrameRow.at(frame_at)
+    l4, have, size = frame.l4, frame.header_len, frame.payload_len
+    if l4 == 0 or frame.flags & Frame.NEEDS_CSUM == 0 or frame.gso_size > 0:
+        return
+    ip = frame.header + frame.l3
+    if load_u8(ip) >> 4 == 6:
+        body = Ip6Hdr.LEN + load_be16(ip + Ip6Hdr.PLEN) - (l4 - frame.l3)
+    else:
+        body = load_be16(ip + IpHdr.TOTLEN) - (l4 - frame.l3)
+    first = min(have - l4, body)  # what is behind the body is padding
+    if (first & 1 and first < body) or (size & 1 and first + size < body):
+        return  # a piece of odd length that is not the last: nobody makes such
+    field, total, udp = l4_checksum(ip, l4 - frame.l3, body)
+    store_be16(field, 0)
+    total = csum_add(frame.header + l4, first, total)
+    total = csum_add(frame.payload, min(size, body - first), total)
+    total = csum_add(frame.payload2, min(frame.payload2_len, max(body - first - size, 0)), total)
+    store_checksum(field, total, udp)
+    frame.flags = Frame.CSUM_OK
+
+
 @kernel
 def frame_render(frame_at: int, dst: int, index: int, done: int) -> tuple[int, int]:
     """Write segment ``index`` of a frame as plain bytes with all checksums; (length, payload).
@@ -409,14 +453,8 @@ def frame_render(frame_at: int, dst: int, index: int, done: int) -> tuple[int, i
     if frame.gso_size > 0 and l4 != 0:
         patch_segment(frame, dst, done, size, index, done + size >= frame.total)
     if l4 != 0 and frame.flags & Frame.NEEDS_CSUM:
-        ip = dst + l3
-        proto = load_u8(ip + IpHdr.PROTO)
-        if load_u8(ip) >> 4 == 6:
-            proto, _ = ip6_upper(ip, l4 - l3, l4 - l3)
-        field = dst + l4 + (int(TcpHdr.CSUM) if proto == PROTO_TCP else int(UdpHdr.CSUM))
-        store_be16(field, 0)
         body = header - l4 + size
-        total = csum_add(dst + l4, body, pseudo_sum(ip, proto, body))
-        check = csum_fold(total)
-        store_be16(field, 0xFFFF if check == 0 and proto == PROTO_UDP else check)
+        field, pseudo, udp = l4_checksum(dst + l3, l4 - l3, body)
+        store_be16(field, 0)
+        store_checksum(field, csum_add(dst + l4, body, pseudo), udp)
     return header + size, size
