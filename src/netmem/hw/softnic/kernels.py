@@ -395,7 +395,7 @@ def nic_tx_complete(nic: NicState) -> None:
 
 @inline_kernel
 def l4_checksum(ip: int, ihl: int, body: int) -> tuple[int, int, bool]:
-    """Of TCP or UDP behind the IP header at ``ip``: where its field is, the pseudo-header's sum, UDP or not."""
+    """Of TCP or UDP behind the IP header at ``ip``: where its field is, the pseudo-header sum, UDP or not."""
     proto = load_u8(ip + IpHdr.PROTO)
     if load_u8(ip) >> 4 == 6:
         proto, _ = ip6_upper(ip, ihl, ihl)
