@@ -264,3 +264,38 @@ def test_split_unknown_splits_nothing(network):
     net.run(1)
     stats = net.ours.driver.get_queue_stats(0)
     assert (stats["hds_hit"], stats["hds_miss"], stats["rx_packets"]) == (0, 0, 1)
+
+
+def test_a_binding_whose_end_fails_is_not_ended_twice(network, monkeypatch):
+    net = network()
+    provider = make_provider("dmabuf")
+    net.bind(provider)
+    dev = net.ours.dev
+    monkeypatch.setattr(net.binding, "end", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        net.binding.close()
+    assert dev.queues.bindings == []
+    dev.reap(net.clock.now())
+    monkeypatch.undo()
+    net.binding.end()
+
+
+def test_memory_of_a_queue_without_an_arena_is_refused_and_undone(network, monkeypatch):
+    net = network()
+    dev = net.ours.dev
+    old, freed = dev.rx_queues[1].mem, []
+    monkeypatch.setattr(type(dev.driver), "queue_mem_alloc", lambda self, qcfg, queue: "memory")
+    monkeypatch.setattr(type(dev.driver), "queue_mem_free", lambda self, mem: freed.append(mem))
+    refused(errno.EINVAL, dev.queues.restart, dev.rx_queues[1], text="arena")
+    assert freed == ["memory"]
+    assert dev.rx_queues[1].mem is old
+
+
+def test_sending_on_a_device_that_was_never_opened_is_refused(network):
+    net = network()
+    driver = net.ours.dev.driver
+    up, driver._dev = driver._dev, None
+    try:
+        refused(errno.ENETDOWN, net.ours.dev.xmit)
+    finally:
+        driver._dev = up

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 import shutil
 import subprocess
 
 import numpy as np
+import pytest
 
 from conftest import make_provider, need, payload, take
 from netmem.testing import frames
@@ -86,3 +89,17 @@ def test_ipv6_udp_and_a_closed_file(network, tmp_path):
     assert any(p.startswith("eth:ethertype:ipv6:udp") for p in protocols)
     assert capture.packets >= 3
     assert np.frombuffer(path.read_bytes()[:4], "<u4")[0] == 0x0A0D0D0A
+
+
+def test_a_capture_whose_file_cannot_be_closed_has_ended_all_the_same(network, tmp_path):
+    class Full(io.FileIO):
+        def close(self):
+            super().close()
+            raise OSError(errno.ENOSPC, "no space")
+
+    net = network(alone=True)
+    net.ours.dev.start_capture(Full(tmp_path / "x.pcapng", "wb"))
+    with pytest.raises(OSError, match="no space"):
+        net.ours.dev.stop_capture()
+    net.wire.inject(frames.icmp_echo())
+    net.run(1)

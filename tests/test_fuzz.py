@@ -172,6 +172,31 @@ def test_parsers_of_icmp_and_neighbours_survive_anything(data):
             icmp.error6(body)
 
 
+def test_addresses_of_the_other_family_in_control_packets_are_refused():
+    """IPv4-mapped addresses on the wire, and headers shorter than headers are."""
+    mapped, ours6 = bytes(10) + b"\xff\xff" + bytes((10, 0, 2, 15)), bytes(15) + b"\1"
+    for source, target in ((mapped, ours6), (ours6, mapped), (mapped, mapped)):
+        assert packet.ip_packet(b"\x60" + bytes(3) + b"\0\x08\x3a\xff" + source + target + bytes(8)) is None
+    assert packet.ip_packet(b"\x40" + bytes(40)) is None
+    assert packet.ip_packet(b"\x4f" + bytes(30)) is None
+    assert icmp.error4(bytes((3, 3)) + bytes(6) + b"\x40" + bytes(19)) is None
+    solicited = packet.IpPacket(
+        True, ip("fe80::2"), ip("ff02::1"), 58, 255, bytes((135, 0)) + bytes(6) + mapped, True, b""
+    )
+    cache = nb.NeighbourCache()
+    assert nb.nd_in(cache, b"\2" * 6, solicited, 1, frozenset((ip("10.0.2.15"),))) == nb.Seen(False)
+
+
+def test_a_packet_to_a_mapped_address_is_dropped_before_the_stack():
+    net = Network(alone=True)
+    before = net.ours.dev.batch.counters()["rx_bad_ip_header"]
+    for proto in (6, 17, 58):
+        net.wire.inject(frames.ethernet(frames.ipv6(bytes(40), proto=proto, dst="::ffff:10.0.2.15"), 0x86DD))
+    net.run(3)
+    assert net.ours.dev.batch.counters()["rx_bad_ip_header"] == before + 3
+    net.close()
+
+
 if __name__ == "__main__":
     end = time.monotonic() + 60 * float(sys.argv[1] if len(sys.argv) > 1 else 10)
     seed = steps = 0

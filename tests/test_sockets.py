@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import make_provider, offer, payload
+from netmem.base.clock import MS, SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.hw.softnic import regs as r
 from netmem.inet.tokens import FRAG
@@ -231,3 +232,10 @@ def test_port_in_use_and_bad_ports(network):
             stack.listen(port)
     with pytest.raises(NetmemError):
         listener.accept(timeout=0)
+
+
+def test_an_idle_stack_is_looked_at_after_the_longest_back_stop(network):
+    net = network(alone=True)
+    net.run(3)
+    net.ours.stack.tcp.record.timer = net.clock.now() + 3600 * SEC
+    assert net.ours.stack.poller.next_timer() == 50 * MS

@@ -65,7 +65,7 @@ class RingDriver:
         """Map the stack's transmit memory, and make the ring that ``record`` is then about."""
         self._tx_io = self.bus.dma_map(dev.tx.fd, 0, dev.tx.size, DmaDirection.TO_DEVICE, peer=True)
         dev.tx.record.io = self._tx_io
-        self._tx = DescriptorRing(self.bus, f"{self.name}:tx-ring", TX_RING, self.desc_bytes)
+        self._tx = DescriptorRing(self.bus, f"{dev.name}:tx-ring", TX_RING, self.desc_bytes)
         clear(record)
         record.desc, record.mask, record.queue = self._tx.region.address, TX_RING - 1, dev.tx.at
         return self._tx
@@ -80,11 +80,9 @@ class RingDriver:
             self._tx_io = None
 
     def tx_waits(self) -> bool:
-        """True when rows wait to be sent, or were sent and not completed: cleaning is what frees rows."""
-        if self._tx is None or self._dev is None:
-            return False
-        tx = self._dev.tx.record
-        return tx.filled != tx.completed
+        """True when rows wait, or were sent and not completed: cleaning is what frees rows. ENETDOWN."""
+        tx = self.dev.tx.record
+        return self._tx is not None and tx.filled != tx.completed
 
     # -- NAPI ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import struct
 from collections import OrderedDict
 from typing import NamedTuple
 
-from netmem.base.address import ip_bytes, ip_from
+from netmem.base.address import ip_bytes, ip_from, is_ip4
 from netmem.base.headers import ARP_REPLY, ARP_REQUEST, BROADCAST, Icmp6Type, IcmpHdr
 from netmem.inet.packet import IpPacket, arp, arp_frame, ethernet, icmp_frame
 
@@ -144,7 +144,7 @@ def nd_in(cache: NeighbourCache, sender: bytes, ip: IpPacket, mac: int, ours: fr
         if body[at] == (OPT_SOURCE_LLA if body[0] == Icmp6Type.ND_SOLICIT else OPT_TARGET_LLA):
             option = int.from_bytes(body[at + 2 : at + 8], "big")
         at += size
-    if target >> 120 == 0xFF:
+    if target >> 120 == 0xFF or is_ip4(target):
         return Seen(False)
     if body[0] == Icmp6Type.ND_ADVERT:
         flags = int.from_bytes(body[4:8], "big")

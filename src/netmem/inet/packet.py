@@ -80,7 +80,7 @@ def arp(data: bytes) -> Arp | None:
 
 
 def ip_packet(data: bytes) -> IpPacket | None:
-    """An IPv4 or IPv6 packet, or as much as there is of it; None without a whole header.
+    """An IPv4 or IPv6 packet, or as much as there is of it; None without a whole and sound header.
 
     IPv6 extension headers are not looked behind: ``proto`` is then theirs.
     """
@@ -88,14 +88,19 @@ def ip_packet(data: bytes) -> IpPacket | None:
     if version == 4 and len(data) >= IpHdr.LEN:
         size = int.from_bytes(data[IpHdr.TOTLEN : IpHdr.ID], "big")
         start = (data[IpHdr.VIHL] & 15) * 4
+        if not IpHdr.LEN <= start <= len(data):
+            return None
         return IpPacket(
             False, ip_from(data[IpHdr.SRC : IpHdr.DST]), ip_from(data[IpHdr.DST : IpHdr.LEN]),
             data[IpHdr.PROTO], data[IpHdr.TTL], data[start:size], len(data) >= size, data[start:],
         )  # fmt: skip
     if version == 6 and len(data) >= Ip6Hdr.LEN:
         size = Ip6Hdr.LEN + int.from_bytes(data[Ip6Hdr.PLEN : Ip6Hdr.NEXT], "big")
+        source, target = ip_from(data[Ip6Hdr.SRC : Ip6Hdr.DST]), ip_from(data[Ip6Hdr.DST : Ip6Hdr.LEN])
+        if is_ip4(source) or is_ip4(target):
+            return None  # IPv4-mapped addresses are for hosts, not for wires
         return IpPacket(
-            True, ip_from(data[Ip6Hdr.SRC : Ip6Hdr.DST]), ip_from(data[Ip6Hdr.DST : Ip6Hdr.LEN]),
+            True, source, target,
             data[Ip6Hdr.NEXT], data[Ip6Hdr.HOPS], data[Ip6Hdr.LEN : size], len(data) >= size,
             data[Ip6Hdr.LEN :],
         )  # fmt: skip

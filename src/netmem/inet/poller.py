@@ -63,7 +63,11 @@ class Poller:
 
     def __enter__(self) -> Poller:
         self.lock.acquire()
-        self.stamp()
+        try:
+            self.stamp()
+        except BaseException:
+            self.lock.release()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -101,6 +105,12 @@ class Poller:
             now = max(self.clock.now() if now is None else now, self._record.now)
             self._last_poll = self._record.now = now
             return self._work(now, budget)
+
+    def given_back(self) -> None:
+        """Buffers came back. Nobody polls a device that is down, so look here for pools that this ends."""
+        if not self._dev.queues.running:
+            self.stamp()
+            self._dev.reap(self._record.now)
 
     def check_device(self) -> None:
         """When the NIC is gone, and all it left was read, tell of it, once."""
@@ -206,8 +216,8 @@ class Poller:
         self._dev.driver.irq_ack()
 
     def next_timer(self) -> int:
-        """ns until there is something to do whatever comes, at most BACKSTOP_NS."""
-        return min(self._record.timer - self.clock.now(), BACKSTOP_NS)
+        """ns until there is something to do whatever comes, at most the longest back-stop."""
+        return min(self._record.timer - self.clock.now(), BACKSTOP_MAX_NS)
 
     # -- the service thread -------------------------------------------------------------------
 

@@ -176,6 +176,7 @@ class TcpSocket:
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, batch)
+            self._poller.given_back()
             if self._tokens.record.due:
                 self._window_update()
             if sanitizer.ON:
@@ -454,6 +455,7 @@ class TcpSocket:
             tokens = self._tokens.all()
             if len(tokens):
                 self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, tokens)
+                self._poller.given_back()
             self._tokens.close()
             if self._has_row():
                 self._tcb.tokens_fd = 0

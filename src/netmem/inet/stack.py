@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netmem.base.address import endpoint, ip_words
-from netmem.base.clock import MS, SEC, Clock, MonotonicClock
+from netmem.base.clock import SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.headers import PROTO_TCP, PROTO_UDP
 from netmem.inet.icmp import IcmpError
@@ -27,18 +27,14 @@ from netmem.memory import sanitizer
 from netmem.netdev.batch import Kind, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
 
-BACKSTOP_NS, BACKSTOP_MAX_NS = 1 * MS, 50 * MS
-SERVICE_NS = 5 * MS
-FAIR_ROUNDS = 16
-
 
 class Stack:
     """IPv4 and IPv6, ARP and neighbour discovery, ICMP, TCP and UDP on one device.
 
     ``addresses``: interface addresses, ``10.0.2.15/24`` or ``fd00::f/64``, one or a list; ``gateways``: a
     router for each family that needs one. ``poll(now)`` moves everything on and never blocks. Blocking socket
-    calls poll, sleep on the
-    NIC's interrupt, and poll again; ``serve`` starts a thread that does so while nobody else does.
+    calls poll, sleep on the NIC's interrupt, and poll again; ``serve`` starts a thread that does so while
+    nobody else does.
     """
 
     def __init__(
@@ -56,6 +52,14 @@ class Stack:
         self.tcp = Tcp(dev, self.ip, config or TcpConfig())
         self.poller = Poller(dev, self.clock, self.tcp.record, self._work, self._device_gone)
         self.lock = self.poller.lock
+        try:
+            self._build()
+        except BaseException:
+            self.poller.close()
+            raise
+
+    def _build(self) -> None:
+        dev = self.dev
         self.zerocopy = Zerocopy(dev, self.tcp)
         self.udp = Udp(self.poller, self.tcp, self.zerocopy)
         self._addresses_changed()

@@ -146,8 +146,6 @@ class Tokens:
             if pool.record.released:
                 pool.flush()
             n = self.record.left
-        if freed and not tcp.dev.running:
-            tcp.dev.reap(tcp.now)  # nobody polls any more: the memory's last user was this
         return int(freed)
 
     def _pool_of(self, tokens: Words, n: int) -> int:

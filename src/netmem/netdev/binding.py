@@ -114,13 +114,14 @@ class Binding:
                     if index < len(self._rxqs.queues):
                         ends.callback(close_rxq, self._rxqs, self._rxqs.queues[index])
 
-    def reap(self) -> bool:
-        """Once nobody uses the memory any more: end the mapping, and say so."""
-        if not self._closed or any(pool.binding_id == self.id for pool in self._rxqs.pools.values()):
-            return False
+    def is_over(self) -> bool:
+        """True once it is closed and nobody uses the memory any more."""
+        return self._closed and all(pool.binding_id != self.id for pool in self._rxqs.pools.values())
+
+    def end(self) -> None:
+        """It is over: end the mapping."""
         if self.provider.unreadable:
             self.provider.detach(self._dma)
-        return True
 
     def outstanding(self) -> int:
         """Netmems of this memory that no pool and no free list has."""

@@ -175,9 +175,10 @@ class NetDevice:
 
     def stop_capture(self) -> None:
         """End the capture, if there is one, and close its file."""
-        if self.capture is not None:
-            self.capture.close()
-            self.capture = None
+        with self.lock:
+            capture, self.capture = self.capture, None
+        if capture is not None:
+            capture.close()
 
     # -- polling ------------------------------------------------------------------------------
 

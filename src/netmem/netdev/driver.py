@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from netmem.base.arena import Arena
 from netmem.base.dma import DmaDevice
@@ -84,6 +84,7 @@ class Netdev(PoolOwner, Protocol):
         """Pools were destroyed: forget those that came to their end."""
 
 
+@runtime_checkable
 class QueueMem(Protocol):
     """What ``queue_mem_alloc`` makes. ``arena``: begins with the queue's RxRingRecord, for tools."""
 
@@ -169,7 +170,7 @@ class QueueMgmtOps(Protocol):
     def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
         """ndo_validate_qcfg: raise for a configuration that the device cannot have."""
 
-    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> Any:
+    def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> QueueMem:
         """ndo_queue_mem_alloc: rings and page pools for a queue, not yet seen by the device."""
 
     def queue_mem_free(self, mem: Any) -> None:

@@ -92,7 +92,7 @@ def parse_ip6(batch: BatchRecord, row: RxRow, ip: int, have: int, total: int) ->
     row.src_hi, row.src = load_be64(ip + Ip6Hdr.SRC), load_be64(ip + Ip6Hdr.SRC + 8)
     row.dst_hi, row.dst = load_be64(ip + Ip6Hdr.DST), load_be64(ip + Ip6Hdr.DST + 8)
     # An IPv4-mapped address on the wire would be taken for the IPv4 one it names.
-    mapped = row.src_hi == 0 and row.src >> 32 == 0xFFFF
+    mapped = (row.src_hi == 0 and row.src >> 32 == 0xFFFF) or (row.dst_hi == 0 and row.dst >> 32 == 0xFFFF)
     if proto < 0 or mapped or load_u8(ip + Ip6Hdr.SRC) == 0xFF:
         batch.counters.rx_bad_ip_header += 1
         return -1, 0, 0

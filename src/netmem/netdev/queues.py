@@ -14,7 +14,7 @@ from netmem.base.errors import NetmemError
 from netmem.memory import calls
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
-from netmem.netdev.driver import Driver, QueueConfig, RingParams
+from netmem.netdev.driver import Driver, QueueConfig, QueueMem, RingParams
 
 log = logging.getLogger("netmem.netdev")
 
@@ -35,8 +35,11 @@ class RxQueue:
 class Bound(Protocol):
     """A binding of memory to queues, as far as the queues know it."""
 
-    def reap(self) -> bool:
-        """True once it is over: nobody uses its memory any more."""
+    def is_over(self) -> bool:
+        """True once nobody uses its memory any more."""
+
+    def end(self) -> None:
+        """End the mapping of its memory."""
 
     def close(self) -> None:
         """Unbind."""
@@ -88,12 +91,20 @@ class RxQueues:
         """Make a queue's memory and start it; undone when that fails."""
         mem = self.driver.queue_mem_alloc(self.config(queue), queue.index)
         try:
+            self._check_mem(mem)
             self.check_memory_provider(queue)
             self.driver.queue_start(mem, queue.index)
         except BaseException:
             self.driver.queue_mem_free(mem)
             raise
         queue.mem = mem
+
+    def _check_mem(self, mem: object) -> None:
+        if not isinstance(mem, QueueMem):
+            raise NetmemError(
+                errno.EINVAL,
+                f"{self.driver.name}: queue_mem_alloc() must make memory with an arena (QueueMem)",
+            )
 
     def stop(self, queue: RxQueue) -> None:
         """Stop a queue, if it runs, and free its memory."""
@@ -112,6 +123,7 @@ class RxQueues:
         self.driver.validate_qcfg(qcfg, queue.index)
         mem = self.driver.queue_mem_alloc(qcfg, queue.index)
         try:
+            self._check_mem(mem)
             self.check_memory_provider(queue)
             if not self.running:
                 self.driver.queue_mem_free(mem)
@@ -195,8 +207,9 @@ class RxQueues:
         over = [handle for handle, pool in list(self.pools.items()) if pool.release_retry(now)]
         for handle in over:
             self.pools.pop(handle, None)
-        ended = [binding for binding in list(self.bindings) if binding.reap()]
+        ended = [binding for binding in self.bindings if binding.is_over()]
         for binding in ended:
-            self.bindings.remove(binding)
+            self.bindings.remove(binding)  # first: should its end fail, it is not tried again
+            binding.end()
         if over or ended:
             self.changed()

@@ -275,6 +275,7 @@ class UdpSocket:
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
             freed = self._tokens.give_back(self._udp.tcp, -1, batch)
+            self._poller.given_back()
             if repeated:
                 sanitizer.token_twice(repeated)
         return freed
@@ -367,6 +368,7 @@ class UdpSocket:
                 tokens = self._tokens.all()
                 if len(tokens):
                     self._tokens.give_back(self._udp.tcp, -1, tokens)
+                    self._poller.given_back()
                 self._tokens.close()
             self._udp.forget(self._s)
 
