@@ -43,6 +43,16 @@ def test_no_import_goes_in_a_circle():
     order.prepare()  # CycleError names the circle
 
 
+def test_every_file_can_be_read_whole():
+    """At most 500 lines; what is longer is named here, and is to be taken apart."""
+    long = {
+        path.relative_to(ROOT / "src/netmem").as_posix()
+        for path in (ROOT / "src/netmem").rglob("*.py")
+        if len(path.read_text().splitlines()) > 500
+    }
+    assert long == {"contract/convert.py"}
+
+
 def test_importing_the_package_loads_neither_numba_nor_numpy():
     code = "import sys, netmem; sys.exit(bool({'numba', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
