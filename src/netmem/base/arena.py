@@ -11,7 +11,7 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,7 +76,6 @@ class Arena(Region):
         self.name = name
         self.fd = memfd(name, size)
         super().__init__(self.fd, size)
-        self.a: Words = self.words()
 
     def close(self) -> None:
         """Close the descriptor; arrays that are still held stay valid."""
@@ -87,19 +86,3 @@ class Arena(Region):
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _finalizing() and getattr(self, "fd", -1) >= 0:
             self.close()
-
-
-def offsets(module: Mapping[str, Any], prefix: str) -> dict[str, int]:
-    """Names and values of a module's constants that start with ``prefix``, prefix dropped.
-
-    Layouts and counters are declared once, as constants that kernels can use and grep can find;
-    everything that prints them derives from this.
-    """
-    found = {
-        name[len(prefix) :].lower(): value
-        for name, value in module.items()
-        if name.startswith(prefix) and isinstance(value, int)
-    }
-    if len(set(found.values())) != len(found):
-        raise AssertionError(f"two names of {prefix}* share an offset")
-    return found

@@ -152,6 +152,8 @@ class Gve:
 
     def _receive(self, now: int) -> bool:
         queue, moved = self.port.wire.rx, False
+        if not self.setup.rx_queues:
+            self._held_at = 0  # whoever waited has no queue to wait for
         while len(queue):
             frame = queue.row(queue.record.head)
             if frame.header_len >= EthHdr.LEN and not self._take(frame, now):
