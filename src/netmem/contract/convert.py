@@ -1,17 +1,13 @@
 """The mechanical part of a conversion to netmem: types of what holds payload, and calls with a netmem twin.
 
 Pages of header pools stay pages. A use of payload that has no twin gets netmem_to_page() around it, which
-is right
-as long as the pool's memory is pages, and goes on the list of what remains by hand. Where a rewrite cannot
-be shown
-to be safe nothing is rewritten (``Refused``).
+is right as long as the pool's memory is pages, and goes on the list of what remains by hand. Where a rewrite
+cannot be shown to be safe nothing is rewritten (``Refused``).
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +16,14 @@ from typing import Any
 import tree_sitter
 import tree_sitter_c
 
-from netmem.base.text import printable
 from netmem.contract.lint import api, csource, tree
-from netmem.contract.lint.changes import GIT, git_environment
 from netmem.contract.lint.check import understand
 from netmem.contract.lint.labels import Frame
-from netmem.contract.lint.lowering import Expr, Stmt, declared
+from netmem.contract.lint.lowering import Expr, declared, types_of
 from netmem.contract.lint.model import Case
+from netmem.contract.pages import PAGE, Holders
+from netmem.contract.patch import Refused, patch_of
 
-PAGE = "struct page *"
 TRANSPARENT = {"likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE"}
 # Position of the page in the page calls that have a twin.
 PAGE_AT = {
@@ -43,10 +38,6 @@ SAME_ARGUMENTS = {
     "page_pool_dev_alloc",
 }  # fmt: skip
 WITH_GFP = {"page_pool_dev_alloc_frag": "page_pool_alloc_frag_netmem"}
-
-
-class Refused(Exception):
-    """Nothing was rewritten, and why."""
 
 
 @dataclass
@@ -87,7 +78,11 @@ def convert(path: Path) -> Conversion:
         return Conversion(os.path.relpath(found[0].name, base), "")
     rewriter = _Rewriter(case, base)
     rewriter.run()
-    return Conversion(os.path.relpath(found[0].name, base), rewriter.patch(), rewriter.remaining)
+    return Conversion(
+        os.path.relpath(found[0].name, base),
+        patch_of(rewriter.world.own, rewriter.edits, base),
+        rewriter.remaining,
+    )
 
 
 class _Rewriter:
@@ -99,43 +94,8 @@ class _Rewriter:
         self.edits: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         self.remaining: list[Remaining] = []
         self._kept: list[Expr] = []
-        self.cells = self._cells()
-        self.locals = {
-            key for key, held in self.flow.locals.items()
-            if self._is_payload(held, f"{key[2] or 'what is returned'} in {key[1]}()")
-        }  # fmt: skip
-
-    def _is_payload(self, held: Any, what: str) -> bool:
-        """True when only payload's pages are there. Refused for what headers share with payload."""
-        mine = {x for x in held if x[0] == "buf" and x[1] in self.case.payload and x[2] == "page"}
-        if mine and len(mine) < sum(x[0] == "buf" for x in held):
-            raise Refused(
-                f"{what} holds pages of payload and of headers: they must be told apart by hand first"
-            )
-        return bool(mine)
-
-    def _cells(self) -> set[tuple[str, str]]:
-        found = set()
-        for (owner, name), held in self.flow.fields.items():
-            tags = [owner] if owner in self.world.structs else [
-                tag for tag, objects in self.flow.objects.items() if owner in objects
-            ]  # fmt: skip
-            for tag in tags:
-                if self.world.field_type(tag, name).startswith(PAGE.rstrip(" *")) and self._is_payload(
-                    held, f"struct {tag}.{name}"
-                ):
-                    found.add((tag, name))
-        return found
-
-    def _names_cell(self, part: object) -> bool:
-        if (
-            isinstance(part, tuple)
-            and part
-            and part[0] == "field"
-            and any(part[2] == name for _, name in self.cells)
-        ):
-            return True
-        return isinstance(part, tuple | list) and any(self._names_cell(one) for one in part)
+        holders = Holders(case)
+        self.cells, self.locals, self._names_cell = holders.cells, holders.locals, holders.names_cell
 
     # -- walking ---------------------------------------------------------------------------------
 
@@ -295,7 +255,7 @@ class _Rewriter:
             return
         self.function = function
         self.frame = Frame(function, False, False)
-        _declare(function.body, self.frame)
+        self.frame.types.update(types_of(function.body))
         self._signature(node, name, self.path)
         self._walk(node.child_by_field_name("body"))
 
@@ -532,58 +492,6 @@ class _Rewriter:
             end = one.text.find(b"\n", at) + 1
             self.path = one.path
             self._edit(end, end, "#include <net/netmem.h>\n")
-
-    def patch(self) -> str:
-        """What `git apply` takes, from the top of the tree. Refused for a file outside of it."""
-        for path in self.edits:
-            if not tree.is_inside(path, self.base) or os.path.relpath(path, self.base).startswith(".."):
-                raise Refused(f"{printable(path)} is not below {self.base}")
-        with tempfile.TemporaryDirectory(prefix="netmem-convert-") as folder:
-            for one in self.world.own:
-                edits = self.edits.get(one.path)
-                if not edits:
-                    continue
-                text = one.text
-                for start, end, new in sorted(edits, key=lambda e: (e[0], e[1]), reverse=True):
-                    text = text[:start] + new.encode() + text[end:]
-                for side, content in (("a", one.text), ("b", text)):
-                    target = Path(folder, side, os.path.relpath(one.path, self.base))
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
-            words = [
-                *GIT,
-                "diff",
-                "--no-index",
-                "--no-color",
-                "--no-ext-diff",
-                "--no-textconv",
-                "--src-prefix=",
-                "--dst-prefix=",
-            ]
-            done = subprocess.run(
-                [*words, "a", "b"],
-                cwd=folder,
-                capture_output=True,
-                timeout=60,
-                env=git_environment(GIT_DIR=os.devnull, GIT_CEILING_DIRECTORIES=folder),
-            )
-        if done.returncode not in (0, 1):
-            raise Refused(f"git diff: {done.stderr.decode(errors='replace').strip()}")
-        return done.stdout.decode("utf-8", "surrogateescape")
-
-
-def _declare(stmts: list[Stmt], frame: Frame) -> None:
-    """Types of all locals."""
-    for stmt in stmts:
-        if stmt[0] == "decl":
-            frame.types[stmt[2]] = stmt[1]
-        for part in stmt[1:]:
-            if isinstance(part, list):
-                for inner in part:
-                    if isinstance(inner, tuple) and inner and isinstance(inner[0], str):
-                        _declare([inner], frame)
-                    elif isinstance(inner, tuple) and len(inner) == 2 and isinstance(inner[1], list):
-                        _declare(inner[1], frame)
 
 
 __all__ = ["Conversion", "Refused", "Remaining", "convert"]

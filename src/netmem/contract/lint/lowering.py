@@ -264,3 +264,18 @@ def callee(e: Expr) -> Expr:
     while e[0] in ("deref", "seq") and e[1]:
         e = e[1][-1] if e[0] == "seq" else e[1]
     return e
+
+
+def types_of(stmts: list[Stmt]) -> dict[str, str]:
+    """Types of all locals that statements declare, by name."""
+    types: dict[str, str] = {}
+    for stmt in stmts:
+        if stmt[0] == "decl":
+            types[stmt[2]] = stmt[1]
+        for part in stmt[1:]:
+            for inner in part if isinstance(part, list) else ():
+                if isinstance(inner, tuple) and inner and isinstance(inner[0], str):
+                    types |= types_of([inner])
+                elif isinstance(inner, tuple) and len(inner) == 2 and isinstance(inner[1], list):
+                    types |= types_of(inner[1])
+    return types

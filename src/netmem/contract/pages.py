@@ -1,0 +1,57 @@
+"""Where a driver keeps the pages of its payload: fields, and locals, parameters and results of functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from netmem.contract.lint.model import Case
+from netmem.contract.patch import Refused
+
+PAGE = "struct page *"
+
+
+class Holders:
+    """Of one driver. ``cells``: (structure, field); ``locals``: (file, function, name).
+
+    The name is "" for what a function returns. Refused for what holds pages of headers too.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self.cells = self._cells()
+        self.locals = {
+            key for key, held in case.flow.locals.items()
+            if self._is_payload(held, f"{key[2] or 'what is returned'} in {key[1]}()")
+        }  # fmt: skip
+
+    def _is_payload(self, held: Any, what: str) -> bool:
+        """True when only payload's pages are there. Refused for what headers share with payload."""
+        mine = {x for x in held if x[0] == "buf" and x[1] in self._case.payload and x[2] == "page"}
+        if mine and len(mine) < sum(x[0] == "buf" for x in held):
+            raise Refused(
+                f"{what} holds pages of payload and of headers: they must be told apart by hand first"
+            )
+        return bool(mine)
+
+    def _cells(self) -> set[tuple[str, str]]:
+        found = set()
+        for (owner, name), held in self._case.flow.fields.items():
+            tags = [owner] if owner in self._case.world.structs else [
+                tag for tag, objects in self._case.flow.objects.items() if owner in objects
+            ]  # fmt: skip
+            for tag in tags:
+                if self._case.world.field_type(tag, name).startswith(PAGE.rstrip(" *")) and self._is_payload(
+                    held, f"struct {tag}.{name}"
+                ):
+                    found.add((tag, name))
+        return found
+
+    def names_cell(self, part: object) -> bool:
+        if (
+            isinstance(part, tuple)
+            and part
+            and part[0] == "field"
+            and any(part[2] == name for _, name in self.cells)
+        ):
+            return True
+        return isinstance(part, tuple | list) and any(self.names_cell(one) for one in part)
