@@ -158,7 +158,3 @@ class TcpOpt(enum.IntEnum):
     SACK_OK = 4
     SACK = 5
     TIMESTAMP = 8
-
-
-HEADERS_MAX = EthHdr.LEN + VLAN_LEN + 60 + 60
-"""The longest Ethernet, IP and TCP headers together, in bytes, without IPv6 extension headers."""

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from netmem.base.arena import PAGE_SIZE, Region, memfd
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.hw.softnic.regs import Bar
 
-# enum dma_data_direction, as plain numbers: this room knows nothing of the one above it.
-TO_DEVICE, FROM_DEVICE = 1, 2
 
-
-class Bus(Protocol):
+class Bus(DmaDevice, Protocol):
     """A driver does not know which bus it has.
 
     ``irq_fd``: eventfd of the interrupt. ``device_id``: (vendor, device) as in PCI configuration
@@ -27,14 +25,6 @@ class Bus(Protocol):
 
     device_id: tuple[int, int]
     irq_fd: int
-    watchers: list[Callable[[str, int, int], None]]
-
-    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int: ...
-    def dma_map_resource(self, address: int, length: int) -> int: ...
-    def dma_unmap(self, io_address: int) -> None: ...
-    def dma_bounce(self, io_address: int) -> int: ...
-    def sync_for_cpu(self, io_address: int, length: int) -> None: ...
-    def sync_for_device(self, io_address: int, length: int) -> None: ...
 
     def irq_arm(self) -> None:
         """Ask for an interrupt; look for work once more before sleeping."""
@@ -116,7 +106,7 @@ class DmaSpace:
             mapping.bounce = Region(mapping.fd, length)
             mapping.memory = Region(fd, length, offset)
             target, at = mapping.fd, 0
-            if int(direction) != FROM_DEVICE:
+            if int(direction) != DmaDirection.FROM_DEVICE:
                 ctypes.memmove(mapping.bounce.address, mapping.memory.address, length)
         try:
             io = self._attach(target, at, length, int(direction))
@@ -133,7 +123,7 @@ class DmaSpace:
         EOPNOTSUPP on a bus that has no other devices.
         """
         io = self._attach_resource(address, length)
-        self._mappings[io] = _Mapping(length, FROM_DEVICE, resource=True)
+        self._mappings[io] = _Mapping(length, DmaDirection.FROM_DEVICE, resource=True)
         return io
 
     def dma_unmap(self, io_address: int) -> None:
@@ -170,14 +160,14 @@ class DmaSpace:
         """dma_sync_single_for_cpu(): what the device wrote becomes visible in memory."""
         mapping, at = self._find(io_address, length)
         self._tell("sync_for_cpu", io_address, length)
-        if mapping.bounce and mapping.memory and mapping.direction != TO_DEVICE:
+        if mapping.bounce and mapping.memory and mapping.direction != DmaDirection.TO_DEVICE:
             ctypes.memmove(mapping.memory.address + at, mapping.bounce.address + at, length)
 
     def sync_for_device(self, io_address: int, length: int) -> None:
         """dma_sync_single_for_device(): what the CPU wrote becomes visible to the device."""
         mapping, at = self._find(io_address, length)
         self._tell("sync_for_device", io_address, length)
-        if mapping.bounce and mapping.memory and mapping.direction != FROM_DEVICE:
+        if mapping.bounce and mapping.memory and mapping.direction != DmaDirection.FROM_DEVICE:
             ctypes.memmove(mapping.bounce.address + at, mapping.memory.address + at, length)
 
     def mappings(self) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from netmem.base.arena import Arena, Words
 from netmem.memory import sanitizer
 from netmem.memory.layout import AreaRecord, NetmemRecord
-from netmem.memory.ref import AREA_SHIFT, indexes_of
+from netmem.memory.ref import AREA_MAX, AREA_SHIFT, indexes_of
 from netmem.memory.shadow import shadow_bytes
 
 # Area ids are to netmem what page frame numbers are to the kernel: one number space for the
@@ -37,9 +37,9 @@ class Area:
     def __init__(
         self, name: str, count: int, shift: int, *, net_iov: bool, address: int = 0, nid: int = -1
     ) -> None:
-        self.id = next(_ids) & 0xFFFF
+        self.id = next(_ids) & AREA_MAX
         while self.id == 0 or self.id in _areas:
-            self.id = next(_ids) & 0xFFFF
+            self.id = next(_ids) & AREA_MAX
         self.name, self.count, self.shift = name, count, shift
         self.net_iov, self.address = net_iov, address
         netmems = ctypes.sizeof(AreaRecord)

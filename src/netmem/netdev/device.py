@@ -36,7 +36,7 @@ class NetDevice:
         self.queues = RxQueues(driver, name, rx_queues, self.publish)
         self.lock, self.rx_queues, self.pools = self.queues.lock, self.queues.queues, self.queues.pools
         self.page_pools = self.queues.page_pools
-        self.mtu = self.now = 0
+        self.mtu = 0
         self.ethtool = Ethtool(self.queues)
         self.tx = TxQueue()
         self.batch = RxBatch()
@@ -46,6 +46,11 @@ class NetDevice:
         self.watch = Watch(self.pools)
         self.stack_notice: dict[str, Any] = {}  # what the stack above adds to the board
         self.set_mtu(mtu)
+
+    @property
+    def now(self) -> int:
+        """Time of the last poll, ns."""
+        return self.queues.now
 
     @property
     def running(self) -> bool:
@@ -188,7 +193,7 @@ class NetDevice:
         ``available``: buffers that the queue's pool can still receive into. Returns descriptors
         handled. ENODEV when the device is gone.
         """
-        self.now = self.queues.now = now
+        self.queues.now = now
         total = 0
         driver, batch = self.driver, self.batch
         for queue in self.rx_queues:

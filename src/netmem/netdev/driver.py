@@ -67,12 +67,15 @@ class NetmemTx(enum.IntEnum):
 class Netdev(PoolOwner, Protocol):
     """struct net_device as far as a driver uses it: what ``open`` is handed, and pools are made for.
 
-    ``tx``: the transmit queue. ``now``: time of the last poll, ns.
+    ``tx``: the transmit queue.
     """
 
     mtu: int
     tx: TxQueue
-    now: int
+
+    @property
+    def now(self) -> int:
+        """Time of the last poll, ns."""
 
     def register_pool(self, pool: PagePool) -> int:
         """A handle for a pool, to travel with the buffers that come from it."""

@@ -8,7 +8,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from netmem.base.errors import NetmemError
 from netmem.memory import calls
@@ -26,7 +26,7 @@ class RxQueue:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.mem: Any = None
+        self.mem: QueueMem | None = None
         self.mp_params: MemoryProvider | None = None
         self.binding_id = 0
         self.pool: PagePool | None = None  # payload pool, for accounts

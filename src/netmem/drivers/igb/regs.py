@@ -13,7 +13,6 @@ from netmem.netdev.ring import TxRingRecord
 QUEUES = 16
 QUEUE_STRIDE = 0x40
 FILTERS = 8  # 5-tuple filters
-RETA_ENTRIES = 128
 RSS_KEY_BYTES = 40
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from netmem.base.checksum import csum_add, csum_fold, ip6_upper, pseudo_sum
+from netmem.base.dma import DmaDirection
 from netmem.base.headers import FIN, IP_MAX, PROTO_TCP, PROTO_UDP, PSH, EthHdr, Ip6Hdr, IpHdr, TcpHdr, UdpHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import (
@@ -38,8 +39,6 @@ from netmem.hw.softnic.regs import (
 )
 from netmem.hw.softnic.state import NicState, QueueWork
 from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FQ_TAIL, Frame, FrameQueueRecord, FrameRow, frame_of
-
-TO_DEVICE, FROM_DEVICE = 1, 2
 
 
 @inline_kernel
@@ -225,7 +224,7 @@ def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
         return -1
     hdr_host = 0
     if into_header > 0:
-        hdr_host = translate(nic, rx_desc(work, at).header, into_header, FROM_DEVICE)
+        hdr_host = translate(nic, rx_desc(work, at).header, into_header, DmaDirection.FROM_DEVICE)
         if hdr_host == 0:
             return nic_fault(nic, q, work, at)
     offset = 0  # of the next byte in the packet, headers included
@@ -240,7 +239,7 @@ def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
     for i in range(need):
         n = min(buflen, header + size - offset)
         if n > 0:
-            host = translate(nic, rx_desc(work, at + i).packet, n, FROM_DEVICE)
+            host = translate(nic, rx_desc(work, at + i).packet, n, DmaDirection.FROM_DEVICE)
             if host == 0:
                 return nic_fault(nic, q, work, at + i)
             fill = 0
@@ -354,7 +353,7 @@ def nic_tx_one(nic: NicState, work: QueueWork, at: int, posted: int, frame: Fram
         desc = tx_desc(work, at + n)
         word = desc.length
         size, flags = word & 0xFFFFFFFF, word >> 32
-        host = translate(nic, desc.address, size, TO_DEVICE)
+        host = translate(nic, desc.address, size, DmaDirection.TO_DEVICE)
         if host == 0:
             counters.dma_fault += 1
             return -1

@@ -7,12 +7,12 @@ wrong guess costs a copy; a frame that nothing was guessed for costs one too.
 
 from __future__ import annotations
 
+from netmem.base.dma import DmaDirection
 from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, readv, store_release
 from netmem.base.record import address_of, clear
 from netmem.hw.softnic.kernels import (
-    FROM_DEVICE,
     nic_done,
     nic_header,
     nic_rx,
@@ -55,10 +55,10 @@ def landing(nic: NicState, tap: TapRecord) -> int:
         return 0
     if posted_to(q) - at < count:
         return 0
-    if translate(nic, rx_desc(work, at).header, nic.land_header, FROM_DEVICE) == 0:
+    if translate(nic, rx_desc(work, at).header, nic.land_header, DmaDirection.FROM_DEVICE) == 0:
         return 0
     for i in range(count):
-        host = translate(nic, rx_desc(work, at + i).packet, buflen, FROM_DEVICE)
+        host = translate(nic, rx_desc(work, at + i).packet, buflen, DmaDirection.FROM_DEVICE)
         if host == 0:
             return 0
         iovec(tap, 2 + i, host, buflen)
@@ -144,7 +144,7 @@ def nic_landed(nic: NicState, frame: FrameRow) -> None:
     bar = Bar.at(nic.bar)
     q, work = bar.rxq[frame.queue], nic.rxq[frame.queue]
     size = frame.payload_len
-    host = translate(nic, rx_desc(work, work.head).header, frame.split, FROM_DEVICE)
+    host = translate(nic, rx_desc(work, work.head).header, frame.split, DmaDirection.FROM_DEVICE)
     nic_header(frame, host, size, True)
     q.split_hit += 1
     segments = (size + frame.gso_size - 1) // frame.gso_size
