@@ -265,8 +265,8 @@ def test_a_thousand_connections_at_once_and_many_short_ones_leave_nothing_behind
                 with client:
                     assert client.wait(LIMIT_S) == 0, client.stderr.read()
         assert total[0] == count * 20_000 + SHORT * 3000
-        tcp = device.stack.tcp
-        assert tcp.record.free_entries == tcp.config.entries
+        conns = device.stack.conns
+        assert conns.record.free_entries == conns.config.entries
         (before, fds), (after, fds_after) = marks
         assert abs(fds - fds_after) < 20  # a socket or two more or less are open at each moment
         assert after <= before * 1.02

@@ -229,7 +229,7 @@ def test_traffic_on_another_queue_goes_on_while_one_is_rebound(network, nic):
         got += take(ours, None)
     assert bytes(got) == data
     assert rounds > 8
-    assert net.peer.stack.tcp.counters()["retrans"] == 0  # nothing of it was lost
+    assert net.peer.stack.conns.counters()["retrans"] == 0  # nothing of it was lost
 
 
 def test_tokens_outlive_the_binding_and_the_mapping_ends_with_the_last(network):

@@ -67,10 +67,10 @@ class Fuzzer:
             sock.shutdown()
 
     def word(self, c, at):
-        return getattr(self.stack.tcp.tcbs[c], at)
+        return getattr(self.stack.conns.tcbs[c], at)
 
     def row(self, port):
-        tcbs = self.stack.tcp.tcbs
+        tcbs = self.stack.conns.tcbs
         return next((c for c in range(64) if tcbs[c].ports >> 16 == port), 0)
 
     def feed(self, frame):
@@ -130,13 +130,13 @@ class Fuzzer:
                 pass  # the connection is over: that is an answer
             while self.udp.pending():
                 self.udp.devmem_dontneed(self.udp.recvmsg_devmem().frags["frag_token"])
-        tcp = self.stack.tcp
+        conns = self.stack.conns
         for sock in self.socks:
             c = sock._c
-            if tcp.tcbs[c].state:
-                assert 0 <= tcp.tcbs[c].retrans <= tcp.tcbs[c].lost
-                flight = seq_diff(tcp.tcbs[c].snd_nxt, tcp.tcbs[c].snd_una)
-                assert tcp.tcbs[c].sacked + tcp.tcbs[c].lost <= flight
+            if conns.tcbs[c].state:
+                assert 0 <= conns.tcbs[c].retrans <= conns.tcbs[c].lost
+                flight = seq_diff(conns.tcbs[c].snd_nxt, conns.tcbs[c].snd_una)
+                assert conns.tcbs[c].sacked + conns.tcbs[c].lost <= flight
 
     def close(self):
         for sock in self.socks:

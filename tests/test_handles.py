@@ -234,7 +234,7 @@ def test_an_exception_while_receiving_hands_nothing_up_twice(network, monkeypatc
     with pytest.raises(ValueError, match="broken"):
         net.run(5)
     net.until(lambda: ours.queued() == 5000)  # the peer sends it again, each segment arrives once
-    assert stack.tcp.counters()["dup_dropped"] == 0
+    assert stack.conns.counters()["dup_dropped"] == 0
     message = ours.recvmsg_devmem()
     ours.devmem_dontneed(message.frags["frag_token"])
 
@@ -353,7 +353,7 @@ def test_tokens_that_outlive_their_device_let_the_memory_go():
         device.close()
     assert len(message.frags)
     sock.close()
-    assert sock._tcp.tcbs[sock._c].user >= 0
+    assert sock._conns.tcbs[sock._c].user >= 0
     assert not memory._mapped
     assert memory.area.free == memory.area.count
     memory.close()

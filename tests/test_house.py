@@ -72,7 +72,9 @@ def test_every_public_name_resolves_and_is_listed():
 def layouts(kind=Record):
     """Every layout of the package."""
     for _, name, _ in pkgutil.walk_packages(netmem.__path__, "netmem."):
-        if not name.startswith(("netmem.cli", "netmem.lab.guest.programs")) and not name.endswith("__main__"):
+        if not name.startswith(
+            ("netmem.cli", "netmem.bench", "netmem.lab.guest.programs")
+        ) and not name.endswith("__main__"):
             importlib.import_module(name)
     todo = kind.__subclasses__()
     while todo:

@@ -55,7 +55,7 @@ def test_a_flow_that_leaves_its_queue_is_told_of(network, caplog):
         net.until(ours.queued)
     message = ours.recvmsg_devmem()
     assert (message.linear, len(message.frags), message.copied) == (payload(1000), 0, True)
-    assert net.ours.stack.tcp.counters()["left_queue"] == 1
+    assert net.ours.stack.conns.counters()["left_queue"] == 1
     assert "left queue 1" in caplog.text
     assert "steer the port" in caplog.text
 
@@ -116,7 +116,7 @@ def test_sends_that_are_over_are_counted(network):
     with net.ours.dev.bind_tx(provider) as binding:
         ours.sendmsg_devmem([(0, 1000)], binding)
         net.until(ours.zerocopy_done)
-        assert net.ours.stack.tcp.counters()["zc_done"] == 1
+        assert net.ours.stack.conns.counters()["zc_done"] == 1
 
 
 # -- refusals ---------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_the_pool_never_runs_below_what_is_pledged(network):
                 kept[n] += ours.recvmsg_devmem().frags["frag_token"].tolist()
         net.run(1)
     for queue in (1, 2):
-        account = net.ours.stack.tcp.record.accounts[queue]
+        account = net.ours.stack.conns.record.accounts[queue]
         assert account.pledged <= max(net.ours.dev.queues.available(queue), 0)
     for (ours, _), tokens in zip(pairs, kept, strict=True):
         ours.devmem_dontneed(tokens)

@@ -13,8 +13,8 @@ from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.headers import ACK, FIN, RST, SYN
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.control import Control
 from netmem.inet.tcp.tcb import MASK32, TRANSITIONS, TcpState, seq_lt
-from netmem.inet.tcp.timers import Timed
 from netmem.testing import frames
 from netmem.testing.net import PORT
 from netmem.testing.wire import FaultyLink
@@ -48,7 +48,7 @@ class ByHand:
     def send(self, flags=ACK, data=b"", *, seq=None, ack=None, options=b"", window=65535, rounds=2):
         """A segment from the peer; by default in sequence, acknowledging all there is."""
         if ack is None:
-            ack = self.stack.tcp.tcbs[0].snd_nxt
+            ack = self.stack.conns.tcbs[0].snd_nxt
         self.net.wire.inject(
             frames.tcp(
                 data,
@@ -76,10 +76,10 @@ class ByHand:
         return self.sent()[-1]
 
     def counters(self):
-        return self.stack.tcp.counters()
+        return self.stack.conns.counters()
 
     def state(self):
-        return self.stack.tcp.tcbs[0].state
+        return self.stack.conns.tcbs[0].state
 
 
 def sack_blocks(segment):
@@ -135,15 +135,15 @@ def drive_everything(network):
 
 def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch):
     seen = set()
-    enter = Timed.enter
+    enter = Control.enter
 
     def noting(self, c, state):
-        before = self.tcbs[c].state
+        before = self.conns.tcbs[c].state
         if before != state:
             seen.add((before, state))
         enter(self, c, state)
 
-    monkeypatch.setattr(Timed, "enter", noting)
+    monkeypatch.setattr(Control, "enter", noting)
     drive_everything(network)
     # Segments by hand for what two well-behaved stacks do not do to each other.
     one = ByHand(network, accept=False)
@@ -154,14 +154,14 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     two.send(FIN | ACK)  # the FIN with the ACK of ours: FIN-WAIT-1, (FIN-WAIT-2,) TIME-WAIT
     two.sock.close()
     three = ByHand(network)
-    before = three.stack.tcp.tcbs[0].snd_nxt
+    before = three.stack.conns.tcbs[0].snd_nxt
     three.sock.shutdown()
     three.net.run(1)
     three.send(FIN | ACK, ack=before)  # CLOSING
     assert three.state() == TcpState.CLOSING
     three.sock.abort()  # CLOSING to CLOSED
     four = ByHand(network)
-    before = four.stack.tcp.tcbs[0].snd_nxt
+    before = four.stack.conns.tcbs[0].snd_nxt
     four.sock.shutdown()
     four.net.run(1)
     four.send(FIN | ACK, ack=before)
@@ -182,7 +182,7 @@ def test_every_transition_of_rfc_9293_is_legal_and_happens(network, monkeypatch)
     six.wire.inject(frames.tcp(sport=7, dport=sock.port, seq=5, flags=SYN, options=SACK_OK))  # both at once
     six.run(1)
     six.wire.inject(
-        frames.tcp(sport=7, dport=sock.port, seq=6, ack=six.ours.stack.tcp.tcbs[0].snd_nxt, flags=ACK)
+        frames.tcp(sport=7, dport=sock.port, seq=6, ack=six.ours.stack.conns.tcbs[0].snd_nxt, flags=ACK)
     )
     six.run(1)
     assert sock.state() == TcpState.ESTABLISHED
@@ -254,7 +254,7 @@ def test_only_what_is_missing_is_sent_again(network):
     hand.net.run(30, MS)
     again = [(s.seq, s.seq + len(s.data)) for s in hand.sent() if len(s.data) and s.seq < first + 6 * size]
     assert again == lost
-    tcbs = hand.stack.tcp.tcbs
+    tcbs = hand.stack.conns.tcbs
     assert tcbs[hand.c].sacked == 4 * size
     hand.send(ack=first + 14_000)
     assert (tcbs[hand.c].sacked, tcbs[hand.c].lost, tcbs[hand.c].retrans) == (0, 0, 0)
@@ -286,17 +286,17 @@ def test_sack_that_lies_does_no_harm(network):
     hand.net.run(20, 100 * MS)
     hand.send(ack=first + 5000)
     assert hand.sock.drained()
-    assert hand.stack.tcp.tcbs[hand.c].sacked == 0
+    assert hand.stack.conns.tcbs[hand.c].sacked == 0
 
 
 def test_a_peer_cannot_make_us_keep_an_entry_for_every_byte(network):
     hand = ByHand(network)
     hand.sock.send(payload(14_000))
     hand.net.run(2)
-    first, free = hand.isn + 1, hand.stack.tcp.record.free_entries
+    first, free = hand.isn + 1, hand.stack.conns.record.free_entries
     for at in range(0, 10_000, 40):
         hand.send(ack=first, options=sacks(*((first + at + n, first + at + n + 1) for n in (1, 11, 21))))
-    assert free - hand.stack.tcp.record.free_entries <= 14_000 // 536
+    assert free - hand.stack.conns.record.free_entries <= 14_000 // 536
 
 
 # -- windows ----------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_a_peer_cannot_make_us_keep_an_entry_for_every_byte(network):
 
 def test_a_window_closes_for_a_peer_that_sends_a_byte_at_a_time(network):
     hand = ByHand(network, options=bytes.fromhex("0103030002040218"), rcvbuf=1 << 17)
-    tcbs = hand.stack.tcp.tcbs
+    tcbs = hand.stack.conns.tcbs
     hand.send(data=payload(1400))
     hand.seq += 1400
     while seq_lt(hand.seq & MASK32, tcbs[0].rcv_adv) and tcbs[0].rcv_adv - hand.seq > 200:
@@ -377,12 +377,12 @@ def test_acknowledgements_outside_what_was_sent_are_refused(network):
 
 def test_initial_sequence_numbers_differ_by_peer_and_grow_with_time(network):
     net = network(alone=True)
-    tcp = net.ours.stack.tcp
+    conns = net.ours.stack.conns
     net.run(1)
-    a, b = tcp.initial_sequence(1, 2, 3), tcp.initial_sequence(1, 2, 4)
+    a, b = conns.initial_sequence(1, 2, 3), conns.initial_sequence(1, 2, 4)
     assert a != b
     net.run(1, SEC)
-    assert (tcp.initial_sequence(1, 2, 3) - a) & MASK32 == pytest.approx(250_000, rel=0.01)
+    assert (conns.initial_sequence(1, 2, 3) - a) & MASK32 == pytest.approx(250_000, rel=0.01)
 
 
 # -- RFC 9293 3.8.4, 5482; 1191, 8201 ------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_keepalive_finds_a_peer_that_is_gone(network):
     ours, theirs, _ = net.connect()
     ours.set_keepalive(10.0, interval=2.0, count=3)
     net.run(20, SEC)
-    assert net.ours.stack.tcp.counters()["keepalives"] >= 1
+    assert net.ours.stack.conns.counters()["keepalives"] >= 1
     assert ours.state() == TcpState.ESTABLISHED  # it answers
     net.theirs.bus.unplug()
     net.run(30, SEC)

@@ -9,8 +9,8 @@ import pytest
 from conftest import scaled
 from netmem.base.clock import MS
 from netmem.base.jit import COMPILED
+from netmem.inet.tcp.control import Control
 from netmem.inet.tcp.tcb import TRANSITIONS, TcpState
-from netmem.inet.tcp.timers import Timed
 from netmem.testing.simulate import Path, goodput_table, rough, simulate
 
 RUNS = scaled(36)
@@ -77,15 +77,15 @@ def test_duplicates_are_reported_and_understood():
 def test_every_change_of_state_is_in_the_table_of_rfc_9293(monkeypatch):
     """Whatever the network does: what the state machine enters is what the table allows."""
     seen = set()
-    enter = Timed.enter
+    enter = Control.enter
 
     def noting(self, c, state):
-        before = self.tcbs[c].state
+        before = self.conns.tcbs[c].state
         if before != state:
             seen.add((before, state))
         enter(self, c, state)
 
-    monkeypatch.setattr(Timed, "enter", noting)
+    monkeypatch.setattr(Control, "enter", noting)
     for seed in range(scaled(10) + 2):
         assert not rough(seed, connections=3).failed
     assert seen <= set(TRANSITIONS), sorted(seen - set(TRANSITIONS))

@@ -237,5 +237,5 @@ def test_port_in_use_and_bad_ports(network):
 def test_an_idle_stack_is_looked_at_after_the_longest_back_stop(network):
     net = network(alone=True)
     net.run(3)
-    net.ours.stack.tcp.record.timer = net.clock.now() + 3600 * SEC
+    net.ours.stack.conns.record.timer = net.clock.now() + 3600 * SEC
     assert net.ours.stack.poller.next_timer() == 50 * MS

@@ -296,7 +296,7 @@ def test_faults_in_both_directions(linux):
         assert faults[0].counts["reordered"] > 0
         assert faults[0].counts["duplicated"] > 0
         assert faults[0].counts["damaged"] > 0
-        assert net.stack.tcp.counters()["retrans"] > 0
+        assert net.stack.conns.counters()["retrans"] > 0
 
 
 def test_resets_from_either_side(linux):
@@ -348,7 +348,7 @@ say(drain(s)[0])
     data = payload(200_000)
     left = memoryview(data)
     left = left[sock.send(left) :]
-    net.until(lambda: net.stack.tcp.counters()["probes"] >= 1, "a probe of the closed window")
+    net.until(lambda: net.stack.conns.counters()["probes"] >= 1, "a probe of the closed window")
     process.stdin.write("go\n")
     process.stdin.flush()
     net.send(sock, left)

@@ -28,7 +28,7 @@ def test_transfer_into_each_memory(network, memory, mtu, rx_page_size):
     stats = net.ours.driver.get_queue_stats(1)
     assert stats["hds_hit"] >= len(data) // mtu
     assert stats["rx_no_desc"] == 0
-    fast = net.ours.stack.tcp.counters()["in_fast"]
+    fast = net.ours.stack.conns.counters()["in_fast"]
     assert fast > 0
 
 
@@ -70,11 +70,11 @@ def test_loss_reordering_and_duplication_lose_no_byte(network, loss):
     ours, theirs, _ = net.connect()
     data = payload(scaled(600_000))
     assert transfer(net, theirs, ours, data, provider) == data
-    counters = net.peer.stack.tcp.counters()
+    counters = net.peer.stack.conns.counters()
     if len(data) > 100_000:
         assert link.counts["lost"] > 0
         assert counters["retrans"] > 0
-        assert net.ours.stack.tcp.counters()["ooo_queued"] > 0
+        assert net.ours.stack.conns.counters()["ooo_queued"] > 0
         assert counters["fast_retrans"] > 0
 
 
@@ -120,7 +120,7 @@ def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, conne
     )
     stats = net.ours.driver.get_queue_stats(1)
     assert stats["rx_no_desc"] == 0
-    assert net.ours.stack.tcp.counters()["pool_low"] == 0
+    assert net.ours.stack.conns.counters()["pool_low"] == 0
     for _ in range(4000):  # give back, and it goes on to the end
         for tokens, (ours, _) in zip(held, pairs, strict=True):
             while tokens:
@@ -131,8 +131,8 @@ def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, conne
             break
     assert all(bytes(part) == data for part in got)
     assert net.ours.driver.get_queue_stats(1)["rx_no_desc"] == 0
-    assert net.ours.stack.tcp.counters()["pool_low"] == 0
-    assert net.peer.stack.tcp.counters()["retrans"] == 0
+    assert net.ours.stack.conns.counters()["pool_low"] == 0
+    assert net.peer.stack.conns.counters()["retrans"] == 0
     for tokens, (ours, _) in zip(held, pairs, strict=True):
         ours.devmem_dontneed(tokens)
 
@@ -142,7 +142,7 @@ def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
     provider = make_provider("dmabuf", size=1 << 20)  # 256 netmems
     net.bind(provider)
     ours, theirs, _ = net.connect()
-    net.peer.stack.tcp.tcbs[theirs._c].flags |= Flag.NODELAY
+    net.peer.stack.conns.tcbs[theirs._c].flags |= Flag.NODELAY
     data = payload(2000)
     held, got, sent = [], bytearray(), 0
     view = provider.map()
@@ -160,7 +160,7 @@ def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
             sent += theirs.send(data[sent : sent + 1])
         net.run(1)
         receive()
-    assert net.ours.stack.tcp.counters()["over_share"] > 0
+    assert net.ours.stack.conns.counters()["over_share"] > 0
     while len(got) < len(data):
         if held:
             ours.devmem_dontneed(held[:1024])
@@ -182,7 +182,7 @@ def test_zero_window_is_probed_until_it_opens(network):
     net.run(50, 50 * MS)  # the last 952 bytes of the window go when the persist timer says so
     assert theirs.statistics()["peer_window"] == 0
     net.run(40, SEC)
-    assert net.peer.stack.tcp.counters()["probes"] >= 2
+    assert net.peer.stack.conns.counters()["probes"] >= 2
     got = bytearray()
     for _ in range(2000):
         got += take(ours, None)
@@ -221,7 +221,7 @@ def test_stalls_that_end_do_not_add_up(network):
         net.peer.step(now)
         net.run(20)
         got += take(ours, None)
-    assert net.peer.stack.tcp.counters()["rto"] >= 15
+    assert net.peer.stack.conns.counters()["rto"] >= 15
     assert bytes(got) == data
     assert theirs.state() == TcpState.ESTABLISHED
 
@@ -239,7 +239,7 @@ def test_a_fin_that_was_acknowledged_after_a_timeout_is_acknowledged(network):
     ours.close()
     net.run(100)
     assert theirs.state() == TcpState.TIME_WAIT
-    assert net.peer.stack.tcp.counters()["timeouts"] == 0
+    assert net.peer.stack.conns.counters()["timeouts"] == 0
 
 
 def test_transmit_rows_that_ran_out_come_back(network):
@@ -249,7 +249,7 @@ def test_transmit_rows_that_ran_out_come_back(network):
     for _ in range(600):  # more than there are rows, while the NIC does nothing
         stack.ip.send_frame(frames.arp(2))
         stack.dev.driver.xmit()
-    assert stack.tcp.counters()["tx_full"] > 0
+    assert stack.conns.counters()["tx_full"] > 0
     net.run(10)
     ours.send(b"still alive")
     net.run(10)
@@ -296,17 +296,17 @@ def test_out_of_order_data_of_all_connections_holds_at_most_a_quarter(network):
         net.run(2)
         row = net.ours.stack.statistics()["connections"][-1]
         assert row["state"] == "SYN-RECEIVED"
-        c = next(c for c in range(8) if net.ours.stack.tcp.tcbs[c].ports >> 16 == port)
-        ack = net.ours.stack.tcp.tcbs[c].snd_nxt
+        c = next(c for c in range(8) if net.ours.stack.conns.tcbs[c].ports >> 16 == port)
+        ack = net.ours.stack.conns.tcbs[c].snd_nxt
         net.wire.inject(frames.tcp(sport=port, seq=100, ack=ack))
         for i in range(40):
             net.wire.inject(frames.tcp(payload(1000), sport=port, seq=110 + 1100 * i, ack=ack))
         net.run(3)
     stack = net.ours.stack
-    held = sum(tcb.oq_bufs for tcb in stack.tcp.tcbs[:8])
-    assert held == stack.tcp.record.accounts[0].ooo <= 64
+    held = sum(tcb.oq_bufs for tcb in stack.conns.tcbs[:8])
+    assert held == stack.conns.record.accounts[0].ooo <= 64
     assert all(c["out_of_order"] for c in stack.statistics()["connections"])  # nobody took it all
-    assert stack.tcp.counters()["ooo_pruned"] > 0
+    assert stack.conns.counters()["ooo_pruned"] > 0
 
 
 def test_connect_to_a_closed_port_is_refused(network):
@@ -327,7 +327,7 @@ def test_peer_that_vanishes_times_out(network):
     with pytest.raises(NetmemError) as error:
         ours.recv(1)
     assert error.value.errno == errno.ETIMEDOUT
-    assert net.ours.stack.tcp.counters()["rto"] >= 5
+    assert net.ours.stack.conns.counters()["rto"] >= 5
 
 
 def test_backlog_is_bounded_and_a_syn_flood_costs_no_netmem(network):
@@ -338,10 +338,10 @@ def test_backlog_is_bounded_and_a_syn_flood_costs_no_netmem(network):
     for port in range(1024, 1024 + 500):
         net.wire.inject(frames.tcp(sport=port, flags=0x02, seq=port))
         net.run(1)
-    counters = net.ours.stack.tcp.counters()
+    counters = net.ours.stack.conns.counters()
     assert counters["passive"] == 8
     assert counters["cookies_out"] == 492
-    assert net.ours.stack.tcp.record.accounts[0].pledged == 0
+    assert net.ours.stack.conns.record.accounts[0].pledged == 0
     assert len(net.ours.stack.statistics()["connections"]) == 8
     assert [(pool, pool.outstanding()) for pool, _ in pools] == pools
     listener.close()
@@ -356,23 +356,23 @@ def test_connection_table_full_refuses(network):
     with pytest.raises(NetmemError) as error:
         net.peer.stack.connect_nowait(frames.OURS, PORT)
     assert error.value.errno == errno.ENOBUFS
-    assert net.peer.stack.tcp.counters()["table_full"] == 1
+    assert net.peer.stack.conns.counters()["table_full"] == 1
 
 
 def test_delayed_acknowledgement_and_nagle(network):
     net = network()
     ours, theirs, _ = net.connect()
     net.run(5)
-    before = net.ours.stack.tcp.counters()["out_acks"]
+    before = net.ours.stack.conns.counters()["out_acks"]
     theirs.send(b"a")
     net.run(10)
     theirs.send(b"b")  # Nagle holds it: "a" is not acknowledged yet
     net.run(10)
     assert ours.queued() == 1
-    assert net.ours.stack.tcp.counters()["out_acks"] == before
+    assert net.ours.stack.conns.counters()["out_acks"] == before
     net.run(2, 40 * MS)
     net.run(5)
-    assert net.ours.stack.tcp.counters()["delayed_acks"] >= 1
+    assert net.ours.stack.conns.counters()["delayed_acks"] >= 1
     assert ours.queued() == 2
 
 
@@ -387,7 +387,7 @@ def test_ping_is_answered(network):
         reply = net.wire.sent.popleft()
         assert reply[34] == 0
         assert reply[42 : 42 + size] == payload(size)
-    assert net.ours.stack.tcp.counters()["icmp_echo"] == 3
+    assert net.ours.stack.conns.counters()["icmp_echo"] == 3
 
 
 def test_a_connection_reset_before_it_was_accepted_is_accepted_and_says_so(network):

@@ -101,7 +101,7 @@ def test_a_socket_that_is_not_read_holds_no_more_than_its_limit(network):
     stats = ours.statistics()
     assert stats["queued"] <= 20_000
     assert stats["dropped"] > 0
-    assert net.ours.stack.tcp.counters()["udp_full"] == stats["dropped"]
+    assert net.ours.stack.conns.counters()["udp_full"] == stats["dropped"]
     ours.close()  # what is queued goes back: the network's end looks
 
 

@@ -31,12 +31,12 @@ SMALL = TcpConfig(connections=64)
 
 def account(net, queue=1):
     """Available and pledged buffers of a queue."""
-    found = net.ours.stack.tcp.record.accounts[queue]
+    found = net.ours.stack.conns.record.accounts[queue]
     return found.available, found.pledged
 
 
 def pledged(net, sock):
-    return net.ours.stack.tcp.tcbs[sock._c].pledged
+    return net.ours.stack.conns.tcbs[sock._c].pledged
 
 
 def take_all(sock, *, keep=False):
@@ -110,7 +110,7 @@ def test_an_orphan_pledges_nothing(network):
     net.run(20)
     c = ours._c
     ours.close()
-    assert net.ours.stack.tcp.tcbs[c].state == TcpState.FIN_WAIT_2
+    assert net.ours.stack.conns.tcbs[c].state == TcpState.FIN_WAIT_2
     assert account(net)[1] == 0
 
 
@@ -150,9 +150,9 @@ def test_short_segments_share_a_buffer_where_memory_is_readable(network, memory)
         net.run(1)
     net.run(5)
     assert ours.queued() == len(data)
-    tcp = net.ours.stack.tcp
-    assert tcp.tcbs[ours._c].rq_bufs <= 2
-    assert tcp.counters()["merged"] >= len(data) - 2
+    conns = net.ours.stack.conns
+    assert conns.tcbs[ours._c].rq_bufs <= 2
+    assert conns.counters()["merged"] >= len(data) - 2
     if memory == "none":
         assert ours.recv(1000) == data
         return
@@ -176,9 +176,9 @@ def test_a_peer_of_single_bytes_that_nobody_reads_leaves_the_pool_to_others(netw
     for _ in range(200):
         sent += theirs.send(b"x")
         net.run(1)
-    tcp = net.ours.stack.tcp
-    assert tcp.tcbs[ours._c].rq_bufs <= 64
-    assert tcp.counters()["over_share"] > 0
+    conns = net.ours.stack.conns
+    assert conns.tcbs[ours._c].rq_bufs <= 64
+    assert conns.counters()["over_share"] > 0
     good, peer, _ = net.connect()
     left, got = memoryview(payload(scaled(500_000))), 0
     start = net.clock.now()
@@ -239,15 +239,15 @@ def test_what_the_application_keeps_is_charged_to_its_connection(network):
             left = left[theirs.send(left) :]
         net.run(1)
         kept += take_all(ours, keep=True)[1]
-    tcp = net.ours.stack.tcp
-    assert tcp.tcbs[ours._c].user == len(kept)
+    conns = net.ours.stack.conns
+    assert conns.tcbs[ours._c].user == len(kept)
     assert 100 < len(kept) < 220  # most of the pool, and then its window is closed
     second, peer, _ = net.connect()
     peer.send(payload(20_000))
     net.until(lambda: second.queued() == 20_000, 2000)
     take_all(second)
     ours.devmem_dontneed(np.array(kept))
-    assert tcp.tcbs[ours._c].user == 0
+    assert conns.tcbs[ours._c].user == 0
 
 
 def test_a_flood_of_syns_is_answered_with_cookies_and_a_real_client_gets_through(network):
@@ -260,16 +260,16 @@ def test_a_flood_of_syns_is_answered_with_cookies_and_a_real_client_gets_through
         frame = frames.tcp(src="10.0.2.99", sport=1024 + n, flags=SYN, seq=n, options=MSS_OPTION)
         net.ours.nic.wire.rx.offer(*_slot(frame))
         net.run(1)
-    counters = net.ours.stack.tcp.counters()
+    counters = net.ours.stack.conns.counters()
     assert counters["passive"] == 16  # a quarter of the table
     assert counters["cookies_out"] == scaled(500) + 4
     assert account(net)[1] == 0  # half open, nothing pledged
     ours, theirs, _ = net.connect()
-    assert net.ours.stack.tcp.counters()["cookies_in"] == 1
-    tcbs = net.ours.stack.tcp.tcbs
+    assert net.ours.stack.conns.counters()["cookies_in"] == 1
+    tcbs = net.ours.stack.conns.tcbs
     # What the SYN offered came back in the timestamp.
     assert tcbs[ours._c].flags & (Flag.TS | Flag.WSCALE | Flag.SACK) == Flag.TS | Flag.WSCALE | Flag.SACK
-    assert tcbs[ours._c].snd_scale == net.peer.stack.tcp.scale
+    assert tcbs[ours._c].snd_scale == net.peer.stack.conns.scale
     theirs.send(payload(50_000))
     ours.send(payload(50_000))
     net.until(lambda: ours.queued() == theirs.queued() == 50_000)
@@ -294,11 +294,11 @@ def test_a_segment_that_is_no_cookie_is_not_answered_while_cookies_are_out(netwo
     for port in (1000, 1001):
         net.wire.inject(frames.tcp(sport=port, flags=SYN, seq=99))
         net.run(2)
-    assert net.ours.stack.tcp.counters()["cookies_out"] == 1
+    assert net.ours.stack.conns.counters()["cookies_out"] == 1
     net.wire.sent.clear()
     net.wire.inject(frames.tcp(b"second", sport=1001, seq=500, ack=77, flags=ACK))
     net.run(2)
-    assert net.ours.stack.tcp.counters()["cookies_bad"] == 1
+    assert net.ours.stack.conns.counters()["cookies_bad"] == 1
     assert not [f for f in net.wire.sent if f[47] & 4]
     net.run(1, 200 * SEC)
     net.wire.inject(frames.tcp(b"second", sport=1001, seq=500, ack=77, flags=ACK))
@@ -353,7 +353,7 @@ def test_nobody_can_send_from_such_addresses(network, source):
     net.ours.stack.listen(PORT)
     net.wire.inject(frames.tcp(src=source, sport=PORT, flags=SYN, seq=1))
     net.run(3)
-    assert net.ours.stack.tcp.counters()["martian"] == 1
+    assert net.ours.stack.conns.counters()["martian"] == 1
     assert net.ours.stack.statistics()["connections"] == []
     assert not [f for f in net.wire.sent if f[12:14] == b"\x08\x00"]
 
@@ -365,7 +365,7 @@ def test_a_neighbour_that_the_cache_forgot_keeps_its_address_in_the_connection(n
     for n in range(1100):
         cache.learn(ip("10.9.0.0") + n, 0x020000000001 + n)
     assert ip(frames.THEIRS) not in cache
-    net.ours.stack.tcp.template(ours._c)  # as a retransmission timeout does
+    net.ours.stack.conns.template(ours._c)  # as a retransmission timeout does
     ours.send(b"still there")
     net.until(theirs.queued, 50)
 

@@ -147,7 +147,7 @@ def test_a_reset_completes_what_will_never_be_acknowledged(network):
     provider = make_provider("dmabuf")
     binding = net.ours.dev.bind_tx(provider)
     ours, theirs, _ = net.connect()
-    net.peer.stack.tcp.tcbs[theirs._c].rcv_buf = 0
+    net.peer.stack.conns.tcbs[theirs._c].rcv_buf = 0
     for _ in range(3):
         ours.sendmsg_devmem([(0, 60_000)], binding)
     theirs.abort()
@@ -182,8 +182,8 @@ def test_a_send_buffer_is_not_used_again_while_rows_name_it(network):
     ours, _, _ = net.connect()
     ours.send(b"x" * 1000)
     assert tx.record.completed < tx.record.filled  # a row waits
-    at = net.ours.stack.tcp.tcbs[ours._c].sb_offset
-    size = net.ours.stack.tcp.tcbs[ours._c].sb_size
+    at = net.ours.stack.conns.tcbs[ours._c].sb_offset
+    size = net.ours.stack.conns.tcbs[ours._c].sb_size
     ours.abort()
     assert tx.alloc_buffer(size) != at
     net.run(5)

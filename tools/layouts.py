@@ -29,7 +29,8 @@ told by its name. A field without a comment is what its name says.
 def layouts() -> list[type[Record]]:
     """Every layout of the package, by room and place in its file."""
     for _, name, _ in pkgutil.walk_packages(netmem.__path__, "netmem."):
-        if not name.startswith(("netmem.cli", "netmem.lab.guest.programs")) and not name.endswith("__main__"):
+        aside = name.startswith(("netmem.cli", "netmem.bench", "netmem.lab.guest.programs"))
+        if not aside and not name.endswith("__main__"):
             importlib.import_module(name)
     todo, found = list(Record.__subclasses__()), list[type[Record]]()
     while todo:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from netmem.base.errors import MissingError
-from netmem.cli import measure, measure_igb, measure_lint, measure_tap
+from netmem.bench import figures, igb, lint, tap
 from netmem.cli.options import SIZE
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
@@ -151,7 +151,7 @@ def _where(rounds: int, size: int) -> str:
 def _pool(rounds: int) -> list[str]:
     rows = ["## Page pool: allocation and put", ""]
     rows += ["| what | ns per netmem | to reach |", "| --- | ---: | ---: |"]
-    for name, figure in measure.pool(rounds).items():
+    for name, figure in figures.pool(rounds).items():
         text = figure.text() if figure is not None else "not installed (libdpdk-dev)"
         rows.append(f"| {name} | {text} | {TARGETS.get(name, '')} |")
     return [*rows, ""]
@@ -167,14 +167,14 @@ def _receive(rounds: int) -> list[str]:
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for budget, limit in ((64, 250), (256, 120)):
-        plain, watched = measure.receive(budget, rounds), measure.sanitized(budget, rounds)
+        plain, watched = figures.receive(budget, rounds), figures.sanitized(budget, rounds)
         times = watched.median / plain.median
         rows.append(f"| {budget} | {plain.text()} | at most {limit} | {watched.text()} | {times:.1f} |")
     return [*rows, ""]
 
 
 def _goodput(mtu: int, rounds: int, size: int) -> list[str]:
-    found = measure.goodput(mtu, rounds, size)
+    found = figures.goodput(mtu, rounds, size)
     ratio = found["netmem"][0].median / found["kernel"][0].median
     limit = {1500: 0.25, 9000: 0.5}[mtu]
     rows = [
@@ -196,7 +196,7 @@ def _goodput(mtu: int, rounds: int, size: int) -> list[str]:
 def _tap(rounds: int, size: int) -> list[str]:
     rows = ["## Goodput from the kernel's TCP over a TAP interface, MTU 1500, segmentation offload", ""]
     try:
-        found = measure_tap.goodput(rounds, size)
+        found = tap.goodput(rounds, size)
     except MissingError as error:
         return [*rows, f"Not measured: {error.strerror}", ""]
     ratio = found["netmem"][0].median / found["kernel"][0].median
@@ -223,7 +223,7 @@ def _packets(rounds: int, packets: int) -> list[str]:
     rows = ["## Packets through igb: 1514-byte frames over the `stream` wire into unreadable memory", ""]
     try:
         version = find_qemu().version
-        found = measure_igb.packet_rate(rounds, packets)
+        found = igb.packet_rate(rounds, packets)
     except MissingError as error:
         return [*rows, f"Not measured: {error.strerror}", ""]
     ratio = found.stack.median / found.ceiling.median
@@ -246,7 +246,7 @@ def _lint(tree: Path) -> list[str]:
     rows = ["## Checking C drivers", ""]
     if not (tree / "drivers/net").is_dir():
         return [*rows, f"Not measured: no Linux tree at {tree} (`make check-tree` gets one).", ""]
-    found = measure_lint.lint(tree)
+    found = lint.lint(tree)
     rows += [
         f"All of drivers/net: {found.files} C files, {found.megabytes:.0f} MB, {found.drivers} network "
         f"drivers.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from netmem.base.extras import need
 from netmem.contract.requirements import REQUIREMENTS
 
 RUN_TIME = ("junit", "ktap")
@@ -80,6 +81,7 @@ def command(
     if len(what) == 1 and ":" in what[0] and not Path(what[0]).exists():
         if kind in SOURCES or diff or patch or baseline:
             raise click.UsageError(f"{what[0]} is a driver in Python: formats are text, json, junit, ktap")
+        need("lab", "checking a driver in Python")
         from netmem.cli.check_runtime import check_driver
 
         sys.exit(check_driver(what[0], only, kind, limit, sanitize, verbose))

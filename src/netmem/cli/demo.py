@@ -18,12 +18,12 @@ from rich.table import Table
 
 from netmem.base.errors import MissingError, NetmemError
 from netmem.cli.options import SIZE
-from netmem.cli.receiver import Receiver, Setup, hashing_sink
 from netmem.drivers.igb import driver as igb
 from netmem.drivers.softnic import driver as softnic
 from netmem.hw.process import python_argv
 from netmem.hw.qemu.find import Qemu, find_qemu
 from netmem.lab.guest.demo import is_fetched, receive
+from netmem.lab.receiver import Receiver, Setup, hashing_sink
 from netmem.memory.providers.dmabuf import EXPORTERS, export
 
 LIMIT_S = 120.0
@@ -72,7 +72,7 @@ def run_one(setup: Setup, path: Path, size: int) -> dict[str, Any]:
     digest = hashlib.sha256()
     error = ""
     try:
-        argv = python_argv("netmem.cli.sender", "127.0.0.1", str(receiver.port), str(path))
+        argv = python_argv("netmem.lab.sender", "127.0.0.1", str(receiver.port), str(path))
         sender = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         sink, digest = hashing_sink(receiver.provider)
         connection = None

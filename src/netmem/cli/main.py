@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
+
+from netmem.base.extras import MissingExtraError, need
 
 VERBS = {
     "check": "Check whether a driver keeps the seven requirements of the netmem contract.",
@@ -18,6 +21,8 @@ VERBS = {
     "guest": "Boot Linux with a gve whose device we are: the kernel's own devmem TCP and zcrx.",
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }
+
+ALONE = ("check", "convert")  # need no extra
 
 
 class _Verbs(click.Group):
@@ -57,7 +62,12 @@ def main() -> None:
 
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if verb in VERBS:
-        importlib.import_module(f"netmem.cli.{verb}")
+        try:
+            if verb not in ALONE:
+                need("lab", verb)
+            importlib.import_module(f"netmem.cli.{verb}")
+        except MissingExtraError as error:
+            _end(str(error))
     raise_on_signals()  # an exception in the middle of an import would be lost, or leave half a module
     try:
         cli.main(prog_name="netmem", standalone_mode=False)
@@ -70,8 +80,14 @@ def main() -> None:
         if type(error) is BrokenPipeError:  # whoever read our output has gone
             sys.stderr.close()
             sys.exit(1)
-        print(f"netmem: {describe(error)}", file=sys.stderr)
-        sys.exit(1)
+        _end(describe(error))
+    except MissingExtraError as error:
+        _end(str(error))
+
+
+def _end(why: str) -> NoReturn:
+    print(f"netmem: {why}", file=sys.stderr)
+    sys.exit(1)
 
 
 def describe(error: OSError) -> str:

@@ -17,8 +17,8 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.base.schema import document
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
-from netmem.cli.receiver import Connection, FileSink, Receiver, Setup, Sink
 from netmem.cli.signals import Interrupted, endings
+from netmem.lab.receiver import Connection, FileSink, Receiver, Setup, Sink
 from netmem.memory import sanitizer
 
 PROGRESS_S = 0.5

@@ -14,12 +14,12 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.base.schema import document
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
-from netmem.cli.receiver import make_memory
 from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.device import Device, open_device
+from netmem.lab.receiver import make_memory
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.netdev.binding import TxBinding
 
@@ -162,7 +162,7 @@ def _send(
     return {
         "bytes": total, "seconds": round(seconds, 6), "calls": calls,
         "goodput_gbit": round(total * 8 / seconds / 1e9, 3),
-        "retrans": device.stack.tcp.counters()["retrans"],
+        "retrans": device.stack.conns.counters()["retrans"],
     }  # fmt: skip
 
 

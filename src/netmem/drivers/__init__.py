@@ -4,3 +4,7 @@ Answers to: drivers/net/ethernet. Each keeps the seven requirements of netmem.rs
 May import: base, memory, hw, netdev.
 Descriptors come and go on the NIC's side, batches and rows on netdev's.
 """
+
+from netmem.base.extras import need
+
+need("lab", __name__)

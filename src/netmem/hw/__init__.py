@@ -5,3 +5,7 @@ sees I/O addresses and refuses those that nobody mapped.
 May import: base.
 Frames enter from a wire and leave by DMA into mapped memory; sent frames go the other way.
 """
+
+from netmem.base.extras import need
+
+need("lab", __name__)

@@ -51,10 +51,10 @@ class TcpListener:
         """Stop listening; connections nobody accepted are reset."""
         with self._poller.lock:
             if not self._poller.closed:
-                self._tcp.unlisten(self._listener)
+                self._tcp.passive.unlisten(self._listener)
                 self._poller.changed()
-                if self._tcp.dev.running:
-                    self._tcp.dev.xmit()
+                if self._tcp.conns.dev.running:
+                    self._tcp.conns.dev.xmit()
 
     def __enter__(self) -> TcpListener:
         return self

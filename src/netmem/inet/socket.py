@@ -31,17 +31,18 @@ class TcpSocket:
 
     def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy, c: int) -> None:
         self._poller, self._zerocopy, self._c = poller, zerocopy, c
-        self._tcp, self._dev = tcp, tcp.dev
-        self._generation = tcp.generations[c]
+        self._tcp, self._conns = tcp, tcp.conns
+        self._dev = self._conns.dev
+        self._generation = self._conns.generations[c]
         self._last: dict[str, int] = {}  # statistics, when the row was left
-        self._tcb = tcp.tcbs[c]
-        self.peer = (ip_text(self._tcp.remote(c)), self._tcb.ports >> 16)
+        self._tcb = self._conns.tcbs[c]
+        self.peer = (ip_text(self._conns.remote(c)), self._tcb.ports >> 16)
         self.port = self._tcb.ports & 0xFFFF
         try:
             self._tokens = Tokens()
         except OSError as error:
             self._closed = True
-            self._tcp.abort(c)
+            self._tcp.control.abort(c)
             text = f"no memory for a socket's tokens: {error.strerror}"
             raise NetmemError(error.errno or errno.ENOMEM, text) from None
         self._tcb.tokens_fd = self._tokens.fd
@@ -58,7 +59,7 @@ class TcpSocket:
 
     def _has_row(self) -> bool:
         """True while the row of the table is this socket's: after ``close`` another may get it."""
-        return not self._poller.closed and self._tcp.generations[self._c] == self._generation
+        return not self._poller.closed and self._conns.generations[self._c] == self._generation
 
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
@@ -94,7 +95,7 @@ class TcpSocket:
 
     def _why_nothing_comes(self) -> str:
         """When it is the application that holds the memory: how much of it, and the window that leaves."""
-        held, total = self._tcp.held_of(self._c)
+        held, total = self._conns.held_of(self._c)
         window = self.statistics()["window"]
         if not held or window >= self._tcb.rcv_mss:
             return ""
@@ -127,7 +128,7 @@ class TcpSocket:
         i = self._tcb.rq_head
         if not i:
             return -1, -1
-        entry = self._tcp.entries[i]
+        entry = self._conns.entries[i]
         return entry.kind, entry.pool
 
     def recvmsg_devmem(
@@ -161,7 +162,7 @@ class TcpSocket:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
             out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._dev, handle)
-            n = rx.frags_out(self._tcp.at, self._c, self._tokens.at, pool.at, out, bufsize)
+            n = rx.frags_out(self._conns.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
@@ -175,7 +176,7 @@ class TcpSocket:
             self._check_open()
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, batch)
+            freed = self._tokens.give_back(self._conns, self._c if self._has_row() else -1, batch)
             self._poller.given_back()
             if self._tokens.record.due:
                 self._window_update()
@@ -187,8 +188,8 @@ class TcpSocket:
 
     def _window_update(self) -> None:
         self._poller.stamp()
-        self._tcp.stats.window_updates += 1
-        self._tcp.output(self._c)
+        self._conns.stats.window_updates += 1
+        self._tcp.control.output(self._c)
         self._dev.xmit()
 
     def _copy(self, limit: int, *, linear_only: bool) -> bytes:
@@ -209,7 +210,7 @@ class TcpSocket:
                     break
                 raise NetmemError(errno.EFAULT, "the payload is unreadable: use recvmsg_devmem")
             to, room = array.ctypes.data + done, len(array) - done
-            got = rx.copy_out(self._tcp.at, self._c, self._tokens.at, pool.at, to, room, linear_only)
+            got = rx.copy_out(self._conns.at, self._c, self._tokens.at, pool.at, to, room, linear_only)
             if pool.record.released:
                 pool.flush()
             done += int(got)
@@ -246,7 +247,7 @@ class TcpSocket:
             if not len(view):
                 return 0
             self._wait_room(timeout)
-            n = calls.write(self._tcp.at, self._c, view.ctypes.data, len(view))
+            n = calls.write(self._conns.at, self._c, view.ctypes.data, len(view))
             self.push()
             return n
 
@@ -317,7 +318,7 @@ class TcpSocket:
     def push(self) -> None:
         """Send what windows allow now, without waiting for the next poll."""
         self._poller.stamp()
-        self._tcp.output(self._c)
+        self._tcp.control.output(self._c)
         self._dev.xmit()
 
     def can_send(self) -> bool:
@@ -374,7 +375,7 @@ class TcpSocket:
         """
         with self._poller:
             self._check_open()
-            self._tcp.set_keepalive(self._c, int((idle or 0) * SEC), int(interval * SEC), count)
+            self._tcp.timers.set_keepalive(self._c, int((idle or 0) * SEC), int(interval * SEC), count)
 
     def set_user_timeout(self, seconds: float | None) -> None:
         """TCP_USER_TIMEOUT (RFC 5482): how long sent data may stay unacknowledged; None: the default."""
@@ -386,7 +387,7 @@ class TcpSocket:
         """TCP_NODELAY: send short segments at once."""
         with self._poller.lock:
             self._check_open()
-            (self._tcp.set_flag if on else self._tcp.clear_flag)(self._c, Flag.NODELAY)
+            (self._conns.set_flag if on else self._conns.clear_flag)(self._c, Flag.NODELAY)
             self.push()
 
     # -- state and end ------------------------------------------------------------------------
@@ -454,13 +455,13 @@ class TcpSocket:
             self._poller.changed()
             tokens = self._tokens.all()
             if len(tokens):
-                self._tokens.give_back(self._tcp, self._c if self._has_row() else -1, tokens)
+                self._tokens.give_back(self._conns, self._c if self._has_row() else -1, tokens)
                 self._poller.given_back()
             self._tokens.close()
             if self._has_row():
                 self._tcb.tokens_fd = 0
                 if abort:
-                    self._tcp.abort(self._c)
+                    self._tcp.control.abort(self._c)
                 else:
                     self._tcp.close(self._c)
                 if self._dev.running:

@@ -17,7 +17,7 @@ from netmem.inet.listener import TcpListener
 from netmem.inet.poller import Poller
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import calls
-from netmem.inet.tcp.connections import TcpConfig
+from netmem.inet.tcp.connections import Connections, TcpConfig
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, MAX_ADDRESSES, MAX_QUEUES, Flag, TcpState
 from netmem.inet.udp import Udp, UdpSocket
@@ -49,8 +49,9 @@ class Stack:
         self.dev = dev
         self.clock: Clock = clock or MonotonicClock()
         self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways or [])
-        self.tcp = Tcp(dev, self.ip, config or TcpConfig())
-        self.poller = Poller(dev, self.clock, self.tcp.record, self._work, self._device_gone)
+        self.conns = Connections(dev, self.ip, config or TcpConfig())
+        self.tcp = Tcp(self.conns)
+        self.poller = Poller(dev, self.clock, self.conns.record, self._work, self._device_gone)
         self.lock = self.poller.lock
         try:
             self._build()
@@ -60,17 +61,17 @@ class Stack:
 
     def _build(self) -> None:
         dev = self.dev
-        self.zerocopy = Zerocopy(dev, self.tcp)
-        self.udp = Udp(self.poller, self.tcp, self.zerocopy)
+        self.zerocopy = Zerocopy(dev, self.conns)
+        self.udp = Udp(self.poller, self.conns, self.zerocopy)
         self._addresses_changed()
         self.ip.neighbour_up, self.ip.failed = self.tcp.neighbour_up, self._icmp_error
         self._generation = -1
         self._next_reap = 0
         dev.stack_notice = {
             "addresses": self.ip.addresses,
-            "globals": self.tcp.arena.fd,
-            "table": self.tcp.table.fd,
-            "entries": self.tcp.entry_arena.fd,
+            "globals": self.conns.arena.fd,
+            "table": self.conns.table.fd,
+            "entries": self.conns.entry_arena.fd,
             "udp": self.udp.arena.fd,
         }
         dev.publish()
@@ -83,7 +84,7 @@ class Stack:
             self.dev.publish()
 
     def _addresses_changed(self) -> None:
-        record, ours = self.tcp.record, list(self.ip.ours)[:MAX_ADDRESSES]
+        record, ours = self.conns.record, list(self.ip.ours)[:MAX_ADDRESSES]
         record.addresses_used = len(ours)
         for address, number in zip(record.addresses, ours, strict=False):
             address.hi, address.lo = ip_words(number)
@@ -95,16 +96,16 @@ class Stack:
         return self.poller.poll(now, budget)
 
     def _work(self, now: int, budget: int) -> bool:
-        tcp, dev, record = self.tcp, self.dev, self.tcp.record
+        conns, dev, record = self.conns, self.dev, self.conns.record
         self._look_at_queues()
         got = dev.poll(now, self._receive, budget) if dev.queues.running else 0
         if now >= record.timer:
-            tcp.timers()
+            self.tcp.timers.run()
         if record.starved:
             self._refresh_credits()
-            calls.window_updates(tcp.at)
+            calls.window_updates(conns.at)
         if record.releases:
-            tcp.put_released()
+            conns.put_released()
         if record.zc_head and self.zerocopy.poll():
             self.poller.changed()
         if now >= self._next_reap:
@@ -113,7 +114,7 @@ class Stack:
         if dev.queues.running:
             dev.xmit()
         if sanitizer.ON:
-            tcp.check_pledges()
+            conns.check_pledges()
         return got > 0
 
     def _look_at_queues(self) -> None:
@@ -128,12 +129,12 @@ class Stack:
             pool = queue.pool
             if pool is None:
                 continue
-            account = self.tcp.record.accounts[queue.index]
+            account = self.conns.record.accounts[queue.index]
             total = pool.area.count * pool.record.buffers_per_netmem
             account.reserve = max(4, min(128, total // 8))
             account.ooo_most = min(total // 4, 2048)
             account.total = total // max(pool.record.share, 1)
-            account.grant = min(16, total // 4 // self.tcp.config.connections)
+            account.grant = min(16, total // 4 // self.conns.config.connections)
             account.pool = account.header_pool = 0
             for handle, known in self.dev.pools.items():
                 if known is pool:
@@ -149,26 +150,26 @@ class Stack:
 
     def _refresh_credits(self) -> None:
         for queue in self.dev.rx_queues[:MAX_QUEUES]:
-            self.tcp.record.accounts[queue.index].available = self.dev.queues.available(queue.index)
-            calls.trim(self.tcp.at, queue.index)
+            self.conns.record.accounts[queue.index].available = self.dev.queues.available(queue.index)
+            calls.trim(self.conns.at, queue.index)
 
     def _receive(self, batch: RxBatch, queue: int, available: int) -> None:
         """A batch from the device: fast path, slow path, answers."""
-        tcp = self.tcp
-        record, pool = tcp.record, self.dev.rx_queues[queue].pool
+        conns = self.conns
+        record, pool = conns.record, self.dev.rx_queues[queue].pool
         record.batch += 1
         record.queue = queue
         record.accounts[queue].available = available
         record.by_token = pool is not None and pool.provider is not None
-        if calls.receive(tcp.at, batch.at) and udp_receive(tcp.at, batch.at):
-            for i in tcp.left():
+        if calls.receive(conns.at, batch.at) and udp_receive(conns.at, batch.at):
+            for i in conns.left():
                 self._slow(batch, i)
         if record.touched:
-            if tcp.touched is not None:
-                tcp.touched.update(tcp.touched_now())
-            calls.flush(tcp.at)
+            if conns.touched is not None:
+                conns.touched.update(conns.touched_now())
+            calls.flush(conns.at)
         if record.releases:
-            tcp.put_released()
+            conns.put_released()
 
     def _slow(self, batch: RxBatch, i: int) -> None:
         kind = batch.row(i).kind
@@ -187,9 +188,9 @@ class Stack:
         For whoever serves many connections: take out what was looked after. One such user a stack.
         """
         with self.lock:
-            if self.tcp.touched is None:
-                self.tcp.touched = set()
-            return self.tcp.touched
+            if self.conns.touched is None:
+                self.conns.touched = set()
+            return self.conns.touched
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -212,9 +213,9 @@ class Stack:
         return self.poller.gone
 
     def _device_gone(self) -> None:
-        for c in range(self.tcp.record.rows):
-            if self.tcp.state(c):
-                self.tcp.closed(c, errno.ENODEV)
+        for c in range(self.conns.record.rows):
+            if self.conns.state(c):
+                self.tcp.control.closed(c, errno.ENODEV)
         self.dev.publish()
 
     # -- sockets ------------------------------------------------------------------------------
@@ -264,18 +265,18 @@ class Stack:
         with self.lock:
             return {
                 "addresses": self.ip.addresses,
-                "tcp": self.tcp.counters(),
+                "tcp": self.conns.counters(),
                 "device": self.dev.describe(),
                 "connections": [
                     {
-                        "peer": endpoint(self.tcp.remote(c), tcb.ports >> 16),
+                        "peer": endpoint(self.conns.remote(c), tcb.ports >> 16),
                         "port": tcb.ports & 0xFFFF,
                         "state": TcpState(tcb.state).title,
                         "queued": tcb.rq_bytes,
                         "out_of_order": tcb.oq_bytes,
                         "window": (tcb.rcv_adv - tcb.rcv_nxt) & MASK32,
                     }
-                    for c, tcb in enumerate(self.tcp.tcbs[: self.tcp.record.rows])
+                    for c, tcb in enumerate(self.conns.tcbs[: self.conns.record.rows])
                     if tcb.state
                 ],
             }
@@ -285,12 +286,12 @@ class Stack:
 
         At most ``timeout`` seconds without progress, and ``most`` in all.
         """
-        tcp = self.tcp
+        conns = self.conns
         closing = (TcpState.FIN_WAIT_1, TcpState.CLOSING, TcpState.LAST_ACK)
 
         def left() -> tuple[int, int]:
             waiting = [
-                tcb for tcb in tcp.tcbs[: tcp.record.rows]
+                tcb for tcb in conns.tcbs[: conns.record.rows]
                 if tcb.state in closing and tcb.flags & Flag.ORPHAN
             ]  # fmt: skip
             return len(waiting), sum(tcb.sb_head for tcb in waiting)
@@ -308,13 +309,13 @@ class Stack:
             if self.closed:
                 return
             self.poller.closed = True
-            for c in range(self.tcp.record.rows):
-                if self.tcp.state(c) and self.gone is None:
-                    self.tcp.abort(c)
+            for c in range(self.conns.record.rows):
+                if self.conns.state(c) and self.gone is None:
+                    self.tcp.control.abort(c)
             if self.dev.running and self.gone is None:
                 self.dev.xmit()
             self.udp.close()
-            self.tcp.put_released()
-            self.tcp.close_all()
+            self.conns.put_released()
+            self.conns.close_all()
             self.zerocopy.close()
             self.poller.close()

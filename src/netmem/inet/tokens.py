@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
-from netmem.inet.tcp.machine import Tcp
+from netmem.inet.tcp.connections import Connections
 from netmem.inet.tcp.receive import TokenSlot, TokenTable, tokens_back
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
@@ -134,15 +134,15 @@ class Tokens:
     def close(self) -> None:
         self._arena.close()
 
-    def give_back(self, tcp: Tcp, c: int, tokens: Words) -> int:
+    def give_back(self, conns: Connections, c: int, tokens: Words) -> int:
         """Free tokens; how many there were. ``c``: the connection whose window that may open, or -1."""
         freed, n = 0, len(tokens)
         while n:
             handle = self._pool_of(tokens, n)
             if not handle:
                 break
-            pool = pool_of(tcp.dev, handle)
-            freed += tokens_back(tcp.at, c, self.at, tokens, n, pool.at)
+            pool = pool_of(conns.dev, handle)
+            freed += tokens_back(conns.at, c, self.at, tokens, n, pool.at)
             if pool.record.released:
                 pool.flush()
             n = self.record.left

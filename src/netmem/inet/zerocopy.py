@@ -15,7 +15,7 @@ import numpy.typing as npt
 from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp import calls
-from netmem.inet.tcp.machine import Tcp
+from netmem.inet.tcp.connections import Connections
 from netmem.netdev.binding import TxBinding
 from netmem.netdev.device import NetDevice
 
@@ -81,8 +81,8 @@ def as_ranges(frags: npt.ArrayLike, size: int) -> list[tuple[int, int]]:
 class Zerocopy:
     """All sends from device memory of a stack."""
 
-    def __init__(self, dev: NetDevice, tcp: Tcp) -> None:
-        self._dev, self._tcp = dev, tcp
+    def __init__(self, dev: NetDevice, conns: Connections) -> None:
+        self._dev, self._conns = dev, conns
         self._calls: dict[int, _Call] = {}
         self._next = 1
         self._out: Words = np.zeros(256, np.int64)
@@ -104,19 +104,19 @@ class Zerocopy:
         self, c: int, binding: TxBinding, ranges: list[tuple[int, int]], room: int, to: Completions
     ) -> int:
         """Queue up to ``room`` bytes of ``ranges`` on a connection; how many. ENOBUFS without an entry."""
-        tcp, call = self._tcp, self._next
+        conns, call = self._conns, self._next
         taken, spans = 0, 0
         held: list[tuple[int, int]] = []
         for offset, length in ranges:
             part = min(length, room - taken)
             if part <= 0:
                 break
-            added = calls.add_span(tcp.at, c, binding.io + offset, part, call)
+            added = calls.add_span(conns.at, c, binding.io + offset, part, call)
             if added < 0:
                 break
             spans += added
             taken += part
-            binding.hold(offset, part, tcp.now)
+            binding.hold(offset, part, conns.now)
             held.append((offset, part))
         if not taken:
             raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
@@ -128,11 +128,11 @@ class Zerocopy:
 
     def datagram(self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions) -> None:
         """A datagram from device memory was put into the transmit queue, before row ``mark``."""
-        tcp, call = self._tcp, self._next
-        if not calls.note_sent(tcp.at, call, mark):
+        conns, call = self._conns, self._next
+        if not calls.note_sent(conns.at, call, mark):
             raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
         for offset, length in ranges:
-            binding.hold(offset, length, tcp.now)
+            binding.hold(offset, length, conns.now)
         self._calls[call] = _Call(to.given, to, binding, ranges, 1)
         self._next += 1
         to.given += 1
@@ -140,10 +140,10 @@ class Zerocopy:
 
     def poll(self) -> bool:
         """Sends that the NIC is done with are over; True when there were any."""
-        tcp = self._tcp
+        conns = self._conns
         found = False
         while True:
-            n = calls.spans_done(tcp.at, self._out)
+            n = calls.spans_done(conns.at, self._out)
             for call in self._out[:n].tolist():
                 pending = self._calls[call]
                 pending.left -= 1
@@ -156,9 +156,9 @@ class Zerocopy:
     def _over(self, number: int) -> None:
         call = self._calls.pop(number)
         for offset, length in call.ranges:
-            call.binding.release(offset, length, self._tcp.now)
+            call.binding.release(offset, length, self._conns.now)
         call.completions.over(call.number)
-        self._tcp.stats.zc_done += 1
+        self._conns.stats.zc_done += 1
 
     def close(self) -> None:
         """The stack goes away: what the NIC may still read is over when the device has stopped."""

@@ -4,3 +4,7 @@ Answers to: what a tester does with cables, ip and ethtool. The NIC's own proces
 the gateway behind the `user` wire lives here.
 May import: base, memory, hw, netdev, drivers, inet.
 """
+
+from netmem.base.extras import need
+
+need("lab", __name__)

@@ -48,7 +48,7 @@ class UserEnd:
 
     def timer(self) -> int:
         """When there is something to do next, whatever arrives."""
-        return int(self.host.stack.tcp.record.timer)
+        return int(self.host.stack.conns.record.timer)
 
     def register(self, epoll: select.epoll) -> None:
         """What to wake up for."""

@@ -104,18 +104,18 @@ def _compile_tap() -> None:
 
 def _more_of_tcp(host: LocalHost, sock: TcpSocket, run: Callable[[], None]) -> None:
     """What only happens on bad networks: each once, on a connection with nothing in flight."""
-    tcp, c = host.stack.tcp, sock._c
+    conns, c = host.stack.conns, sock._c
     option = np.zeros(16, np.uint8)
-    calls.sack_in(tcp.at, c, option.ctypes.data, 2, 0, -1)
-    calls.after_ack(tcp.at, c, tcp.tcbs[c].snd_una, False, False)
-    calls.overtaken(tcp.at, c)
-    calls.all_lost(tcp.at, c)
-    calls.duplicate_in(tcp.at, c, 0, 0)
-    calls.loss_probe(tcp.at, c)
-    calls.probe(tcp.at, c)
-    calls.window_updates(tcp.at)
+    calls.sack_in(conns.at, c, option.ctypes.data, 2, 0, -1)
+    calls.after_ack(conns.at, c, conns.tcbs[c].snd_una, False, False)
+    calls.overtaken(conns.at, c)
+    calls.all_lost(conns.at, c)
+    calls.duplicate_in(conns.at, c, 0, 0)
+    calls.loss_probe(conns.at, c)
+    calls.probe(conns.at, c)
+    calls.window_updates(conns.at)
     run()
-    calls.timed_out(tcp.at, c)
+    calls.timed_out(conns.at, c)
 
 
 def _datagrams(ours: LocalHost, theirs: LocalHost, memory: DmabufProvider, run: Callable[[], None]) -> None:

@@ -4,3 +4,7 @@ Answers to: include/net/netmem.h, net/core/page_pool.c, net/core/devmem.c, kerne
 May import: base.
 Netmem enters from a provider's area, leaves to a driver by reference, and comes back by put.
 """
+
+from netmem.base.extras import need
+
+need("lab", __name__)

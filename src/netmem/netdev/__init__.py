@@ -4,3 +4,7 @@ Answers to: net/core/dev.c, netdev_rx_queue.c, netdev-genl.c, gro.c, net/ethtool
 May import: base, memory.
 Received batches enter from a driver and go to a protocol stack; rows to send go the other way.
 """
+
+from netmem.base.extras import need
+
+need("lab", __name__)

@@ -130,11 +130,11 @@ class Hostile(Member):
         self.crowd.link.ends[0].inject(frames.tcp(data, src=OTHER, sport=self.port, **fields))
 
     def act(self) -> None:
-        tcp = self.crowd.server.stack.tcp
+        conns = self.crowd.server.stack.conns
         if self.ack < 0:
-            for c in range(tcp.record.rows):
-                if tcp.tcbs[c].ports >> 16 == self.port and tcp.tcbs[c].state:
-                    self.ack = tcp.tcbs[c].snd_nxt
+            for c in range(conns.record.rows):
+                if conns.tcbs[c].ports >> 16 == self.port and conns.tcbs[c].state:
+                    self.ack = conns.tcbs[c].snd_nxt
                     self.send(b"", seq=100, ack=self.ack)
             return
         for _ in range(5):
@@ -258,7 +258,7 @@ class Crowd:
             if self.clock.now() - start > LIMIT_NS:
                 failed = f"stalled after {got} of {size} bytes"
         took = self.clock.now() - start
-        return Outcome(got * 8e3 / took, opened / MS, failed, self.server.stack.tcp.counters())
+        return Outcome(got * 8e3 / took, opened / MS, failed, self.server.stack.conns.counters())
 
     def close(self) -> str:
         """Close both hosts; what never came back, as text."""

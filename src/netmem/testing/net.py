@@ -131,9 +131,9 @@ class Network:
     def connect(self, port: int = PORT) -> tuple[TcpSocket, TcpSocket, TcpListener]:
         """A connection from the peer: (our socket, the peer's, our listener)."""
         stack, tcp = self.ours.stack, self.ours.stack.tcp
-        existing = port in tcp.listeners
+        existing = port in stack.conns.listeners
         listener = (
-            TcpListener(stack.poller, tcp, stack.zerocopy, tcp.listeners[port])
+            TcpListener(stack.poller, tcp, stack.zerocopy, stack.conns.listeners[port])
             if existing
             else self.ours.stack.listen(port)
         )

@@ -130,7 +130,7 @@ class Simulation:
         for host in self.hosts:
             host.step(now)
         self.link.move(now)
-        due = [host.stack.tcp.record.timer for host in self.hosts]
+        due = [host.stack.conns.record.timer for host in self.hosts]
         following = self.link.due()
         if following is not None:
             due.append(following)
@@ -200,7 +200,7 @@ class Simulation:
             rows = host.stack.statistics()["connections"]
             if rows:
                 return f"{len(rows)} connections of {host.stack.ip.addresses[0]} are left: {rows[0]['state']}"
-            missing = host.stack.tcp.config.entries - host.stack.tcp.record.free_entries
+            missing = host.stack.conns.config.entries - host.stack.conns.record.free_entries
             if missing:
                 return f"{missing} entries are missing at {host.stack.ip.addresses[0]}"
         return ""
@@ -240,8 +240,8 @@ def simulate(
     outcome.ns = (finished or simulation.clock.now()) - start
     outcome.failed = simulation.problem()
     outcome.link = dict(simulation.link.counts)
-    outcome.sender = simulation.client.stack.tcp.counters()
-    outcome.receiver = simulation.server.stack.tcp.counters()
+    outcome.sender = simulation.client.stack.conns.counters()
+    outcome.receiver = simulation.server.stack.conns.counters()
     leaked = simulation.close()
     outcome.failed = outcome.failed or leaked
     return outcome

@@ -48,7 +48,7 @@ def check_tx1_transmit(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
             rig.net.run(200)
             if binding.in_flight:
                 raise Violation("TX1", f"{binding.in_flight} sends are never completed")
-            segments = rig.net.ours.stack.tcp.counters()["out_segs"]
+            segments = rig.net.ours.stack.conns.counters()["out_segs"]
             binding.close()
         finally:
             provider.close()

@@ -1,6 +1,6 @@
 """The connections of a TCP: table, hash, receive entries, header templates, and their accounts.
 
-What the state machine (``machine``) works on; kernels share all of it.
+What the state machine (``machine``) works on; kernels share all of it (net/ipv4/inet_hashtables.c).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from netmem.base.address import ip_bytes, ip_number, ip_words, is_ip4
-from netmem.base.arena import Arena, Words
+from netmem.base.arena import Arena
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.headers import IP_DF, PROTO_TCP, EtherType, EthHdr
@@ -24,7 +24,6 @@ from netmem.base.record import clear, items
 from netmem.inet.ip import Ip
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import output as o
-from netmem.inet.tcp.cookies import SynCookies
 from netmem.inet.tcp.tcb import (
     LIST_ROOM,
     MASK32,
@@ -113,13 +112,9 @@ class Connections:
         # Rows that something happened to, for whoever serves many and must not look at all of them.
         self.touched: set[int] | None = None
         self.generations = [0] * config.connections  # times each row was given back: a handle is both
-        self._due: Words = np.zeros(256, np.int64)
         self.listeners: dict[int, Listener] = {}
-        self._secret = config.secret or os.urandom(16)
-        record.ts_base = int.from_bytes(self._secret[:4], "big")
-        self._ports = 32768 + int.from_bytes(self._secret[4:6], "big") % 16384
-        self._next_listener = 1
-        self.cookies = SynCookies(hashlib.blake2b(self._secret, digest_size=16).digest())
+        self.secret = config.secret or os.urandom(16)
+        record.ts_base = int.from_bytes(self.secret[:4], "big")
         self.scale = min(max(0, (config.rcvbuf >> 16).bit_length()), 14)  # Rcv.Wind.Shift that we offer
 
     # -- small things -------------------------------------------------------------------------
@@ -172,7 +167,7 @@ class Connections:
     def initial_sequence(self, laddr: int, raddr: int, ports: int) -> int:
         """RFC 6528: a keyed hash of the four-tuple plus a clock of 4 us."""
         tuple_ = laddr.to_bytes(16, "big") + raddr.to_bytes(16, "big") + struct.pack("!I", ports)
-        digest = hashlib.blake2b(tuple_, key=self._secret, digest_size=4).digest()
+        digest = hashlib.blake2b(tuple_, key=self.secret, digest_size=4).digest()
         return (int.from_bytes(digest, "big") + self.now // 4000) & MASK32
 
     def lookup(self, laddr: int, raddr: int, ports: int) -> int:
@@ -189,7 +184,7 @@ class Connections:
         tcb = self.tcbs[c]
         return ip_number(tcb.laddr_hi, tcb.laddr)
 
-    def _room(self, c: int) -> int:
+    def room(self, c: int) -> int:
         """Bytes of a packet without IP and TCP headers, at the path's MTU."""
         tcb = self.tcbs[c]
         return tcb.path_mtu - (tcb.template_len - EthHdr.LEN)

@@ -16,8 +16,12 @@ from netmem.base.errors import NetmemError
 from netmem.base.headers import ACK, FIN, RST, SYN
 from netmem.inet.icmp import IcmpError
 from netmem.inet.tcp import calls
-from netmem.inet.tcp.opening import MSS_LEAST, Opening
+from netmem.inet.tcp.connections import Connections, Listener
+from netmem.inet.tcp.control import Control
+from netmem.inet.tcp.handshake import MSS_LEAST, first_window, read_syn
+from netmem.inet.tcp.opening import PassiveOpen
 from netmem.inet.tcp.tcb import MASK32, RELEASE_ROOM, Flag, TcpState, seq_diff, seq_le, seq_lt
+from netmem.inet.tcp.timers import TcpTimers
 from netmem.netdev.batch import RxBatch, RxRow
 from netmem.netdev.tx import BUFFER_LEAST
 
@@ -28,34 +32,45 @@ PAWS_NS = 24 * 86400 * SEC
 log = logging.getLogger("netmem.tcp")
 
 
-class Tcp(Opening):
-    """RFC 9293 over the table: calls, arriving segments, timers."""
+class Tcp:
+    """RFC 9293 over the table of connections: calls, arriving segments, timers."""
+
+    def __init__(self, conns: Connections) -> None:
+        self.conns = conns
+        self.control = Control(conns)
+        self.timers = TcpTimers(conns, self.control)
+        self.passive = PassiveOpen(conns, self.control)
+        self._ports = 32768 + int.from_bytes(conns.secret[4:6], "big") % 16384
 
     # -- calls --------------------------------------------------------------------------------
 
+    def listen(self, port: int, backlog: int) -> Listener:
+        """OPEN, passive. EADDRINUSE when the port has a listener."""
+        return self.passive.listen(port, backlog)
+
     def connect(self, raddr: int, rport: int, queue: int = 0) -> int:
         """OPEN, active: sends SYN; EADDRNOTAVAIL when no port is left, ENETUNREACH without a way."""
-        laddr = self.ip.source_for(raddr)
+        laddr = self.conns.ip.source_for(raddr)
         for _ in range(16384):
             self._ports = 32768 + (self._ports - 32768 + 1) % 28232
             ports = rport << 16 | self._ports
-            if self.lookup(laddr, raddr, ports) < 0:
+            if self.conns.lookup(laddr, raddr, ports) < 0:
                 break
         else:
             raise NetmemError(errno.EADDRNOTAVAIL, "no local port is left")
-        c = self.new_row(laddr, raddr, ports, queue)
-        self.enter(c, TcpState.SYN_SENT)
-        self.stats.active += 1
-        self.first_window(c)
-        self._send_syn(c)
+        c = self.conns.new_row(laddr, raddr, ports, queue)
+        self.control.enter(c, TcpState.SYN_SENT)
+        self.conns.stats.active += 1
+        first_window(self.conns, c)
+        self.control.send_syn(c)
         return c
 
     def send_buffer(self, c: int) -> None:
         """Give a connection its send buffer. ENOBUFS when transmit memory is used up."""
-        tcb, tx = self.tcbs[c], self.dev.tx
+        tcb, tx = self.conns.tcbs[c], self.conns.dev.tx
         if tcb.sb_size:
             return
-        size = tx.fair_size(self.config.sndbuf)
+        size = tx.fair_size(self.conns.config.sndbuf)
         while (offset := tx.alloc_buffer(size)) is None and size > BUFFER_LEAST:
             size >>= 1
         if offset is None:
@@ -65,36 +80,36 @@ class Tcp(Opening):
 
     def shutdown(self, c: int) -> None:
         """CLOSE of our direction: FIN behind the last byte."""
-        state = self.state(c)
+        state = self.conns.state(c)
         moves: dict[int, TcpState] = {
             TcpState.ESTABLISHED: TcpState.FIN_WAIT_1,
             TcpState.CLOSE_WAIT: TcpState.LAST_ACK,
         }
         if state in moves:
-            self.enter(c, moves[state])
-            self.set_flag(c, Flag.FIN_QUEUED)
-            self.output(c)
+            self.control.enter(c, moves[state])
+            self.conns.set_flag(c, Flag.FIN_QUEUED)
+            self.control.output(c)
         elif state == TcpState.SYN_RECEIVED:
-            self.set_flag(c, Flag.FIN_QUEUED)  # the FIN waits until our SYN is acknowledged
+            self.conns.set_flag(c, Flag.FIN_QUEUED)  # the FIN waits until our SYN is acknowledged
         elif state == TcpState.SYN_SENT:
-            self.closed(c, 0)
+            self.control.closed(c, 0)
 
     def close(self, c: int) -> None:
         """The application is done: what it did not read is given back, and answered by RST."""
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         unread = tcb.rq_bytes > 0
-        self.set_flag(c, Flag.ORPHAN)
-        if self.state(c) == TcpState.CLOSED:
-            self.free_row(c)
+        self.conns.set_flag(c, Flag.ORPHAN)
+        if self.conns.state(c) == TcpState.CLOSED:
+            self.conns.free_row(c)
             return
-        if unread and self.state(c) != TcpState.TIME_WAIT:
-            self.abort(c)
+        if unread and self.conns.state(c) != TcpState.TIME_WAIT:
+            self.control.abort(c)
             return
-        self.release_queues(c)
-        calls.pledge_anew(self.at, c)
+        self.conns.release_queues(c)
+        calls.pledge_anew(self.conns.at, c)
         self.shutdown(c)
         if tcb.state == TcpState.FIN_WAIT_2:
-            self.timer(c, "wait", self.config.fin_wait_ns)
+            self.conns.timer(c, "wait", self.conns.config.fin_wait_ns)
 
     # -- a segment arrives --------------------------------------------------------------------
 
@@ -102,47 +117,47 @@ class Tcp(Opening):
         """RFC 9293, 3.10.7, for packet ``i`` of a batch."""
         row = batch.row(i)
         laddr, raddr = ip_number(row.dst_hi, row.dst), ip_number(row.src_hi, row.src)
-        if laddr not in self.ip.ours:
-            self.stats.not_ours += 1
+        if laddr not in self.conns.ip.ours:
+            self.conns.stats.not_ours += 1
             return
-        if self.ip.is_martian(raddr):
-            self.stats.martian += 1
+        if self.conns.ip.is_martian(raddr):
+            self.conns.stats.martian += 1
             return
-        self.stats.in_slow += 1
-        if self.record.releases > RELEASE_ROOM // 4:
-            self.put_released()
-        self.floor = None
-        c = self.lookup(laddr, raddr, row.ports)
-        if c >= 0 and self.state(c) == TcpState.TIME_WAIT and self._reuse(c, row):
+        self.conns.stats.in_slow += 1
+        if self.conns.record.releases > RELEASE_ROOM // 4:
+            self.conns.put_released()
+        self.passive.floor = None
+        c = self.conns.lookup(laddr, raddr, row.ports)
+        if c >= 0 and self.conns.state(c) == TcpState.TIME_WAIT and self._reuse(c, row):
             c = -1
-        if c >= 0 and self.state(c) == TcpState.SYN_RECEIVED:
-            c = self.cookie_instead(c, laddr, raddr, row)
+        if c >= 0 and self.conns.state(c) == TcpState.SYN_RECEIVED:
+            c = self.passive.cookie_instead(c, laddr, raddr, row)
             if c < 0:
                 return
-        if c < 0 or self.state(c) == TcpState.CLOSED:
-            c = self.no_connection(laddr, raddr, batch, i)
+        if c < 0 or self.conns.state(c) == TcpState.CLOSED:
+            c = self.passive.no_connection(laddr, raddr, batch, i)
             if c < 0:
                 return
-        if self.tcbs[c].queue != self.record.queue:
+        if self.conns.tcbs[c].queue != self.conns.record.queue:
             self._move_queue(c)
-        if self.state(c) == TcpState.SYN_SENT:
+        if self.conns.state(c) == TcpState.SYN_SENT:
             self._in_syn_sent(c, batch, i)
         else:
             self._in_other(c, batch, i)
-        if self.state(c) >= TcpState.ESTABLISHED:
-            self.touch(c)
+        if self.conns.state(c) >= TcpState.ESTABLISHED:
+            self.conns.touch(c)
 
     def _move_queue(self, c: int) -> None:
         """The flow arrives on another queue now: what it holds is that one's from now on."""
-        tcb, record = self.tcbs[c], self.record
-        calls.pledge(self.at, c, 0)
-        queues = self.dev.rx_queues
+        tcb, record = self.conns.tcbs[c], self.conns.record
+        calls.pledge(self.conns.at, c, 0)
+        queues = self.conns.dev.rx_queues
         if queues[tcb.queue].mp_params is not None and not record.by_token:
-            self.stats.left_queue += 1
+            self.conns.stats.left_queue += 1
             log.warning(
                 "%s: the flow from %s to port %d left queue %d, whose memory is bound, for queue %d: its "
                 "payload is copied; steer the port",
-                self.dev.name, endpoint(self.remote(c), tcb.ports >> 16),
+                self.conns.dev.name, endpoint(self.conns.remote(c), tcb.ports >> 16),
                 tcb.ports & 0xFFFF, tcb.queue, record.queue,
             )  # fmt: skip
         for sign in (-1, 1):
@@ -151,79 +166,66 @@ class Tcp(Opening):
 
     def _reuse(self, c: int, row: RxRow) -> bool:
         """RFC 6191: a new SYN beyond the old connection's numbers ends TIME-WAIT."""
-        if row.tcp_flags & (SYN | ACK | RST) != SYN or not self.flag(c, Flag.ORPHAN):
+        if row.tcp_flags & (SYN | ACK | RST) != SYN or not self.conns.flag(c, Flag.ORPHAN):
             return False
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         newer = seq_lt(tcb.rcv_nxt, row.seq)
-        if self.flag(c, Flag.TS) and row.has_timestamp:
+        if self.conns.flag(c, Flag.TS) and row.has_timestamp:
             newer = newer or seq_lt(tcb.ts_recent, row.tsval)
         if newer:
-            self.floor = tcb.snd_nxt
-            self.enter(c, TcpState.CLOSED)
-            self.free_row(c)
-            self.stats.time_wait_reused += 1
+            self.passive.floor = tcb.snd_nxt
+            self.control.enter(c, TcpState.CLOSED)
+            self.conns.free_row(c)
+            self.conns.stats.time_wait_reused += 1
         return bool(newer)
 
     def _in_syn_sent(self, c: int, batch: RxBatch, i: int) -> None:
         """3.10.7.3."""
-        row, tcb = batch.row(i), self.tcbs[c]
+        row, tcb = batch.row(i), self.conns.tcbs[c]
         flags = row.tcp_flags
         if flags & ACK and not (seq_lt(tcb.iss, row.ack) and seq_le(row.ack, tcb.snd_nxt)):
             if not flags & RST:
-                self.reset_for(batch, i)
+                self.passive.reset_for(batch, i)
             return
         if flags & RST:
             if flags & ACK:
-                self.stats.resets_in += 1
-                self.closed(c, errno.ECONNREFUSED)
+                self.conns.stats.resets_in += 1
+                self.control.closed(c, errno.ECONNREFUSED)
             return
         if not flags & SYN:
             return
-        self.read_syn(c, row)
+        read_syn(self.conns, c, row)
         if flags & ACK:
             tcb.timers.rto = tcb.backoff = tcb.user_retries = 0
             tcb.snd_una = row.ack
             self._first_round_trip(c)
-            self.enter(c, TcpState.ESTABLISHED)
-            self.set_flag(c, Flag.ACK_NOW)
+            self.control.enter(c, TcpState.ESTABLISHED)
+            self.conns.set_flag(c, Flag.ACK_NOW)
         else:  # simultaneous open
-            self.enter(c, TcpState.SYN_RECEIVED)
+            self.control.enter(c, TcpState.SYN_RECEIVED)
             tcb.timers.rto = 0
-            self._send_syn(c)
+            self.control.send_syn(c)
 
     def _in_other(self, c: int, batch: RxBatch, i: int) -> None:
         """3.10.7.4: sequence number, RST, SYN, ACK, data, FIN, in that order."""
-        tcb, row = self.tcbs[c], batch.row(i)
-        flags, seq, length = row.tcp_flags, row.seq, row.len
-        tcb.last_in = self.now
+        conns, row = self.conns, batch.row(i)
+        tcb, flags, seq = conns.tcbs[c], row.tcp_flags, row.seq
+        tcb.last_in = conns.now
         tcb.keep_probes = 0
         if self._is_old(c, row):
-            self.stats.paws += 1
-            if length:
-                calls.duplicate_in(self.at, c, seq, length)
-            self.set_flag(c, Flag.ACK_NOW)
+            conns.stats.paws += 1
+            if row.len:
+                calls.duplicate_in(conns.at, c, seq, row.len)
+            conns.set_flag(c, Flag.ACK_NOW)
             return
-        if not self._acceptable(c, seq, length + bool(flags & SYN) + bool(flags & FIN)):
-            if flags & SYN and tcb.state == TcpState.SYN_RECEIVED and seq == tcb.irs:
-                self._send_syn(c)  # our SYN-ACK was lost
-            elif not flags & RST:
-                if seq_lt(seq, tcb.rcv_nxt):
-                    self.stats.dup_dropped += 1
-                else:
-                    self.stats.beyond_window += 1
-                if length and seq_lt(seq, tcb.rcv_nxt):
-                    calls.duplicate_in(self.at, c, seq, length)
-                self.set_flag(c, Flag.ACK_NOW)
-                if seq == tcb.rcv_nxt and flags & ACK and not flags & SYN:
-                    self._acknowledgement(c, batch, i)  # window closed: its ACK still counts
-                elif tcb.state == TcpState.TIME_WAIT:
-                    self.timer(c, "wait", self.config.time_wait_ns)
+        if not self._acceptable(c, seq, row.len + bool(flags & SYN) + bool(flags & FIN)):
+            self._unacceptable(c, batch, i)
             return
         if flags & RST:
             if seq == tcb.rcv_nxt:
-                self.stats.resets_in += 1
+                conns.stats.resets_in += 1
                 refused = tcb.state == TcpState.SYN_RECEIVED
-                self.closed(c, errno.ECONNREFUSED if refused else errno.ECONNRESET)
+                self.control.closed(c, errno.ECONNREFUSED if refused else errno.ECONNRESET)
             else:
                 self._challenge(c)
             return
@@ -232,43 +234,71 @@ class Tcp(Opening):
             return
         if not flags & ACK:
             return
-        if self.flag(c, Flag.TS) and row.has_timestamp and seq_le(seq, tcb.last_ack_sent):
-            tcb.ts_recent, tcb.ts_recent_at = row.tsval, self.now
-        if not self._acknowledgement(c, batch, i):
+        if conns.flag(c, Flag.TS) and row.has_timestamp and seq_le(seq, tcb.last_ack_sent):
+            tcb.ts_recent, tcb.ts_recent_at = row.tsval, conns.now
+        if not self._acknowledgement(c, batch, i) or not self._data(c, batch, i):
             return
-        if length and tcb.state in (TcpState.ESTABLISHED, TcpState.FIN_WAIT_1, TcpState.FIN_WAIT_2):
-            if self.flag(c, Flag.ORPHAN):
-                self._segment(c, tcb.snd_nxt, RST | ACK)
-                self.stats.out_rst += 1
-                self.closed(c, errno.ECONNRESET)
-                return
-            queued = tcb.oq_bufs
-            gained = calls.data_in(self.at, c, batch.at, i)
-            if tcb.oq_bufs or queued or gained < length:
-                # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
-                # that the peer sees as many duplicates as segments arrived behind the gap.
-                calls.acknowledge(self.at, c)
         if flags & FIN:
-            tcb.fin_seq = (seq + length) & MASK32
-            self.set_flag(c, Flag.FIN_SEEN)
-        if self.flag(c, Flag.FIN_SEEN) and tcb.rcv_nxt == tcb.fin_seq:
+            tcb.fin_seq = (seq + row.len) & MASK32
+            conns.set_flag(c, Flag.FIN_SEEN)
+        if conns.flag(c, Flag.FIN_SEEN) and tcb.rcv_nxt == tcb.fin_seq:
             self._fin(c)
+
+    def _unacceptable(self, c: int, batch: RxBatch, i: int) -> None:
+        """First check: outside the window. Answered by an ACK, unless it is a RST."""
+        conns, row = self.conns, batch.row(i)
+        tcb, flags, seq = conns.tcbs[c], row.tcp_flags, row.seq
+        if flags & SYN and tcb.state == TcpState.SYN_RECEIVED and seq == tcb.irs:
+            self.control.send_syn(c)  # our SYN-ACK was lost
+        elif not flags & RST:
+            if seq_lt(seq, tcb.rcv_nxt):
+                conns.stats.dup_dropped += 1
+                if row.len:
+                    calls.duplicate_in(conns.at, c, seq, row.len)
+            else:
+                conns.stats.beyond_window += 1
+            conns.set_flag(c, Flag.ACK_NOW)
+            if seq == tcb.rcv_nxt and flags & ACK and not flags & SYN:
+                self._acknowledgement(c, batch, i)  # window closed: its ACK still counts
+            elif tcb.state == TcpState.TIME_WAIT:
+                conns.timer(c, "wait", conns.config.time_wait_ns)
+
+    def _data(self, c: int, batch: RxBatch, i: int) -> bool:
+        """Seventh: the segment text. False: the connection is over, nobody is there to take it."""
+        conns, row = self.conns, batch.row(i)
+        tcb = conns.tcbs[c]
+        if not row.len or tcb.state not in (
+            TcpState.ESTABLISHED, TcpState.FIN_WAIT_1, TcpState.FIN_WAIT_2
+        ):  # fmt: skip
+            return True
+        if conns.flag(c, Flag.ORPHAN):
+            self.control.segment(c, tcb.snd_nxt, RST | ACK)
+            conns.stats.out_rst += 1
+            self.control.closed(c, errno.ECONNRESET)
+            return False
+        queued = tcb.oq_bufs
+        gained = calls.data_in(conns.at, c, batch.at, i)
+        if tcb.oq_bufs or queued or gained < row.len:
+            # RFC 5681, 4.2: at once for a gap and for what fills one, not once a batch, so
+            # that the peer sees as many duplicates as segments arrived behind the gap.
+            calls.acknowledge(conns.at, c)
+        return True
 
     def _is_old(self, c: int, row: RxRow) -> bool:
         """Protection against wrapped sequence numbers (RFC 7323, 5): the timestamp is an older one.
 
         After 24 days of silence the one that is known means nothing any more (5.5).
         """
-        tcb = self.tcbs[c]
-        if not self.flag(c, Flag.TS) or not row.has_timestamp or row.tcp_flags & RST:
+        tcb = self.conns.tcbs[c]
+        if not self.conns.flag(c, Flag.TS) or not row.has_timestamp or row.tcp_flags & RST:
             return False
-        if self.now - tcb.ts_recent_at > PAWS_NS:
+        if self.conns.now - tcb.ts_recent_at > PAWS_NS:
             return False
         return bool(seq_lt(row.tsval, tcb.ts_recent))
 
     def _acceptable(self, c: int, seq: int, length: int) -> bool:
         """3.4, table 6."""
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         nxt, edge = tcb.rcv_nxt, tcb.rcv_adv
         if nxt == edge:
             return length == 0 and seq == nxt
@@ -279,43 +309,43 @@ class Tcp(Opening):
 
     def _challenge(self, c: int) -> None:
         """RFC 5961: answer what might be forged with an ACK, but not more often than twice a second (7)."""
-        tcb = self.tcbs[c]
-        if not tcb.challenged_at or self.now - tcb.challenged_at >= CHALLENGE_NS:
-            tcb.challenged_at = self.now
-            self.stats.challenge_ack += 1
-            self.set_flag(c, Flag.ACK_NOW)
+        tcb = self.conns.tcbs[c]
+        if not tcb.challenged_at or self.conns.now - tcb.challenged_at >= CHALLENGE_NS:
+            tcb.challenged_at = self.conns.now
+            self.conns.stats.challenge_ack += 1
+            self.conns.set_flag(c, Flag.ACK_NOW)
 
     def _acknowledgement(self, c: int, batch: RxBatch, i: int) -> bool:
         """The ACK field, and the SACK option with it. False: nothing further of this segment counts."""
-        row, tcb = batch.row(i), self.tcbs[c]
+        row, tcb = batch.row(i), self.conns.tcbs[c]
         ack = row.ack
         if tcb.state == TcpState.SYN_RECEIVED:
             if not (seq_lt(tcb.snd_una, ack) and seq_le(ack, tcb.snd_nxt)):
-                self.reset_for(batch, i)
+                self.passive.reset_for(batch, i)
                 return False
             self._established(c, row)
         una = tcb.snd_una
         if seq_lt(tcb.snd_nxt, ack) or seq_diff(una, ack) > tcb.max_snd_wnd:
-            self.stats.bad_ack += 1  # RFC 5961, section 5
+            self.conns.stats.bad_ack += 1  # RFC 5961, section 5
             self._challenge(c)
             return False
         wnd = row.window << tcb.snd_scale
         if tcb.timers.persist or not wnd:
             tcb.user_retries = 0  # a probe was answered, or what is sent again into a closed window
         advanced = bool(seq_lt(una, ack))
-        echo = row.tsecr if self.flag(c, Flag.TS) and row.has_timestamp else -1
+        echo = row.tsecr if self.conns.flag(c, Flag.TS) and row.has_timestamp else -1
         if advanced:
-            calls.advance_una(self.at, c, ack, echo)
+            calls.advance_una(self.conns.at, c, ack, echo)
         elif ack == una and row.len == 0 and not row.tcp_flags & FIN and wnd == tcb.snd_wnd:
-            if tcb.tq_head and not self.flag(c, Flag.SACK):
+            if tcb.tq_head and not self.conns.flag(c, Flag.SACK):
                 tcb.dupacks += 1
         duplicate = False
-        if row.sack and self.flag(c, Flag.SACK):
+        if row.sack and self.conns.flag(c, Flag.SACK):
             option = row.header + row.sack
             size = ctypes.c_uint8.from_address(option + 1).value
-            duplicate = calls.sack_in(self.at, c, option, size, ack, echo)
-        if tcb.tq_head or self.flag(c, Flag.RECOVERY | Flag.LOSS) or tcb.tlp_end >= 0:
-            calls.after_ack(self.at, c, tcb.snd_una, advanced, duplicate)
+            duplicate = calls.sack_in(self.conns.at, c, option, size, ack, echo)
+        if tcb.tq_head or self.conns.flag(c, Flag.RECOVERY | Flag.LOSS) or tcb.tlp_end >= 0:
+            calls.after_ack(self.conns.at, c, tcb.snd_una, advanced, duplicate)
         if seq_lt(tcb.snd_wl1, row.seq) or (tcb.snd_wl1 == row.seq and seq_le(tcb.snd_wl2, ack)):
             tcb.snd_wnd, tcb.snd_wl1, tcb.snd_wl2 = wnd, row.seq, ack
             tcb.max_snd_wnd = max(tcb.max_snd_wnd, wnd)
@@ -325,87 +355,89 @@ class Tcp(Opening):
 
     def _fin_acked(self, c: int) -> bool:
         """State changes when our FIN is acknowledged."""
-        tcb = self.tcbs[c]
-        if self.flag(c, Flag.FIN_SENT) and tcb.snd_una == tcb.snd_nxt:
+        tcb = self.conns.tcbs[c]
+        if self.conns.flag(c, Flag.FIN_SENT) and tcb.snd_una == tcb.snd_nxt:
             state = tcb.state
             if state == TcpState.FIN_WAIT_1:
-                self.enter(c, TcpState.FIN_WAIT_2)
-                if self.flag(c, Flag.ORPHAN):
-                    self.timer(c, "wait", self.config.fin_wait_ns)
+                self.control.enter(c, TcpState.FIN_WAIT_2)
+                if self.conns.flag(c, Flag.ORPHAN):
+                    self.conns.timer(c, "wait", self.conns.config.fin_wait_ns)
             elif state == TcpState.CLOSING:
                 self._time_wait(c)
             elif state == TcpState.LAST_ACK:
-                self.closed(c, 0)
+                self.control.closed(c, 0)
                 return False
         return True
 
     def _established(self, c: int, row: RxRow) -> None:
-        tcb = self.tcbs[c]
-        self.enter(c, TcpState.FIN_WAIT_1 if self.flag(c, Flag.FIN_QUEUED) else TcpState.ESTABLISHED)
+        tcb = self.conns.tcbs[c]
+        self.control.enter(
+            c, TcpState.FIN_WAIT_1 if self.conns.flag(c, Flag.FIN_QUEUED) else TcpState.ESTABLISHED
+        )
         tcb.timers.rto = tcb.backoff = tcb.user_retries = 0
         tcb.snd_wnd = tcb.max_snd_wnd = row.window << tcb.snd_scale
         tcb.snd_wl1, tcb.snd_wl2 = row.seq, row.ack
         tcb.snd_una = (tcb.iss + 1) & MASK32
         self._first_round_trip(c)
-        calls.pledge_anew(self.at, c)
-        calls.note_starved(self.at, c)  # the SYN-ACK may have said that there is no window
-        for listener in self.listeners.values():
+        calls.pledge_anew(self.conns.at, c)
+        calls.note_starved(self.conns.at, c)  # the SYN-ACK may have said that there is no window
+        for listener in self.conns.listeners.values():
             if listener.id == tcb.listener:
                 listener.half_open.remove(c)
                 listener.ready.append(c)
 
     def _first_round_trip(self, c: int) -> None:
         """Our SYN was acknowledged: the first measure, unless it was sent more than once (RFC 6298)."""
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         tcb.timers.rto = 0
         if tcb.rtt_syn:
-            calls.round_trip(self.at, c, self.now - tcb.rtt_syn)
-            tcb.min_rtt = max(self.now - tcb.rtt_syn, 1)
+            calls.round_trip(self.conns.at, c, self.conns.now - tcb.rtt_syn)
+            tcb.min_rtt = max(self.conns.now - tcb.rtt_syn, 1)
         tcb.rtt_syn = 0
 
     def _fin(self, c: int) -> None:
         """The peer's FIN is next in sequence."""
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         state = tcb.state
         if state in (TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT):
             return
         tcb.rcv_nxt = (tcb.rcv_nxt + 1) & MASK32
         if seq_lt(tcb.rcv_adv, tcb.rcv_nxt):
             tcb.rcv_adv = tcb.rcv_nxt
-        self.set_flag(c, Flag.ACK_NOW)
+        self.conns.set_flag(c, Flag.ACK_NOW)
         if state == TcpState.ESTABLISHED:
-            self.enter(c, TcpState.CLOSE_WAIT)
+            self.control.enter(c, TcpState.CLOSE_WAIT)
         elif state == TcpState.FIN_WAIT_1:
-            self.enter(c, TcpState.CLOSING)
+            self.control.enter(c, TcpState.CLOSING)
         else:
             self._time_wait(c)
 
     def _time_wait(self, c: int) -> None:
-        tcb = self.tcbs[c]
-        self.enter(c, TcpState.TIME_WAIT)
+        tcb = self.conns.tcbs[c]
+        self.control.enter(c, TcpState.TIME_WAIT)
         tcb.timers.rto = tcb.timers.persist = tcb.timers.pto = tcb.timers.reo = tcb.timers.keep = 0
-        self.timer(c, "wait", self.config.time_wait_ns)
+        self.conns.timer(c, "wait", self.conns.config.time_wait_ns)
 
     # -- the network below ------------------------------------------------------------------------
 
     def neighbour_up(self, address: int) -> None:
         """A neighbour's MAC became known or changed: update templates, send what waited for it."""
         high, low = ip_words(address)
-        for c in range(self.record.rows):
-            tcb = self.tcbs[c]
+        for c in range(self.conns.record.rows):
+            tcb = self.conns.tcbs[c]
             if tcb.state and tcb.next_hop == low and tcb.next_hop_hi == high:
-                waited = not self.flag(c, Flag.MAC)
-                self.template(c)
+                waited = not self.conns.flag(c, Flag.MAC)
+                self.conns.template(c)
                 if waited and tcb.state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
                     tcb.user_retries = tcb.timers.rto = 0  # its time begins now
-                    self._send_syn(c)
+                    self.control.send_syn(c)
 
     def icmp_error(self, error: IcmpError) -> None:
         """An ICMP error quotes a segment of ours (RFC 5927: it counts only if that is in flight)."""
-        c = self.lookup(error.source, error.target, error.ports)
-        if c < 0 or self.state(c) == TcpState.CLOSED:
+        c = self.conns.lookup(error.source, error.target, error.ports)
+        if c < 0 or self.conns.state(c) == TcpState.CLOSED:
             return
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         handshake = tcb.state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED)
         inside = seq_le(tcb.snd_una, error.seq) and seq_lt(error.seq, tcb.snd_nxt)
         if not inside:
@@ -413,21 +445,21 @@ class Tcp(Opening):
         if error.mtu:
             self._path_mtu(c, error)
         elif handshake and error.unreachable:
-            self.closed(c, errno.EHOSTUNREACH)
+            self.control.closed(c, errno.EHOSTUNREACH)
         # On an established connection it is a soft error (RFC 5461): retransmissions decide.
 
     def _path_mtu(self, c: int, error: IcmpError) -> None:
         """RFC 1191 and 8201: smaller segments from now on, and what was too big once more."""
-        tcb = self.tcbs[c]
+        tcb = self.conns.tcbs[c]
         if error.mtu >= tcb.path_mtu:
             return
         before = tcb.path_mtu
         tcb.path_mtu = error.mtu
-        mss = max(self._room(c) - (12 if self.flag(c, Flag.TS) else 0), MSS_LEAST)
+        mss = max(self.conns.room(c) - (12 if self.conns.flag(c, Flag.TS) else 0), MSS_LEAST)
         if error.mtu < before and mss < tcb.mss:
-            self.stats.pmtu += 1
-            self.ip.note_mtu(error)
+            self.conns.stats.pmtu += 1
+            self.conns.ip.note_mtu(error)
             tcb.mss = mss
             tcb.cwnd = max(tcb.cwnd, 2 * mss)
-            calls.all_lost(self.at, c)
-            self.output(c)
+            calls.all_lost(self.conns.at, c)
+            self.control.output(c)

@@ -21,7 +21,7 @@ from netmem.inet.icmp import IcmpError, port_unreachable
 from netmem.inet.ip import address_of
 from netmem.inet.poller import Poller
 from netmem.inet.tcp import receive as rx
-from netmem.inet.tcp.machine import Tcp
+from netmem.inet.tcp.connections import Connections
 from netmem.inet.tcp.tcb import RELEASE_ROOM
 from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
 from netmem.inet.udp import kernels as k
@@ -57,12 +57,12 @@ class UdpMessage(NamedTuple):
 class Udp:
     """The UDP of one stack: its sockets' table, shared with the kernels."""
 
-    def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy) -> None:
+    def __init__(self, poller: Poller, conns: Connections, zerocopy: Zerocopy) -> None:
         self.poller, self.zerocopy = poller, zerocopy
-        self.tcp, self.ip, self.dev = tcp, tcp.ip, tcp.dev
+        self.conns, self.ip, self.dev = conns, conns.ip, conns.dev
         self.arena = Arena("udp:sockets", SOCKETS * ctypes.sizeof(UdpSocketRecord))
         self.records = self.arena.array(UdpSocketRecord, 0, SOCKETS)
-        tcp.record.sockets = self.arena.address
+        conns.record.sockets = self.arena.address
         self.sockets: dict[int, UdpSocket] = {}
         self._next_port = 49152
         self._memory: int | None = None
@@ -96,9 +96,9 @@ class Udp:
 
     def forget(self, s: int) -> None:
         """A socket was closed: what it has queued goes back."""
-        record, tcp = self.records[s], self.tcp
-        while k.udp_drop(tcp.at, s, RELEASE_ROOM // 4):
-            tcp.put_released()
+        record, conns = self.records[s], self.conns
+        while k.udp_drop(conns.at, s, RELEASE_ROOM // 4):
+            conns.put_released()
         first = self.records[record.port % SOCKETS]
         if first.bucket == s + 1:
             first.bucket = record.next
@@ -139,7 +139,7 @@ class Udp:
         if size > room:
             raise NetmemError(errno.EMSGSIZE, f"{size} bytes do not fit one packet: {room} at most")
         if tx.is_full():
-            self.tcp.stats.tx_full += 1
+            self.conns.stats.tx_full += 1
             raise NetmemError(errno.ENOBUFS, "the transmit queue is full")
         mac = ip.resolve(ip.next_hop(target))
         if mac is None:
@@ -230,7 +230,7 @@ class UdpSocket:
         each in the datagrams' order. No Python object is made for a datagram. ETOOSMALL when the next one
         has more than ``max_frags`` frags.
         """
-        tcp = self._udp.tcp
+        conns = self._udp.conns
         with self._poller.lock:
             self._check()
             if not self.pending():
@@ -242,8 +242,8 @@ class UdpSocket:
             if self._tokens.record.free < max_frags:
                 self._tokens.reserve(max_frags)
             self._record.tokens_fd = self._tokens.fd
-            handle = k.udp_pool(tcp.at, self._s)
-            pool = pool_of(tcp.dev, handle) if handle else next(iter(tcp.dev.pools.values()))
+            handle = k.udp_pool(conns.at, self._s)
+            pool = pool_of(conns.dev, handle) if handle else next(iter(conns.dev.pools.values()))
             found = np.empty(datagrams, DATAGRAM)
             frags = np.empty(max_frags, FRAG)
             linear = np.empty(LINEAR_ROOM, np.uint8)
@@ -251,10 +251,10 @@ class UdpSocket:
                 rows=found.ctypes.data, rows_room=datagrams, frags=frags.ctypes.data, frags_room=max_frags,
                 linear=linear.ctypes.data, linear_room=LINEAR_ROOM,
             )  # fmt: skip
-            n = k.udp_out(tcp.at, self._s, self._tokens.at, pool.at, ctypes.addressof(into))
+            n = k.udp_out(conns.at, self._s, self._tokens.at, pool.at, ctypes.addressof(into))
             if not n:
                 raise NetmemError(ETOOSMALL, f"the datagram has more than {max_frags} frags")
-            tcp.put_released()
+            conns.put_released()
             rows = found[:n]
             used, size = int(rows["frags"].sum()), int(rows["linear"].sum())
             return rows, linear[:size].tobytes(), frags[:used]
@@ -274,7 +274,7 @@ class UdpSocket:
                 return 0
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._udp.tcp, -1, batch)
+            freed = self._tokens.give_back(self._udp.conns, -1, batch)
             self._poller.given_back()
             if repeated:
                 sanitizer.token_twice(repeated)
@@ -337,7 +337,7 @@ class UdpSocket:
     def _go(self) -> None:
         dev = self._udp.dev
         dev.tx.record.filled += 1
-        self._udp.tcp.stats.udp_out += 1
+        self._udp.conns.stats.udp_out += 1
         dev.xmit()
 
     def zerocopy_completions(self) -> list[tuple[int, int]]:
@@ -367,7 +367,7 @@ class UdpSocket:
             if self._tokens is not None:
                 tokens = self._tokens.all()
                 if len(tokens):
-                    self._tokens.give_back(self._udp.tcp, -1, tokens)
+                    self._tokens.give_back(self._udp.conns, -1, tokens)
                     self._poller.given_back()
                 self._tokens.close()
             self._udp.forget(self._s)

@@ -334,7 +334,7 @@ class Receiver:
             "alloc_fast": sum(p["alloc_fast"] for p in pools),
             "alloc_slow": sum(p["alloc_slow"] for p in pools),
             "recycled": sum(p[name] for p in pools for name in recycled),
-            "tcp": {name: n for name, n in self.device.stack.tcp.counters().items() if n},
+            "tcp": {name: n for name, n in self.device.stack.conns.counters().items() if n},
         }
 
     def close(self) -> None:

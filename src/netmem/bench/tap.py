@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from netmem.base.errors import MissingError
-from netmem.cli.measure import Figure, kernel_receiver, transfer
+from netmem.bench.figures import Figure, kernel_receiver, transfer
 from netmem.hw.process import python_argv
 
 ADDRESS = "10.20.0.2"

@@ -18,7 +18,7 @@ import numpy as np
 
 from netmem.base.clock import MonotonicClock
 from netmem.base.dma import DmaDirection, DmaWatcher
-from netmem.cli import kernels as ck
+from netmem.bench import kernels as ck
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
 from netmem.lab.local import pair
@@ -190,7 +190,7 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
             host.step(clock.now())
     sock = listener.accept(timeout=1)
     # From here on this loop is the NIC: it completes descriptors, and swallows what is sent.
-    stack, tcb = ours.stack, ours.stack.tcp.tcbs[0]
+    stack, tcb = ours.stack, ours.stack.conns.tcbs[0]
     assert isinstance(ours.driver, SoftnicDriver)
     mem = ours.driver._rx[1]
     wire = ours.nic.wire.tx.record
@@ -284,7 +284,7 @@ def transfer(
         assert receiver.stdout is not None
         port = str(json.loads(receiver.stdout.readline())["port"])
         before = _cpu(receiver.pid)
-        sender = python_argv("netmem.cli.sender", address, port, str(size))
+        sender = python_argv("netmem.lab.sender", address, port, str(size))
         subprocess.run([*inside, *sender], timeout=LIMIT_S, check=True)
         summary: dict[str, Any] = json.loads(receiver.stdout.read().splitlines()[-1])
         _, _, usage = os.wait4(receiver.pid, 0)

@@ -15,8 +15,8 @@ import numpy as np
 from netmem.base.address import ip4
 from netmem.base.errors import NetmemError
 from netmem.base.record import clear
-from netmem.cli import kernels as ck
-from netmem.cli.measure import Figure
+from netmem.bench import kernels as ck
+from netmem.bench.figures import Figure
 from netmem.drivers.igb import IgbDriver
 from netmem.hw.process import python_argv
 from netmem.inet.socket import TcpSocket
@@ -58,7 +58,7 @@ def packet_rate(rounds: int, packets: int) -> PacketRate:
             binding = host.dev.bind_rx([0], provider)
             sock = _connect(host)
             frame = frames.tcp(
-                bytes(SEGMENT), sport=PEER_PORT, dport=PORT, seq=0, ack=host.stack.tcp.tcbs[0].snd_nxt
+                bytes(SEGMENT), sport=PEER_PORT, dport=PORT, seq=0, ack=host.stack.conns.tcbs[0].snd_nxt
             )
             _open_window(host, sock, frame)
             by_stack, by_loop, acks = [], [], 0.0
@@ -103,7 +103,7 @@ def _open_window(host: QemuHost, sock: TcpSocket, frame: bytes) -> None:
     while sock.statistics()["window"] < WINDOW:
         if time.monotonic() > deadline:
             raise NetmemError(errno.ETIMEDOUT, f"the window is {sock.statistics()['window']} bytes")
-        seq = host.stack.tcp.tcbs[c].rcv_nxt
+        seq = host.stack.conns.tcbs[c].rcv_nxt
         ck.number_segments(burst.ctypes.data, BURST, size, seq, SEGMENT)
         for n in range(BURST):
             wire.inject(burst[n * size + 4 : (n + 1) * size].tobytes())
@@ -121,7 +121,7 @@ def _open_window(host: QemuHost, sock: TcpSocket, frame: bytes) -> None:
 def _blast(host: QemuHost, frame: bytes, packets: int, seq: int, run: Callable[[], float]) -> float:
     """Start the blaster, ``run`` until all its packets came; seconds from the first to the last."""
     argv = python_argv(
-        "netmem.cli.blaster", "--fd", str(host.cable.fileno()), "--count", str(packets),
+        "netmem.bench.blaster", "--fd", str(host.cable.fileno()), "--count", str(packets),
         "--seq", str(seq), "--frame", frame.hex(),
     )  # fmt: skip
     sender = subprocess.Popen(argv, pass_fds=[host.cable.fileno()])
@@ -134,7 +134,7 @@ def _blast(host: QemuHost, frame: bytes, packets: int, seq: int, run: Callable[[
 
 def _stack_round(host: QemuHost, sock: TcpSocket, frame: bytes, packets: int) -> tuple[float, float]:
     """Packets per second from NIC to application and back to the pool; acknowledgements per packet."""
-    before = host.stack.tcp.counters()["out_acks"]
+    before = host.stack.conns.counters()["out_acks"]
 
     def run() -> float:
         left, start = packets * SEGMENT, 0.0
@@ -147,8 +147,8 @@ def _stack_round(host: QemuHost, sock: TcpSocket, frame: bytes, packets: int) ->
             left -= message.size
         return time.monotonic() - start
 
-    seconds = _blast(host, frame, packets, host.stack.tcp.tcbs[0].rcv_nxt, run)
-    return packets / seconds, (host.stack.tcp.counters()["out_acks"] - before) / packets
+    seconds = _blast(host, frame, packets, host.stack.conns.tcbs[0].rcv_nxt, run)
+    return packets / seconds, (host.stack.conns.counters()["out_acks"] - before) / packets
 
 
 def _ceiling_round(host: QemuHost, frame: bytes, packets: int, acks: float) -> float:

@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> None:
-    """``python -m netmem.cli.sender HOST PORT FILE-OR-SIZE``; waits until the peer closed."""
+    """``python -m netmem.lab.sender HOST PORT FILE-OR-SIZE``; waits until the peer closed."""
     host, port, what = sys.argv[1:4]
     with socket.create_connection((host, int(port)), timeout=60) as sock:
         if what.isdigit():

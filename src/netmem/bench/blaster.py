@@ -1,6 +1,6 @@
 """Sends in-order TCP segments over a stream cable as fast as it takes them, for the benchmarks.
 
-It knows no TCP: it never waits for an acknowledgement and sends nothing twice. Started by ``measure_igb``.
+It knows no TCP: it never waits for an acknowledgement and sends nothing twice. Started by ``bench.igb``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import socket
 
 import numpy as np
 
-from netmem.cli.kernels import number_segments
+from netmem.bench.kernels import number_segments
 
 BATCH = 64
 DRAIN = 1 << 18
 
 
 def main() -> None:
-    """Entry point of ``python -m netmem.cli.blaster``."""
+    """Entry point of ``python -m netmem.bench.blaster``."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("fd", "count", "seq"):
         parser.add_argument(f"--{name}", type=int, required=True)

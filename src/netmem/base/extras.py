@@ -1,0 +1,25 @@
+"""What an installation without extras lacks, said in one line."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+EXTRAS = {"lab": ("numpy", "numba", "pyroute2", "pcapng", "debian")}
+
+
+class MissingExtraError(ImportError):
+    """A part of netmem that this installation does not have; the message says how to get it."""
+
+
+def need(extra: str, module: str) -> None:
+    """Refuse to import ``module`` without the packages of an extra (see ``pyproject.toml``).
+
+    MissingExtraError.
+    """
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"{module} needs packages that are not here ({', '.join(missing)}): "
+            f"pip install 'pynetmem[{extra}]'",
+            name=missing[0],
+        )
