@@ -114,11 +114,10 @@ async def serve_test(stack: netmem.AsyncStack, listener: netmem.TcpListener, bin
 
 async def main(wire: str = "user", tests: str = "1", *addresses: str) -> None:
     """Serve ``tests`` tests, one after the other; ``addresses`` are the stack's on a TAP wire."""
+    plug = netmem.Tap(wire.removeprefix("tap:"), addresses) if addresses else wire
     with (
         netmem.DmabufProvider(64 << 20) as memory,
-        netmem.open_device(
-            wire=wire, addresses=list(addresses) or None, config=netmem.TcpConfig(sndbuf=4 << 20)
-        ) as device,
+        netmem.open_device(wire=plug, config=netmem.TcpConfig(sndbuf=4 << 20)) as device,
     ):
         device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
         with device.bind_rx([1], memory), device.bind_tx(memory) as binding:

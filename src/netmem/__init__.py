@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from netmem.inet.tcp.connections import TcpConfig
     from netmem.inet.tokens import FRAG, DevmemMessage
     from netmem.inet.udp import DATAGRAM, UdpSocket
-    from netmem.lab.device import Device, open_device
+    from netmem.lab.device import Device, Tap, open_device
     from netmem.lab.observe import observe
     from netmem.memory.page_pool import PagePool
     from netmem.memory.params import PagePoolParams
@@ -46,6 +46,7 @@ _WHERE = {
     "Stack": "inet.stack",
     "TcpConfig": "inet.tcp.connections",
     "Device": "lab.device",
+    "Tap": "lab.device",
     "open_device": "lab.device",
     "observe": "lab.observe",
     "PagePool": "memory.page_pool",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,18 +57,7 @@ SOURCES = ("sarif", "html", "markdown")
     help="A JSON report of before: only what got worse fails.",
 )
 @click.option("--no-cache", is_flag=True, help="Judge anew even what was judged before.")
-def command(
-    what: tuple[str, ...],
-    only: tuple[str, ...],
-    kind: str,
-    verbose: bool,
-    limit: float,
-    sanitize: bool,
-    diff: str | None,
-    patch: str | None,
-    baseline: str | None,
-    no_cache: bool,
-) -> None:
+def command(what: tuple[str, ...], kind: str, limit: float, sanitize: bool, **words: Any) -> None:
     """Check drivers, requirement by requirement.
 
     \b
@@ -79,12 +69,12 @@ def command(
     if not what:
         raise click.UsageError("say what to check: a path of C sources, or MODULE:CLASS")
     if len(what) == 1 and ":" in what[0] and not Path(what[0]).exists():
-        if kind in SOURCES or diff or patch or baseline:
+        if kind in SOURCES or words["diff"] or words["patch"] or words["baseline"]:
             raise click.UsageError(f"{what[0]} is a driver in Python: formats are text, json, junit, ktap")
         need("lab", "checking a driver in Python")
         from netmem.cli.check_runtime import check_driver
 
-        sys.exit(check_driver(what[0], only, kind, limit, sanitize, verbose))
+        sys.exit(check_driver(what[0], words["only"], kind, limit, sanitize, words["verbose"]))
     if kind in RUN_TIME:
         raise click.UsageError(
             f"--format {kind} is for drivers in Python; C sources: text, json, sarif, html, markdown"
@@ -95,4 +85,4 @@ def command(
     for path in paths:
         if not path.exists():
             raise click.UsageError(f"{path} does not exist")
-    sys.exit(check_sources(paths, Options(only, kind, verbose, diff, patch, baseline, not no_cache)))
+    sys.exit(check_sources(paths, Options(kind=kind, **words)))

@@ -33,13 +33,13 @@ IN_FULL = 3  # as many drivers are shown with their evidence
 class Options:
     """As given on the command line."""
 
-    only: tuple[str, ...]
     kind: str
+    only: tuple[str, ...]
     verbose: bool
     diff: str | None
     patch: str | None
     baseline: str | None
-    cache: bool
+    no_cache: bool
 
 
 def check_sources(paths: list[Path], options: Options) -> int:
@@ -54,7 +54,7 @@ def check_sources(paths: list[Path], options: Options) -> int:
         if live:
             print(f"\r\033[K{done} of {total} drivers", end="", file=sys.stderr, flush=True)
 
-    cache = cache_folder() if options.cache else None
+    cache = cache_folder() if not options.no_cache else None
     try:
         if options.diff or options.patch:
             change = (

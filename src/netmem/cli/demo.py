@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from netmem.base.errors import MissingError, NetmemError
@@ -113,6 +113,51 @@ def _find(path: str | None) -> tuple[Qemu | None, str]:
         return None, error.strerror or str(error)
 
 
+COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
+    ("NIC", "left"),
+    ("memory", "left"),
+    ("driver can read it", "left"),
+    ("bytes", "right"),
+    ("Gbit/s", "right"),
+    ("split hits", "right"),
+    ("misses", "right"),
+    ("netmems fast", "right"),
+    ("slow", "right"),
+    ("recycled", "right"),
+    ("outstanding", "right"),
+    ("SHA-256", "left"),
+)
+
+
+def _table(size: int) -> Table:
+    table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
+    for name, justify in COLUMNS:
+        table.add_column(name, justify=justify)
+    return table
+
+
+def _row(table: Table, nic: str, memory: str, s: dict[str, Any], wanted: str) -> list[str]:
+    """Add what one run brought; what was wrong with it, at most one line."""
+    right = s["sha256"] == wanted
+    counts = ("alloc_fast", "alloc_slow", "recycled")  # a kernel's pool does not tell them
+    table.add_row(
+        nic,
+        memory,
+        "yes" if s.get("driver_can_read") else "no",
+        str(s["bytes"]),
+        f"{s['goodput_gbit']:.2f}",
+        str(s["hds_hit"]),
+        str(s.get("hds_miss", "")),
+        *(str(s.get(count, "")) for count in counts),
+        str(s["outstanding"]),
+        f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
+    )
+    if not s["error"] and right and not s["outstanding"]:
+        return []
+    why = s["error"] or ("wrong SHA-256" if not right else f"{s['outstanding']} netmems missing")
+    return [f"{nic}, {memory}: {why}"]
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Bytes of the file to send.")
 @click.option("--qemu", metavar="PATH", help="The QEMU to use for igb; by default the one on PATH.")
@@ -127,23 +172,7 @@ def command(size: int, qemu: str | None, with_guest: bool) -> None:
     found, missing = _find(qemu)
     gve = with_guest and is_fetched()
     console = Console(width=None if sys.stdout.isatty() else 165)
-    table = Table(title=f"{size / (1 << 20):g} MiB over TCP into each kind of memory", title_justify="left")
-    for name, justify in (
-        ("NIC", "left"),
-        ("memory", "left"),
-        ("driver can read it", "left"),
-        ("bytes", "right"),
-        ("Gbit/s", "right"),
-        ("split hits", "right"),
-        ("misses", "right"),
-        ("netmems fast", "right"),
-        ("slow", "right"),
-        ("recycled", "right"),
-        ("outstanding", "right"),
-        ("SHA-256", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    failures = []
+    table, failures = _table(size), []
     with tempfile.TemporaryDirectory(prefix="netmem-demo-") as folder:
         path = Path(folder) / "file"
         try:
@@ -155,37 +184,12 @@ def command(size: int, qemu: str | None, with_guest: bool) -> None:
             name = f"{setup.memory} ({setup.exporter})" if setup.memory == "dmabuf" else setup.memory
             with console.status(f"{setup.nic}: receiving into {name}"):
                 s = run_one(setup, path, size)
-            right = s["sha256"] == wanted
-            if s["error"] or not right or s["outstanding"]:
-                why = s["error"] or ("wrong SHA-256" if not right else f"{s['outstanding']} netmems missing")
-                failures.append(f"{setup.nic}, {name}: {why}")
-            table.add_row(
-                setup.nic,
-                name,
-                "yes" if s["driver_can_read"] else "no",
-                str(s["bytes"]),
-                f"{s['goodput_gbit']:.2f}",
-                str(s["hds_hit"]),
-                str(s["hds_miss"]),
-                str(s["alloc_fast"]),
-                str(s["alloc_slow"]),
-                str(s["recycled"]),
-                str(s["outstanding"]),
-                f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
-            )
+            failures += _row(table, setup.nic, name, s, wanted)
         if gve:
             with console.status("gve: the kernel receives in a guest"):
                 s = receive(path, lambda text: None)
-            right = s["sha256"] == wanted
-            if s["error"] or not right or s["outstanding"]:
-                why = s["error"] or ("wrong SHA-256" if not right else "a page pool stays")
-                failures.append(f"gve: {why}")
             series = ".".join(s["release"].split(".")[:2])
-            table.add_row(
-                f"gve (Linux {series})", "dmabuf (udmabuf)", "no", str(s["bytes"]),
-                f"{s['goodput_gbit']:.2f}", str(s["hds_hit"]), "", "", "", "", str(s["outstanding"]),
-                f"{s['sha256'][:12]} {'ok' if right else 'WRONG'}",
-            )  # fmt: skip
+            failures += _row(table, f"gve (Linux {series})", "dmabuf (udmabuf)", s, wanted)
     console.print(table)
     for module in (softnic, igb) if found else (softnic,):
         digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -18,7 +19,7 @@ from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
-from netmem.lab.device import Device, open_device
+from netmem.lab.device import Device, open_device, wire_of
 from netmem.lab.receiver import make_memory
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.netdev.binding import TxBinding
@@ -44,23 +45,7 @@ SEND_BUFFER = 4 << 20
     help="How long the reader may take nothing before the transfer has failed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as a JSON line on stdout.")
-def command(
-    file: str,
-    address: tuple[str, int],
-    allow_remote: bool,
-    nic: str,
-    qemu: str | None,
-    wire: str,
-    addresses: tuple[str, ...],
-    gateways: tuple[str, ...],
-    memory: str,
-    memory_size: int,
-    rx_page_size: int,
-    exporter: str,
-    mtu: int,
-    timeout: float,
-    as_json: bool,
-) -> None:
+def command(**words: Any) -> None:
     """Send FILE to a TCP server, straight from memory that the driver never maps.
 
     \b
@@ -74,43 +59,68 @@ def command(
     closed the other. Otherwise the exit status is 1 (130 after SIGINT, 143 after SIGTERM), and one line says
     how many bytes the reader's host has.
     """
-    chunk = min(CHUNK, memory_size // 2)
+    job = _Job(**words)
     try:
-        if memory != "none":
-            check_size(memory_size, rx_page_size)
-        with open_device(
-            nic,
-            mtu=mtu,
-            qemu=qemu,
-            wire=wire,
-            addresses=list(addresses),
-            gateways=list(gateways),
-            config=TcpConfig(sndbuf=SEND_BUFFER),
-            drop_privileges=True,
-        ) as device:
-            provider = make_memory(device, nic, memory, memory_size, rx_page_size, exporter)
-            try:
-                binding = device.bind_tx(provider) if provider is not None else None
-                target = device.reach(*address, allow_remote=allow_remote)
-                summary = _send(device, file, target, provider, binding, chunk, timeout)
-                summary["memory"] = memory
-                if binding is not None:
-                    binding.close()
-                    summary["in_flight"] = binding.in_flight
-            finally:
-                if provider is not None:
-                    provider.close()
+        if job.memory != "none":
+            check_size(job.memory_size, job.rx_page_size)
+        summary = _run(job)
     except NetmemError as error:
-        raise usage(_named(error, wire, address)) from None
-    if as_json:
+        raise usage(_named(error, job.wire, job.address)) from None
+    if job.as_json:
         print(json.dumps(document("send", summary)), flush=True)
     else:
         print(
-            f"netmem: {summary['bytes']} bytes to {address[0]}:{address[1]} in {summary['seconds']:.3f} s, "
-            f"{summary['goodput_gbit']} Gbit/s, from {memory} memory in {summary['calls']} sends; "
-            f"{summary['retrans']} segments sent again",
+            f"netmem: {summary['bytes']} bytes to {job.address[0]}:{job.address[1]} in "
+            f"{summary['seconds']:.3f} s, {summary['goodput_gbit']} Gbit/s, from {job.memory} memory in "
+            f"{summary['calls']} sends; {summary['retrans']} segments sent again",
             file=sys.stderr,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """The words of the command."""
+
+    file: str
+    address: tuple[str, int]
+    allow_remote: bool
+    nic: str
+    qemu: str | None
+    wire: str
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+    memory: str
+    memory_size: int
+    rx_page_size: int
+    exporter: str
+    mtu: int
+    timeout: float
+    as_json: bool
+
+
+def _run(job: _Job) -> dict[str, Any]:
+    """Open a device, send, and close all; the summary."""
+    with open_device(
+        job.nic,
+        mtu=job.mtu,
+        qemu=job.qemu,
+        wire=wire_of(job.wire, job.addresses, job.gateways) or "user",
+        config=TcpConfig(sndbuf=SEND_BUFFER),
+        drop_privileges=True,
+    ) as device:
+        provider = make_memory(device, job.nic, job.memory, job.memory_size, job.rx_page_size, job.exporter)
+        try:
+            binding = device.bind_tx(provider) if provider is not None else None
+            target = device.reach(*job.address, allow_remote=job.allow_remote)
+            summary = _send(device, job, target, provider, binding)
+            summary["memory"] = job.memory
+            if binding is not None:
+                binding.close()
+                summary["in_flight"] = binding.in_flight
+        finally:
+            if provider is not None:
+                provider.close()
+    return summary
 
 
 def _named(error: NetmemError, wire: str, address: tuple[str, int]) -> NetmemError:
@@ -136,10 +146,14 @@ class _CutShort(NetmemError):
 
 
 def _send(
-    device: Device, file: str, target: tuple[str, int], provider: AreaProvider | None,
-    binding: TxBinding | None, chunk: int, timeout: float,
-) -> dict[str, Any]:  # fmt: skip
-    with open(file, "rb", buffering=0) as source, device.connect(*target, timeout=timeout) as sock:
+    device: Device,
+    job: _Job,
+    target: tuple[str, int],
+    provider: AreaProvider | None,
+    binding: TxBinding | None,
+) -> dict[str, Any]:
+    chunk, timeout = min(CHUNK, job.memory_size // 2), job.timeout
+    with open(job.file, "rb", buffering=0) as source, device.connect(*target, timeout=timeout) as sock:
         size = os.fstat(source.fileno()).st_size
         start = time.monotonic()
         sock.timeout = timeout

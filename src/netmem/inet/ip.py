@@ -6,7 +6,7 @@ import ctypes
 import errno
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from netmem.base.address import ip, ip_text, is_ip4
 from netmem.base.clock import SEC
@@ -43,7 +43,7 @@ class Ip:
     for an ICMP error about a packet of ours. Errors: EINVAL for what is no address.
     """
 
-    def __init__(self, dev: NetDevice, addresses: list[str], gateways: list[str]) -> None:
+    def __init__(self, dev: NetDevice, addresses: Sequence[str], gateways: Sequence[str]) -> None:
         self.dev = dev
         self.mac = dev.driver.mac_address()
         self.cache = nb.NeighbourCache()

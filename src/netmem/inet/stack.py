@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from netmem.base.address import endpoint, ip_words
@@ -40,15 +40,15 @@ class Stack:
     def __init__(
         self,
         dev: NetDevice,
-        addresses: str | list[str],
+        addresses: str | Sequence[str],
         *,
-        gateways: list[str] | None = None,
+        gateways: Sequence[str] = (),
         clock: Clock | None = None,
         config: TcpConfig | None = None,
     ) -> None:
         self.dev = dev
         self.clock: Clock = clock or MonotonicClock()
-        self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways or [])
+        self.ip = Ip(dev, [addresses] if isinstance(addresses, str) else addresses, gateways)
         self.conns = Connections(dev, self.ip, config or TcpConfig())
         self.tcp = Tcp(self.conns)
         self.poller = Poller(dev, self.clock, self.conns.record, self._work, self._device_gone)

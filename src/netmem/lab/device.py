@@ -7,6 +7,8 @@ import errno
 import ipaddress
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from netmem.base.board import boards
 from netmem.base.errors import NetmemError
@@ -41,6 +43,27 @@ NICS: dict[str, type[SoftnicDriver] | type[IgbDriver]] = {"softnic": SoftnicDriv
 MAX_QUEUES = 16
 LINGER_S, LINGER_MOST_S = 5.0, 60.0  # for the last bytes: without progress, and in all
 SEND_BUFFER = 4 << 20  # of the gateway, per connection: deep enough to keep both processes busy
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A wire to an interface of this host. ``addresses``: ours, ADDRESS/LENGTH; ``gateways``: our routers."""
+
+    name: str
+    addresses: Sequence[str] = (TAP_ADDRESS,)
+    gateways: Sequence[str] = ()
+
+
+def wire_of(wire: str, addresses: Sequence[str] = (), gateways: Sequence[str] = ()) -> Tap | None:
+    """The TAP that ``tap:NAME`` names, None for ``user``. EINVAL for what is neither."""
+    kind, _, name = wire.partition(":")
+    if kind not in ("user", "tap") or (kind == "user") == bool(name):
+        raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
+    if kind == "tap":
+        return Tap(name, tuple(addresses) or (TAP_ADDRESS,), tuple(gateways))
+    if addresses or gateways:
+        raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
+    return None
 
 
 def steer(dev: NetDevice, port: int, queue: int, proto: int = PROTO_TCP) -> int | None:
@@ -212,18 +235,16 @@ def open_device(
     bounce: bool = False,
     config: TcpConfig | None = None,
     qemu: str | None = None,
-    wire: str = "user",
-    addresses: list[str] | None = None,
-    gateways: list[str] | None = None,
+    wire: str | Tap = "user",
     drop_privileges: bool = False,
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
     ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH).
-    ``wire``: ``user``, or ``tap:NAME``, an interface of this host, made and brought up here (root). On the
-    user wire the stack has addresses 10.0.2.15 and fd00::f, and a gateway offers host ports
-    (``Device.forward``); on a TAP it has ``addresses``, by default 10.20.0.2/24, and the routers
-    ``gateways``; segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on
+    ``wire``: ``user``, or a ``Tap``, an interface of this host, made and brought up here (root); ``tap:NAME``
+    is one with the default address. On the user wire the stack has addresses 10.0.2.15 and fd00::f, and a
+    gateway offers host ports (``Device.forward``); on a TAP it has the addresses and routers of the ``Tap``,
+    and segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on
     which page memory must be synced. ``drop_privileges``: once what needs them is open, this thread, and all
     that it starts from then on, gives up all capabilities but CAP_DAC_OVERRIDE (files are written whoever
     they belong to); the NIC's process of a softnic has none in any case.
@@ -238,35 +259,52 @@ def open_device(
         raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to {MAX_QUEUES} are possible")
     if not 576 <= mtu <= NICS[nic].max_mtu:
         raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
-    kind, _, name = wire.partition(":")
-    if kind not in ("user", "tap") or (kind == "user") == bool(name):
-        raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
-    if kind == "tap":
-        mine = addresses or [TAP_ADDRESS]
-        return _open_on_tap(nic, name, mine, gateways, queues, mtu, bounce, config, qemu, drop_privileges)
-    if addresses or gateways:
-        raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
-    raise_file_limit()
-    label, number = _free_name()
-    if drop_privileges:
-        drop_capabilities([CAP_DAC_OVERRIDE])
-    bus: ProcessBus | QemuBus
+    tap = wire_of(wire) if isinstance(wire, str) else wire
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute
-        ensure_compiled()
+    ensure_compiled()
+    wanted = _Wanted(nic, queues, mtu, bounce, qemu, *_free_name(), drop_privileges)
+    if tap is not None:
+        return _open_on_tap(wanted, tap, config)
+    raise_file_limit()
+    wanted.drop_privileges()
+    bus: ProcessBus | QemuBus
+    if nic == "igb":
         bus = lab_qemu.start_user(
-            qemu, network=NETWORK, gateway=GATEWAY, number=number, guest=ADDRESS, bounce=bounce
+            qemu, network=NETWORK, gateway=GATEWAY, number=wanted.number, guest=ADDRESS, bounce=bounce
         )
-        dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu, name=label)
     else:
-        ensure_compiled()
-        bus = _start_softnic(mtu, bounce, number)
-        dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name=label)
-    return _on(bus, dev, both(ADDRESS), None, config)
+        bus = _start_softnic(mtu, bounce, wanted.number)
+    return _on(bus, wanted.open(bus), both(ADDRESS), (), config)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A device to be opened, whatever its wire is."""
+
+    nic: str
+    queues: int
+    mtu: int
+    bounce: bool
+    qemu: str | None
+    name: str
+    number: int
+    drop: bool
+
+    def open(self, bus: ProcessBus | QemuBus) -> NetDevice:
+        """The net device over a started NIC."""
+        if isinstance(bus, QemuBus):
+            return lab_qemu.open_igb(bus, rx_queues=self.queues, mtu=self.mtu, name=self.name)
+        return open_netdev(SoftnicDriver(bus), rx_queues=self.queues, mtu=self.mtu, name=self.name)
+
+    def drop_privileges(self) -> None:
+        """Now that what needs them is open."""
+        if self.drop:
+            drop_capabilities([CAP_DAC_OVERRIDE])
 
 
 def _on(
-    bus: ProcessBus | QemuBus, dev: NetDevice, addresses: list[str], gateways: list[str] | None,
+    bus: ProcessBus | QemuBus, dev: NetDevice, addresses: Sequence[str], gateways: Sequence[str],
     config: TcpConfig | None, hosts: list[str] | None = None,
 ) -> Device:  # fmt: skip
     """A stack on a net device, served; the NIC ends when that fails."""
@@ -279,39 +317,23 @@ def _on(
     return Device(bus, dev, stack, hosts)
 
 
-def _open_on_tap(
-    nic: str,
-    name: str,
-    addresses: list[str],
-    gateways: list[str] | None,
-    queues: int,
-    mtu: int,
-    bounce: bool,
-    config: TcpConfig | None,
-    qemu: str | None,
-    drop_privileges: bool,
-) -> Device:
+def _open_on_tap(wanted: _Wanted, tap: Tap, config: TcpConfig | None) -> Device:
     bus: ProcessBus | QemuBus
-    label, number = _free_name()
-    if nic == "igb":
-        find_qemu(qemu)
-    ensure_compiled()
     # The 82576 knows nothing of 64 KiB frames, nor of checksums that are still to be made.
-    fd = open_tap(name, offload=nic != "igb")
+    fd = open_tap(tap.name, offload=wanted.nic != "igb")
     try:
-        hosts = configure_tap(name, addresses, mtu=mtu)
-        if drop_privileges:
-            drop_capabilities([CAP_DAC_OVERRIDE])
-        if nic == "igb":
-            bus = lab_qemu.start_tap(qemu, fd, number, bounce=bounce)
-            dev = lab_qemu.open_igb(bus, rx_queues=queues, mtu=mtu, name=label)
+        hosts = configure_tap(tap.name, tap.addresses, mtu=wanted.mtu)
+        wanted.drop_privileges()
+        if wanted.nic == "igb":
+            bus = lab_qemu.start_tap(wanted.qemu, fd, wanted.number, bounce=wanted.bounce)
         else:
-            bus = _start_softnic(mtu, bounce, number, fd)
-            dev = open_netdev(SoftnicDriver(bus), rx_queues=queues, mtu=mtu, name=label)
+            bus = _start_softnic(wanted.mtu, wanted.bounce, wanted.number, fd)
+        dev = wanted.open(bus)
+        if wanted.nic != "igb":
             dev.ethtool.set_features(rx_gro_hw=True)
     finally:
         os.close(fd)
-    return _on(bus, dev, addresses, gateways, config, hosts)
+    return _on(bus, dev, tap.addresses, tap.gateways, config, hosts)
 
 
 def _free_name() -> tuple[str, int]:

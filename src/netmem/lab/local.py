@@ -49,7 +49,6 @@ class LocalHost:
         rx_queues: int = 1,
         mtu: int = 1500,
         bounce: bool = False,
-        name: str = "nm0",
         clock: Clock | None = None,
         config: TcpConfig | None = None,
         driver: Callable[[Any], Driver] = SoftnicDriver,
@@ -59,7 +58,7 @@ class LocalHost:
         self.nic = SoftNic(self.bus.bar_fd, self.bus.irq_fd, wire, rx_queues=16, tx_queues=1, mac=mac)
         self.bus.attach(self.nic)
         self.driver = driver(self.bus)
-        self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name=name)
+        self.dev = open_netdev(self.driver, rx_queues=rx_queues, mtu=mtu, name="nm0")
         self.stack = Stack(self.dev, both(address), clock=clock, config=config)
 
     def step(self, now: int) -> bool:

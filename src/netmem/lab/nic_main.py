@@ -33,7 +33,8 @@ class UserEnd:
     def __init__(self, args: argparse.Namespace) -> None:
         self.wire, theirs = cable()
         config = TcpConfig(connections=4096, sndbuf=args.sndbuf, time_wait_ns=MS)
-        self.host = LocalHost(theirs, args.gateway, mtu=args.mtu, name="gateway", config=config)
+        self.host = LocalHost(theirs, args.gateway, mtu=args.mtu, config=config)
+        self.host.dev.name = "gateway"
         self.gateway = Gateway(self.host, args.guest)
 
     def before(self, now: int) -> bool:

@@ -18,7 +18,7 @@ from netmem.base.errors import NetmemError
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tokens import DevmemMessage
-from netmem.lab.device import Device, open_device
+from netmem.lab.device import Device, open_device, wire_of
 from netmem.memory.calls import gather
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
@@ -148,8 +148,8 @@ class Receiver:
             check_size(setup.memory_size, setup.rx_page_size)
         try:
             self.device = open_device(
-                setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu, wire=setup.wire,
-                addresses=list(setup.addresses), gateways=list(setup.gateways),
+                setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu,
+                wire=wire_of(setup.wire, setup.addresses, setup.gateways) or "user",
                 drop_privileges=setup.drop_privileges,
             )  # fmt: skip
             self.provider = make_memory(

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from netmem.contract.lint import api
-from netmem.contract.lint.labels import FLAGS, READABLE, UNREADABLE, Frame, State, names
+from netmem.contract.lint.labels import (
+    EMPTY,
+    FLAGS,
+    READABLE,
+    SPLIT,
+    UNREADABLE,
+    UNSPLIT,
+    Frame,
+    Labels,
+    State,
+    names,
+)  # fmt: skip
 from netmem.contract.lint.lowering import Expr
 
 
@@ -33,6 +44,14 @@ class Conditions(State):
     def _pop(self, f: Frame) -> None:
         f.conds.pop()
         f.marks.pop()
+
+    def _control(self, f: Frame, value: Expr) -> Labels:
+        """A constant chosen by what follows split follows it too, or its opposite."""
+        if not f.marks[-1][2] or value[0] not in ("num", "id"):
+            return EMPTY
+        if value[1] in ("0", "1", "true", "false"):
+            return SPLIT if (value[1] in ("1", "true")) != f.marks[-1][0] else UNSPLIT
+        return SPLIT if value[1].isupper() else EMPTY
 
     def _conclude(self, f: Frame, value: Expr) -> None:
         """What a caller may conclude from a true, and from a false, result: (readable, mode not judged)."""

@@ -233,14 +233,6 @@ class Flow(Places):
         else:
             f.env = merge(then_env, else_env)
 
-    def _control(self, f: Frame, value: Expr) -> Labels:
-        """A constant chosen by what follows split follows it too, or its opposite."""
-        if not f.marks[-1][2] or value[0] not in ("num", "id"):
-            return EMPTY
-        if value[1] in ("0", "1", "true", "false"):
-            return SPLIT if (value[1] in ("1", "true")) != f.marks[-1][0] else UNSPLIT
-        return SPLIT if value[1].isupper() else EMPTY
-
     # -- expressions -----------------------------------------------------------------------------
 
     def _eval(self, f: Frame, e: Expr) -> Labels:
@@ -250,19 +242,7 @@ class Flow(Places):
         if kind == "id":
             return self._load(f, e)
         if kind in ("field", "index", "deref"):
-            if kind == "field" and e[1][0] == "id":
-                base = f.env.get(e[1][1], EMPTY)
-            elif kind == "field" and e[1][0] == "field" and e[1][1][0] in ("id", "field"):
-                base = EMPTY  # nothing happens on the way along fields
-            else:
-                base = self._eval(f, e[1])
-            if kind == "index":
-                self._eval(f, e[2])
-            if kind != "field" and e[1][0] != "addr":
-                self._note(f, "read", "*", base, e)
-            elif kind == "field" and any(label[0] == "va" for label in base):
-                self._note(f, "read", "->", base, e)
-            return self._load(f, e)
+            return self._access(f, e)
         if kind == "addr":
             self._eval(f, e[1])
             return self._load(f, e)
@@ -305,6 +285,23 @@ class Flow(Places):
         for one in e[1]:
             found = self._eval(f, one)
         return found
+
+    def _access(self, f: Frame, e: Expr) -> Labels:
+        """A field, an element, what a pointer points to: reading through payload's address is noted."""
+        kind = e[0]
+        if kind == "field" and e[1][0] == "id":
+            base = f.env.get(e[1][1], EMPTY)
+        elif kind == "field" and e[1][0] == "field" and e[1][1][0] in ("id", "field"):
+            base = EMPTY  # nothing happens on the way along fields
+        else:
+            base = self._eval(f, e[1])
+        if kind == "index":
+            self._eval(f, e[2])
+        if kind != "field" and e[1][0] != "addr":
+            self._note(f, "read", "*", base, e)
+        elif kind == "field" and any(label[0] == "va" for label in base):
+            self._note(f, "read", "->", base, e)
+        return self._load(f, e)
 
     def _store(self, f: Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
         value = self._eval(f, right) if right[0] != "init" else self._eval_init(f, left, right)

@@ -205,6 +205,19 @@ class Lowering:
                 given,
                 node.start_point[0] + 1,
             )
+        if kind == "initializer_list":
+            return ("init", [self._initialiser(c, d) for c in node.named_children if c.type != "comment"])
+        if kind in ("string_literal", "concatenated_string", "sizeof_expression"):
+            return ("str",)
+        if kind == "compound_statement":
+            return ("block", self.block(node, d))
+        made = self._operation(node, kind, d)
+        if made is not None:
+            return made
+        return ("seq", [self.expr(c, d) for c in node.named_children if c.type != "comment"])
+
+    def _operation(self, node: Any, kind: str, d: int) -> Expr | None:
+        """What has operands: fields, elements, pointers, operators; None for anything else."""
         if kind == "field_expression":
             name = node.child_by_field_name("field")
             return (
@@ -239,13 +252,7 @@ class Lowering:
             cond = self.expr(first, d)
             middle = self.expr(then, d) if then is not None else cond
             return ("cond", cond, middle, self.expr(node.child_by_field_name("alternative"), d))
-        if kind == "initializer_list":
-            return ("init", [self._initialiser(c, d) for c in node.named_children if c.type != "comment"])
-        if kind in ("string_literal", "concatenated_string", "sizeof_expression"):
-            return ("str",)
-        if kind == "compound_statement":
-            return ("block", self.block(node, d))
-        return ("seq", [self.expr(c, d) for c in node.named_children if c.type != "comment"])
+        return None
 
     def _initialiser(self, node: Any, depth: int) -> tuple[str, Expr]:
         if node.type != "initializer_pair":

@@ -108,7 +108,10 @@ def payload_sum(frame: FrameRow, total: int) -> int:
 
 @kernel
 def look(nic: NicState, frame: FrameRow) -> None:
-    """Parse a frame's headers once: split point, queue, hash, checksum verdict."""
+    """Parse a frame's headers once: split point, queue, hash, checksum verdict.
+
+    Longer than a screen: header after header, each with what the one before it said.
+    """
     bar = Bar.at(nic.bar)
     hdr, have = frame.header, frame.header_len
     length = have + frame.payload_len + frame.payload2_len

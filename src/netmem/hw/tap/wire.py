@@ -9,6 +9,7 @@ import fcntl
 import ipaddress
 import os
 import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,7 +63,7 @@ def open_tap(name: str, *, offload: bool = True, vnet: bool = True) -> int:
     return fd
 
 
-def configure_tap(name: str, ours: list[str], *, mtu: int) -> list[str]:
+def configure_tap(name: str, ours: Sequence[str], *, mtu: int) -> list[str]:
     """Bring the interface up, with addresses beside ``ours`` unless it has some; the host's addresses.
 
     ``ours``: the stack's own, ``10.20.0.2/24``; the host gets the first other one of each network. Errors:

@@ -115,6 +115,69 @@ def send_lost(stack: StackRecord, tcb: Tcb) -> int:
 
 
 @kernel
+def send_new(stack: StackRecord, tcb: Tcb, force: int) -> int:
+    """Send what windows allow, and the FIN behind the last byte; rows used, or -1 when none are left."""
+    mss, big, used = tcb.mss, longest(tcb), 0
+    while True:
+        flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
+        unsent = tcb.sb_tail - tcb.sb_head - flight
+        if tcb.flags & Flag.FIN_SENT:
+            unsent = 0
+        room = tcb.cwnd - pipe(tcb)
+        window = min(tcb.snd_wnd - flight, room)
+        length = min(min(unsent, window), big)
+        if unsent > 0:
+            if (room <= mss and tcb.cwnd < tcb.snd_wnd) or (length < unsent and room < unsent):
+                tcb.flags |= Flag.LIMITED
+            else:
+                tcb.flags &= ~Flag.LIMITED
+        length = piece(stack, tcb, tcb.sb_head + flight, length) if length > 0 else length
+        fin = 0
+        if tcb.flags & (Flag.FIN_QUEUED | Flag.FIN_SENT) == Flag.FIN_QUEUED and length == unsent >= 0:
+            if window >= length:
+                fin = FIN
+        if length <= 0 and fin == 0:
+            break
+        if length > mss and length < unsent:
+            length -= length % mss  # whole segments, while there is more
+        if fin == 0 and length < mss:
+            # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896), which holds
+            # a short segment back only while another short one is not acknowledged.
+            free = tcb.flags & Flag.NODELAY or not seq_lt(tcb.snd_una, tcb.snd_sml)
+            all_of_it = length == unsent and (flight == 0 or free)
+            cut = tcb.sp_head != 0 and length < min(unsent, window)
+            if not all_of_it and not cut and not force and length < tcb.max_snd_wnd >> 1:
+                break
+        if stack.free_entries == 0:
+            return -1
+        flags = ACK | fin | (PSH if length == unsent and length > 0 else 0)
+        r = tcp_header(stack, tcb, tcb.snd_nxt, flags, length)
+        if r < 0:
+            return -1
+        if length > 0:
+            payload(stack, tcb, r, tcb.sb_head + flight, length)
+        if flight == 0:
+            if stack.now - tcb.stuck_at > tcb.rto:  # idle: start anew (RFC 5681, 4.1)
+                tcb.cwnd = min(tcb.cwnd, INITIAL_WINDOW * mss)
+                tcb.cubic_epoch = 0
+            tcb.stuck_at = stack.now
+        numbers = length + (1 if fin else 0)
+        tq_append(stack, tcb, tcb.snd_nxt, numbers, Mark.FIN if fin else 0)
+        tcb.snd_nxt = (tcb.snd_nxt + numbers) & MASK32
+        tcb.bytes_out += length
+        if length % mss != 0:
+            tcb.snd_sml = tcb.snd_nxt
+        if fin:
+            tcb.flags |= Flag.FIN_SENT
+        start_timer(stack, tcb)
+        tcb.timers.persist = 0
+        used += 1
+    if used > 0:
+        schedule_probe(stack, tcb)
+    return used
+
+
+@kernel
 def tcp_output(stack: StackRecord, tcb: Tcb, force: int) -> int:
     """Send what was lost, what windows allow, the FIN behind the last byte, or an acknowledgement due.
 
@@ -127,66 +190,10 @@ def tcp_output(stack: StackRecord, tcb: Tcb, force: int) -> int:
             used = send_lost(stack, tcb)
             if used < 0:
                 return -1
-        mss, big = tcb.mss, longest(tcb)
-        fresh = False
-        while True:
-            flight = seq_diff(tcb.snd_nxt, tcb.snd_una)
-            unsent = tcb.sb_tail - tcb.sb_head - flight
-            if tcb.flags & Flag.FIN_SENT:
-                unsent = 0
-            room = tcb.cwnd - pipe(tcb)
-            window = min(tcb.snd_wnd - flight, room)
-            length = min(min(unsent, window), big)
-            if unsent > 0:
-                if (room <= mss and tcb.cwnd < tcb.snd_wnd) or (length < unsent and room < unsent):
-                    tcb.flags |= Flag.LIMITED
-                else:
-                    tcb.flags &= ~Flag.LIMITED
-            if length > 0:
-                length = piece(stack, tcb, tcb.sb_head + flight, length)
-            fin = 0
-            if tcb.flags & (Flag.FIN_QUEUED | Flag.FIN_SENT) == Flag.FIN_QUEUED and length == unsent >= 0:
-                if window >= length:
-                    fin = FIN
-            if length <= 0 and fin == 0:
-                break
-            if length > mss and length < unsent:
-                length -= length % mss  # whole segments, while there is more
-            if fin == 0 and length < mss:
-                # Sender's silly window avoidance and Nagle (RFC 9293, 3.8.6.2.1; RFC 896), which holds
-                # a short segment back only while another short one is not acknowledged.
-                free = tcb.flags & Flag.NODELAY or not seq_lt(tcb.snd_una, tcb.snd_sml)
-                all_of_it = length == unsent and (flight == 0 or free)
-                cut = tcb.sp_head != 0 and length < min(unsent, window)
-                if not all_of_it and not cut and not force and length < tcb.max_snd_wnd >> 1:
-                    break
-            if stack.free_entries == 0:
-                return -1
-            flags = ACK | fin | (PSH if length == unsent and length > 0 else 0)
-            r = tcp_header(stack, tcb, tcb.snd_nxt, flags, length)
-            if r < 0:
-                return -1
-            if length > 0:
-                payload(stack, tcb, r, tcb.sb_head + flight, length)
-            if flight == 0:
-                if stack.now - tcb.stuck_at > tcb.rto:  # idle: start anew (RFC 5681, 4.1)
-                    tcb.cwnd = min(tcb.cwnd, INITIAL_WINDOW * mss)
-                    tcb.cubic_epoch = 0
-                tcb.stuck_at = stack.now
-            numbers = length + (1 if fin else 0)
-            tq_append(stack, tcb, tcb.snd_nxt, numbers, Mark.FIN if fin else 0)
-            tcb.snd_nxt = (tcb.snd_nxt + numbers) & MASK32
-            tcb.bytes_out += length
-            if length % mss != 0:
-                tcb.snd_sml = tcb.snd_nxt
-            if fin:
-                tcb.flags |= Flag.FIN_SENT
-            start_timer(stack, tcb)
-            tcb.timers.persist = 0
-            fresh = True
-            used += 1
-        if fresh:
-            schedule_probe(stack, tcb)
+        rows = send_new(stack, tcb, force)
+        if rows < 0:
+            return -1
+        used += rows
         unsent = tcb.sb_tail - tcb.sb_head
         if tcb.snd_nxt == tcb.snd_una and unsent > 0 and tcb.timers.persist == 0:
             # Nothing in flight, something to send: only the peer's window holds it back.
