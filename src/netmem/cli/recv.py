@@ -202,8 +202,8 @@ class _Session:
         r = self.receiver
         kind = r.setup.memory
         if kind == "dmabuf":
-            kind += f" ({getattr(r.provider, 'exporter_used', '')})"
-        reason = getattr(r.provider, "fallback", "")
+            kind += f" ({r.exporter()[0]})"
+        reason = r.exporter()[1]
         if self.as_json:
             event = {"event": "listening", "address": r.address, "port": r.port, "memory": kind}
             print(json.dumps(document("recv", {**event, "fallback": reason or None})), flush=True)

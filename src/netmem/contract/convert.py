@@ -104,11 +104,11 @@ class _Rewriter:
         parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_c.language()))
         for one in self.world.own:
             for function in one.functions:
-                if getattr(function, "macro", False) and any(
+                if function.macro and any(
                     (one.path, function.name, name) in self.locals for _, name in function.params
                 ):
                     raise Refused(f"the macro {function.name} handles payload: make it a function first")
-                if getattr(function, "macro", False) and self._names_cell(function.body):
+                if function.macro and self._names_cell(function.body):
                     raise Refused(
                         f"the macro {function.name} names a field that holds payload: expand it first"
                     )

@@ -143,6 +143,7 @@ class Receiver:
         self.guest_port = GUEST_PORT if setup.wire == "user" else address[1] or GUEST_PORT
         self.provider: AreaProvider | None = None
         self.device: Device | None = None
+        self.connections: list[Connection] = []
         self.outstanding: int | None = None
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
@@ -166,10 +167,14 @@ class Receiver:
         except BaseException:
             self.close()
             raise
-        self.connections: list[Connection] = []
         self._activity = self.device.stack.activity()
         self._by_row: dict[int, Connection] = {}
         self._ready: dict[int, Connection] = {}  # by number: what may have something to receive
+
+    def exporter(self) -> tuple[str, str]:
+        """Where dmabuf memory comes from, and why not from elsewhere; empty for other memory."""
+        memory = self.provider
+        return (memory.exporter_used, memory.fallback) if isinstance(memory, DmabufProvider) else ("", "")
 
     def _configure(self, device: Device) -> None:
         """Ring settings, binding, and steering of the port to the bound queues."""
@@ -318,8 +323,8 @@ class Receiver:
         return {
             "nic": self.setup.nic,
             "memory": self.setup.memory,
-            "exporter": getattr(self.provider, "exporter_used", None),
-            "fallback": getattr(self.provider, "fallback", "") or None,
+            "exporter": self.exporter()[0] or None,
+            "fallback": self.exporter()[1] or None,
             "driver_can_read": self.driver_can_read(),
             "connections": t.connections,
             "failed": t.failed,
@@ -341,7 +346,7 @@ class Receiver:
         """Close everything; afterwards ``outstanding`` is what never came back (it must be 0)."""
         if self.device is None:
             return
-        for connection in list(getattr(self, "connections", [])):
+        for connection in list(self.connections):
             self._finish(connection, abort=True)
         pools = list(self.device.dev.pools.values())
         self.device.close()

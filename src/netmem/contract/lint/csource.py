@@ -38,6 +38,7 @@ class Function:
     words: frozenset[bytes]
     node: Any = None
     source: bytes = b""
+    macro: bool = False
     _body: list[Stmt] | None = None
 
     @property
@@ -229,7 +230,7 @@ class _Top:
             self.made.functions.append(
                 Function(name, self.made.path, line, line, names, "", True, words, body, code)
             )
-            self.made.functions[-1].macro = True  # type: ignore[attr-defined]
+            self.made.functions[-1].macro = True
 
     def _enum(self, node: Any) -> None:
         """Enumerators with a value are names for it, as macros are."""

@@ -456,7 +456,7 @@ class Flow(Places):
     def _enter(self, f: Frame, target: Function, args: list[Expr], values: list[Labels]) -> Labels:
         """A call of a function that is known here."""
         values = values[: len(target.params)] + [EMPTY] * (len(target.params) - len(values))
-        if getattr(target, "macro", False):  # its parameters have the types of what it is given
+        if target.macro:  # its parameters have the types of what it is given
             for (_, name), arg in zip(target.params, args, strict=False):
                 known = self.type_of(f, arg)
                 if known:

@@ -174,9 +174,11 @@ class Models:
                 case _:
                     raise NetmemError(errno.EINVAL, f"unknown request {request.get('op')!r}")
             self.control.say(id=number, result=result)
-        except (OSError, IndexError, ValueError) as error:
-            message = getattr(error, "strerror", None) or str(error)
-            self.control.say(id=number, errno=getattr(error, "errno", None) or errno.EINVAL, message=message)
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.control.say(id=number, errno=error.errno or errno.EINVAL, message=why)
+        except (IndexError, ValueError) as error:
+            self.control.say(id=number, errno=errno.EINVAL, message=str(error))
 
     def _fault(self, nic: Gve, name: str, value: float) -> None:
         if name not in WIRE_FAULTS:

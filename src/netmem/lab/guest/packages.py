@@ -182,8 +182,10 @@ class Store:
                     text = f"{mirror()} has no {package.name} {package.version} any more"
                     raise VanishedError(errno.ENOENT, text) from None
                 why = f"{error.code} {error.reason}"
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                why = str(getattr(error, "reason", error))
+            except urllib.error.URLError as error:
+                why = str(error.reason)
+            except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                why = str(error)
             except ValueError:
                 text = f"NETMEM_MIRROR={mirror()} is no address such as {MIRROR}"
                 raise NetmemError(errno.EINVAL, text) from None
