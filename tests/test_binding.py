@@ -294,8 +294,9 @@ def test_memory_of_a_queue_without_an_arena_is_refused_and_undone(network, monke
 def test_sending_on_a_device_that_was_never_opened_is_refused(network):
     net = network()
     driver = net.ours.dev.driver
-    up, driver._dev = driver._dev, None
+    up, ring = driver._dev, driver._ops.tx_ring
+    driver._dev, driver._ops.tx_ring = None, 0
     try:
         refused(errno.ENETDOWN, net.ours.dev.xmit)
     finally:
-        driver._dev = up
+        driver._dev, driver._ops.tx_ring = up, ring

@@ -27,6 +27,7 @@ from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.napi import PacketType
 from netmem.testing.net import PORT
 
 
@@ -197,7 +198,7 @@ def test_a_stack_that_cannot_be_made_leaves_no_process(monkeypatch):
 
 def test_an_error_in_the_service_thread_is_the_applications_to_see(device, monkeypatch):
     stack = device.stack
-    real = stack.dev.poll
+    real = stack.dev.begin_poll
     hit = threading.Event()
 
     def poll(*args, **words):
@@ -206,7 +207,7 @@ def test_an_error_in_the_service_thread_is_the_applications_to_see(device, monke
             raise OSError(errno.EIO, "a broken driver")
         return real(*args, **words)
 
-    monkeypatch.setattr(stack.dev, "poll", poll)
+    monkeypatch.setattr(stack.dev, "begin_poll", poll)
     assert hit.wait(20)
     listener = device.listen(7)
     refused(errno.EIO, listener.accept, 5)
@@ -222,15 +223,15 @@ def test_an_exception_while_receiving_hands_nothing_up_twice(network, monkeypatc
     ours, theirs, _ = net.connect()
     theirs.send(payload(5000))
     stack = net.ours.stack
-    real, seen = stack._receive, []
+    real, seen = stack._packets, []
 
     def receive(batch, queue, available):
         seen.append(len(batch))
         if len(seen) == 1:
             raise ValueError("a broken stack")
-        real(batch, queue, available)
+        real.func(batch, queue, available)
 
-    monkeypatch.setattr(stack, "_receive", receive)
+    monkeypatch.setattr(stack, "_packets", PacketType(receive, at=real.at))
     with pytest.raises(ValueError, match="broken"):
         net.run(5)
     net.until(lambda: ours.queued() == 5000)  # the peer sends it again, each segment arrives once

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import numba
 from numba.core import caching
 from numba.core import config as _config
+from numba.core.dispatcher import Dispatcher
 
 from netmem.base import folders
 
@@ -34,6 +35,7 @@ _numba_config: Any = _config
 F = TypeVar("F", bound=Callable[..., Any])
 
 _compiled: list[CodeType] = []  # of every kernel
+_plain: set[Callable[..., Any]] = set()  # kernels that stay Python
 
 COMPILED: bool = not _numba_config.DISABLE_JIT
 """False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python."""
@@ -122,8 +124,14 @@ def inline_kernel(func: F) -> F:
     return _compile(func, forceinline=True)
 
 
+def is_kernel(func: Callable[..., Any]) -> bool:
+    """True for what ``kernel`` or ``inline_kernel`` made."""
+    return func in _plain if not COMPILED else isinstance(func, Dispatcher)
+
+
 def _compile(func: F, *, forceinline: bool) -> F:
     if not COMPILED:
+        _plain.add(func)
         return func
     # Kernels allocate nothing: without the run-time, arrays pass between them uncounted.
     options: dict[str, Any] = {"_nrt": False, "forceinline": forceinline, "error_model": "numpy"}

@@ -47,6 +47,10 @@ if not COMPILED:
         """Write a big-endian 32-bit number (the low 32 bits of ``value``)."""
         ctypes.memmove(int(addr), (int(value) & 0xFFFFFFFF).to_bytes(4, "big"), 4)
 
+    def load_u32(addr: int) -> int:
+        """The native unsigned 32-bit number at ``addr``."""
+        return ctypes.c_uint32.from_address(int(addr)).value
+
     def load64(addr: int) -> int:
         """The native signed 64-bit word at ``addr``."""
         return ctypes.c_int64.from_address(int(addr)).value
@@ -127,6 +131,7 @@ else:
     load_be16 = intrinsic(_loader(_I16, True))
     load_be32 = intrinsic(_loader(_I32, True))
     load_be64 = intrinsic(_loader(_I64, True))
+    load_u32 = intrinsic(_loader(_I32, False))
     load64 = intrinsic(_loader(_I64, False))
     load_acquire = intrinsic(_loader(_I64, False, "acquire"))
     store_u8 = intrinsic(_storer(_I8, False))

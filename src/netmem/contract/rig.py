@@ -31,6 +31,7 @@ from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.batch import RxBatch, RxRow
 from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.napi import PacketType
 from netmem.testing.net import Network
 
 # The rigs that a check makes, so that whoever runs it can read their notes however it ended.
@@ -248,7 +249,7 @@ class Rig:
         for frame in frames:
             self.net.wire.inject(frame)  # type: ignore[call-arg, unused-ignore]
         self.net.settle()
-        self.dev.poll(self.net.clock.now(), capture, 64)
+        self.dev.poll(self.net.clock.now(), PacketType(capture), 64)
         return got
 
     def send(

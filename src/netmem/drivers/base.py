@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
-from netmem.base.record import clear
+from netmem.base.ops import address_of_op
+from netmem.base.record import address_of, clear
 from netmem.hw.bus import Bus
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.driver import Netdev, NetmemTx, QueueConfig
 from netmem.netdev.kernels import rx_return
+from netmem.netdev.napi import NetdevOps
 from netmem.netdev.ring import QueueCounters, TxRingRecord
 from netmem.netdev.rx import DescriptorRing, RxRing
 
@@ -20,11 +22,17 @@ TX_RING = 2048
 WAIT_NS = 5_000_000_000  # for what a device does by itself
 
 
+def owner(kind: type, name: str) -> type:
+    """The class that a class has an attribute from."""
+    return next(one for one in kind.__mro__ if name in vars(one))
+
+
 class RingDriver:
     """A base for drivers with one transmit ring, and ``ring_class`` for each receive queue.
 
-    A subclass gives ``desc_bytes`` and the three receive kernels, each of one address, and does what
-    its registers need: ``post`` after buffers were added, ``queue_start`` and ``queue_stop``.
+    A subclass gives ``desc_bytes`` and the kernels, and does what its registers need: ``post`` after buffers
+    were added, ``tx_notify`` after rows were posted, ``queue_start`` and ``queue_stop``. ``post_kernel`` and
+    ``xmit_kernel`` say whether the device has to be told at all.
     """
 
     name: ClassVar[str]
@@ -32,6 +40,8 @@ class RingDriver:
     rx_kernel: ClassVar[Callable[..., int]]
     refill_kernel: ClassVar[Callable[..., int]]
     pending_kernel: ClassVar[Callable[..., int]]
+    post_kernel: ClassVar[Callable[..., int]]
+    xmit_kernel: ClassVar[Callable[..., int]]
     ring_class: ClassVar[type[RxRing]] = RxRing
     queue_mgmt_ops: ClassVar[bool] = True
     supports_rx_page_size: ClassVar[bool] = True
@@ -45,6 +55,18 @@ class RingDriver:
         self._counters: dict[int, QueueCounters] = {}  # of queues that were stopped
         self._tx: DescriptorRing | None = None
         self._tx_io: int | None = None
+        self._ops = NetdevOps()
+
+    def netdev_ops(self) -> NetdevOps:
+        """What of napi.NetdevOps is compiled: what a subclass overrides is called as it is."""
+        ops, own = self._ops, type(self)
+        if own.napi_poll is RingDriver.napi_poll:
+            ops.poll = address_of_op(self.rx_kernel, 3)
+        if own.rx_refill is RingDriver.rx_refill and owner(own, "post") is owner(own, "post_kernel"):
+            ops.refill, ops.post = address_of_op(self.refill_kernel, 1), address_of_op(self.post_kernel, 1)
+        if own.xmit is RingDriver.xmit and owner(own, "tx_notify") is owner(own, "xmit_kernel"):
+            ops.xmit = address_of_op(self.xmit_kernel, 1)
+        return ops
 
     @property
     def dev(self) -> Netdev:
@@ -68,16 +90,26 @@ class RingDriver:
         self._tx = DescriptorRing(self.bus, f"{dev.name}:tx-ring", TX_RING, self.desc_bytes)
         clear(record)
         record.desc, record.mask, record.queue = self._tx.region.address, TX_RING - 1, dev.tx.at
+        self._ops.tx_ring = address_of(record)
         return self._tx
 
     def close_tx(self) -> None:
         """Let ring and memory go; the device has stopped."""
+        self._ops.tx_ring = 0
         if self._tx is not None:
             self._tx.close()
             self._tx = None
         if self._tx_io is not None:
             self.bus.dma_unmap(self._tx_io)
             self._tx_io = None
+
+    def xmit(self) -> None:
+        if self.tx_waits() and self.xmit_kernel(self._ops.tx_ring):
+            self.tx_notify()
+
+    def tx_notify(self) -> None:
+        """Tell the device of what ``xmit_kernel`` posted."""
+        raise NotImplementedError
 
     def tx_waits(self) -> bool:
         """True when rows wait, or were sent and not completed: cleaning is what frees rows. ENETDOWN."""

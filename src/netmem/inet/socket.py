@@ -13,13 +13,19 @@ from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.inet.poller import Poller
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
+from netmem.inet.tcp.connections import ENDS
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
-from netmem.inet.tokens import FRAG, NO_FRAGS, DevmemMessage, Tokens, named_tokens, pool_of
+from netmem.inet.tokens import FRAG, NO_FRAGS, DevmemMessage, Tokens, is_plain, named_tokens, pool_of
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.netdev.binding import TxBinding
+
+OVER = (  # nothing more comes
+    TcpState.CLOSED, TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT
+)  # fmt: skip
+DUE, RELEASED, OTHERS = (int(bit) for bit in rx.Returned)
 
 
 class TcpSocket:
@@ -39,7 +45,7 @@ class TcpSocket:
         self.peer = (ip_text(self._conns.remote(c)), self._tcb.ports >> 16)
         self.port = self._tcb.ports & 0xFFFF
         try:
-            self._tokens = Tokens()
+            self._tokens = Tokens(self._conns, c)
         except OSError as error:
             self._closed = True
             self._tcp.control.abort(c)
@@ -63,13 +69,7 @@ class TcpSocket:
 
     def at_end(self) -> bool:
         """True when nothing more will come: FIN was received, or the connection is over."""
-        return self.state() in (
-            TcpState.CLOSED,
-            TcpState.CLOSE_WAIT,
-            TcpState.CLOSING,
-            TcpState.LAST_ACK,
-            TcpState.TIME_WAIT,
-        )
+        return self.state() in OVER
 
     def readable(self) -> bool:
         """True when a receive call would not wait: data, end of stream, or an error."""
@@ -86,23 +86,13 @@ class TcpSocket:
                         f"data from {self.peer[0]}:{self.peer[1]}",
                     )
                 except TimeoutError as error:
-                    raise TimeoutError(error.errno, f"{error.strerror}{self._why_nothing_comes()}") from None
+                    why = self._conns.why_nothing_comes(self._c)
+                    raise TimeoutError(error.errno, f"{error.strerror}{why}") from None
             self._check_open()
             if not self._tcb.rq_bytes:
                 self._raise_error()
                 return False
         return True
-
-    def _why_nothing_comes(self) -> str:
-        """When it is the application that holds the memory: how much of it, and the window that leaves."""
-        held, total = self._conns.held_of(self._c)
-        window = self.statistics()["window"]
-        if not held or window >= self._tcb.rcv_mss:
-            return ""
-        return (
-            f": the application holds {held} of {total} buffers of the pool, and the window is {window} "
-            "bytes; give frags back with devmem_dontneed()"
-        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -115,12 +105,7 @@ class TcpSocket:
             if error == errno.ENODEV and self._poller.gone is not None:
                 raise self._poller.gone
             self._tcb.error = 0
-            what = {
-                errno.ECONNRESET: "reset the connection",
-                errno.ECONNREFUSED: "refused the connection",
-                errno.ETIMEDOUT: "stopped answering",
-                errno.ECONNABORTED: "was cut off: the connection was aborted here",
-            }.get(error, "failed")
+            what = ENDS.get(error, "failed")
             raise NetmemError(error, f"{self.peer[0]}:{self.peer[1]} {what}")
 
     def _head(self) -> tuple[int, int]:
@@ -144,6 +129,9 @@ class TcpSocket:
         """
         with self._poller.lock:
             self._check_open()
+            out = np.empty((max(max_frags, 0), 3), np.int64)
+            if not sanitizer.ON and (n := rx.receive_frags(self._tokens.at, out, bufsize)):
+                return DevmemMessage(b"", np.ndarray(n, FRAG, out))
             if not self._tcb.rq_bytes and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
             if self._tokens.record.free < max_frags:  # before anything is taken: it may fail
@@ -160,7 +148,6 @@ class TcpSocket:
                     return DevmemMessage(linear, NO_FRAGS, copied)
             if max_frags < 1:
                 raise NetmemError(ETOOSMALL, "no room for a control message, and a frag is next")
-            out = np.empty((max_frags, 3), np.int64)
             pool = pool_of(self._dev, handle)
             n = rx.frags_out(self._conns.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
@@ -174,9 +161,17 @@ class TcpSocket:
         """
         with self._poller.lock:
             self._check_open()
+            freed = 0
+            if not sanitizer.ON and is_plain(tokens) and self._dev.queues.running and self._has_row():
+                got = rx.return_tokens(self._tokens.at, tokens)
+                if got < DUE:
+                    return got
+                freed = self._after_return(got)
+                if not got & OTHERS:
+                    return freed
             batch = named_tokens(tokens, self._tokens.record.capacity)
             repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._conns, self._c if self._has_row() else -1, batch)
+            freed += self._tokens.give_back(self._conns, self._c if self._has_row() else -1, batch)
             self._poller.given_back()
             if self._tokens.record.due:
                 self._window_update()
@@ -185,6 +180,13 @@ class TcpSocket:
             if repeated:
                 sanitizer.token_twice(repeated)
         return freed
+
+    def _after_return(self, got: int) -> int:
+        if got & RELEASED:
+            self._dev.pools[self._conns.record.accounts[self._tcb.queue].pool].flush()
+        if got & DUE:
+            self._window_update()
+        return got & MASK32
 
     def _window_update(self) -> None:
         self._poller.stamp()
@@ -418,15 +420,15 @@ class TcpSocket:
         """Payload bytes that can be received without waiting."""
         return self._tcb.rq_bytes if not self._closed and self._has_row() else 0
 
-    def acknowledged(self) -> int:
-        """Payload bytes that were sent and that the peer has acknowledged."""
-        return self.statistics()["acknowledged"]
-
     def drained(self) -> bool:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
         return self.state() == TcpState.CLOSED or (
             self._tcb.sb_head == self._tcb.sb_tail and self._tcb.snd_una == self._tcb.snd_nxt
         )
+
+    def acknowledged(self) -> int:
+        """Payload bytes that were sent and that the peer has acknowledged."""
+        return self.statistics()["acknowledged"]
 
     def check_error(self) -> None:
         """Raise the socket's error, if there is one (SO_ERROR); it is told once."""

@@ -11,9 +11,11 @@ from netmem.base.address import endpoint, ip_words
 from netmem.base.clock import SEC, Clock, MonotonicClock
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.headers import PROTO_TCP, PROTO_UDP
+from netmem.base.ops import address_of_op
 from netmem.inet.icmp import IcmpError
 from netmem.inet.ip import Ip, address_of
 from netmem.inet.listener import TcpListener
+from netmem.inet.poll import After, credits, inet_receive, stack_poll, take_batch
 from netmem.inet.poller import Poller
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import calls
@@ -21,11 +23,11 @@ from netmem.inet.tcp.connections import Connections, TcpConfig
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, MAX_ADDRESSES, MAX_QUEUES, Flag, TcpState
 from netmem.inet.udp import Udp, UdpSocket
-from netmem.inet.udp.kernels import udp_receive
 from netmem.inet.zerocopy import Zerocopy
 from netmem.memory import sanitizer
 from netmem.netdev.batch import Kind, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
+from netmem.netdev.napi import PacketType
 
 
 class Stack:
@@ -66,7 +68,8 @@ class Stack:
         self._addresses_changed()
         self.ip.neighbour_up, self.ip.failed = self.tcp.neighbour_up, self._icmp_error
         self._generation = -1
-        self._next_reap = 0
+        op = address_of_op(inet_receive, 3)
+        self._packets = PacketType(self._receive, self._rest, op, self.conns.at)
         dev.stack_notice = {
             "addresses": self.ip.addresses,
             "globals": self.conns.arena.fd,
@@ -96,26 +99,33 @@ class Stack:
         return self.poller.poll(now, budget)
 
     def _work(self, now: int, budget: int) -> bool:
-        conns, dev, record = self.conns, self.dev, self.conns.record
+        dev, who = self.dev, self._packets
         self._look_at_queues()
-        got = dev.poll(now, self._receive, budget) if dev.queues.running else 0
-        if now >= record.timer:
-            self.tcp.timers.run()
-        if record.starved:
-            self._refresh_credits()
-            calls.window_updates(conns.at)
-        if record.releases:
-            conns.put_released()
-        if record.zc_head and self.zerocopy.poll():
-            self.poller.changed()
-        if now >= self._next_reap:
-            self._next_reap = now + SEC
-            dev.reap(now)
-        if dev.queues.running:
-            dev.xmit()
+        dev.begin_poll(now, who, budget)
+        at = dev.napi.at
+        while (todo := stack_poll(at)) and todo < After.TIMERS:
+            dev.poll_stage(todo, who)
+        if todo:
+            self._after(now, todo)
         if sanitizer.ON:
-            conns.check_pledges()
-        return got > 0
+            self.conns.check_pledges()
+        return dev.end_poll() > 0
+
+    def _after(self, now: int, todo: int) -> None:
+        """Python's share of a poll, when all queues were polled."""
+        if todo & After.TIMERS:
+            self.tcp.timers.run()
+        if todo & After.RELEASES or self.conns.record.releases:
+            self.conns.put_released()
+        if todo & After.ZEROCOPY and self.zerocopy.poll():
+            self.poller.changed()
+        if todo & After.REAP:
+            self.conns.record.reap_at = now + SEC
+            self.dev.reap(now)
+        if todo & After.XMIT:
+            self.dev.xmit()
+        elif todo & After.NOTIFY:
+            self.dev.napi.xmit_rest()
 
     def _look_at_queues(self) -> None:
         """When a queue got another pool: take over its sizes for credit and reserve."""
@@ -136,6 +146,7 @@ class Stack:
             account.total = total // max(pool.record.share, 1)
             account.grant = min(16, total // 4 // self.conns.config.connections)
             account.pool = account.header_pool = 0
+            account.pool_at = pool.at
             for handle, known in self.dev.pools.items():
                 if known is pool:
                     account.pool = handle
@@ -144,32 +155,25 @@ class Stack:
                         account.header_pool = handle
                         account.header_host = known.record.host
                         account.header_shift = known.record.shift
+            account.by_token = pool.provider is not None
             account.host, account.shift = pool.record.host, pool.record.shift
             account.buf_len = min(self.dev.queues.ring.rx_buf_len, 1 << pool.area.shift)
-        self._refresh_credits()
+        self.dev.begin_poll(self.dev.now, self._packets, 0)
+        credits(self.dev.napi.at)
 
-    def _refresh_credits(self) -> None:
-        for queue in self.dev.rx_queues[:MAX_QUEUES]:
-            self.conns.record.accounts[queue.index].available = self.dev.queues.available(queue.index)
-            calls.trim(self.conns.at, queue.index)
+    def _receive(self, batch: RxBatch, queue: int, free: int) -> None:
+        """A batch from the device, where Python hands it up."""
+        if take_batch(self.conns.at, batch.at, queue, free):
+            self._rest(batch)
 
-    def _receive(self, batch: RxBatch, queue: int, available: int) -> None:
-        """A batch from the device: fast path, slow path, answers."""
-        conns = self.conns
-        record, pool = conns.record, self.dev.rx_queues[queue].pool
-        record.batch += 1
-        record.queue = queue
-        record.accounts[queue].available = available
-        record.by_token = pool is not None and pool.provider is not None
-        if calls.receive(conns.at, batch.at) and udp_receive(conns.at, batch.at):
-            for i in conns.left():
-                self._slow(batch, i)
-        if record.touched:
-            if conns.touched is not None:
-                conns.touched.update(conns.touched_now())
-            calls.flush(conns.at)
-        if record.releases:
-            conns.put_released()
+    def _rest(self, batch: RxBatch) -> None:
+        """What compiled code left of a batch."""
+        for i in self.conns.left():
+            self._slow(batch, i)
+        if self.conns.record.touched:
+            calls.flush(self.conns.at)
+        if self.conns.record.releases:
+            self.conns.put_released()
 
     def _slow(self, batch: RxBatch, i: int) -> None:
         kind = batch.row(i).kind
@@ -182,15 +186,13 @@ class Stack:
         elif kind == Kind.UDP:
             self.udp.refused(batch, i)
 
-    def activity(self) -> set[int]:
-        """A set that grows by the row of each connection that something happens to (``TcpSocket.row``).
+    def activity(self) -> list[int]:
+        """Rows (``TcpSocket.row``) of connections that something happened to since the last such call.
 
-        For whoever serves many connections: take out what was looked after. One such user a stack.
+        For whoever serves many connections; one such user a stack. The first call has none.
         """
         with self.lock:
-            if self.conns.touched is None:
-                self.conns.touched = set()
-            return self.conns.touched
+            return self.conns.activity()
 
     # -- waiting ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,14 @@ def named_tokens(tokens: npt.ArrayLike, capacity: int) -> Words:
     return np.atleast_1d(wanted).astype(np.int64)
 
 
+def is_plain(tokens: object) -> TypeGuard[npt.NDArray[Any]]:
+    """True for arrays that a kernel takes as they are: such as a message's ``frags["frag_token"]``."""
+    if type(tokens) is not np.ndarray or tokens.ndim != 1 or not tokens.flags.writeable:
+        return False
+    kind = tokens.dtype.str
+    return kind == "<u4" or (kind == "<i8" and tokens.flags.c_contiguous)
+
+
 def pool_of(dev: NetDevice, handle: int) -> PagePool:
     """A pool by the handle that travels with its buffers; the sanitiser notes who asks."""
     pool = dev.pools[handle]
@@ -78,9 +86,10 @@ def pool_of(dev: NetDevice, handle: int) -> PagePool:
 
 
 class Tokens:
-    """A socket's token table; grows as tokens are held."""
+    """A socket's token table; grows as tokens are held. ``c``: its connection, -1 without one."""
 
-    def __init__(self, capacity: int = 1024) -> None:
+    def __init__(self, conns: Connections, c: int, capacity: int = 1024) -> None:
+        self._owner = conns.at, c
         self._arena = self._lay_out(capacity)
         stack = self._stack()
         stack[:] = np.arange(capacity, 0, -1)
@@ -94,6 +103,7 @@ class Tokens:
         self.at = arena.address
         self.record = arena.record(TokenTable)
         self.record.capacity = capacity
+        self.record.owner, self.record.connection = self._owner
         self.record.slots, self.record.stack = self.at + slots, self.at + stack
         return arena
 

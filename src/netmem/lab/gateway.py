@@ -160,7 +160,7 @@ class Gateway:
         self._buffer = bytearray(256 << 10)
         self._rows: dict[int, int] = {}  # row of our stack: descriptor of the bridge
         self._busy: set[int] = set()  # descriptors of bridges that may have something to do
-        self._activity = host.stack.activity()
+        host.stack.activity()
         self._ended: OrderedDict[int, int] = OrderedDict()  # bytes handed over by bridges that are gone
 
     def watch(self, epoll: select.epoll) -> None:
@@ -268,8 +268,8 @@ class Gateway:
             while listener.pending():
                 self._connect(listener, address, port)
                 moved = True
-        while self._activity:
-            fd = self._rows.get(self._activity.pop(), -1)
+        for row in self.host.stack.activity():
+            fd = self._rows.get(row, -1)
             if fd >= 0:
                 self._busy.add(fd)
         for fd in list(self._busy):
@@ -300,7 +300,7 @@ class Gateway:
 
     def pending(self) -> bool:
         """True when something happened to connections of ours that ``pump`` has not looked at."""
-        return bool(self._activity)
+        return self.host.stack.conns.record.active > 0
 
     def handed(self, port: int) -> tuple[int, bool]:
         """Bytes of the stack's connection from ``port`` that the far end's host has acknowledged.

@@ -167,7 +167,7 @@ class Receiver:
         except BaseException:
             self.close()
             raise
-        self._activity = self.device.stack.activity()
+        self.device.stack.activity()
         self._by_row: dict[int, Connection] = {}
         self._ready: dict[int, Connection] = {}  # by number: what may have something to receive
 
@@ -229,8 +229,8 @@ class Receiver:
 
     def _look(self) -> dict[int, Connection]:
         """Connections that can be received from, of those at which something happened."""
-        while self._activity:
-            connection = self._by_row.get(self._activity.pop())
+        for row in self.device.stack.activity() if self.device is not None else ():
+            connection = self._by_row.get(row)
             if connection is not None and connection.sock.readable():
                 self._ready[connection.number] = connection
         return self._ready

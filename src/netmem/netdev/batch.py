@@ -134,6 +134,14 @@ def head_of(batch: BatchRecord, i: int) -> int:
     return Word.nth(batch.heads, i).value
 
 
+@inline_kernel
+def batch_clear(batch: BatchRecord) -> None:
+    """Empty a batch; counters go on."""
+    batch.used = batch.packets = batch.head_count = 0
+    for i in range(FLOWS):
+        batch.flows[i] = 0
+
+
 class RxBatch:
     """Room for ``rows`` rows. ``record`` holds counts and counters, ``at`` is its address."""
 

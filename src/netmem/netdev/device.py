@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from netmem.base.board import Board
 from netmem.base.errors import NetmemError
-from netmem.memory import calls, sanitizer
+from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import MemoryProvider
 from netmem.netdev.batch import RxBatch
@@ -17,7 +17,8 @@ from netmem.netdev.binding import Binding, TxBinding, bind_rx, bind_tx
 from netmem.netdev.capture import Capture
 from netmem.netdev.driver import Driver
 from netmem.netdev.ethtool import Ethtool
-from netmem.netdev.queues import RxQueues
+from netmem.netdev.napi import Napi, PacketType, Stage, net_rx_action
+from netmem.netdev.queues import RxQueue, RxQueues
 from netmem.netdev.tx import TxQueue
 from netmem.netdev.watch import Watch
 
@@ -40,6 +41,7 @@ class NetDevice:
         self.ethtool = Ethtool(self.queues)
         self.tx = TxQueue()
         self.batch = RxBatch()
+        self.napi = Napi(self.queues, driver, self.batch)
         self.tx_bindings: list[TxBinding] = []
         self.after_stop: list[Callable[[], object]] = []  # what waits for the device to read no more
         self.capture: Capture | None = None
@@ -105,8 +107,8 @@ class NetDevice:
                     queue.mp_params.uninstall(queue.index)
             with contextlib.ExitStack() as ends:  # each is done even if one before it failed
                 for end in (
-                    self.board.close, self.batch.arena.close, self.tx.close, self.driver.close,
-                    lambda: self.reap(self.now), self._unregister, self._end_tx, self.stop,
+                    self.board.close, self.napi.arena.close, self.batch.arena.close, self.tx.close,
+                    self.driver.close, lambda: self.reap(self.now), self._unregister, self._end_tx, self.stop,
                 ):  # fmt: skip
                     ends.callback(end)
                 for binding in list(self.queues.bindings):
@@ -187,50 +189,69 @@ class NetDevice:
 
     # -- polling ------------------------------------------------------------------------------
 
-    def poll(self, now: int, receive: Callable[[RxBatch, int, int], None], budget: int = BUDGET) -> int:
-        """One NAPI poll of each queue: batches go to ``receive(batch, queue, available)``.
+    def poll(self, now: int, who: PacketType, budget: int = BUDGET) -> int:
+        """One NAPI poll of each queue, whose batches go to ``who``; descriptors handled.
 
-        ``available``: buffers that the queue's pool can still receive into. Returns descriptors
-        handled. ENODEV when the device is gone.
+        ENODEV when the device is gone.
         """
+        self.begin_poll(now, who, budget)
+        while (stage := net_rx_action(self.napi.at)) != Stage.DONE:
+            self.poll_stage(stage, who)
+        return self.end_poll()
+
+    def begin_poll(self, now: int, who: PacketType, budget: int) -> None:
+        """A poll starts; whoever calls ``net_rx_action`` does what it asks for by ``poll_stage``."""
         self.queues.now = now
-        total = 0
-        driver, batch = self.driver, self.batch
-        for queue in self.rx_queues:
-            if sanitizer.ON:
-                self.watch.blame(queue.index, f"{type(driver).__name__}.napi_poll()")
-            got = driver.napi_poll(queue.index, budget, batch)
-            pool = queue.pool
-            if not got:
-                if pool is not None and pool.record.posted == 0:
-                    driver.rx_refill(queue.index, batch)  # it ran dry: try again
-                continue
-            available = 0
-            if pool is not None:
-                pool.area.record.now = now
-                available = calls.available(pool.at)
-            if sanitizer.ON:
-                self.watch.batch(queue.index, batch)
-                self.watch.blame(queue.index, "the stack")
-            if self.capture is not None:
-                self.capture.received(batch, now)
-            try:
-                receive(batch, queue.index, available)
-            finally:  # whatever happens up there, what was not taken is posted again, and handed up once
-                if sanitizer.ON:
-                    self.watch.blame(queue.index, f"{type(driver).__name__}.rx_refill()")
-                driver.rx_refill(queue.index, batch)
-                batch.clear()
-            total += got
+        self.napi.begin(now, budget, who, stops=sanitizer.ON or self.capture is not None)
+
+    def end_poll(self) -> int:
+        """A poll is over; descriptors handled. SanitizerError."""
         if sanitizer.ON:
             self.watch.check()
-        return total
+        return self.napi.record.total
+
+    def poll_stage(self, stage: int, who: PacketType) -> None:
+        """Python's share of a poll at a Stage."""
+        napi, driver, batch = self.napi, self.driver, self.batch
+        queue = napi.queue
+        if stage == Stage.POLL:
+            if sanitizer.ON:
+                self.watch.blame(queue.index, f"{type(driver).__name__}.napi_poll()")
+            napi.record.work = driver.napi_poll(queue.index, napi.record.budget, batch)
+            napi.record.stage = Stage.RECEIVE
+        elif stage == Stage.REFILL:
+            self._refill(queue)
+        else:
+            try:
+                if stage == Stage.RECEIVE:
+                    self._receive(queue, who)
+                elif who.rest is not None:
+                    who.rest(batch)
+            except BaseException:  # what was not taken is posted again, and handed up once
+                self._refill(queue)
+                raise
+            napi.record.stage = Stage.REFILL
+
+    def _receive(self, queue: RxQueue, who: PacketType) -> None:
+        if sanitizer.ON:
+            self.watch.batch(queue.index, self.batch)
+            self.watch.blame(queue.index, "the stack")
+        if self.capture is not None:
+            self.capture.received(self.batch, self.now)
+        who.func(self.batch, queue.index, self.queues.available(queue.index))
+
+    def _refill(self, queue: RxQueue) -> None:
+        if sanitizer.ON:
+            self.watch.blame(queue.index, f"{type(self.driver).__name__}.rx_refill()")
+        self.driver.rx_refill(queue.index, self.batch)
+        self.batch.clear()
+        self.napi.skip()
 
     def xmit(self) -> None:
         """ndo_start_xmit for what waits in the transmit queue."""
         if self.capture is not None:
             self.capture.sent(self.now)
-        self.driver.xmit()
+        self.napi.xmit()
 
     def publish(self) -> None:
         """Say on the board what the device is like now; ``lab.observe`` reads it from outside."""

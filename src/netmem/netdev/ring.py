@@ -55,6 +55,7 @@ class RxRingRecord(Record):
     buf_len: i64  # bytes of a payload buffer
     header_len: i64  # bytes of a header buffer, 0: no header split
     tail: i64  # the driver's own: where its device's tail is, or what it was told
+    regs: i64  # the driver's own: where its device's registers are
     counters: Annotated[QueueCounters, QueueCounters]
 
 
@@ -66,6 +67,7 @@ class TxRingRecord(Record):
     next_to_clean: i64
     next_to_use: i64
     tail: i64  # the driver's own
+    regs: i64  # the driver's own
     queue: i64  # address of the TxQueueRecord whose rows it takes
 
 

@@ -15,7 +15,7 @@ import struct
 from typing import ClassVar
 
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.base.record import address_of, items
+from netmem.base.record import items
 from netmem.drivers.base import TX_RING, WAIT_NS, RingDriver
 from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
@@ -28,7 +28,6 @@ from netmem.netdev.rx import DescriptorRing, RxRing
 MIN_RING = 32  # the device takes 8, but QEMU's then delivers out of order, and pauses
 FRAME_OVERHEAD = 14 + 4 + 4  # Ethernet header, VLAN tag, frame check sequence
 INTERRUPT_US = 200  # least time between two interrupts
-DOORBELL = 64  # descriptors worth a tail write: each costs the device (QEMU's thread) as much as 10 packets
 VECTOR_VALID = 0x80  # IVAR: the entry counts, vector 0
 
 
@@ -44,6 +43,8 @@ class IgbDriver(RingDriver):
     rx_kernel = staticmethod(k.igb_rx)
     refill_kernel = staticmethod(k.igb_refill)
     pending_kernel = staticmethod(k.igb_pending)
+    post_kernel = staticmethod(k.igb_post)
+    xmit_kernel = staticmethod(k.igb_xmit)
     name: ClassVar[str] = "igb"
     device_ids: ClassVar[tuple[tuple[int, int], ...]] = ((0x8086, 0x10C9),)
     supported_ring_params: ClassVar[frozenset[str]] = frozenset(
@@ -162,15 +163,13 @@ class IgbDriver(RingDriver):
 
         What it was not told of yet is less than a quarter of the ring, so it never waits for it.
         """
-        tail = ring.record.next_to_use
-        if tail - ring.record.tail >= min(DOORBELL, ring.desc.size // 4):
-            ring.record.tail = tail
+        if self.post_kernel(ring.at):
+            tail = ring.record.tail = ring.record.next_to_use
             self.bus.post32(self.regs.offset("RDT", queue), tail & ring.record.mask)
 
-    def xmit(self) -> None:
-        if self.tx_waits() and k.igb_xmit(address_of(self._tx_ring)):
-            tail = self._tx_ring.ring.next_to_use & (TX_RING - 1)
-            self.bus.post32(self.regs.offset("TDT"), tail)
+    def tx_notify(self) -> None:
+        tail = self._tx_ring.ring.next_to_use & (TX_RING - 1)
+        self.bus.post32(self.regs.offset("TDT"), tail)
 
     # -- ethtool ------------------------------------------------------------------------------
 

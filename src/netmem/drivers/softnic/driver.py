@@ -30,6 +30,8 @@ class SoftnicDriver(RingDriver):
     rx_kernel = staticmethod(k.softnic_rx)
     refill_kernel = staticmethod(k.softnic_refill)
     pending_kernel = staticmethod(k.softnic_pending)
+    post_kernel = staticmethod(k.softnic_post)
+    xmit_kernel = staticmethod(k.softnic_start_xmit)
 
     name: ClassVar[str] = "softnic"
     device_ids: ClassVar[tuple[tuple[int, int], ...]] = ((0x1AF4, 0x6E6D),)
@@ -58,7 +60,7 @@ class SoftnicDriver(RingDriver):
         self._dev = dev
         self.set_mtu(dev.mtu)
         tx, q = self.open_tx(dev, self._tx_ring), self.bus.regs.txq[0]
-        self._tx_ring.tail = address_of(q) + r.Q_TAIL
+        self._tx_ring.tail, self._tx_ring.regs = address_of(q) + r.Q_TAIL, address_of(self.bus.regs)
         self._queue_ctrl(q, tx, "its transmit queue start")
         publish(self.bus.regs, "ctrl", r.CTRL_ENABLE)
 
@@ -100,12 +102,11 @@ class SoftnicDriver(RingDriver):
     # -- NAPI and transmit --------------------------------------------------------------------
 
     def post(self, ring: RxRing, queue: int) -> None:
-        if self.bus.regs.held:  # a device that has buffers needs no telling
+        if self.post_kernel(ring.at):
             self.bus.doorbell()
 
-    def xmit(self) -> None:
-        if self.tx_waits() and k.softnic_xmit(address_of(self._tx_ring)):
-            self.bus.doorbell()
+    def tx_notify(self) -> None:
+        self.bus.doorbell()
 
     # -- ethtool ------------------------------------------------------------------------------
 
@@ -158,6 +159,7 @@ class SoftnicDriver(RingDriver):
     def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
         ring = super().queue_mem_alloc(qcfg, queue)
         ring.record.tail = address_of(self.bus.regs.rxq[queue]) + r.Q_TAIL
+        ring.record.regs = address_of(self.bus.regs)
         return ring
 
     def queue_start(self, mem: RxRing, queue: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import load_acquire, store_release
+from netmem.base.native import fence, load_acquire, store_release
 from netmem.base.record import address_of
-from netmem.hw.softnic.regs import RXD_STATUS, TXD_STATUS, RxDesc, Rxs, Txc, TxDesc
+from netmem.hw.softnic.regs import RXD_STATUS, TXD_STATUS, Bar, RxDesc, Rxs, Txc, TxDesc
 from netmem.memory.kernels import pp_fault, pp_io_address
 from netmem.memory.layout import PoolRecord
 from netmem.netdev.batch import BatchRecord, Rx, row_of
@@ -124,6 +124,21 @@ def softnic_pending(ring_at: int) -> bool:
 
 
 @inline_kernel
+def sleeps(bar: Bar) -> int:
+    """1 when the device waits for a doorbell; what was written before is seen by then."""
+    fence()
+    return 1 if bar.db_armed != 0 else 0
+
+
+@kernel
+def softnic_post(ring_at: int) -> int:
+    """1 when the device must be told of buffers: one that has some needs no telling."""
+    bar = Bar.at(RxRingRecord.at(ring_at).regs)
+    fence()
+    return sleeps(bar) if bar.held != 0 else 0
+
+
+@inline_kernel
 def tx_desc(ring: TxRingRecord, i: int) -> TxDesc:
     """Descriptor ``i``."""
     return TxDesc.nth(ring.desc, i & ring.mask)
@@ -173,3 +188,13 @@ def softnic_xmit(ring_at: int) -> int:
         ring.next_to_use = at
         store_release(ring.tail, at)
     return at - first
+
+
+@kernel
+def softnic_start_xmit(ring_at: int) -> int:
+    """``softnic_xmit``; 1 when the device must be told."""
+    ring = TxRingRecord.at(ring_at)
+    queue = TxQueueRecord.at(ring.queue)
+    if queue.filled == queue.completed or softnic_xmit(ring_at) == 0:
+        return 0
+    return sleeps(Bar.at(ring.regs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netmem.base.arena import Words
 from netmem.base.jit import kernel
+from netmem.base.record import Word
 from netmem.inet.tcp import (
     fastpath,
     output,
@@ -89,13 +90,27 @@ def touch(at: int, c: int) -> None:
     table.touch(stack, tcb_of(stack, c))
 
 
-# -- a batch --------------------------------------------------------------------------------------
+@kernel
+def note_active(at: int, c: int) -> None:
+    """table.note_active."""
+    stack = StackRecord.at(at)
+    table.note_active(stack, tcb_of(stack, c))
 
 
 @kernel
-def receive(at: int, batch_at: int) -> int:
-    """Header prediction for a batch; returns how many packets went on the slow list."""
-    return fastpath.tcp_rx(StackRecord.at(at), BatchRecord.at(batch_at))
+def take_active(at: int, out: Words) -> int:
+    """The numbers of the connections noted so, into ``out``; how many."""
+    stack = StackRecord.at(at)
+    n = min(stack.active, out.shape[0])
+    for i in range(n):
+        c = Word.nth(stack.active_list, stack.active - 1 - i).value
+        out[i] = c
+        tcb_of(stack, c).active = 0
+    stack.active -= n
+    return n
+
+
+# -- a batch --------------------------------------------------------------------------------------
 
 
 @kernel

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from netmem.base.address import ip_bytes, ip_number, ip_words, is_ip4
-from netmem.base.arena import Arena
+from netmem.base.arena import Arena, Words
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.headers import IP_DF, PROTO_TCP, EtherType, EthHdr
@@ -42,6 +42,12 @@ from netmem.netdev.device import NetDevice
 
 INITIAL_RTO = 1 * SEC
 MSS_DEFAULT = 536
+ENDS = {  # what a peer did, by the error that its connection ended with
+    errno.ECONNRESET: "reset the connection",
+    errno.ECONNREFUSED: "refused the connection",
+    errno.ETIMEDOUT: "stopped answering",
+    errno.ECONNABORTED: "was cut off: the connection was aborted here",
+}
 
 
 @dataclass
@@ -85,7 +91,13 @@ class Connections:
         self.dev, self.ip, self.config = dev, ip, config
         buckets = 1 << (2 * config.connections - 1).bit_length()
         at, places = ctypes.sizeof(StackRecord), []
-        for size in (8 * LIST_ROOM, 8 * LIST_ROOM, ctypes.sizeof(Release) * RELEASE_ROOM, 8 * buckets):
+        for size in (
+            8 * LIST_ROOM,
+            8 * LIST_ROOM,
+            ctypes.sizeof(Release) * RELEASE_ROOM,
+            8 * buckets,
+            8 * config.connections,
+        ):
             places.append(at)
             at += size
         self.arena = Arena("tcp:globals", at)
@@ -99,18 +111,18 @@ class Connections:
         ip.record = record
         self.stats = record.counters
         record.tcbs, record.entries, record.tx = self.table.address, self.entry_arena.address, dev.tx.at
-        record.touched_list, record.slow_list, record.release_list, record.buckets = (
+        record.touched_list, record.slow_list, record.release_list, record.buckets, record.active_list = (
             self.at + place for place in places
         )
-        self._lists = [self.arena.bytes[place:][: 8 * LIST_ROOM].view(np.int64) for place in places[:2]]
+        self._left = self.arena.bytes[places[1] :][: 8 * LIST_ROOM].view(np.int64)
         self._releases = self.arena.table(Release, places[2], RELEASE_ROOM)
         record.bucket_mask, record.delack_ns = buckets - 1, config.delack_ns
         record.timer = o.FAR
         self.entry_arena.table(Entry, 0, config.entries + 1)["next"][1:-1] = np.arange(2, config.entries + 1)
         record.free_entry, record.free_entries = 1, config.entries
         self.free = list(range(config.connections - 1, -1, -1))
-        # Rows that something happened to, for whoever serves many and must not look at all of them.
-        self.touched: set[int] | None = None
+        record.active = -1
+        self._active: Words = np.zeros(config.connections, np.int64)
         self.generations = [0] * config.connections  # times each row was given back: a handle is both
         self.listeners: dict[int, Listener] = {}
         self.secret = config.secret or os.urandom(16)
@@ -128,14 +140,17 @@ class Connections:
         """All counters by name."""
         return items(self.stats)
 
-    def touched_now(self) -> list[int]:
-        """The connections that the batch at hand concerned."""
-        touched: list[int] = self._lists[0][: self.record.touched].tolist()
-        return touched
+    def activity(self) -> list[int]:
+        """Rows that something happened to since the last such call; the first has none."""
+        if self.record.active < 0:
+            self.record.active = 0
+        n = calls.take_active(self.at, self._active) if self.record.active else 0
+        active: list[int] = self._active[:n].tolist()
+        return active
 
     def left(self) -> list[int]:
         """Rows of the packets of the batch at hand that kernels left."""
-        rows: list[int] = self._lists[1][: self.record.slow].tolist()
+        rows: list[int] = self._left[: self.record.slow].tolist()
         return rows
 
     def state(self, c: int) -> int:
@@ -202,7 +217,7 @@ class Connections:
             raise NetmemError(errno.ENOBUFS, f"all {self.config.connections} connections are in use")
         c = self.free.pop()
         tcb = self.tcbs[c]
-        clear(tcb)
+        self._clear(tcb)
         tcb.queue, tcb.rto = queue, INITIAL_RTO
         tcb.flags = Flag.TS | Flag.WSCALE | Flag.SACK
         self.set_addresses(c, laddr, raddr, ports)
@@ -220,6 +235,12 @@ class Connections:
         self.set_initial_sequence(c, self.initial_sequence(laddr, raddr, ports))
         calls.begin(self.at, c)
         return c
+
+    @staticmethod
+    def _clear(tcb: Tcb) -> None:
+        active = tcb.active  # it is on that list still
+        clear(tcb)
+        tcb.active = active
 
     def set_initial_sequence(self, c: int, iss: int) -> None:
         """Start sending at a sequence number."""
@@ -273,7 +294,7 @@ class Connections:
         self._release_send_buffer(c)
         self.fed(c)
         calls.end(self.at, c)
-        clear(self.tcbs[c])
+        self._clear(self.tcbs[c])
         self.generations[c] += 1
         self.free.append(c)
 
@@ -309,6 +330,17 @@ class Connections:
         blocks, queue = self._blocks[: self.record.rows], self.tcbs[c].queue
         held = int(blocks["user"][blocks["queue"] == queue].sum())
         return held, self.record.accounts[queue].total
+
+    def why_nothing_comes(self, c: int) -> str:
+        """When it is the application that holds the memory: how much of it, and the window that leaves."""
+        held, total = self.held_of(c)
+        window = (self.tcbs[c].rcv_adv - self.tcbs[c].rcv_nxt) & MASK32
+        if not held or window >= self.tcbs[c].rcv_mss:
+            return ""
+        return (
+            f": the application holds {held} of {total} buffers of the pool, and the window is {window} "
+            "bytes; give frags back with devmem_dontneed()"
+        )
 
     def check_pledges(self) -> None:
         """For the sanitiser: what is pledged adds up, and is never more than there is. SanitizerError."""

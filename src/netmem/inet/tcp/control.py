@@ -22,8 +22,7 @@ class Control:
         """Change a connection's state; ``tcb.TRANSITIONS`` has every change there is."""
         tcb = self.conns.tcbs[c]
         tcb.state = state
-        if self.conns.touched is not None:
-            self.conns.touched.add(c)
+        calls.note_active(self.conns.at, c)
         if tcb.pledged:
             calls.pledge_anew(self.conns.at, c)  # a state that receives nothing more keeps no buffers
 

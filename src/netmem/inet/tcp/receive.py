@@ -5,9 +5,11 @@ Tokens are numbered from 1 (SCM_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED); a socket's t
 
 from __future__ import annotations
 
+import enum
+
 from netmem.base.arena import Words
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import memcpy
+from netmem.base.native import load_u32, memcpy
 from netmem.base.record import Record, Word, i64
 from netmem.inet.tcp.entries import entry_free
 from netmem.inet.tcp.tcb import EntryKind, Flag, StackRecord, Tcb, TcpState, account_of, entry_of, tcb_of
@@ -25,6 +27,8 @@ class TokenTable(Record):
     free: i64  # tokens
     stack: i64  # address: a word for each token, the free ones first
     slots: i64  # address of the TokenSlot of token 1
+    owner: i64  # address of the StackRecord, and number of the connection, -1: a UDP socket's
+    connection: i64
     due: i64  # out: a window update should be sent
     left: i64  # out: tokens of other pools, which were not freed
 
@@ -62,6 +66,20 @@ def pop_entry(stack: StackRecord, tcb: Tcb) -> None:
         tcb.rq_tail = 0
     tcb.rq_bufs -= 1
     entry_free(stack, i)
+
+
+@kernel
+def receive_frags(table_at: int, out: Words, limit: int) -> int:
+    """``frags_out`` where it is plain: frags of the connection's own pool are next. 0: it is not."""
+    table = TokenTable.at(table_at)
+    stack = StackRecord.at(table.owner)
+    tcb = tcb_of(stack, table.connection)
+    if tcb.rq_head == 0 or table.free < out.shape[0]:
+        return 0
+    entry, account = entry_of(stack, tcb.rq_head), account_of(stack, tcb)
+    if entry.kind != EntryKind.FRAG or entry.pool != account.pool:
+        return 0
+    return frags_out(table.owner, table.connection, table_at, account.pool_at, out, limit)
 
 
 @kernel
@@ -177,6 +195,57 @@ def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, poo
         tcb.user -= freed
         note_window(stack, tcb, table, pool)
     return freed
+
+
+class Returned(enum.IntEnum):
+    """Bits of what ``return_tokens`` returns, above the number of tokens freed."""
+
+    DUE = 1 << 32  # a window update should be sent
+    RELEASED = 1 << 33  # the pool has netmems for its provider
+    OTHERS = 1 << 34  # there are tokens of other pools, which were not freed
+
+
+@kernel
+def return_tokens(table_at: int, tokens: Words) -> int:
+    """``tokens_back`` for an array of int64 or uint32, of any stride; tokens freed, and bits of Returned."""
+    return tokens_at(table_at, tokens.ctypes.data, tokens.shape[0], tokens.strides[0], tokens.itemsize)
+
+
+@kernel
+def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
+    """``return_tokens`` for ``n`` tokens of ``size`` bytes that begin at an address."""
+    table = TokenTable.at(table_at)
+    stack = StackRecord.at(table.owner)
+    tcb = tcb_of(stack, table.connection)
+    account = account_of(stack, tcb)
+    if account.pool == 0:
+        return int(Returned.OTHERS)
+    pool = PoolRecord.at(account.pool_at)
+    freed, bits = 0, 0
+    for _ in range(n):
+        token = Word.at(at).value if size == 8 else load_u32(at)
+        at += stride
+        if token < 1 or token > table.capacity:
+            continue
+        slot = slot_of(table, token)
+        netmem = slot.netmem
+        if netmem == 0:
+            continue
+        if slot.pool != pool.handle:
+            bits = int(Returned.OTHERS)
+            continue
+        slot.netmem, slot.pool = 0, -netmem
+        Word.nth(table.stack, table.free).value = token
+        table.free += 1
+        pp_put(pool, netmem, False)
+        freed += 1
+    tcb.user -= freed
+    note_window(stack, tcb, table, pool)
+    if table.due != 0:
+        bits |= Returned.DUE
+    if pool.released > 0:
+        bits |= Returned.RELEASED
+    return freed | bits
 
 
 @kernel

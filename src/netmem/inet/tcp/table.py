@@ -77,8 +77,18 @@ def hash_remove(stack: StackRecord, tcb: Tcb) -> None:
 
 
 @inline_kernel
+def note_active(stack: StackRecord, tcb: Tcb) -> None:
+    """Something happened to a connection: whoever serves many may want to look."""
+    if stack.active >= 0 and tcb.active == 0:
+        tcb.active = 1
+        Word.nth(stack.active_list, stack.active).value = number_of(stack, tcb)
+        stack.active += 1
+
+
+@inline_kernel
 def touch(stack: StackRecord, tcb: Tcb) -> None:
     """Put a connection on the list of those that this batch concerned."""
+    note_active(stack, tcb)
     if tcb.touched != stack.batch:
         tcb.touched = stack.batch
         Word.nth(stack.touched_list, stack.touched).value = number_of(stack, tcb)

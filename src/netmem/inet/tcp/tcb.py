@@ -225,6 +225,7 @@ class Tcb(Record):
     per_buffer: i64  # payload bytes of a buffer when segments are full
     slow_in: i64  # batch in which the slow path took this connection over
     touched: i64  # batch in which it was last touched
+    active: i64  # 1: on the list of StackRecord.active
     bytes_in: i64
     bytes_out: i64
     adv_mss: i64  # the MSS option we send
@@ -251,10 +252,11 @@ class Tcb(Record):
     used: i64  # bytes received since DEMAND last changed, and when that was, ns
     used_at: i64
     data_at: i64  # when data last came in sequence, ns
-    _unused: Annotated[Items[int], ctypes.c_int64 * 3]
+    _unused: Annotated[Items[int], ctypes.c_int64 * 2]
 
 
 TCB_SHIFT = 10  # of its size: a number is found with a shift
+assert ctypes.sizeof(Tcb) == 1 << TCB_SHIFT
 
 
 class Entry(Record):
@@ -302,7 +304,8 @@ class Account(Record):
     buf_len: i64  # bytes
     ooo_most: i64  # of out-of-order data, of all connections together
     ooo: i64  # how many there are
-    pool: i64  # handle of the queue's payload pool
+    pool: i64  # handle of the queue's payload pool, and the address of its PoolRecord
+    pool_at: i64
     host: i64  # host address of its memory, 0: unreadable
     shift: i64  # log2 of a netmem's bytes
     header_pool: i64  # handle of its header pool, 0: none
@@ -310,6 +313,7 @@ class Account(Record):
     header_shift: i64
     grant: i64  # buffers that an idle connection keeps
     total: i64  # buffers of the pool, whoever has them
+    by_token: i64  # 1: payload is handed out by token
 
 
 class InetCounters(Record):
@@ -411,6 +415,8 @@ class StackRecord(Record):
     by_token: i64  # 1: the queue's data is handed out by token
     touched: i64  # Tcbs that it concerns, and a word for each: its number
     touched_list: i64
+    active: i64  # Tcbs that something happened to since ``activity`` asked, -1: nobody asks
+    active_list: i64  # address: a word for each, its number
     slow: i64  # packets that the fast path left, and a word for each: its row
     slow_list: i64
     releases: i64  # netmems to put back, and the address of Release 0
@@ -419,6 +425,7 @@ class StackRecord(Record):
     timer: i64  # no timer runs out before this
     delack_ns: i64
     reclaim_at: i64  # when pledges are looked through next
+    reap_at: i64  # when pools that came to their end are looked for next
     prune_at: i64  # when out-of-order queues are looked through for stale ones next
     starved: i64  # connections with Flag.STARVED
     turn: i64  # Tcb that is told of a bigger window first

@@ -148,12 +148,6 @@ def udp_batch(stack: StackRecord, batch: BatchRecord) -> int:
     return left
 
 
-@kernel
-def udp_receive(stack_at: int, batch_at: int) -> int:
-    """``udp_batch``, for Python."""
-    return udp_batch(StackRecord.at(stack_at), BatchRecord.at(batch_at))
-
-
 @inline_kernel
 def in_frags(stack: StackRecord, head: int) -> tuple[int, int, int]:
     """Of a datagram: handle of its frags' pool (0 without), its frags, its linear bytes."""

@@ -238,7 +238,7 @@ class UdpSocket:
                 self._poller.wait(self.readable, wait, f"a datagram to port {self.port}")
                 self._check()
             if self._tokens is None:
-                self._tokens = Tokens()
+                self._tokens = Tokens(self._udp.conns, -1)
             if self._tokens.record.free < max_frags:
                 self._tokens.reserve(max_frags)
             self._record.tokens_fd = self._tokens.fd
