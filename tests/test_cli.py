@@ -320,7 +320,7 @@ def test_show_looks_into_a_running_receiver(nic, memory):
     assert seen["ring"]["tcp_data_split"] == "enabled"
     queue = seen["queues"][1]
     assert (queue["provider"]["memory"], queue["provider"]["binding"]) == (memory, binding.id)
-    assert queue["hds_hit"] >= 50_000 // 1460
+    assert queue["hds_hit"] >= 1  # a packet may be many segments (rx-gro-hw)
     (one,) = seen["sockets"]
     assert (one["state"], one["port"], one["queued"], one["tokens"]) == (
         "ESTABLISHED",

@@ -60,6 +60,13 @@ PROGRESS_S = 0.5
     show_default=True,
     help="Split only frames longer than this. Bound memory needs 0.",
 )
+@click.option(
+    "--rx-gro-hw",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="Segments that the sender's NIC would cut arrive as one packet (softnic).",
+)
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
 @click.option(
     "--queues",
@@ -84,7 +91,6 @@ def command(
     as_json: bool,
     quiet: bool,
     sanitize: bool,
-    tcp_data_split: str,
     **options: Any,
 ) -> None:
     """Receive TCP into memory that the driver never maps.
@@ -104,7 +110,8 @@ def command(
     if sanitize:
         sanitizer.enable()
     capture = options.pop("capture")
-    setup = Setup(tcp_data_split=tcp_data_split == "on", drop_privileges=True, **options)
+    switches = {name: options.pop(name) == "on" for name in ("tcp_data_split", "rx_gro_hw")}
+    setup = Setup(drop_privileges=True, **switches, **options)
     _check_output("-o", output)
     _check_output("--capture", capture)
     try:

@@ -243,8 +243,9 @@ def open_device(
     ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH).
     ``wire``: ``user``, or a ``Tap``, an interface of this host, made and brought up here (root); ``tap:NAME``
     is one with the default address. On the user wire the stack has addresses 10.0.2.15 and fd00::f, and a
-    gateway offers host ports (``Device.forward``); on a TAP it has the addresses and routers of the ``Tap``,
-    and segments that the host did not cut arrive as one packet (rx-gro-hw). ``bounce``: a bus on
+    gateway offers host ports (``Device.forward``); on a TAP it has the addresses and routers of the ``Tap``.
+    On either, segments that the sender's NIC would cut arrive as one packet (rx-gro-hw, which
+    ``ethtool.set_features`` turns off). ``bounce``: a bus on
     which page memory must be synced. ``drop_privileges``: once what needs them is open, this thread, and all
     that it starts from then on, gives up all capabilities but CAP_DAC_OVERRIDE (files are written whoever
     they belong to); the NIC's process of a softnic has none in any case.
@@ -295,7 +296,9 @@ class _Wanted:
         """The net device over a started NIC."""
         if isinstance(bus, QemuBus):
             return lab_qemu.open_igb(bus, rx_queues=self.queues, mtu=self.mtu, name=self.name)
-        return open_netdev(SoftnicDriver(bus), rx_queues=self.queues, mtu=self.mtu, name=self.name)
+        dev = open_netdev(SoftnicDriver(bus), rx_queues=self.queues, mtu=self.mtu, name=self.name)
+        dev.ethtool.set_features(rx_gro_hw=True)
+        return dev
 
     def drop_privileges(self) -> None:
         """Now that what needs them is open."""
@@ -329,8 +332,6 @@ def _open_on_tap(wanted: _Wanted, tap: Tap, config: TcpConfig | None) -> Device:
         else:
             bus = _start_softnic(wanted.mtu, wanted.bounce, wanted.number, fd)
         dev = wanted.open(bus)
-        if wanted.nic != "igb":
-            dev.ethtool.set_features(rx_gro_hw=True)
     finally:
         os.close(fd)
     return _on(bus, dev, tap.addresses, tap.gateways, config, hosts)

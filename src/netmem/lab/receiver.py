@@ -46,6 +46,7 @@ class Setup:
     exporter: str = "auto"
     tcp_data_split: bool = True
     hds_thresh: int = 0
+    rx_gro_hw: bool = True
     mtu: int = 1500
     queues: int = 2
     wire: str = "user"
@@ -180,6 +181,8 @@ class Receiver:
         """Ring settings, binding, and steering of the port to the bound queues."""
         split = TcpDataSplit.ENABLED if self.setup.tcp_data_split else TcpDataSplit.DISABLED
         device.ethtool.set_ringparam(tcp_data_split=split)
+        if not self.setup.rx_gro_hw and "rx_gro_hw" in device.dev.driver.hw_features:
+            device.ethtool.set_features(rx_gro_hw=False)
         if self.setup.hds_thresh:  # not every device has a threshold to set
             device.ethtool.set_ringparam(hds_thresh=self.setup.hds_thresh)
         if self.provider is not None:
