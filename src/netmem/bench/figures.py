@@ -232,6 +232,9 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     return figure
 
 
+# Of the sender, whatever the machine's default: bbr paces by rates that it measured over other paths.
+CONGESTION_CONTROL = "cubic"
+
 _KERNEL_RECEIVER = """
 import json, mmap, os, socket, sys, time
 with socket.create_server(("127.0.0.1", 0)) as server:
@@ -284,7 +287,7 @@ def transfer(
         assert receiver.stdout is not None
         port = str(json.loads(receiver.stdout.readline())["port"])
         before = _cpu(receiver.pid)
-        sender = python_argv("netmem.lab.sender", address, port, str(size))
+        sender = python_argv("netmem.lab.sender", address, port, str(size), CONGESTION_CONTROL)
         subprocess.run([*inside, *sender], timeout=LIMIT_S, check=True)
         summary: dict[str, Any] = json.loads(receiver.stdout.read().splitlines()[-1])
         _, _, usage = os.wait4(receiver.pid, 0)

@@ -29,7 +29,7 @@ from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
 from netmem.lab.local import MAC_BASE, both, open_netdev
-from netmem.lab.selftest import ensure_compiled
+from netmem.lab.selftest import ensure_compiled, warm_up
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.binding import Binding, TxBinding
@@ -264,6 +264,8 @@ def open_device(
     if nic == "igb":
         find_qemu(qemu)  # before a compilation that may take a minute
     ensure_compiled()
+    if nic == "igb":
+        warm_up()
     wanted = _Wanted(nic, queues, mtu, bounce, qemu, *_free_name(), drop_privileges)
     if tap is not None:
         return _open_on_tap(wanted, tap, config)
@@ -351,4 +353,4 @@ def _start_softnic(mtu: int, bounce: bool, number: int, tap_fd: int = -1) -> Pro
         *("--gateway", GATEWAY, "--guest", ADDRESS, "--sndbuf", str(SEND_BUFFER)),
         *("--tap-fd", str(tap_fd)),
     )
-    return ProcessBus(argv, [tap_fd] if tap_fd >= 0 else [], bounce=bounce)
+    return ProcessBus(argv, [tap_fd] if tap_fd >= 0 else [], bounce=bounce, meanwhile=warm_up)

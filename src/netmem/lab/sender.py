@@ -7,9 +7,11 @@ import sys
 
 
 def main() -> None:
-    """``python -m netmem.lab.sender HOST PORT FILE-OR-SIZE``; waits until the peer closed."""
-    host, port, what = sys.argv[1:4]
+    """``python -m netmem.lab.sender HOST PORT FILE-OR-SIZE [CONGESTION-CONTROL]``; until the peer closed."""
+    host, port, what, *_ = sys.argv[1:]
     with socket.create_connection((host, int(port)), timeout=60) as sock:
+        if len(sys.argv) > 4:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, sys.argv[4].encode())
         if what.isdigit():
             left, block = int(what), memoryview(bytes(range(256)) * 4096)
             while left:

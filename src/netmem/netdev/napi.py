@@ -180,7 +180,8 @@ class Napi:
         self.at = self.arena.address
         self.record = self.arena.record(PollRecord)
         self._generation = -1
-        self._ops = driver.netdev_ops() if isinstance(driver, CompiledDriver) else NetdevOps()
+        self._compiled = driver if isinstance(driver, CompiledDriver) else None
+        self._ops = self._compiled.netdev_ops() if self._compiled is not None else NetdevOps()
         self.record.napis, self.record.batch = self.at + napis, batch.at
         self.record.ops = ctypes.addressof(self._ops)
 
@@ -224,7 +225,7 @@ class Napi:
 
     def xmit_rest(self) -> None:
         """Python's share of it, where ``net_tx_action`` said so."""
-        if self._ops.xmit and self._ops.tx_ring and isinstance(self._driver, CompiledDriver):
-            self._driver.tx_notify()
+        if self._compiled is not None and self._ops.xmit and self._ops.tx_ring:
+            self._compiled.tx_notify()
         else:
             self._driver.xmit()

@@ -117,9 +117,15 @@ class LocalBus(_SoftnicBus):
 
 
 class ProcessBus(_SoftnicBus):
-    """The NIC in a process of its own, which alone maps the memory that the driver has it map."""
+    """The NIC in a process of its own, which alone maps the memory that the driver has it map.
 
-    def __init__(self, argv: list[str], fds: Sequence[int] = (), *, bounce: bool = False) -> None:
+    ``meanwhile`` is called while that process starts.
+    """
+
+    def __init__(
+        self, argv: list[str], fds: Sequence[int] = (), *, bounce: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         super().__init__(bounce=bounce)
         self.doorbell_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         own = (self.bar_fd, self.irq_fd, self.doorbell_fd)
@@ -128,6 +134,7 @@ class ProcessBus(_SoftnicBus):
         try:
             self.child = Child([*argv, *extra], [*own, *fds])
             try:
+                meanwhile()
                 self.info = self.child.wait_ready()
             except BaseException:
                 self.child.close()
