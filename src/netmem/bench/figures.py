@@ -302,29 +302,34 @@ def transfer(
     return size * 8 / summary["seconds"] / 1e9, spent / (size / 1e9)
 
 
-def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
-    """(c): goodput and CPU of `netmem recv` and of a kernel socket with one copy, in turn."""
-    ours = python_argv(
-        "netmem.cli.entry",
-        "recv",
-        "--memory",
-        "dmabuf",
-        "--exporter",
-        "memfd",
-        "--json",
-        "--count",
-        "1",
-        "--listen",
-        "127.0.0.1:0",
-        "--mtu",
-        str(mtu),
-    )
-    kernel = kernel_receiver()
-    results: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}
+def receiver_argv(*more: str) -> list[str]:
+    """The command of a `netmem recv` of one connection into unreadable memory."""
+    words = ("--memory", "dmabuf", "--exporter", "memfd", "--json", "--count", "1", "--listen", "127.0.0.1:0")
+    return python_argv("netmem.cli.entry", "recv", *words, *more)
+
+
+def in_turn(commands: dict[str, list[str]], rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
+    """Goodput and CPU of receivers, by name, in alternating rounds."""
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(rounds):
-        results["netmem"].append(transfer(ours, size))
-        results["kernel"].append(transfer(kernel, size))
+        for name, argv in commands.items():
+            results[name].append(transfer(argv, size))
     return {
         name: (Figure(tuple(g for g, _ in found)), Figure(tuple(c for _, c in found)))
         for name, found in results.items()
     }
+
+
+def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
+    """(c): `netmem recv`, with segments merged by the NIC and not, and a kernel socket with one copy."""
+    commands = {
+        "netmem": receiver_argv("--mtu", str(mtu)),
+        "cut": receiver_argv("--mtu", str(mtu), "--rx-gro-hw", "off"),
+        "kernel": kernel_receiver(),
+    }
+    return in_turn(commands, rounds, size)
+
+
+def arrays(rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
+    """(d): arrays gathered into the application's memory, and `netmem recv` on the same wire."""
+    return in_turn({"arrays": python_argv("netmem.bench.arrays"), "recv": receiver_argv()}, rounds, size)

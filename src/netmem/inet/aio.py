@@ -19,6 +19,7 @@ import numpy.typing as npt
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
 from netmem.inet.listener import TcpListener
+from netmem.inet.reader import AsyncReader
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.tokens import DevmemMessage
@@ -257,6 +258,10 @@ class AsyncConnection:
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """``TcpSocket.devmem_dontneed``; never waits."""
         return self.sock.devmem_dontneed(tokens)
+
+    def reader(self) -> AsyncReader:
+        """``TcpSocket.reader``, for await."""
+        return AsyncReader(self, self._stack.stack.dev)
 
     async def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """``TcpSocket.recv``."""

@@ -11,6 +11,7 @@ from netmem.base.address import ip_text
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.inet.poller import Poller
+from netmem.inet.reader import Reader
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.connections import ENDS
@@ -110,8 +111,7 @@ class TcpSocket:
 
     def _head(self) -> tuple[int, int]:
         """Kind and pool handle of what is next in the receive queue; (-1, -1) when it is empty."""
-        i = self._tcb.rq_head
-        if not i:
+        if not (i := self._tcb.rq_head):
             return -1, -1
         entry = self._conns.entries[i]
         return entry.kind, entry.pool
@@ -152,12 +152,16 @@ class TcpSocket:
             n = rx.frags_out(self._conns.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
+    def reader(self) -> Reader:
+        """Reads exact amounts, arrays and messages, into memory of the application's own."""
+        return Reader(self, self._dev)
+
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.
 
         ``tokens``: one token or an array of them, or an array of shape (n, 2) of (first, count) ranges.
         Unknown or repeated ones are skipped. All of them are looked at: where the kernel stops after 1024
-        tokens or 128 ranges, and expects to be called again, this call goes on.
+        tokens or 128 ranges, this goes on.
         """
         with self._poller.lock:
             self._check_open()
@@ -189,10 +193,8 @@ class TcpSocket:
         return got & MASK32
 
     def _window_update(self) -> None:
-        self._poller.stamp()
         self._conns.stats.window_updates += 1
-        self._tcp.control.output(self._c)
-        self._dev.xmit()
+        self.push()
 
     def _copy(self, limit: int, *, linear_only: bool) -> bytes:
         size = min(limit, self._tcb.rq_bytes)
@@ -422,9 +424,8 @@ class TcpSocket:
 
     def drained(self) -> bool:
         """True when the peer has acknowledged all that was sent, or nothing more can be."""
-        return self.state() == TcpState.CLOSED or (
-            self._tcb.sb_head == self._tcb.sb_tail and self._tcb.snd_una == self._tcb.snd_nxt
-        )
+        tcb = self._tcb
+        return self.state() == TcpState.CLOSED or (tcb.sb_head == tcb.sb_tail and tcb.snd_una == tcb.snd_nxt)
 
     def acknowledged(self) -> int:
         """Payload bytes that were sent and that the peer has acknowledged."""

@@ -1,0 +1,196 @@
+"""Exact amounts of a stream: arrays, messages, lines; blocking and for asyncio."""
+
+import asyncio
+import errno
+import json
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import netmem
+from conftest import make_provider, payload, scaled
+from netmem.base.errors import NetmemError
+from netmem.inet.aio import AsyncStack
+
+LIMIT = 60
+
+
+def refused(number, call, *args):
+    with pytest.raises(NetmemError) as caught:
+        call(*args)
+    assert caught.value.errno == number
+
+
+@pytest.fixture(scope="module", params=["dmabuf", "pages", "none"])
+def opened(request):
+    """A device, a port of the host that leads to its listener, and its memory: 4 MiB, or none."""
+    with netmem.open_device() as device:
+        memory = {"dmabuf": netmem.DmabufProvider, "pages": netmem.PagesProvider, "none": None}[request.param]
+        provider = memory(4 << 20) if memory else None
+        device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
+        if provider is not None:
+            device.bind_rx([1], provider)
+        device.steer(5001, 1)
+        yield device, device.listen(5001), device.forward("127.0.0.1", 0, 5001)
+
+
+class Peer(threading.Thread):
+    """Sends bytes over a kernel socket, and closes."""
+
+    def __init__(self, port, *pieces):
+        super().__init__(daemon=True)
+        self.port, self.pieces = port, pieces
+        self.start()
+
+    def run(self):
+        with socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT) as sock:
+            for piece in self.pieces:
+                sock.sendall(piece)
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)
+
+
+def accept(opened, *pieces):
+    _, listener, port = opened
+    peer = Peer(port, *pieces)
+    sock = listener.accept(LIMIT)
+    sock.timeout = LIMIT
+    return sock, peer
+
+
+def test_arrays_larger_than_the_memory_arrive_whole(opened):
+    wanted = np.frombuffer(payload(scaled(24 << 20) & ~7), "<i8")
+    sock, peer = accept(opened, wanted.tobytes())
+    with sock:
+        got = sock.reader().read_array(wanted.shape, "<i8")
+        assert (got == wanted).all()
+        assert sock.statistics()["tokens"] == 0
+    peer.join(LIMIT)
+
+
+def test_shapes_dtypes_and_what_is_no_memory(opened):
+    grid = np.arange(60, dtype=">f4").reshape(3, 4, 5)
+    sock, peer = accept(opened, grid.tobytes(), b"\1\2\3", struct.pack("!d", 2.5))
+    with sock:
+        reader = sock.reader()
+        got = reader.read_array((3, 4, 5), ">f4")
+        assert (got == grid).all()
+        assert got.flags.c_contiguous
+        refused(errno.EINVAL, reader.read_array, 3, object)
+        refused(errno.EINVAL, reader.read_into, memoryview(b"abc"))
+        refused(errno.EINVAL, reader.read_into, np.zeros((4, 4))[:, ::2])
+        reader.read_into(bytearray())
+        part = bytearray(3)
+        reader.read_into(part)
+        assert part == b"\1\2\3"
+        into = np.zeros(1, ">f8")
+        reader.read_into(into)
+        assert into[0] == 2.5
+    peer.join(LIMIT)
+
+
+def test_a_stream_that_ends_early_says_how_far_it_came(opened):
+    sock, peer = accept(opened, b"0123456789")
+    with sock, pytest.raises(EOFError) as caught:
+        sock.reader().read_array(100)
+    assert (caught.value.partial, caught.value.expected) == (b"0123456789", 100)
+    peer.join(LIMIT)
+
+
+def test_lines_messages_and_arrays_in_one_stream(opened):
+    body = payload(300_000)
+    sock, peer = accept(
+        opened, b"shape 3\nan empty line follows\n\n", struct.pack("<Q", len(body)), body, b"rest",
+        struct.pack("!I", 1 << 31), bytes(70_000),
+    )  # fmt: skip
+    with sock:
+        reader = sock.reader()
+        assert reader.readuntil() == b"shape 3\n"
+        assert reader.readuntil(b"line ") == b"an empty line "
+        assert reader.readuntil(b"\n\n") == b"follows\n\n"
+        assert reader.read_message("<Q").tobytes() == body
+        assert reader.readexactly(4) == b"rest"
+        refused(errno.EMSGSIZE, reader.read_message)
+        refused(errno.EMSGSIZE, reader.readuntil)
+        assert len(reader.readexactly(70_000)) == 70_000
+        with pytest.raises(EOFError):
+            reader.readuntil()
+    peer.join(LIMIT)
+
+
+def test_asyncio_reads_as_asyncio_users_know_it(opened):
+    device, _, _ = opened
+    port = device.forward("127.0.0.1", 0, 5003)
+    device.steer(5003, 1)
+    arrays = [np.frombuffer(payload(400_000, seed=n), "<u4") for n in range(8)]
+    done = []
+
+    async def handler(connection):
+        reader = connection.reader()
+        n, shape = json.loads(await reader.readuntil())
+        got = await reader.read_array(shape, "<u4")
+        assert (await reader.readexactly(2)) == b"ok"
+        assert (await reader.read_message()).tobytes() == b"message"
+        with pytest.raises(asyncio.IncompleteReadError):
+            await reader.readexactly(10)
+        done.append((n, bool((got == arrays[n]).all())))
+
+    async def main():
+        async with AsyncStack(device.stack) as stack:
+            server = asyncio.create_task(stack.serve(5003, handler, limit=len(arrays)))
+            await asyncio.sleep(0)
+            peers = [
+                Peer(
+                    port, json.dumps([n, array.shape]).encode() + b"\n", array.tobytes(), b"ok",
+                    struct.pack("!I", 7) + b"message", b"cut",
+                )
+                for n, array in enumerate(arrays)
+            ]  # fmt: skip
+            await asyncio.wait_for(server, LIMIT)
+            for peer in peers:
+                await asyncio.to_thread(peer.join, LIMIT)
+
+    asyncio.run(main())
+    assert sorted(done) == [(n, True) for n in range(len(arrays))]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["dmabuf", "none"])
+def test_whatever_is_asked_for_comes_in_order(network, kind, seed):
+    net, rng = network(), random.Random(seed)
+    if kind != "none":
+        net.bind(make_provider(kind))
+    ours, theirs, _ = net.connect()
+    sent = payload(rng.randrange(1, 50_000), seed=seed)
+    theirs.sendall(sent)
+    reader, at = ours.reader(), 0
+    while at < len(sent):
+        n = rng.randrange(1, min(len(sent) - at, 9000) + 1)
+        net.until(lambda least=n: ours.queued() >= least)
+        assert reader.readexactly(n) == sent[at : at + n]
+        at += n
+
+
+def test_the_example_receives_arrays_of_several_clients():
+    example = Path(__file__).parent.parent / "examples" / "receive_arrays.py"
+    done = subprocess.run(
+        [sys.executable, str(example), "3", "4"], capture_output=True, text=True, timeout=2 * LIMIT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 arrays" in done.stdout
+
+
+def test_a_reader_passes_on_what_the_socket_says(opened):
+    sock, peer = accept(opened, b"")
+    with sock, pytest.raises(EOFError):
+        sock.reader().readexactly(1)
+    with pytest.raises(NetmemError, match="closed"):
+        sock.reader().readexactly(1)
+    peer.join(LIMIT)
