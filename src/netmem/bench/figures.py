@@ -232,9 +232,6 @@ def receive(budget: int, times: int, packets: int = 200_000) -> Figure:
     return figure
 
 
-# Of the sender, whatever the machine's default: bbr paces by rates that it measured over other paths.
-CONGESTION_CONTROL = "cubic"
-
 _KERNEL_RECEIVER = """
 import json, mmap, os, socket, sys, time
 with socket.create_server(("127.0.0.1", 0)) as server:
@@ -275,11 +272,17 @@ def _cpu(pid: int) -> float:
 
 
 def transfer(
-    argv: list[str], size: int, *, address: str = "127.0.0.1", inside: tuple[str, ...] = ()
+    argv: list[str],
+    size: int,
+    *,
+    address: str = "127.0.0.1",
+    inside: tuple[str, ...] = (),
+    congestion: tuple[str, ...] = (),
 ) -> tuple[float, float]:
     """Start a receiver, send it ``size`` bytes; (Gbit/s, CPU seconds per GB of the receiver).
 
-    ``inside``: words before both commands, such as those that enter a network namespace.
+    ``inside``: words before both commands, such as those that enter a network namespace. ``congestion``: the
+    sender's congestion control, the machine's default without.
     """
     words = [*inside, *argv]
     receiver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -287,7 +290,7 @@ def transfer(
         assert receiver.stdout is not None
         port = str(json.loads(receiver.stdout.readline())["port"])
         before = _cpu(receiver.pid)
-        sender = python_argv("netmem.lab.sender", address, port, str(size), CONGESTION_CONTROL)
+        sender = python_argv("netmem.lab.sender", address, port, str(size), *congestion)
         subprocess.run([*inside, *sender], timeout=LIMIT_S, check=True)
         summary: dict[str, Any] = json.loads(receiver.stdout.read().splitlines()[-1])
         _, _, usage = os.wait4(receiver.pid, 0)

@@ -13,6 +13,7 @@ from netmem.hw.process import python_argv
 
 ADDRESS = "10.20.0.2"
 PYTCP_BYTES = 20_000_000
+SENDER = ("cubic",)  # on both: bbr, where it is the default, paces by what it measured over another path
 
 
 def goodput(rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
@@ -38,8 +39,8 @@ def _measure(inside: tuple[str, ...], rounds: int, size: int) -> dict[str, tuple
     )  # fmt: skip
     found: dict[str, list[tuple[float, float]]] = {"netmem": [], "kernel": []}
     for _ in range(rounds):
-        found["netmem"].append(transfer(ours, size, address=ADDRESS, inside=inside))
-        found["kernel"].append(transfer(kernel_receiver(), size, inside=inside))
+        found["netmem"].append(transfer(ours, size, address=ADDRESS, inside=inside, congestion=SENDER))
+        found["kernel"].append(transfer(kernel_receiver(), size, inside=inside, congestion=SENDER))
     other = os.environ.get("PYTCP_PYTHON")
     if other:
         script = str(Path(__file__).parent / "pytcp_receiver.py")
