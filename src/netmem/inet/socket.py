@@ -17,7 +17,14 @@ from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.connections import ENDS
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
-from netmem.inet.tokens import FRAG, NO_FRAGS, DevmemMessage, Tokens, is_plain, named_tokens, pool_of
+from netmem.inet.tokens import (
+    FRAG,
+    NO_FRAGS,
+    DevmemMessage,
+    Tokens,
+    blame_caller,
+    pool_of,
+)
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
@@ -26,7 +33,6 @@ from netmem.netdev.binding import TxBinding
 OVER = (  # nothing more comes
     TcpState.CLOSED, TcpState.CLOSE_WAIT, TcpState.CLOSING, TcpState.LAST_ACK, TcpState.TIME_WAIT
 )  # fmt: skip
-DUE, RELEASED, OTHERS = (int(bit) for bit in rx.Returned)
 
 
 class TcpSocket:
@@ -38,6 +44,7 @@ class TcpSocket:
 
     def __init__(self, poller: Poller, tcp: Tcp, zerocopy: Zerocopy, c: int) -> None:
         self._poller, self._zerocopy, self._c = poller, zerocopy, c
+        self._lock = poller.lock
         self._tcp, self._conns = tcp, tcp.conns
         self._dev = self._conns.dev
         self._generation = self._conns.generations[c]
@@ -127,10 +134,13 @@ class TcpSocket:
         end of the stream. Each frag's memory is the application's until ``devmem_dontneed`` of its
         token. ETOOSMALL when ``max_frags`` is 0 and a frag is next.
         """
-        with self._poller.lock:
-            self._check_open()
-            out = np.empty((max(max_frags, 0), 3), np.int64)
-            if not sanitizer.ON and (n := rx.receive_frags(self._tokens.at, out, bufsize)):
+        with self._lock:
+            if self._closed:
+                self._check_open()
+            out = np.empty((max_frags if max_frags > 0 else 0, 3), np.int64)
+            if sanitizer.ON:
+                blame_caller(self._dev, self._tcb.queue)
+            if n := rx.receive_frags(self._tokens.at, out, bufsize):
                 return DevmemMessage(b"", np.ndarray(n, FRAG, out))
             if not self._tcb.rq_bytes and not self._wait_readable(timeout):
                 return DevmemMessage(b"", NO_FRAGS)
@@ -163,36 +173,17 @@ class TcpSocket:
         Unknown or repeated ones are skipped. All of them are looked at: where the kernel stops after 1024
         tokens or 128 ranges, this goes on.
         """
-        with self._poller.lock:
-            self._check_open()
-            freed = 0
-            if not sanitizer.ON and is_plain(tokens) and self._dev.queues.running and self._has_row():
-                got = rx.return_tokens(self._tokens.at, tokens)
-                if got < DUE:
-                    return got
-                freed = self._after_return(got)
-                if not got & OTHERS:
-                    return freed
-            batch = named_tokens(tokens, self._tokens.record.capacity)
-            repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed += self._tokens.give_back(self._conns, self._c if self._has_row() else -1, batch)
+        with self._lock:
+            if self._closed:
+                self._check_open()
+            freed = self._tokens.dontneed(self._conns, self._c if self._has_row() else -1, tokens)
             self._poller.given_back()
             if self._tokens.record.due:
                 self._window_update()
-            if sanitizer.ON:
-                self._dev.watch.check()
-            if repeated:
-                sanitizer.token_twice(repeated)
         return freed
 
-    def _after_return(self, got: int) -> int:
-        if got & RELEASED:
-            self._dev.pools[self._conns.record.accounts[self._tcb.queue].pool].flush()
-        if got & DUE:
-            self._window_update()
-        return got & MASK32
-
     def _window_update(self) -> None:
+        self._tokens.record.due = 0
         self._conns.stats.window_updates += 1
         self.push()
 

@@ -12,7 +12,14 @@ import numpy.typing as npt
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
 from netmem.inet.tcp.connections import Connections
-from netmem.inet.tcp.receive import TokenSlot, TokenTable, tokens_back
+from netmem.inet.tcp.receive import (
+    Returned,
+    TokenSlot,
+    TokenTable,
+    return_tokens,
+    tokens_back,
+    tokens_repeated,
+)
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.netdev.device import NetDevice
@@ -33,6 +40,7 @@ assert FRAG.fields["dmabuf_id"][1] == 16
 
 Frags = npt.NDArray[np.void]
 MAX_TOKENS = (1 << 31) - 1
+RELEASED, OTHERS = int(Returned.RELEASED), int(Returned.OTHERS)
 NO_FRAGS = np.zeros(0, FRAG)
 
 
@@ -75,6 +83,13 @@ def is_plain(tokens: object) -> TypeGuard[npt.NDArray[Any]]:
         return False
     kind = tokens.dtype.str
     return kind == "<u4" or (kind == "<i8" and tokens.flags.c_contiguous)
+
+
+def blame_caller(dev: NetDevice, queue: int) -> None:
+    """For the sanitiser: it is who called us that works on a queue's memory."""
+    pool = dev.rx_queues[queue].pool
+    if pool is not None:
+        sanitizer.called(pool.area.record)
 
 
 def pool_of(dev: NetDevice, handle: int) -> PagePool:
@@ -143,6 +158,32 @@ class Tokens:
 
     def close(self) -> None:
         self._arena.close()
+
+    def dontneed(self, conns: Connections, c: int, tokens: npt.ArrayLike) -> int:
+        """SO_DEVMEM_DONTNEED: free what ``tokens`` names; how many. EINVAL, SanitizerError.
+
+        ``c``: the connection whose window that may open, or -1; TokenTable.due says that it should be told.
+        """
+        freed, left, repeated = 0, True, 0
+        if sanitizer.ON:
+            tokens = named_tokens(tokens, self.record.capacity)
+            repeated = tokens_repeated(self.at, tokens)
+        if c >= 0 and is_plain(tokens):
+            if sanitizer.ON:
+                blame_caller(conns.dev, conns.tcbs[c].queue)
+            got = return_tokens(self.at, tokens)
+            if got < RELEASED and not sanitizer.ON:
+                return got
+            freed, left = got & (RELEASED - 1), got >= OTHERS
+            if got & RELEASED:
+                conns.dev.pools[conns.record.accounts[conns.tcbs[c].queue].pool].flush()
+        if left:
+            freed += self.give_back(conns, c, named_tokens(tokens, self.record.capacity))
+        if sanitizer.ON:
+            conns.dev.watch.check()
+            if repeated:
+                sanitizer.token_twice(repeated)
+        return freed
 
     def give_back(self, conns: Connections, c: int, tokens: Words) -> int:
         """Free tokens; how many there were. ``c``: the connection whose window that may open, or -1."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -100,9 +101,14 @@ def called(area: AreaRecord) -> None:
     area.site = _caller()
 
 
+@functools.cache
+def _is_ours(module: str) -> bool:
+    return module.startswith(OURS)
+
+
 def _caller() -> int:
     frame = sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith(OURS):
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
         frame = frame.f_back
     code, line = frame.f_code, frame.f_lineno
     return _number((code, line), lambda: f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}")

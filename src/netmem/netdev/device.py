@@ -17,7 +17,7 @@ from netmem.netdev.binding import Binding, TxBinding, bind_rx, bind_tx
 from netmem.netdev.capture import Capture
 from netmem.netdev.driver import Driver
 from netmem.netdev.ethtool import Ethtool
-from netmem.netdev.napi import Napi, PacketType, Stage, net_rx_action
+from netmem.netdev.napi import Napi, PacketType, Stage, blame_queue, net_rx_action
 from netmem.netdev.queues import RxQueue, RxQueues
 from netmem.netdev.tx import TxQueue
 from netmem.netdev.watch import Watch
@@ -45,7 +45,7 @@ class NetDevice:
         self.tx_bindings: list[TxBinding] = []
         self.after_stop: list[Callable[[], object]] = []  # what waits for the device to read no more
         self.capture: Capture | None = None
-        self.watch = Watch(self.pools)
+        self.watch = Watch(self.pools, type(driver).__name__)
         self.stack_notice: dict[str, Any] = {}  # what the stack above adds to the board
         self.set_mtu(mtu)
 
@@ -202,7 +202,11 @@ class NetDevice:
     def begin_poll(self, now: int, who: PacketType, budget: int) -> None:
         """A poll starts; whoever calls ``net_rx_action`` does what it asks for by ``poll_stage``."""
         self.queues.now = now
-        self.napi.begin(now, budget, who, stops=sanitizer.ON or self.capture is not None)
+        self.napi.begin(now, budget, who, stops=self.capture is not None)
+        if sanitizer.ON:
+            self.watch.look(self.napi.record)
+        elif self.napi.record.poll_site:
+            self.watch.forget(self.napi.record)
 
     def end_poll(self) -> int:
         """A poll is over; descriptors handled. SanitizerError."""
@@ -215,8 +219,7 @@ class NetDevice:
         napi, driver, batch = self.napi, self.driver, self.batch
         queue = napi.queue
         if stage == Stage.POLL:
-            if sanitizer.ON:
-                self.watch.blame(queue.index, f"{type(driver).__name__}.napi_poll()")
+            self._blame(napi.record.poll_site)
             napi.record.work = driver.napi_poll(queue.index, napi.record.budget, batch)
             napi.record.stage = Stage.RECEIVE
         elif stage == Stage.REFILL:
@@ -231,18 +234,21 @@ class NetDevice:
                 self._refill(queue)
                 raise
             napi.record.stage = Stage.REFILL
+        if sanitizer.ON:
+            self.watch.look(napi.record)  # pools may have come to their end
+
+    def _blame(self, site: int) -> None:
+        """For the sanitiser: it is ``site`` that works on the memory of the queue at hand."""
+        if sanitizer.ON:
+            blame_queue(self.napi.at, site)
 
     def _receive(self, queue: RxQueue, who: PacketType) -> None:
-        if sanitizer.ON:
-            self.watch.batch(queue.index, self.batch)
-            self.watch.blame(queue.index, "the stack")
         if self.capture is not None:
             self.capture.received(self.batch, self.now)
         who.func(self.batch, queue.index, self.queues.available(queue.index))
 
     def _refill(self, queue: RxQueue) -> None:
-        if sanitizer.ON:
-            self.watch.blame(queue.index, f"{type(self.driver).__name__}.rx_refill()")
+        self._blame(self.napi.record.refill_site)
         self.driver.rx_refill(queue.index, self.batch)
         self.batch.clear()
         self.napi.skip()

@@ -17,12 +17,12 @@ from typing import Protocol, runtime_checkable
 from netmem.base.arena import Arena
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.ops import call_op
-from netmem.base.record import Record, clear, i64
+from netmem.base.record import Record, Word, i64
 from netmem.memory.kernels import pp_available
 from netmem.memory.layout import AreaRecord, PoolRecord
 from netmem.netdev.batch import BatchRecord, RxBatch, batch_clear
 from netmem.netdev.driver import Driver
-from netmem.netdev.kernels import rx_return
+from netmem.netdev.kernels import rx_check, rx_return
 from netmem.netdev.queues import RxQueue, RxQueues
 from netmem.netdev.ring import Refill
 
@@ -53,6 +53,8 @@ class NapiRecord(Record):
     queue: i64
     ring: i64  # address of the RxRingRecord, 0: the queue does not run
     pool: i64  # address of the payload pool's PoolRecord, 0 without
+    watched: i64  # for the sanitiser: pools of the queue, and a word for each: the address of its PoolRecord
+    watched_list: i64
 
 
 class PollRecord(Record):
@@ -67,7 +69,12 @@ class PollRecord(Record):
     )
     protocol: i64  # address of its record
     running: i64  # 1: the device is up
-    stops: i64  # 1: come back at every stage (capture, sanitiser)
+    stops: i64  # 1: come back at every stage (capture)
+    poll_site: (
+        i64  # for the sanitiser: the driver's poll, the stack, and the driver's refill, as it numbers them
+    )
+    receive_site: i64
+    refill_site: i64
     now: i64  # ns
     budget: i64  # packets for each queue
     current: i64  # NAPI at hand
@@ -90,11 +97,37 @@ def ran_dry(pool: int) -> bool:
     return pool != 0 and PoolRecord.at(pool).posted == 0
 
 
+@inline_kernel
+def blame(napi: NapiRecord, site: int) -> None:
+    """For the sanitiser: from here on it is ``site`` that works on the queue's memory."""
+    for i in range(napi.watched):
+        pool = PoolRecord.at(Word.nth(napi.watched_list, i).value)
+        AreaRecord.at(pool.area).site = site
+
+
+@inline_kernel
+def watch_batch(napi: NapiRecord, batch_at: int) -> None:
+    """For the sanitiser: a driver hands up a batch; are its buffers held, and synced?"""
+    for i in range(napi.watched):
+        pool_at = Word.nth(napi.watched_list, i).value
+        rx_check(batch_at, PoolRecord.at(pool_at).handle, pool_at)
+
+
+@kernel
+def blame_queue(at: int, site: int) -> None:
+    """``blame`` for the queue at hand."""
+    poll = PollRecord.at(at)
+    blame(NapiRecord.nth(poll.napis, poll.current), site)
+
+
 @kernel
 def net_rx_action(at: int) -> int:
-    """Poll the queues, from where the poll was left; the Stage that needs Python, DONE at the end."""
+    """Poll the queues, all or from where Python was needed; the Stage that needs it, DONE at the end."""
     poll = PollRecord.at(at)
     ops = NetdevOps.at(poll.ops)
+    if poll.stage == Stage.DONE:
+        poll.current, poll.stage = 0 if poll.running != 0 else poll.count, Stage.POLL
+        poll.work = poll.total = 0
     while poll.current < poll.count:
         napi = NapiRecord.nth(poll.napis, poll.current)
         if poll.stage == Stage.POLL:
@@ -103,6 +136,7 @@ def net_rx_action(at: int) -> int:
                 continue
             if ops.poll == 0 or poll.stops != 0:
                 return int(Stage.POLL)
+            blame(napi, poll.poll_site)
             poll.work = call_op(ops.poll, napi.ring, poll.batch, poll.budget)
             poll.stage = Stage.RECEIVE
         if poll.stage == Stage.RECEIVE:
@@ -113,6 +147,8 @@ def net_rx_action(at: int) -> int:
             if poll.work != 0:
                 if napi.pool != 0:
                     AreaRecord.at(PoolRecord.at(napi.pool).area).now = poll.now
+                watch_batch(napi, poll.batch)
+                blame(napi, poll.receive_site)
                 if poll.receive == 0 or poll.stops != 0:
                     return int(Stage.RECEIVE)
                 left = call_op(poll.receive, poll.protocol, poll.batch, at)
@@ -121,11 +157,13 @@ def net_rx_action(at: int) -> int:
             poll.stage = Stage.REFILL
         if ops.refill == 0 or poll.stops != 0:
             return int(Stage.REFILL)
+        blame(napi, poll.refill_site)
         rx_return(napi.ring, poll.batch)
         if call_op(ops.refill, napi.ring) != Refill.DONE or call_op(ops.post, napi.ring) != 0:
             return int(Stage.REFILL)
         batch_clear(BatchRecord.at(poll.batch))
         next_napi(poll)
+    poll.stage = Stage.DONE
     return int(Stage.DONE)
 
 
@@ -180,6 +218,7 @@ class Napi:
         self.at = self.arena.address
         self.record = self.arena.record(PollRecord)
         self._generation = -1
+        self._wanted: tuple[int, PacketType, bool, bool] | None = None
         self._compiled = driver if isinstance(driver, CompiledDriver) else None
         self._ops = self._compiled.netdev_ops() if self._compiled is not None else NetdevOps()
         self.record.napis, self.record.batch = self.at + napis, batch.at
@@ -188,14 +227,15 @@ class Napi:
     def begin(self, now: int, budget: int, who: PacketType, *, stops: bool) -> None:
         """A poll of all queues starts; ``stops``: every stage of it is Python's."""
         record = self.record
-        record.stops, record.running = stops, self._queues.running
         if self._generation != self._queues.generation:
             self._look()
-        record.now, record.budget = now, budget
-        record.receive, record.protocol = who.receive, who.at
-        record.current = 0 if record.running else record.count
-        record.work = record.total = 0
-        record.stage = Stage.POLL
+        wanted = budget, who, stops, self._queues.running
+        if wanted != self._wanted:
+            self._wanted = wanted
+            record.budget, record.stops, record.running = budget, stops, self._queues.running
+            record.receive, record.protocol = who.receive, who.at
+        record.now = now
+        record.stage = Stage.DONE
 
     def _look(self) -> None:
         """Queues were started or stopped."""
@@ -203,7 +243,6 @@ class Napi:
         self.record.count = len(self._queues.queues)
         for queue in self._queues.queues:
             napi = NapiRecord.nth(self.record.napis, queue.index)
-            clear(napi)
             napi.queue = queue.index
             napi.ring = queue.mem.arena.address if queue.mem is not None else 0
             napi.pool = queue.pool.at if queue.pool is not None else 0

@@ -4,46 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from netmem.base.arena import Words
 from netmem.memory import sanitizer
 from netmem.memory.layout import AreaRecord
 from netmem.memory.page_pool import PagePool
-from netmem.netdev.batch import RxBatch
-from netmem.netdev.kernels import rx_check
+from netmem.netdev.napi import NapiRecord, PollRecord
 
 
 class Watch:
     """What the sanitiser asks of one device, whose ``pools`` it has at hand by queue."""
 
-    def __init__(self, pools: Mapping[int, PagePool]) -> None:
+    def __init__(self, pools: Mapping[int, PagePool], driver: str) -> None:
         self._pools = pools
         self._known: tuple[int, ...] = ()
-        self._queues: dict[int, list[tuple[int, PagePool]]] = {}
         self._areas: list[AreaRecord] = []
+        self._lists: dict[int, Words] = {}  # by queue: addresses of its pools
+        self._sites = (f"{driver}.napi_poll()", "the stack", f"{driver}.rx_refill()")
 
-    def _look(self) -> None:
+    def _sort(self) -> None:
         """Sort the device's pools by queue, when they are not the ones known."""
-        known = tuple(self._pools)
-        if known != self._known:
-            self._known, self._queues = known, {}
-            for handle, pool in self._pools.items():
-                if pool.record.synced:
-                    self._queues.setdefault(pool.params.queue_idx, []).append((handle, pool))
-            pools = (pool for queue in self._queues.values() for _, pool in queue)
-            self._areas = list({id(pool.area): pool.area.record for pool in pools}.values())
+        known = tuple(handle for handle, pool in self._pools.items() if pool.arena.fd >= 0)
+        if known == self._known:
+            return
+        self._known = known
+        pools = [pool for handle in known if (pool := self._pools[handle]).record.synced]
+        queues: dict[int, list[int]] = {}
+        for pool in pools:
+            queues.setdefault(pool.params.queue_idx, []).append(pool.at)
+        self._lists = {queue: np.array(found, np.int64) for queue, found in queues.items()}
+        self._areas = list({id(pool.area): pool.area.record for pool in pools}.values())
 
-    def blame(self, queue: int, who: str) -> None:
-        """From here on it is ``who`` that works on a queue's memory."""
-        self._look()
-        number = sanitizer.number(who)
-        for _, pool in self._queues.get(queue, ()):
-            pool.area.record.site = number
+    def look(self, poll: PollRecord) -> None:
+        """A poll starts: tell it which pools each queue has, and whom to blame at each stage."""
+        poll.poll_site, poll.receive_site, poll.refill_site = map(sanitizer.number, self._sites)
+        self._sort()
+        for i in range(poll.count):
+            napi, pools = NapiRecord.nth(poll.napis, i), self._lists.get(i)
+            napi.watched = len(pools) if pools is not None else 0
+            napi.watched_list = pools.ctypes.data if pools is not None else 0
 
-    def batch(self, queue: int, batch: RxBatch) -> None:
-        """A driver hands up a batch: are its buffers held, and synced?"""
-        for handle, pool in self._queues.get(queue, ()):
-            rx_check(batch.at, handle, pool.at)
+    def forget(self, poll: PollRecord) -> None:
+        """The sanitiser was turned off."""
+        poll.poll_site = poll.receive_site = poll.refill_site = 0
+        for i in range(poll.count):
+            NapiRecord.nth(poll.napis, i).watched = 0
 
     def check(self) -> None:
         """Raise what was trapped: SanitizerError."""
-        self._look()
+        self._sort()
         sanitizer.check(self._areas)

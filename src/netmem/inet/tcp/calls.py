@@ -300,6 +300,18 @@ def note_starved(at: int, c: int) -> None:
 
 
 @kernel
+def pledges_wrong(at: int, queues: int) -> int:
+    """The first of so many queues whose pledges do not add up, or are more than there is; -1 without."""
+    stack = StackRecord.at(at)
+    for number in range(queues):
+        account = stack.accounts[number]
+        each = window.pledged_by(stack, number)
+        if each != account.pledged or account.pledged > max(account.available, 0):
+            return number
+    return -1
+
+
+@kernel
 def trim(at: int, queue: int) -> None:
     """window.trim."""
     window.trim(StackRecord.at(at), queue)

@@ -200,9 +200,8 @@ def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, poo
 class Returned(enum.IntEnum):
     """Bits of what ``return_tokens`` returns, above the number of tokens freed."""
 
-    DUE = 1 << 32  # a window update should be sent
-    RELEASED = 1 << 33  # the pool has netmems for its provider
-    OTHERS = 1 << 34  # there are tokens of other pools, which were not freed
+    RELEASED = 1 << 32  # the pool has netmems for its provider
+    OTHERS = 1 << 33  # there are tokens of other pools, which were not freed
 
 
 @kernel
@@ -241,8 +240,6 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
         freed += 1
     tcb.user -= freed
     note_window(stack, tcb, table, pool)
-    if table.due != 0:
-        bits |= Returned.DUE
     if pool.released > 0:
         bits |= Returned.RELEASED
     return freed | bits

@@ -275,3 +275,16 @@ def trim(stack: StackRecord, queue: int) -> None:
             tcb.pledged = tcb.pledged * have // total
             left += tcb.pledged
     account.pledged = left
+
+
+@kernel
+def pledged_by(stack: StackRecord, queue: int) -> int:
+    """Buffers pledged to the connections of a queue, one by one; -1 when one has less than none."""
+    total = 0
+    for c in range(stack.rows):
+        tcb = tcb_of(stack, c)
+        if tcb.queue == queue:
+            if tcb.pledged < 0:
+                return -1
+            total += tcb.pledged
+    return total

@@ -20,14 +20,12 @@ from netmem.base.record import clear
 from netmem.inet.icmp import IcmpError, port_unreachable
 from netmem.inet.ip import address_of
 from netmem.inet.poller import Poller
-from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.connections import Connections
 from netmem.inet.tcp.tcb import RELEASE_ROOM
-from netmem.inet.tokens import FRAG, Frags, Tokens, named_tokens, pool_of
+from netmem.inet.tokens import FRAG, Frags, Tokens, pool_of
 from netmem.inet.udp import kernels as k
 from netmem.inet.udp.table import SOCKETS, DatagramRow, Receive, UdpSocketRecord
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
-from netmem.memory import sanitizer
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.binding import TxBinding
 from netmem.netdev.tx import TX_ROWS, Tx, TxRow
@@ -272,12 +270,8 @@ class UdpSocket:
             self._check_open()
             if self._tokens is None:
                 return 0
-            batch = named_tokens(tokens, self._tokens.record.capacity)
-            repeated = rx.tokens_repeated(self._tokens.at, batch) if sanitizer.ON else 0
-            freed = self._tokens.give_back(self._udp.conns, -1, batch)
+            freed = self._tokens.dontneed(self._udp.conns, -1, tokens)
             self._poller.given_back()
-            if repeated:
-                sanitizer.token_twice(repeated)
         return freed
 
     # -- sending ------------------------------------------------------------------------------
