@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import json
@@ -13,10 +14,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conftest import make_provider, need_qemu, payload
+from conftest import make_provider, need_qemu, payload, transfer
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import Child
 from netmem.inet.aio import AsyncStack
 from netmem.inet.stack import Stack
@@ -26,6 +29,7 @@ from netmem.inet.tokens import Tokens
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
+from netmem.memory.sanitizer import SanitizerError
 from netmem.netdev.driver import TcpDataSplit
 from netmem.netdev.napi import PacketType
 from netmem.testing.net import PORT
@@ -238,6 +242,75 @@ def test_an_exception_while_receiving_hands_nothing_up_twice(network, monkeypatc
     assert stack.conns.counters()["dup_dropped"] == 0
     message = ours.recvmsg_devmem()
     ours.devmem_dontneed(message.frags["frag_token"])
+
+
+def test_a_poll_that_is_broken_off_leaves_nothing_to_another_queue(network, monkeypatch):
+    net = network()
+    net.bind(make_provider("dmabuf"))
+    ours, theirs, _ = net.connect()
+    dev, pool = net.ours.dev, net.ours.dev.rx_queues[1].pool
+    real, hit = dev.poll_stage, []
+
+    def broken(stage, who):
+        if not hit:
+            hit.append(stage)
+            raise KeyboardInterrupt  # while compiled code ran: it is raised when that comes back
+        real(stage, who)
+
+    theirs.send(payload(5000))
+    theirs.shutdown()  # for the state machine: Python's share
+    monkeypatch.setattr(dev, "poll_stage", broken)
+    with pytest.raises(KeyboardInterrupt):
+        net.run(20)
+    net.until(lambda: ours.at_end() and ours.queued() == 5000)
+    assert hit
+    message = ours.recvmsg_devmem()
+    assert message.size == 5000
+    ours.devmem_dontneed(message.frags["frag_token"])
+    net.run(3)
+    record = pool.record
+    kept = record.alloc.count + record.ring.producer - record.ring.consumer
+    assert pool.area.count - pool.area.free - kept == record.posted
+    assert net.ours.stack.conns.counters()["left_queue"] == 0
+
+
+@pytest.mark.parametrize("end", ["unbind", "stop"])
+def test_tokens_of_a_pool_that_is_gone_are_nobodys(network, end):
+    net = network()
+    net.bind(make_provider("dmabuf"))
+    ours, theirs, _ = net.connect()
+    theirs.send(payload(5000))
+    net.until(lambda: ours.queued() == 5000)
+    tokens = ours.recvmsg_devmem().frags["frag_token"].copy()
+    assert ours.devmem_dontneed(tokens) == len(tokens)
+    if end == "unbind":
+        net.binding.close()
+    else:
+        net.ours.dev.stop()
+    gc.collect()
+    with contextlib.suppress(SanitizerError):  # it says that they were returned before
+        assert ours.devmem_dontneed(tokens) == 0
+    assert ours.devmem_dontneed(np.zeros(0, np.uint32)) == 0
+
+
+class PostsInPython(SoftnicDriver):
+    """Tells its device of buffers in a way of its own."""
+
+    @staticmethod
+    def post_kernel(ring_at):
+        return 1
+
+    def post(self, ring, queue):
+        self.bus.doorbell()
+
+
+def test_a_driver_that_is_compiled_in_part_works(network):
+    net = network(driver=PostsInPython)
+    net.bind(make_provider("dmabuf"))
+    ours, theirs, _ = net.connect()
+    data = payload(200_000)
+    assert transfer(net, theirs, ours, data, net.provider) == data
+    assert net.ours.driver.netdev_ops().refill == 0
 
 
 # -- memory bound more than once --------------------------------------------------------------------

@@ -194,3 +194,43 @@ def test_a_reader_passes_on_what_the_socket_says(opened):
     with pytest.raises(NetmemError, match="closed"):
         sock.reader().readexactly(1)
     peer.join(LIMIT)
+
+
+def test_nothing_is_lost_when_time_is_up(opened):
+    _, listener, port = opened
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
+        client.sendall(struct.pack("!I", 8000) + payload(5000))
+        with listener.accept(LIMIT) as sock:
+            reader = sock.reader()
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    reader.read_message(timeout=0.2)
+            client.sendall(payload(8000)[5000:])
+            assert reader.read_message(timeout=LIMIT).tobytes() == payload(8000)
+            assert sock.statistics()["tokens"] == 0
+
+
+def test_what_came_before_the_end_is_told_once(opened):
+    sock, peer = accept(opened, b"half a line")
+    with sock:
+        reader = sock.reader()
+        refused(errno.EINVAL, reader.readuntil, b"")
+        with pytest.raises(EOFError) as caught:
+            reader.readuntil()
+        assert caught.value.partial == b"half a line"
+        with pytest.raises(EOFError) as caught:
+            reader.readexactly(4)
+        assert caught.value.partial == b""
+    peer.join(LIMIT)
+
+
+def test_dates_and_records_are_arrays_too(opened):
+    days = np.array(["2026-11-25", "2026-11-26"], "M8[D]")
+    pairs = np.array([(1, 2.5), (3, 4.5)], [("a", "<i4"), ("b", "<f8")])
+    sock, peer = accept(opened, days.tobytes(), pairs.tobytes())
+    with sock:
+        reader = sock.reader()
+        assert (reader.read_array(2, "M8[D]") == days).all()
+        assert (reader.read_array((2,), pairs.dtype) == pairs).all()
+        assert reader.read_array((0, 3)).shape == (0, 3)
+    peer.join(LIMIT)

@@ -59,12 +59,15 @@ class RingDriver:
 
     def netdev_ops(self) -> NetdevOps:
         """What of napi.NetdevOps is compiled: what a subclass overrides is called as it is."""
-        ops, own = self._ops, type(self)
-        if own.napi_poll is RingDriver.napi_poll:
+        ops, own, ring = self._ops, type(self), self.ring_class
+        if own.napi_poll is RingDriver.napi_poll and ring.poll is RxRing.poll:
             ops.poll = address_of_op(self.rx_kernel, 3)
-        if own.rx_refill is RingDriver.rx_refill and owner(own, "post") is owner(own, "post_kernel"):
-            ops.refill, ops.post = address_of_op(self.refill_kernel, 1), address_of_op(self.post_kernel, 1)
-        if own.xmit is RingDriver.xmit and owner(own, "tx_notify") is owner(own, "xmit_kernel"):
+        same = own.rx_refill is RingDriver.rx_refill and ring.fill is RxRing.fill
+        if same and owner(own, "post") is owner(own, "post_kernel"):
+            refill, post = address_of_op(self.refill_kernel, 1), address_of_op(self.post_kernel, 1)
+            ops.refill, ops.post = (refill, post) if refill and post else (0, 0)
+        same = own.xmit is RingDriver.xmit and own.tx_waits is RingDriver.tx_waits
+        if same and owner(own, "tx_notify") is owner(own, "xmit_kernel"):
             ops.xmit = address_of_op(self.xmit_kernel, 1)
         return ops
 

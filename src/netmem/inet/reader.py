@@ -25,6 +25,7 @@ from netmem.netdev.device import NetDevice
 
 MAX_FRAGS = 1024  # of a receive
 Writable = bytearray | memoryview | npt.NDArray[Any]
+NOT_WRITABLE = "the destination must be writable and contiguous (C order)"
 LINE = 64 << 10  # bytes that readuntil reads ahead, and finds its separator in
 
 
@@ -38,12 +39,13 @@ class Gatherer:
     def _memory(self, binding: int) -> tuple[AreaProvider, Region]:
         found = self._mapped.get(binding)
         if found is None:
-            provider = next(
-                pool.provider for pool in self._dev.pools.values()
-                if pool.record.binding == binding and pool.provider is not None
-            )  # fmt: skip
+            with self._dev.lock:
+                pools = [pool for pool in self._dev.pools.values() if pool.record.binding == binding]
+            provider = pools[0].provider if pools else None
             if not isinstance(provider, AreaProvider):
-                raise NetmemError(errno.EOPNOTSUPP, f"memory {provider.name} cannot be mapped to be read")
+                raise NetmemError(
+                    errno.EOPNOTSUPP, f"the memory of binding {binding} cannot be mapped to be read"
+                )
             found = self._mapped[binding] = provider, Region(provider.fd, provider.size, writable=False)
         return found
 
@@ -64,10 +66,14 @@ class Gatherer:
 
 def writable_bytes(destination: Writable) -> npt.NDArray[np.uint8]:
     """Memory to read into, as bytes. EINVAL for what is read-only or not contiguous."""
-    view = memoryview(destination)  # type: ignore[arg-type]  # arrays are buffers
-    if view.readonly or not view.c_contiguous:
-        raise NetmemError(errno.EINVAL, "the destination must be writable and contiguous (C order)")
-    return np.frombuffer(view.cast("B") if view.nbytes else b"", np.uint8)
+    if not isinstance(destination, np.ndarray):
+        view = memoryview(destination)
+        if view.readonly or not view.c_contiguous:
+            raise NetmemError(errno.EINVAL, NOT_WRITABLE)
+        return np.frombuffer(view.cast("B") if view.nbytes else b"", np.uint8)
+    if not destination.flags.writeable or not destination.flags.c_contiguous:
+        raise NetmemError(errno.EINVAL, NOT_WRITABLE)
+    return destination.reshape(-1).view(np.uint8)
 
 
 def new_array(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -100,8 +106,20 @@ class _Ahead:
             del self.data[:n]
         return n
 
+    def put_back(self, data: bytes) -> None:
+        """Bytes that were taken, and are not kept: they come first again."""
+        self.data[:0] = data
+
+    def rest(self) -> bytes:
+        """All that is left, at the end of the stream."""
+        data = bytes(self.data)
+        self.data.clear()
+        return data
+
     def line(self, separator: bytes, looked: int) -> tuple[bytes | None, int]:
         """The bytes up to and with a separator, None without one; where to look on from."""
+        if not separator:
+            raise NetmemError(errno.EINVAL, "an empty separator is found nowhere")
         end = self.data.find(separator, max(0, looked - len(separator) + 1))
         if end < 0:
             if len(self.data) >= LINE:
@@ -158,14 +176,20 @@ class Reader:
         """Fill ``destination``, any writable contiguous buffer."""
         out = writable_bytes(destination)
         done = self._ahead.take(out)
-        while done < len(out):
-            message = self.sock.recvmsg_devmem(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
-            if is_end(message):
-                raise cut_short(bytes(out[:done]), len(out))
-            try:
-                done += self._gatherer.put(message, out.ctypes.data + done)
-            finally:
-                self.sock.devmem_dontneed(message.frags["frag_token"])
+        try:
+            while done < len(out):
+                message = self.sock.recvmsg_devmem(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
+                if is_end(message):
+                    raise cut_short(bytes(out[:done]), len(out))
+                try:
+                    done += self._gatherer.put(message, out.ctypes.data + done)
+                finally:
+                    self.sock.devmem_dontneed(message.frags["frag_token"])
+        except EOFError:
+            raise
+        except BaseException:  # out of time, or cancelled: nothing is lost, and can be read again
+            self._ahead.put_back(bytes(out[:done]))
+            raise
 
     def read_array(
         self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.uint8, *, timeout: float | None = None
@@ -190,16 +214,25 @@ class Reader:
                 return found
             message = self.sock.recvmsg_devmem(LINE - looked, max_frags=MAX_FRAGS, timeout=timeout)
             if is_end(message):
-                raise cut_short(bytes(self._ahead.data), None)
-            _append(self._ahead.data, self._gatherer, message)
-            self.sock.devmem_dontneed(message.frags["frag_token"])
+                raise cut_short(self._ahead.rest(), None)
+            try:
+                _append(self._ahead.data, self._gatherer, message)
+            finally:
+                self.sock.devmem_dontneed(message.frags["frag_token"])
 
     def read_message(
         self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None
     ) -> npt.NDArray[np.uint8]:
         """A message behind its length, which ``struct`` reads as ``prefix``. EMSGSIZE over ``limit``."""
         head = self.readexactly(struct.calcsize(prefix), timeout=timeout)
-        return self.read_array(length_of(prefix, head, limit), timeout=timeout)
+        size = length_of(prefix, head, limit)
+        try:
+            return self.read_array(size, timeout=timeout)
+        except EOFError:
+            raise
+        except BaseException:
+            self._ahead.put_back(head)
+            raise
 
 
 class AsyncReader:
@@ -213,14 +246,20 @@ class AsyncReader:
         """``Reader.read_into``."""
         out = writable_bytes(destination)
         done, receive = self._ahead.take(out), self.connection.recvmsg_devmem
-        while done < len(out):
-            message = await receive(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
-            if is_end(message):
-                raise cut_short(bytes(out[:done]), len(out))
-            try:
-                done += self._gatherer.put(message, out.ctypes.data + done)
-            finally:
-                self.connection.devmem_dontneed(message.frags["frag_token"])
+        try:
+            while done < len(out):
+                message = await receive(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
+                if is_end(message):
+                    raise cut_short(bytes(out[:done]), len(out))
+                try:
+                    done += self._gatherer.put(message, out.ctypes.data + done)
+                finally:
+                    self.connection.devmem_dontneed(message.frags["frag_token"])
+        except EOFError:
+            raise
+        except BaseException:
+            self._ahead.put_back(bytes(out[:done]))
+            raise
 
     async def read_array(
         self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.uint8, *, timeout: float | None = None
@@ -247,16 +286,25 @@ class AsyncReader:
                 LINE - looked, max_frags=MAX_FRAGS, timeout=timeout
             )
             if is_end(message):
-                raise cut_short(bytes(self._ahead.data), None)
-            _append(self._ahead.data, self._gatherer, message)
-            self.connection.devmem_dontneed(message.frags["frag_token"])
+                raise cut_short(self._ahead.rest(), None)
+            try:
+                _append(self._ahead.data, self._gatherer, message)
+            finally:
+                self.connection.devmem_dontneed(message.frags["frag_token"])
 
     async def read_message(
         self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None
     ) -> npt.NDArray[np.uint8]:
         """``Reader.read_message``."""
         head = await self.readexactly(struct.calcsize(prefix), timeout=timeout)
-        return await self.read_array(length_of(prefix, head, limit), timeout=timeout)
+        size = length_of(prefix, head, limit)
+        try:
+            return await self.read_array(size, timeout=timeout)
+        except EOFError:
+            raise
+        except BaseException:
+            self._ahead.put_back(head)
+            raise
 
 
 def _append(data: bytearray, gatherer: Gatherer, message: DevmemMessage) -> None:

@@ -135,6 +135,10 @@ class Stack:
     def _queues_changed(self) -> None:
         """A queue got another pool: take over its sizes for credit and reserve."""
         self._generation = self.dev.queues.generation
+        running = {queue.index for queue in self.dev.rx_queues if queue.pool is not None}
+        for index, account in enumerate(self.conns.record.accounts):
+            if index not in running:
+                account.pool = account.pool_at = account.header_pool = account.host = account.header_host = 0
         for queue in self.dev.rx_queues[:MAX_QUEUES]:
             pool = queue.pool
             if pool is None:

@@ -87,7 +87,7 @@ def is_plain(tokens: object) -> TypeGuard[npt.NDArray[Any]]:
 
 def blame_caller(dev: NetDevice, queue: int) -> None:
     """For the sanitiser: it is who called us that works on a queue's memory."""
-    pool = dev.rx_queues[queue].pool
+    pool = dev.rx_queues[queue].pool if queue < len(dev.rx_queues) else None
     if pool is not None:
         sanitizer.called(pool.area.record)
 

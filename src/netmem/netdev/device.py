@@ -201,12 +201,22 @@ class NetDevice:
 
     def begin_poll(self, now: int, who: PacketType, budget: int) -> None:
         """A poll starts; whoever calls ``net_rx_action`` does what it asks for by ``poll_stage``."""
+        if self.napi.record.stage != Stage.DONE:
+            self._abandoned()
         self.queues.now = now
         self.napi.begin(now, budget, who, stops=self.capture is not None)
         if sanitizer.ON:
             self.watch.look(self.napi.record)
         elif self.napi.record.poll_site:
             self.watch.forget(self.napi.record)
+
+    def _abandoned(self) -> None:
+        """The last poll ended by an exception: what its batch still holds is posted again."""
+        index = self.napi.record.current
+        if len(self.batch) or self.batch.record.used:
+            if index < len(self.rx_queues):
+                self._refill(self.rx_queues[index])
+            self.batch.clear()
 
     def end_poll(self) -> int:
         """A poll is over; descriptors handled. SanitizerError."""
@@ -231,6 +241,8 @@ class NetDevice:
                 elif who.rest is not None:
                     who.rest(batch)
             except BaseException:  # what was not taken is posted again, and handed up once
+                if sanitizer.ON:
+                    self.watch.look(napi.record)
                 self._refill(queue)
                 raise
             napi.record.stage = Stage.REFILL

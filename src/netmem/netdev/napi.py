@@ -155,7 +155,7 @@ def net_rx_action(at: int) -> int:
                 if left != 0:
                     return int(Stage.REST)
             poll.stage = Stage.REFILL
-        if ops.refill == 0 or poll.stops != 0:
+        if ops.refill == 0 or ops.post == 0 or poll.stops != 0:
             return int(Stage.REFILL)
         blame(napi, poll.refill_site)
         rx_return(napi.ring, poll.batch)

@@ -98,6 +98,7 @@ class RxQueues:
             self.driver.queue_mem_free(mem)
             raise
         queue.mem = mem
+        self.generation += 1
 
     def _check_mem(self, mem: object) -> None:
         if not isinstance(mem, QueueMem):
@@ -110,7 +111,8 @@ class RxQueues:
         """Stop a queue, if it runs, and free its memory."""
         if queue.mem is not None:
             mem = self.driver.queue_stop(queue.index)
-            queue.mem = None
+            queue.mem = queue.pool = None
+            self.generation += 1
             self.driver.queue_mem_free(mem)
 
     def restart(self, queue: RxQueue) -> None:
@@ -139,12 +141,14 @@ class RxQueues:
             try:
                 self.driver.queue_start(old, queue.index)
             except BaseException:
+                self.generation += 1
                 queue.mem = None  # neither will do: the queue stays stopped
                 log.warning("%s: RX queue %d may be unhealthy: it starts no more", self.name, queue.index)
                 self.driver.queue_mem_free(old)
                 raise
             raise
         queue.mem = mem
+        self.generation += 1
         self.driver.queue_mem_free(old)
         self.changed()
 
@@ -153,6 +157,7 @@ class RxQueues:
         for queue in self.queues[count:]:
             self.stop(queue)
         del self.queues[count:]
+        self.generation += 1
         for index in range(len(self.queues), count):
             queue = RxQueue(index)
             self.queues.append(queue)

@@ -217,10 +217,9 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
     stack = StackRecord.at(table.owner)
     tcb = tcb_of(stack, table.connection)
     account = account_of(stack, tcb)
-    if account.pool == 0:
-        return int(Returned.OTHERS)
-    pool = PoolRecord.at(account.pool_at)
+    pool = PoolRecord.at(account.pool_at)  # gone, perhaps: a token of it keeps it
     freed, bits = 0, 0
+    table.due = 0
     for _ in range(n):
         token = Word.at(at).value if size == 8 else load_u32(at)
         at += stride
@@ -230,7 +229,7 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
         netmem = slot.netmem
         if netmem == 0:
             continue
-        if slot.pool != pool.handle:
+        if slot.pool != account.pool:
             bits = int(Returned.OTHERS)
             continue
         slot.netmem, slot.pool = 0, -netmem
@@ -238,6 +237,8 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
         table.free += 1
         pp_put(pool, netmem, False)
         freed += 1
+    if freed == 0:
+        return bits
     tcb.user -= freed
     note_window(stack, tcb, table, pool)
     if pool.released > 0:
