@@ -102,9 +102,12 @@ class Stack:
         dev, who = self.dev, self._packets
         self._look_at_queues()
         dev.begin_poll(now, who, budget)
-        at = dev.napi.at
+        at, staged = dev.napi.at, False
         while (todo := stack_poll(at)) and todo < After.TIMERS:
             dev.poll_stage(todo, who)
+            staged = True
+        if staged:
+            credits(at)  # what Python left of a batch is posted again by now
         if todo:
             self._after(now, todo)
         if sanitizer.ON:
