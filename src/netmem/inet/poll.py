@@ -80,8 +80,9 @@ def stack_poll(at: int) -> int:
     poll = PollRecord.at(at)
     stack = StackRecord.at(poll.protocol)
     after = 0
+    if poll.total > 0 or stack.starved > 0:
+        refresh_credits(stack, poll)  # no buffer is on loan any more, and what was pruned is back
     if stack.starved > 0:
-        refresh_credits(stack, poll)
         window_updates(stack)
     if stack.now >= stack.timer:
         after |= After.TIMERS

@@ -55,9 +55,8 @@ class Gatherer:
         if done:
             ctypes.memmove(to, message.linear, done)
         if len(message.frags):
-            rows = message.frags.view(np.int64).reshape(
-                -1, 3
-            )  # of FRAG: offset, size | token << 32, dmabuf_id
+            # Rows of FRAG: offset, size | token << 32, dmabuf_id.
+            rows = message.frags.view(np.int64).reshape(-1, 3)
             provider, region = self._memory(rows.item(0, 2) & 0xFFFFFFFF)
             with provider.cpu_access():
                 done += gather(region.address, rows, len(rows), to + done)

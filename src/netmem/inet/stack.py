@@ -102,12 +102,9 @@ class Stack:
         dev, who = self.dev, self._packets
         self._look_at_queues()
         dev.begin_poll(now, who, budget)
-        at, staged = dev.napi.at, False
+        at = dev.napi.at
         while (todo := stack_poll(at)) and todo < After.TIMERS:
             dev.poll_stage(todo, who)
-            staged = True
-        if staged:
-            credits(at)  # what Python left of a batch is posted again by now
         if todo:
             self._after(now, todo)
         if sanitizer.ON:
@@ -120,6 +117,7 @@ class Stack:
             self.tcp.timers.run()
         if todo & After.RELEASES or self.conns.record.releases:
             self.conns.put_released()
+            credits(self.dev.napi.at)
         if todo & After.ZEROCOPY and self.zerocopy.poll():
             self.poller.changed()
         if todo & After.REAP:

@@ -58,6 +58,16 @@ def token_take(table: TokenTable, pool: PoolRecord, netmem: int) -> int:
 
 
 @inline_kernel
+def token_free(table: TokenTable, slot: TokenSlot, token: int, pool: PoolRecord) -> None:
+    """A token comes back: the netmem that it stands for is put."""
+    netmem = slot.netmem
+    slot.netmem, slot.pool = 0, -netmem
+    Word.nth(table.stack, table.free).value = token
+    table.free += 1
+    pp_put(pool, netmem, False)
+
+
+@inline_kernel
 def pop_entry(stack: StackRecord, tcb: Tcb) -> None:
     """Take the first entry off the receive queue."""
     i = tcb.rq_head
@@ -177,17 +187,13 @@ def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, poo
         if token < 1 or token > table.capacity:
             continue
         slot = slot_of(table, token)
-        netmem = slot.netmem
-        if netmem == 0:
+        if slot.netmem == 0:
             continue
         if slot.pool != pool.handle:
             tokens[other] = token
             other += 1
             continue
-        slot.netmem, slot.pool = 0, -netmem
-        Word.nth(table.stack, table.free).value = token
-        table.free += 1
-        pp_put(pool, netmem, False)
+        token_free(table, slot, token, pool)
         freed += 1
     table.left = other
     if c >= 0:
@@ -226,16 +232,12 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
         if token < 1 or token > table.capacity:
             continue
         slot = slot_of(table, token)
-        netmem = slot.netmem
-        if netmem == 0:
+        if slot.netmem == 0:
             continue
         if slot.pool != account.pool:
             bits = int(Returned.OTHERS)
             continue
-        slot.netmem, slot.pool = 0, -netmem
-        Word.nth(table.stack, table.free).value = token
-        table.free += 1
-        pp_put(pool, netmem, False)
+        token_free(table, slot, token, pool)
         freed += 1
     if freed == 0:
         return bits
