@@ -44,7 +44,7 @@ async def main(clients: int = 4, arrays: int = 8) -> None:
             total += float(array.sum())
         sums.append(total)
 
-    with netmem.DmabufProvider(64 << 20) as memory, netmem.open_device() as device:
+    with netmem.DmabufProvider(64 << 20, rx_page_size=65536) as memory, netmem.open_device() as device:
         device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
         with device.bind_rx([1], memory):
             device.steer(PORT, queue=1)

@@ -62,7 +62,7 @@ class TinyDriver:
         self.bus.close()
 
     def run_queue(self, q, ring):
-        q.ring, q.size, q.tail = ring.io, ring.size, 0
+        q.ring, q.size, q.tail, q.buf_tail = ring.io, ring.size, 0, 0
         publish(q, "ctrl", 1)
         self.configure()
         self.bus.wait(lambda: q.state == r.QueueState.RUNNING, "the queue's start", WAIT)

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import json
 import random
 import socket
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 import netmem
-from conftest import make_provider, payload, scaled
+from conftest import make_provider, offer, payload, scaled
 from netmem.base.errors import NetmemError
 from netmem.inet.aio import AsyncStack
+from netmem.inet.views import PART, Mapped, View
+from netmem.testing.net import Network
 
 LIMIT = 60
 
@@ -234,3 +237,168 @@ def test_dates_and_records_are_arrays_too(opened):
         assert (reader.read_array((2,), pairs.dtype) == pairs).all()
         assert reader.read_array((0, 3)).shape == (0, 3)
     peer.join(LIMIT)
+
+
+# -- views: payload where it lies -----------------------------------------------------------------
+
+
+def root(array):
+    """What an array is based on in the end."""
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return array
+
+
+class Views:
+    """Our end of a connection on a device with 64 KiB pages, time moved by hand."""
+
+    def __init__(self, network, memory="dmabuf", size=16 << 20, page=65536):
+        self.net = net = network()
+        net.ours.dev.ethtool.set_features(rx_gro_hw=True)
+        self.provider = make_provider(memory, size=size, rx_page_size=page)
+        net.bind(self.provider)
+        self.ours, self.theirs, _ = net.connect()
+        self.reader = self.ours.reader()
+
+    def arrive(self, data):
+        """Send and receive ``data``; nothing is read."""
+        left, before = memoryview(data), self.ours.queued()
+        while len(left) or self.ours.queued() < before + len(data):
+            left = offer(self.theirs, left)
+            self.net.run(1)
+
+    def held(self):
+        """References that views have."""
+        self.net.run(1)  # what was let go is put by the next poll
+        return Mapped.of(self.provider).held
+
+
+@pytest.mark.parametrize("memory", ["dmabuf", "pages"])
+def test_an_array_that_lies_end_to_end_is_a_view(network, memory):
+    views = Views(network, memory)
+    data = payload(400_000)
+    views.arrive(data)
+    array = views.reader.read_array(50_000, "<f8")
+    assert isinstance(root(array), View)
+    assert array.tobytes() == data
+    address = array.__array_interface__["data"][0] - Mapped.of(views.provider).region.address
+    assert views.provider.map()[address : address + len(data)].tobytes() == data  # no copy
+    array[0] = 1.5  # ours until we let it go
+    assert np.from_dlpack(array)[0] == 1.5
+    assert views.held() > 0
+    part = array[10:20]
+    del array
+    assert views.held() > 0
+    del part
+    assert views.held() == 0
+    assert views.ours.statistics()["tokens"] == 0
+
+
+def test_what_lies_elsewhere_is_copied_and_lets_go(network):
+    """A gap in the middle (another flow's data lies there): all in order, nothing held."""
+    views = Views(network)
+    other, theirs, _ = views.net.connect()
+    first, second = payload(100_000), payload(100_000, seed=2)
+    views.arrive(first)
+    theirs.send(payload(200_000, seed=3))
+    views.net.until(lambda: other.queued() == 200_000)
+    views.arrive(second)
+    array = views.reader.read_array(200_000)
+    assert array.tobytes() == first + second
+    assert not isinstance(root(array), View)
+    assert views.held() == 0
+
+
+def test_a_copy_when_asked_for_or_when_items_would_not_be_aligned(network):
+    views = Views(network)
+    data = payload(80_001)
+    views.arrive(data)
+    array = views.reader.read_array(5_000, np.uint64, copy=True)
+    assert not isinstance(root(array), View)
+    assert views.reader.readexactly(1) == data[40_000:40_001]
+    odd = views.reader.read_array(5_000, np.uint64)
+    assert odd.tobytes() == data[40_001:]
+    assert odd.flags.aligned
+    assert not isinstance(root(odd), View)
+
+
+def test_whoever_keeps_all_he_reads_does_not_run_out_of_memory(network):
+    """Twice the memory, every array kept: a quarter in views, copies beyond; nothing stops."""
+    views = Views(network, size=8 << 20)
+    kept, total = [], scaled(16 << 20)
+    data = payload(1 << 18)
+    for _ in range(total >> 18):
+        views.arrive(data)
+        kept.append(views.reader.read_array(1 << 18))
+    assert all(array.tobytes() == data for array in kept)
+    mine = [array for array in kept if isinstance(root(array), View)]
+    assert len(mine) >= 1
+    assert views.held() << 16 <= (8 << 20) // PART
+    del kept, mine
+    assert views.held() == 0
+
+
+def test_a_view_outlives_its_socket_and_its_binding(network):
+    views = Views(network)
+    data = payload(300_000)
+    views.arrive(data)
+    array = views.reader.read_array(300_000)
+    assert isinstance(root(array), View)
+    views.ours.abort()
+    views.net.binding.close()
+    views.net.run(3)
+    assert views.provider.area.free < views.provider.area.count
+    assert array.tobytes() == data
+    del array
+    views.net.run(3)
+    assert views.provider.area.free == views.provider.area.count
+
+
+def test_a_view_may_be_let_go_after_its_device_is_closed():
+    net = Network()
+    views = Views(lambda: net)
+    views.arrive(payload(100_000))
+    array = views.reader.read_array(100_000)
+    assert isinstance(root(array), View)
+    provider = views.provider
+    net.ours.close()
+    net.theirs.close()
+    assert array.tobytes() == payload(100_000)
+    del array
+    gc.collect()
+    assert provider.area.free == provider.area.count
+    provider.close()
+
+
+def test_time_runs_out_in_the_middle_of_a_view_and_nothing_is_lost(network):
+    views = Views(network)
+    data = payload(200_000)
+    views.arrive(data[:150_000])
+    with pytest.raises(TimeoutError):
+        views.reader.read_array(200_000, timeout=0)
+    views.arrive(data[150_000:])
+    assert views.reader.read_array(200_000).tobytes() == data
+    assert views.held() == 0
+
+
+def test_tensors_of_other_libraries_are_read_into_by_dlpack(network):
+    """Whatever speaks DLPack and lies in memory that can be written here."""
+
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **options):
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    views = Views(network)
+    data = payload(64_000)
+    views.arrive(data)
+    into = np.zeros((100, 80), np.float64)
+    views.reader.read_into(Tensor(into))
+    assert into.tobytes() == data
+    refused(errno.EINVAL, views.reader.read_into, Tensor(np.zeros(10)[::2]))
+    refused(errno.EINVAL, views.reader.read_into, object())

@@ -15,6 +15,7 @@ from netmem.base.jit import kernel
 from netmem.base.record import address_of
 from netmem.hw.softnic import kernels, look
 from netmem.hw.softnic import regs as r
+from netmem.hw.softnic.ring import host_address
 from netmem.hw.softnic.state import DmaMap, NicState
 from netmem.hw.wire import Frame, FrameRow
 from netmem.memory import sanitizer
@@ -132,11 +133,11 @@ def test_translate_knows_ends_and_directions():
     nic = NicState(maps_used=2)
     nic.maps[0], nic.maps[1] = DmaMap(0x1000, 0x1000, 0x9000, 2), DmaMap(0x4000, 0x100, 0x20000, 0)
     at = address_of(nic)
-    assert kernels.host_address(at, 0x1000, 0x1000, 2) == 0x9000
-    assert kernels.host_address(at, 0x1800, 0x801, 2) == 0
-    assert kernels.host_address(at, 0xFFF, 1, 2) == 0
-    assert kernels.host_address(at, 0x1000, 1, 1) == 0  # mapped for the other direction
-    assert kernels.host_address(at, 0x4010, 1, 1) == 0x20010
+    assert host_address(at, 0x1000, 0x1000, 2) == 0x9000
+    assert host_address(at, 0x1800, 0x801, 2) == 0
+    assert host_address(at, 0xFFF, 1, 2) == 0
+    assert host_address(at, 0x1000, 1, 1) == 0  # mapped for the other direction
+    assert host_address(at, 0x4010, 1, 1) == 0x20010
 
 
 @pytest.mark.parametrize("split", [True, False])

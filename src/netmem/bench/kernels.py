@@ -10,7 +10,7 @@ from netmem.base.native import load_be16, load_be32, memcpy, store_be16, store_b
 from netmem.base.record import address_of
 from netmem.drivers.igb.kernels import rx_desc, rx_word
 from netmem.drivers.igb.regs import Rxd
-from netmem.hw.softnic.regs import RXD_STATUS, Rxs
+from netmem.hw.softnic.regs import RXD_BYTES_SHIFT, RXD_HEADER_SHIFT, RXD_STATUS, Rxs
 from netmem.hw.softnic.regs import RxDesc as SoftDesc
 from netmem.memory import calls
 from netmem.memory.kernels import pp_alloc, pp_io_address, pp_put
@@ -53,8 +53,9 @@ def complete(ring_at: int, at: int, n: int, template: int, hlen: int, size: int,
         memcpy(header, template, hlen)
         store_be32(header + TCP_AT + TcpHdr.SEQ, seq + i * size)
         desc.hash = 0
-        status = Rxs.DD | Rxs.EOP | Rxs.SPH | Rxs.L3_OK | Rxs.L4_OK
-        store_release(address_of(desc) + RXD_STATUS, status | hlen << 16 | size << 32)
+        status = Rxs.DD | Rxs.SPH | Rxs.L3_OK | Rxs.L4_OK
+        status |= hlen << RXD_HEADER_SHIFT | size << RXD_BYTES_SHIFT
+        store_release(address_of(desc) + RXD_STATUS, status)
     return at + n
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 from netmem.base.dma import DmaDevice, DmaDirection
@@ -154,12 +155,18 @@ class RingDriver:
     def is_alive(self) -> bool:
         return self.bus.is_alive()
 
+    def rx_buf_len(self) -> int:
+        """Bytes of a receive buffer where nobody set them and pages have room: what a packet can fill."""
+        return 4096
+
     # -- netdev_queue_mgmt_ops ----------------------------------------------------------------
 
     def validate_qcfg(self, qcfg: QueueConfig, queue: int) -> None:
         """Anything that passed set_ringparam will do."""
 
     def queue_mem_alloc(self, qcfg: QueueConfig, queue: int) -> RxRing:
+        size = min(qcfg.ring.rx_buf_len or self.rx_buf_len(), qcfg.rx_page_size)
+        qcfg = replace(qcfg, ring=replace(qcfg.ring, rx_buf_len=size))
         return self.ring_class(self.dev, self.bus, qcfg, queue, self.desc_bytes)
 
     def queue_mem_free(self, mem: RxRing) -> None:

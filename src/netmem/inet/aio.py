@@ -261,7 +261,7 @@ class AsyncConnection:
 
     def reader(self) -> AsyncReader:
         """``TcpSocket.reader``, for await."""
-        return AsyncReader(self, self._stack.stack.dev)
+        return AsyncReader(self, self._stack.stack.dev, self._stack.stack.poller.later)
 
     async def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """``TcpSocket.recv``."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from netmem.base.clock import MS, SEC, Clock
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.inet.later import Later
 from netmem.inet.tcp.tcb import StackRecord
 from netmem.netdev.device import BUDGET, NetDevice
 
@@ -45,6 +46,8 @@ class Poller:
         self._dev, self.clock, self._record = dev, clock, record
         self._work, self._told_gone = work, told_gone
         self.lock = dev.lock
+        self.later = Later(self.lock)
+        """What the next poll does first."""
         self._changed = threading.Condition(self.lock)
         self._leader: threading.Thread | None = None
         self._led = False  # an event loop waits for the NIC
@@ -101,6 +104,8 @@ class Poller:
                 trapped, self._trapped = self._trapped, None
                 raise trapped
             self.check_open()
+            if self.later.waiting:
+                self.later.run()
             # A call may have stamped a later time than the caller took: time never goes back.
             now = max(self.clock.now() if now is None else now, self._record.now)
             self._last_poll = self._record.now = now
@@ -276,5 +281,7 @@ class Poller:
 
     def close(self) -> None:
         """Nothing is done from here on. Called under the lock, after ``stop``."""
+        self.later.closed = True
+        self.later.run()
         self._changed.notify_all()
         os.close(self._kick)

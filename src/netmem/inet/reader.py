@@ -1,86 +1,73 @@
-"""Exactly so much of a stream, in memory of the application's own: arrays, messages, lines.
+"""Exactly so much of a stream: arrays, messages, lines.
 
 A reader gathers frags end to end, with one kernel for a whole receive, and gives their tokens back as it
-goes: what is read may be larger than the memory that it comes through. It owns the stream from its
-first call on, since ``readuntil`` reads ahead. The application's mapping does the reading: driver and
-stack see none of it.
+goes: what is read may be larger than the memory that it comes through. Arrays that lie end to end already
+are views (``views``). It owns the stream from its first call on, since ``readuntil`` reads ahead. The
+application's mapping does the reading: driver and stack see none of it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import struct
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.arena import Region
 from netmem.base.errors import NetmemError
+from netmem.inet.later import Later
 from netmem.inet.tokens import DevmemMessage
-from netmem.memory.calls import gather
-from netmem.memory.provider import AreaProvider
+from netmem.inet.views import Filling, Gatherer
 from netmem.netdev.device import NetDevice
 
 MAX_FRAGS = 1024  # of a receive
-Writable = bytearray | memoryview | npt.NDArray[Any]
 NOT_WRITABLE = "the destination must be writable and contiguous (C order)"
 LINE = 64 << 10  # bytes that readuntil reads ahead, and finds its separator in
 
 
-class Gatherer:
-    """Copies what was received to the application's memory, in order."""
+class SupportsDlpack(Protocol):
+    """Memory of another library: a tensor."""
 
-    def __init__(self, dev: NetDevice) -> None:
-        self._dev = dev
-        self._mapped: dict[int, tuple[AreaProvider, Region]] = {}  # by dmabuf_id
+    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
 
-    def _memory(self, binding: int) -> tuple[AreaProvider, Region]:
-        found = self._mapped.get(binding)
-        if found is None:
-            with self._dev.lock:
-                pools = [pool for pool in self._dev.pools.values() if pool.record.binding == binding]
-            provider = pools[0].provider if pools else None
-            if not isinstance(provider, AreaProvider):
-                raise NetmemError(
-                    errno.EOPNOTSUPP, f"the memory of binding {binding} cannot be mapped to be read"
-                )
-            found = self._mapped[binding] = provider, Region(provider.fd, provider.size, writable=False)
-        return found
+    def __dlpack_device__(self) -> tuple[Any, Any]: ...
 
-    def put(self, message: DevmemMessage, to: int) -> int:
-        """A message's bytes to host address ``to``; how many. Its tokens are not given back."""
-        done = len(message.linear)
-        if done:
-            ctypes.memmove(to, message.linear, done)
-        if len(message.frags):
-            # Rows of FRAG: offset, size | token << 32, dmabuf_id.
-            rows = message.frags.view(np.int64).reshape(-1, 3)
-            provider, region = self._memory(rows.item(0, 2) & 0xFFFFFFFF)
-            with provider.cpu_access():
-                done += gather(region.address, rows, len(rows), to + done)
-        return done
+
+Shape = int | Sequence[int]
+Writable = bytearray | memoryview | npt.NDArray[Any] | SupportsDlpack
 
 
 def writable_bytes(destination: Writable) -> npt.NDArray[np.uint8]:
-    """Memory to read into, as bytes. EINVAL for what is read-only or not contiguous."""
-    if not isinstance(destination, np.ndarray):
+    """Memory to read into, as bytes. EINVAL for what is read-only or not contiguous, or cannot be reached."""
+    if isinstance(destination, bytearray | memoryview):
         view = memoryview(destination)
         if view.readonly or not view.c_contiguous:
             raise NetmemError(errno.EINVAL, NOT_WRITABLE)
         return np.frombuffer(view.cast("B") if view.nbytes else b"", np.uint8)
+    if not isinstance(destination, np.ndarray):
+        try:
+            destination = np.from_dlpack(destination)
+        except (AttributeError, TypeError, BufferError, RuntimeError, ValueError) as error:
+            raise NetmemError(
+                errno.EINVAL, f"{type(destination).__name__} is no memory that can be written here: {error}"
+            ) from None
     if not destination.flags.writeable or not destination.flags.c_contiguous:
         raise NetmemError(errno.EINVAL, NOT_WRITABLE)
     return destination.reshape(-1).view(np.uint8)
 
 
-def new_array(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array to read into. EINVAL for dtypes that hold references."""
-    kind = np.dtype(dtype)
+def size_of(shape: Shape, kind: np.dtype[Any]) -> int:
+    """Bytes of an array. EINVAL for dtypes that hold references, and shapes that no array has."""
     if kind.hasobject:
         raise NetmemError(errno.EINVAL, f"dtype {kind} holds Python objects, which no stream carries")
-    return np.empty(shape, kind)
+    items = 1
+    for n in (shape,) if isinstance(shape, int) else shape:
+        if n < 0:
+            raise NetmemError(errno.EINVAL, f"shape {shape}: no array has a negative dimension")
+        items *= n
+    return items * kind.itemsize
 
 
 def length_of(prefix: str, head: bytes, limit: int) -> int:
@@ -97,13 +84,11 @@ class _Ahead:
     def __init__(self) -> None:
         self.data = bytearray()
 
-    def take(self, out: npt.NDArray[np.uint8]) -> int:
-        """Move bytes to ``out``; how many."""
-        n = min(len(self.data), len(out))
-        if n:
-            out[:n] = np.frombuffer(bytes(self.data[:n]), np.uint8)
-            del self.data[:n]
-        return n
+    def take(self, size: int) -> bytes:
+        """The first bytes, at most so many; they are gone from here."""
+        taken = bytes(self.data[:size])
+        del self.data[:size]
+        return taken
 
     def put_back(self, data: bytes) -> None:
         """Bytes that were taken, and are not kept: they come first again."""
@@ -162,47 +147,81 @@ def cut_short(got: bytes, wanted: int | None) -> EOFError:
     return IncompleteReadError(got, wanted)
 
 
-class Reader:
+class _Reading:
+    """What blocking readers and those of asyncio have in common."""
+
+    def __init__(self, dev: NetDevice, later: Later) -> None:
+        self._gatherer, self._ahead = Gatherer(dev, later), _Ahead()
+
+    def _filling(self, size: int, out: npt.NDArray[np.uint8] | None = None, align: int = 1) -> Filling:
+        """A read of ``size`` bytes starts; what was read ahead comes first."""
+        filling = Filling(self._gatherer, size, out, align)
+        filling.begin(self._ahead.take(size))
+        return filling
+
+    def _broken(self, filling: Filling) -> None:
+        """Out of time, or cancelled: nothing is lost, and can be read again."""
+        self._ahead.put_back(filling.taken())
+
+    def _append(self, message: DevmemMessage) -> None:
+        part = np.empty(message.size, np.uint8)
+        self._gatherer.put(message, part.ctypes.data)
+        self._ahead.data += part.tobytes()
+
+
+class Reader(_Reading):
     """Reads a blocking socket's stream. Errors: those of ``TcpSocket``; IncompleteReadError (an EOFError)
     when the stream ends early. ``timeout``: for each step, in seconds.
     """
 
-    def __init__(self, sock: Source, dev: NetDevice) -> None:
+    def __init__(self, sock: Source, dev: NetDevice, later: Later) -> None:
+        super().__init__(dev, later)
         self.sock = sock
-        self._gatherer, self._ahead = Gatherer(dev), _Ahead()
 
-    def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
-        """Fill ``destination``, any writable contiguous buffer."""
-        out = writable_bytes(destination)
-        done = self._ahead.take(out)
+    def _fill(self, filling: Filling, timeout: float | None) -> npt.NDArray[np.uint8]:
         try:
-            while done < len(out):
-                message = self.sock.recvmsg_devmem(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
+            while filling.left:
+                message = self.sock.recvmsg_devmem(filling.left, max_frags=MAX_FRAGS, timeout=timeout)
                 if is_end(message):
-                    raise cut_short(bytes(out[:done]), len(out))
+                    raise cut_short(filling.taken(), filling.size)
                 try:
-                    done += self._gatherer.put(message, out.ctypes.data + done)
+                    filling.add(message)
                 finally:
                     self.sock.devmem_dontneed(message.frags["frag_token"])
         except EOFError:
             raise
-        except BaseException:  # out of time, or cancelled: nothing is lost, and can be read again
-            self._ahead.put_back(bytes(out[:done]))
+        except BaseException:
+            self._broken(filling)
             raise
+        return filling.array()
+
+    def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
+        """Fill ``destination``: any writable contiguous buffer or array, or a tensor by DLPack."""
+        out = writable_bytes(destination)
+        self._fill(self._filling(len(out), out), timeout)
 
     def read_array(
-        self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.uint8, *, timeout: float | None = None
+        self,
+        shape: Shape,
+        dtype: npt.DTypeLike = np.uint8,
+        *,
+        copy: bool = False,
+        timeout: float | None = None,
     ) -> npt.NDArray[Any]:
-        """A new array of so many items, in C order."""
-        array = new_array(shape, dtype)
-        self.read_into(array, timeout=timeout)
-        return array
+        """An array of so many items, in C order, writable.
+
+        A view of the memory that it was received into, where it lies there end to end; a copy otherwise, or
+        with ``copy``. A view keeps that memory from receiving more until the last array over it is gone, also
+        when the socket is closed; views keep at most a quarter of a memory.
+        """
+        kind = np.dtype(dtype)
+        size = size_of(shape, kind)
+        out = np.empty(size, np.uint8) if copy else None
+        return self._fill(self._filling(size, out, kind.alignment), timeout).view(kind).reshape(shape)
 
     def readexactly(self, n: int, *, timeout: float | None = None) -> bytes:
         """``n`` bytes."""
-        data = bytearray(n)
-        self.read_into(data, timeout=timeout)
-        return bytes(data)
+        return self._fill(self._filling(n), timeout).tobytes()
 
     def readuntil(self, separator: bytes = b"\n", *, timeout: float | None = None) -> bytes:
         """Bytes up to and with ``separator``. EMSGSIZE without one in 64 KiB."""
@@ -215,14 +234,17 @@ class Reader:
             if is_end(message):
                 raise cut_short(self._ahead.rest(), None)
             try:
-                _append(self._ahead.data, self._gatherer, message)
+                self._append(message)
             finally:
                 self.sock.devmem_dontneed(message.frags["frag_token"])
 
     def read_message(
         self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None
     ) -> npt.NDArray[np.uint8]:
-        """A message behind its length, which ``struct`` reads as ``prefix``. EMSGSIZE over ``limit``."""
+        """A message behind its length, which ``struct`` reads as ``prefix``. EMSGSIZE over ``limit``.
+
+        An array, as ``read_array`` has it.
+        """
         head = self.readexactly(struct.calcsize(prefix), timeout=timeout)
         size = length_of(prefix, head, limit)
         try:
@@ -234,45 +256,54 @@ class Reader:
             raise
 
 
-class AsyncReader:
+class AsyncReader(_Reading):
     """The same for asyncio; see ``Reader``. One task reads at a time."""
 
-    def __init__(self, connection: AsyncSource, dev: NetDevice) -> None:
+    def __init__(self, connection: AsyncSource, dev: NetDevice, later: Later) -> None:
+        super().__init__(dev, later)
         self.connection = connection
-        self._gatherer, self._ahead = Gatherer(dev), _Ahead()
 
-    async def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
-        """``Reader.read_into``."""
-        out = writable_bytes(destination)
-        done, receive = self._ahead.take(out), self.connection.recvmsg_devmem
+    async def _fill(self, filling: Filling, timeout: float | None) -> npt.NDArray[np.uint8]:
+        receive = self.connection.recvmsg_devmem
         try:
-            while done < len(out):
-                message = await receive(len(out) - done, max_frags=MAX_FRAGS, timeout=timeout)
+            while filling.left:
+                message = await receive(filling.left, max_frags=MAX_FRAGS, timeout=timeout)
                 if is_end(message):
-                    raise cut_short(bytes(out[:done]), len(out))
+                    raise cut_short(filling.taken(), filling.size)
                 try:
-                    done += self._gatherer.put(message, out.ctypes.data + done)
+                    filling.add(message)
                 finally:
                     self.connection.devmem_dontneed(message.frags["frag_token"])
         except EOFError:
             raise
         except BaseException:
-            self._ahead.put_back(bytes(out[:done]))
+            self._broken(filling)
             raise
+        return filling.array()
+
+    async def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
+        """``Reader.read_into``."""
+        out = writable_bytes(destination)
+        await self._fill(self._filling(len(out), out), timeout)
 
     async def read_array(
-        self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.uint8, *, timeout: float | None = None
+        self,
+        shape: Shape,
+        dtype: npt.DTypeLike = np.uint8,
+        *,
+        copy: bool = False,
+        timeout: float | None = None,
     ) -> npt.NDArray[Any]:
         """``Reader.read_array``."""
-        array = new_array(shape, dtype)
-        await self.read_into(array, timeout=timeout)
-        return array
+        kind = np.dtype(dtype)
+        size = size_of(shape, kind)
+        out = np.empty(size, np.uint8) if copy else None
+        found = await self._fill(self._filling(size, out, kind.alignment), timeout)
+        return found.view(kind).reshape(shape)
 
     async def readexactly(self, n: int, *, timeout: float | None = None) -> bytes:
         """``Reader.readexactly``."""
-        data = bytearray(n)
-        await self.read_into(data, timeout=timeout)
-        return bytes(data)
+        return (await self._fill(self._filling(n), timeout)).tobytes()
 
     async def readuntil(self, separator: bytes = b"\n", *, timeout: float | None = None) -> bytes:
         """``Reader.readuntil``."""
@@ -287,7 +318,7 @@ class AsyncReader:
             if is_end(message):
                 raise cut_short(self._ahead.rest(), None)
             try:
-                _append(self._ahead.data, self._gatherer, message)
+                self._append(message)
             finally:
                 self.connection.devmem_dontneed(message.frags["frag_token"])
 
@@ -304,9 +335,3 @@ class AsyncReader:
         except BaseException:
             self._ahead.put_back(head)
             raise
-
-
-def _append(data: bytearray, gatherer: Gatherer, message: DevmemMessage) -> None:
-    part = np.empty(message.size, np.uint8)
-    gatherer.put(message, part.ctypes.data)
-    data += part.tobytes()

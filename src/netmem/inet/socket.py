@@ -164,7 +164,7 @@ class TcpSocket:
 
     def reader(self) -> Reader:
         """Reads exact amounts, arrays and messages, into memory of the application's own."""
-        return Reader(self, self._dev)
+        return Reader(self, self._dev, self._poller.later)
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.

@@ -28,6 +28,7 @@ from netmem.memory import sanitizer
 from netmem.netdev.batch import Kind, RxBatch
 from netmem.netdev.device import BUDGET, NetDevice
 from netmem.netdev.napi import PacketType
+from netmem.netdev.ring import RxRingRecord
 
 
 class Stack:
@@ -162,7 +163,8 @@ class Stack:
                         account.header_shift = known.record.shift
             account.by_token = pool.provider is not None
             account.host, account.shift = pool.record.host, pool.record.shift
-            account.buf_len = min(self.dev.queues.ring.rx_buf_len, 1 << pool.area.shift)
+            if queue.mem is not None:
+                account.buf_len = queue.mem.arena.record(RxRingRecord).buf_len
         self.dev.begin_poll(self.dev.now, self._packets, 0)
         credits(self.dev.napi.at)
 

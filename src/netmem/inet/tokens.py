@@ -34,6 +34,7 @@ FRAG = np.dtype(
     ]
 )
 """struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
+TOKEN = FRAG["frag_token"]
 assert FRAG.itemsize == 24
 assert FRAG.fields is not None
 assert FRAG.fields["dmabuf_id"][1] == 16
@@ -79,10 +80,10 @@ def named_tokens(tokens: npt.ArrayLike, capacity: int) -> Words:
 
 def is_plain(tokens: object) -> TypeGuard[npt.NDArray[Any]]:
     """True for arrays that a kernel takes as they are: such as a message's ``frags["frag_token"]``."""
-    if type(tokens) is not np.ndarray or tokens.ndim != 1 or not tokens.flags.writeable:
+    if type(tokens) is not np.ndarray or tokens.ndim != 1:
         return False
-    kind = tokens.dtype.str
-    return kind == "<u4" or (kind == "<i8" and tokens.flags.c_contiguous)
+    kind, flags = tokens.dtype, tokens.flags
+    return flags.writeable and (kind is TOKEN or kind == TOKEN or (kind == np.int64 and flags.c_contiguous))
 
 
 def blame_caller(dev: NetDevice, queue: int) -> None:

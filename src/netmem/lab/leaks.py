@@ -17,6 +17,7 @@ from netmem.inet.tcp.tcb import Entry, EntryKind, StackRecord, Tcb
 from netmem.inet.udp.table import SOCKETS, UdpSocketRecord
 from netmem.memory.layout import AreaRecord, Holder, NetmemRecord
 from netmem.memory.ref import ref_of
+from netmem.netdev.ring import RxRingRecord
 
 HOLDERS: dict[int, str] = {
     Holder.DRIVER: "driver",
@@ -49,6 +50,9 @@ def leaks(pid: int | None = None) -> list[dict[str, Any]]:
 
 def _device(pid: int, board: dict[str, Any]) -> Iterator[dict[str, Any]]:
     named = _named(pid, board["stack"]) if board["stack"] else {}
+    for ring in (queue["ring"] for queue in board["queues"] if queue["ring"] >= 0):
+        for left in record_in(arena_words(pid, ring), RxRingRecord).open:  # whoever had parts gave them back
+            named.setdefault(left.netmem, (HOLDERS[Holder.NIC], ""))
     areas = {pool["area"]: pool for pool in [*board["pools"], *board["tx"]]}
     now = time.monotonic_ns()
     for fd, pool in areas.items():

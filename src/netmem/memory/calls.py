@@ -8,6 +8,7 @@ from netmem.base.native import memcpy
 from netmem.memory import kernels as k
 from netmem.memory import shadow
 from netmem.memory.layout import AreaRecord, Holder, NetmemRecord, PoolRecord
+from netmem.memory.ref import ref_of
 from netmem.memory.shadow import netmem_of
 
 
@@ -132,6 +133,37 @@ def hold_range(at: int, offset: int, size: int, by: int, now: int) -> None:
         netmem.pp_ref_count += by
         netmem.holder = Holder.TX if netmem.pp_ref_count > 0 else Holder.FREE
         netmem.changed = now
+
+
+@kernel
+def run_of(frags: Words, n: int, start: int) -> int:
+    """Bytes of ``n`` frags (as ``gather`` has them) if they lie end to end in one memory, else -1.
+
+    ``start``: where the first must be, -1: anywhere.
+    """
+    end = start if start >= 0 else frags[0, 0]
+    size = 0
+    for i in range(n):
+        if frags[i, 0] != end or frags[i, 2] != frags[0, 2]:
+            return -1
+        size += frags[i, 1] & 0xFFFFFFFF
+        end = frags[i, 0] + (frags[i, 1] & 0xFFFFFFFF)
+    return size
+
+
+@kernel
+def hold_frags(at: int, frags: Words, n: int, refs: Words) -> bool:
+    """page_pool_ref_netmem() for the netmems that ``n`` frags lie in, into ``refs``. False: not all mine."""
+    pool = PoolRecord.at(at)
+    for i in range(n):
+        if NetmemRecord.nth(pool.netmems, frags[i, 0] >> pool.shift).pool != pool.id:
+            return False
+    for i in range(n):
+        refs[i] = ref_of(pool.tag, frags[i, 0] >> pool.shift)
+        netmem_of(pool, refs[i]).pp_ref_count += 1
+        if pool.synced != 0:
+            shadow.note(pool, refs[i], shadow.Event.REF)
+    return True
 
 
 @kernel

@@ -52,11 +52,11 @@ def pp_refill_cache(pool: PoolRecord) -> int:
     n, cache = pool.alloc.count, pool.alloc.cache
     queue, mask = ring.queue, ring.mask
     stop = min(producer, consumer + PP_ALLOC_CACHE_REFILL)
-    while consumer < stop:
-        cache[n] = Word.nth(queue, consumer & mask).value
+    # What was put first comes out first: payload of one stream then lies in ascending memory, time and again.
+    for at in range(stop - 1, consumer - 1, -1):
+        cache[n] = Word.nth(queue, at & mask).value
         n += 1
-        consumer += 1
-    ring.consumer = consumer
+    ring.consumer = stop
     pool.alloc.count = n
     pool.stats.alloc_refill += 1
     return n

@@ -171,7 +171,7 @@ class PagePool:
         if not len(refs):
             return 0
         self.area.netmems()["pp_ref_count"][indexes_of(refs)] = 1
-        pool.alloc.cache[have : have + len(refs)] = refs.tolist()
+        pool.alloc.cache[have : have + len(refs)] = refs[::-1].tolist()  # the lowest comes out first
         pool.alloc.count = have + len(refs)
         pool.pages_state_hold_cnt += len(refs)
         if self.provider is None:  # what a provider gives is not counted, as in the kernel

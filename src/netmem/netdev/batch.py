@@ -40,6 +40,14 @@ class Kind(enum.IntEnum):
     ICMP6 = 7
 
 
+class Shared(enum.IntEnum):
+    """Whether a row has its payload buffer for itself."""
+
+    NO = 0
+    FIRST = 1  # more may follow behind it; the row has a reference of its own, no slot has the buffer
+    BEHIND = 2  # it lies behind what came before; a reference of its own
+
+
 class RxRow(Record):
     """A descriptor's worth of a received packet; what is of the whole packet stands in its first row."""
 
@@ -55,7 +63,8 @@ class RxRow(Record):
     queue: i64
     pool: i64  # handles of the buffers' pools, for whoever gives them back
     header_pool: i64
-    slot: i64  # the driver's own
+    slot: i64  # of the ring, where the payload buffer is from, -1: none
+    header_slot: i64  # ... and the header buffer
     kind: i64  # Kind
     next: i64  # next packet merged into this one, -1: none
     last: i64  # last packet merged
@@ -79,6 +88,7 @@ class RxRow(Record):
     dst_hi: i64
     sack: i64  # offset from ``header`` of the SACK option, 0: none
     gso_size: i64  # payload bytes of the segments that the NIC merged into this packet, 0: it is one
+    shared: i64  # Shared: whether others have parts of the same buffer
 
 
 class RxCounters(Record):

@@ -207,7 +207,7 @@ class NetDevice:
         self.napi.begin(now, budget, who, stops=self.capture is not None)
         if sanitizer.ON:
             self.watch.look(self.napi.record)
-        elif self.napi.record.poll_site:
+        elif self.watch.looking:
             self.watch.forget(self.napi.record)
 
     def _abandoned(self) -> None:

@@ -24,11 +24,14 @@ class TcpDataSplit(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RingParams:
-    """struct ethtool_ringparam and kernel_ethtool_ringparam: descriptors, bytes, split, threshold."""
+    """struct ethtool_ringparam and kernel_ethtool_ringparam: descriptors, bytes, split, threshold.
+
+    ``rx_buf_len`` 0: nobody set it, and a buffer is as large as the queue's pages, and the NIC, allow.
+    """
 
     rx_pending: int = 1024
     tx_pending: int = 1024
-    rx_buf_len: int = 4096
+    rx_buf_len: int = 0
     tcp_data_split: TcpDataSplit = TcpDataSplit.UNKNOWN
     hds_thresh: int = 0
 

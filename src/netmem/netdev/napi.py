@@ -24,7 +24,7 @@ from netmem.netdev.batch import BatchRecord, RxBatch, batch_clear
 from netmem.netdev.driver import Driver
 from netmem.netdev.kernels import rx_check, rx_return
 from netmem.netdev.queues import RxQueue, RxQueues
-from netmem.netdev.ring import Refill
+from netmem.netdev.ring import Refill, RxRingRecord
 
 
 class Stage(enum.IntEnum):
@@ -98,6 +98,13 @@ def ran_dry(pool: int) -> bool:
 
 
 @inline_kernel
+def has_nothing(pool_at: int) -> bool:
+    """True when a pool's provider has nothing to give it: to ask is of no use."""
+    pool = PoolRecord.at(pool_at)
+    return pool.released == 0 and AreaRecord.at(pool.area).free == 0
+
+
+@inline_kernel
 def blame(napi: NapiRecord, site: int) -> None:
     """For the sanitiser: from here on it is ``site`` that works on the queue's memory."""
     for i in range(napi.watched):
@@ -159,7 +166,11 @@ def net_rx_action(at: int) -> int:
             return int(Stage.REFILL)
         blame(napi, poll.refill_site)
         rx_return(napi.ring, poll.batch)
-        if call_op(ops.refill, napi.ring) != Refill.DONE or call_op(ops.post, napi.ring) != 0:
+        short = call_op(ops.refill, napi.ring)
+        if short == Refill.PAYLOAD and napi.pool != 0 and has_nothing(napi.pool):
+            RxRingRecord.at(napi.ring).counters.starved += 1
+            short = int(Refill.DONE)
+        if short != Refill.DONE or call_op(ops.post, napi.ring) != 0:
             return int(Stage.REFILL)
         batch_clear(BatchRecord.at(poll.batch))
         next_napi(poll)

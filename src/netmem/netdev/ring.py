@@ -6,10 +6,11 @@ import enum
 from typing import Annotated
 
 from netmem.base.jit import inline_kernel
-from netmem.base.record import Record, i64
+from netmem.base.record import Items, Record, i64
 
 HEADER_BYTES = 256  # of a header buffer
 DMA_ALIGN = 64
+OPEN_BUFFERS = 4  # of a ring: as many buffers may wait for more of a flow
 
 
 class Refill(enum.IntEnum):
@@ -21,12 +22,20 @@ class Refill(enum.IntEnum):
 
 
 class Slot(Record):
-    """The buffers behind one descriptor of a receive ring; netmem 0: none."""
+    """A payload and a header buffer of a receive ring, by the index of each; netmem 0: none."""
 
     netmem: i64
     offset: i64
     header_netmem: i64
     header_offset: i64
+
+
+class OpenBuffer(Record):
+    """A buffer that its device has not filled: more of a flow may follow. The ring holds a reference."""
+
+    netmem: i64  # 0: none
+    offset: i64  # of the next byte
+    room: i64  # bytes
 
 
 class QueueCounters(Record):
@@ -46,6 +55,8 @@ class RxRingRecord(Record):
     mask: i64
     next_to_clean: i64
     next_to_use: i64
+    buf_clean: i64  # the same of payload buffers, where the device takes them by an index of their own
+    buf_use: i64
     slots: i64  # address of Slot 0
     queue: i64
     pool: i64  # addresses of the payload and the header pool's PoolRecord
@@ -57,6 +68,7 @@ class RxRingRecord(Record):
     tail: i64  # the driver's own: where its device's tail is, or what it was told
     regs: i64  # the driver's own: where its device's registers are
     counters: Annotated[QueueCounters, QueueCounters]
+    open: Annotated[Items[OpenBuffer], OpenBuffer * OPEN_BUFFERS]
 
 
 class TxRingRecord(Record):

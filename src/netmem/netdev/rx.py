@@ -65,7 +65,7 @@ class RxRing:
         record = self.record = self.arena.record(RxRingRecord)
         record.desc, record.mask, record.queue = self.desc.region.address, self.desc.size - 1, queue
         record.slots = self.at + slots
-        record.buf_len = min(ring.rx_buf_len, qcfg.rx_page_size)
+        record.buf_len = min(ring.rx_buf_len or qcfg.rx_page_size, qcfg.rx_page_size)
         record.header_len = HEADER_BYTES if split else 0
         record.pool, record.header_pool = self.pool.at, self.hpool.at
         record.pool_handle = dev.register_pool(self.pool)
@@ -110,7 +110,9 @@ class RxRing:
 
         ``counters`` are those of the queue's memory before this, so that they go on.
         """
-        self.record.next_to_clean = self.record.next_to_use = self.pool.record.posted = 0
+        record = self.record
+        record.next_to_clean = record.next_to_use = record.buf_clean = record.buf_use = 0
+        self.pool.record.posted = 0
         if counters is not None:
             self.record.counters = counters
 
@@ -145,6 +147,11 @@ class RxRing:
             held = self._slots[column]
             pool.put_full_netmem(held[held != 0].copy())
             held[:] = 0
+        for left in self.record.open:
+            if left.netmem:
+                self.pool.put_full_netmem(left.netmem)
+                left.netmem = left.room = 0
+        for pool in (self.pool, self.hpool):
             pool.destroy(self._dev.now)
         self.desc.close()
         self.arena.close()

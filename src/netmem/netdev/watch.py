@@ -18,6 +18,7 @@ class Watch:
 
     def __init__(self, pools: Mapping[int, PagePool], driver: str) -> None:
         self._pools = pools
+        self.looking = False
         self._known: tuple[int, ...] = ()
         self._areas: list[AreaRecord] = []
         self._lists: dict[int, Words] = {}  # by queue: addresses of its pools
@@ -38,6 +39,7 @@ class Watch:
 
     def look(self, poll: PollRecord) -> None:
         """A poll starts: tell it which pools each queue has, and whom to blame at each stage."""
+        self.looking = True
         poll.poll_site, poll.receive_site, poll.refill_site = map(sanitizer.number, self._sites)
         self._sort()
         for i in range(poll.count):
@@ -47,6 +49,7 @@ class Watch:
 
     def forget(self, poll: PollRecord) -> None:
         """The sanitiser was turned off."""
+        self.looking = False
         poll.poll_site = poll.receive_site = poll.refill_site = 0
         for i in range(poll.count):
             NapiRecord.nth(poll.napis, i).watched = 0

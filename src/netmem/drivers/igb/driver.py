@@ -178,7 +178,7 @@ class IgbDriver(RingDriver):
         if params.rx_pending & (params.rx_pending - 1) or not MIN_RING <= params.rx_pending <= 4096:
             text = f"rx {params.rx_pending}: a power of two from {MIN_RING} to 4096"
             raise NetmemError(errno.EINVAL, text)
-        if params.rx_buf_len % 1024 or not 1024 <= params.rx_buf_len <= 16384:
+        if params.rx_buf_len and (params.rx_buf_len % 1024 or not 1024 <= params.rx_buf_len <= 16384):
             raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: a multiple of 1024 up to 16384")
 
     def set_features(self, features: frozenset[str]) -> None:

@@ -11,8 +11,18 @@ from netmem.drivers.igb import regs as r
 from netmem.drivers.igb.regs import Context, IgbTxRing, Rxd, RxDesc, Txd, TxDesc
 from netmem.memory.kernels import pp_io_address
 from netmem.memory.layout import PoolRecord
-from netmem.netdev.batch import BatchRecord, Rx, row_of
-from netmem.netdev.kernels import gro_receive, rx_count, rx_fill_slot, rx_row
+from netmem.netdev.batch import BatchRecord, Rx, RxRow, row_of
+from netmem.netdev.kernels import (
+    gro_receive,
+    rx_count,
+    rx_fill_header,
+    rx_fill_payload,
+    rx_header,
+    rx_no_header,
+    rx_payload,
+    rx_row,
+    rx_unsplit,
+)
 from netmem.netdev.ring import Refill, RxRingRecord, TxRingRecord, slot_of
 from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueueRecord, TxRow, tx_row
 
@@ -42,6 +52,20 @@ def rx_status(word: int, split: bool) -> int:
     if word & Rxd.L4CS:
         status |= Rx.L4_BAD if word & Rxd.L4E else Rx.L4_OK
     return status
+
+
+@inline_kernel
+def igb_row(ring: RxRingRecord, row: RxRow, i: int, first: bool, more: int, hlen: int, size: int) -> None:
+    """Fill a row from descriptor ``i``: a packet's first has its header, each has a payload buffer."""
+    rx_row(ring, row, more)
+    if ring.header_len == 0 and first:
+        rx_unsplit(ring, row, i, size)
+        return
+    rx_payload(ring, row, i, size)
+    if first:
+        rx_header(ring, row, i, hlen)
+    else:
+        rx_no_header(row)
 
 
 @kernel
@@ -76,7 +100,7 @@ def igb_rx(ring_at: int, batch_at: int, budget: int) -> int:
                 if hlen > ring.header_len:  # overflow: the rest of the headers went with the payload
                     hlen = ring.header_len
                     split = False
-            rx_row(ring, row, i, i == at, n + 1 if i < last else -1, hlen, size)
+            igb_row(ring, row, i, i == at, n + 1 if i < last else -1, hlen, size)
             if i == at:
                 row.status = rx_status(word, split)
             total += hlen + size
@@ -106,7 +130,9 @@ def igb_refill(ring_at: int) -> int:
     first = tail
     short = int(Refill.DONE)
     while tail < stop:
-        short = rx_fill_slot(ring, tail, stop)
+        short = rx_fill_payload(ring, tail, stop)
+        if short == Refill.DONE:
+            short = rx_fill_header(ring, tail)
         if short != Refill.DONE:
             break
         slot, desc = slot_of(ring, tail), rx_desc(ring, tail)

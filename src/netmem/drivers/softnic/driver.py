@@ -48,6 +48,7 @@ class SoftnicDriver(RingDriver):
             raise NetmemError(errno.ENODEV, "there is no software NIC on this bus")
         self.max_rx_queues = bus.regs.rx_queues
         self._tx_ring = TxRingRecord()
+        self._merges = False
 
     def _configure(self) -> None:
         """Make the device read its configuration again."""
@@ -73,6 +74,7 @@ class SoftnicDriver(RingDriver):
         publish(q, "ring", ring.io)
         publish(q, "size", ring.size)
         publish(q, "tail", 0)
+        publish(q, "buf_tail", 0)
         publish(q, "ctrl", 1)
         self._configure()
         self.bus.wait(lambda: q.state != QueueState.STOPPED, what, WAIT_NS)
@@ -114,13 +116,17 @@ class SoftnicDriver(RingDriver):
         """EINVAL for sizes that the rings cannot have; takes effect when queues restart."""
         if params.rx_pending & (params.rx_pending - 1) or not 8 <= params.rx_pending <= 4096:
             raise NetmemError(errno.EINVAL, f"rx {params.rx_pending}: a power of two from 8 to 4096")
-        if not 256 <= params.rx_buf_len <= 32768:
-            raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: 256 to 32768")
+        if params.rx_buf_len and not 256 <= params.rx_buf_len <= r.BUF_LEN_MAX:
+            raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: 256 to {r.BUF_LEN_MAX}")
 
     def set_features(self, features: frozenset[str]) -> None:
-        """rx_gro_hw: what the wire carries as one segmented frame becomes one packet."""
+        """rx_gro_hw: a segmented frame of the wire becomes one packet, a flow's payload lies end to end."""
+        self._merges = "rx_gro_hw" in features
         for queue in range(self.max_rx_queues):
-            publish(self.bus.regs.rxq[queue], "merge", int("rx_gro_hw" in features))
+            publish(self.bus.regs.rxq[queue], "merge", int(self._merges))
+
+    def rx_buf_len(self) -> int:
+        return r.BUF_LEN_MAX if self._merges else super().rx_buf_len()
 
     def set_rxfh(self, key: bytes, indirection: list[int]) -> None:
         self.bus.regs.rss_key[:] = list(key)

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from netmem.base.headers import IP_MAX, EthHdr
 from netmem.base.jit import inline_kernel, kernel
 from netmem.base.native import fence, load_acquire, store_release
 from netmem.base.record import address_of
-from netmem.hw.softnic.regs import RXD_STATUS, TXD_STATUS, Bar, RxDesc, Rxs, Txc, TxDesc
+from netmem.hw.softnic.regs import (
+    OPEN_BUFFERS,
+    Q_BUF_TAIL,
+    Q_TAIL,
+    RXD_BEHIND_SHIFT,
+    RXD_BYTES_MASK,
+    RXD_BYTES_SHIFT,
+    RXD_HEADER_MASK,
+    RXD_HEADER_SHIFT,
+    RXD_STATUS,
+    TXD_STATUS,
+    Bar,
+    RxDesc,
+    Rxs,
+    Txc,
+    TxDesc,
+)
 from netmem.memory.kernels import pp_fault, pp_io_address
 from netmem.memory.layout import PoolRecord
 from netmem.netdev.batch import BatchRecord, Rx, row_of
-from netmem.netdev.kernels import gro_receive, rx_count, rx_fill_slot, rx_row
+from netmem.netdev.kernels import (
+    gro_receive,
+    rx_behind,
+    rx_close,
+    rx_count,
+    rx_fill_header,
+    rx_fill_payload,
+    rx_header,
+    rx_leave_open,
+    rx_no_header,
+    rx_no_payload,
+    rx_payload,
+    rx_row,
+    rx_unsplit,
+)
 from netmem.netdev.ring import Refill, RxRingRecord, TxRingRecord, slot_of
 from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueueRecord, tx_row
+
+PACKET_MAX = IP_MAX + int(EthHdr.LEN) + 4  # a VLAN tag
 
 
 @inline_kernel
@@ -43,6 +76,56 @@ def status_of(word: int) -> int:
     return status
 
 
+@inline_kernel
+def sizes(word: int) -> tuple[int, int, int]:
+    """Bytes that a status tells of: in the header buffer, in packet buffers, in the buffer left open."""
+    behind = (word >> RXD_BEHIND_SHIFT) & RXD_BYTES_MASK
+    return (word >> RXD_HEADER_SHIFT) & RXD_HEADER_MASK, (word >> RXD_BYTES_SHIFT) & RXD_BYTES_MASK, behind
+
+
+@inline_kernel
+def softnic_packet(ring: RxRingRecord, batch: BatchRecord, n: int, i: int, word: int) -> int:
+    """The packet of descriptor ``i``, whose status is ``word``, as rows from ``n`` on; the next free row."""
+    desc, row = rx_desc(ring, i), row_of(batch, n)
+    hlen, size, behind = sizes(word)
+    left, taken = ring.open[desc.hash & (OPEN_BUFFERS - 1)], ring.buf_clean
+    rx_row(ring, row, -1)
+    row.status, row.gso_size = status_of(word), desc.hash >> 32
+    if ring.header_len == 0 and size > 0:
+        rx_unsplit(ring, row, taken, min(size, ring.buf_len))
+        size -= min(size, ring.buf_len)
+        taken += 1
+    else:
+        if ring.header_len != 0:
+            rx_header(ring, row, i, hlen)
+        else:
+            rx_no_header(row)
+        if behind > 0 and left.netmem != 0:
+            rx_behind(ring, row, left, behind)
+        elif size > 0:
+            rx_payload(ring, row, taken, min(size, ring.buf_len))
+            size -= row.size
+            taken += 1
+        else:
+            rx_no_payload(row)
+    while size > 0:
+        n += 1
+        row.more = n
+        row = row_of(batch, n)
+        rx_row(ring, row, -1)
+        rx_no_header(row)
+        rx_payload(ring, row, taken, min(size, ring.buf_len))
+        size -= row.size
+        taken += 1
+    if taken != ring.buf_clean:
+        rx_close(ring, left)
+        if word & Rxs.OPEN:
+            rx_leave_open(ring, row, left)
+        PoolRecord.at(ring.pool).posted -= taken - ring.buf_clean
+        ring.buf_clean = taken
+    return n + 1
+
+
 @kernel
 def softnic_rx(ring_at: int, batch_at: int, budget: int) -> int:
     """Clean up to ``budget`` packets from the ring into the batch; returns descriptors cleaned."""
@@ -50,41 +133,22 @@ def softnic_rx(ring_at: int, batch_at: int, budget: int) -> int:
     at, tail = ring.next_to_clean, ring.next_to_use
     first = at
     n = batch.used
-    packets = 0
-    while packets < budget:
-        # The device writes a packet's descriptors in order: take it only when its last is there.
-        last = at
-        word = 0
-        while last < tail:
-            word = rx_status(ring, last)
-            if word & Rxs.DD == 0 or word & Rxs.EOP:
-                break
-            last += 1
-        if last >= tail or word & Rxs.DD == 0 or n + last - at >= batch.room:
+    most = PACKET_MAX // ring.buf_len + 3  # rows of a packet
+    while at - first < budget and at < tail and n + most <= batch.room:
+        word = rx_status(ring, at)
+        if word & Rxs.DD == 0:
             break
-        head = row_of(batch, n)
-        head_row = n
-        total = 0
-        for i in range(at, last + 1):
-            desc, row = rx_desc(ring, i), row_of(batch, n)
-            word = desc.status
-            hlen, size = (word >> 16) & 0xFFFF, (word >> 32) & 0xFFFF
-            rx_row(ring, row, i, i == at, n + 1 if i < last else -1, hlen, size)
-            total += hlen + size
-            if i == at:
-                row.gso_size = desc.hash >> 32
-                row.status = status_of(word)
-            if word & Rxs.FAULT:
-                batch.counters.rx_fault += 1
-                pp_fault(PoolRecord.at(ring.pool), slot_of(ring, i).netmem)
-            n += 1
-        rx_count(ring, head.status & Rx.SPLIT != 0, total)
-        gro_receive(batch, head_row)
-        packets += 1
-        at = last + 1
+        head = n
+        n = softnic_packet(ring, batch, n, at, word)
+        if word & Rxs.FAULT:
+            batch.counters.rx_fault += 1
+            pp_fault(PoolRecord.at(ring.pool), slot_of(ring, ring.buf_clean).netmem)
+        hlen, size, behind = sizes(word)
+        rx_count(ring, word & Rxs.SPH != 0, hlen + size + behind)
+        gro_receive(batch, head)
+        at += 1
     batch.used = n
     ring.next_to_clean = at
-    PoolRecord.at(ring.pool).posted -= at - first
     return at - first
 
 
@@ -93,23 +157,32 @@ def softnic_refill(ring_at: int) -> int:
     """Post buffers until the ring is full; Refill tells which pool must be refilled first."""
     ring = RxRingRecord.at(ring_at)
     pool, header_pool = PoolRecord.at(ring.pool), PoolRecord.at(ring.header_pool)
-    tail, stop = ring.next_to_use, ring.next_to_clean + ring.mask + 1
-    first = tail
+    tail, stop = ring.buf_use, ring.buf_clean + ring.mask + 1
     short = int(Refill.DONE)
     while tail < stop:
-        short = rx_fill_slot(ring, tail, stop)
+        short = rx_fill_payload(ring, tail, stop)
         if short != Refill.DONE:
             break
+        slot = slot_of(ring, tail)
+        rx_desc(ring, tail).packet = pp_io_address(pool, slot.netmem) + slot.offset
+        tail += 1
+    if tail != ring.buf_use:
+        pool.posted += tail - ring.buf_use
+        ring.buf_use = tail
+        store_release(ring.tail + Q_BUF_TAIL - Q_TAIL, tail)
+    tail, stop = ring.next_to_use, ring.next_to_clean + ring.mask + 1
+    while tail < stop:
+        if rx_fill_header(ring, tail) != Refill.DONE:
+            short = int(Refill.HEADER)
+            break
         slot, desc = slot_of(ring, tail), rx_desc(ring, tail)
-        desc.packet = pp_io_address(pool, slot.netmem) + slot.offset
         desc.header = 0
         if ring.header_len != 0:
             desc.header = pp_io_address(header_pool, slot.header_netmem) + slot.header_offset
         desc.hash = 0
         desc.status = 0
         tail += 1
-    if tail != first:
-        pool.posted += tail - first
+    if tail != ring.next_to_use:
         ring.next_to_use = tail
         store_release(ring.tail, tail)
     return short

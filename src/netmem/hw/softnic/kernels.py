@@ -24,7 +24,9 @@ from netmem.hw.softnic.regs import (
     MAX_QUEUES,
     Q_HEAD,
     Q_STATE,
-    Q_TAIL,
+    RXD_BEHIND_SHIFT,
+    RXD_BYTES_SHIFT,
+    RXD_HEADER_SHIFT,
     RXD_STATUS,
     TX_MAX_DESC,
     TXD_STATUS,
@@ -32,54 +34,21 @@ from netmem.hw.softnic.regs import (
     Bar,
     QueueRegs,
     QueueState,
-    RxDesc,
     Rxs,
     Txc,
-    TxDesc,
+)
+from netmem.hw.softnic.ring import (
+    behind,
+    buffers_to,
+    keep_open,
+    open_buffer,
+    posted_to,
+    rx_desc,
+    translate,
+    tx_desc,
 )
 from netmem.hw.softnic.state import NicState, QueueWork
 from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FQ_TAIL, Frame, FrameQueueRecord, FrameRow, frame_of
-
-
-@inline_kernel
-def rx_desc(work: QueueWork, i: int) -> RxDesc:
-    """Receive descriptor ``i``."""
-    return RxDesc.nth(work.ring, i & work.mask)
-
-
-@inline_kernel
-def tx_desc(work: QueueWork, i: int) -> TxDesc:
-    """Transmit descriptor ``i``."""
-    return TxDesc.nth(work.ring, i & work.mask)
-
-
-@inline_kernel
-def posted_to(q: QueueRegs) -> int:
-    """How many descriptors the driver has posted to a queue so far."""
-    return load_acquire(address_of(q) + Q_TAIL)
-
-
-@kernel
-def translate(nic: NicState, io: int, n: int, direction: int) -> int:
-    """Host address of ``n`` bytes at an I/O address, 0 when nobody mapped them so."""
-    last = nic.last_map
-    for i in range(-1, nic.maps_used):
-        m = last if i < 0 else i
-        if m >= nic.maps_used:
-            continue
-        mapped = nic.maps[m]
-        if mapped.io <= io and io + n <= mapped.io + mapped.length:
-            if mapped.direction != 0 and mapped.direction != direction:
-                return 0
-            nic.last_map = m
-            return mapped.host + io - mapped.io
-    return 0
-
-
-@kernel
-def host_address(nic_at: int, io: int, n: int, direction: int) -> int:
-    """``translate``, for Python."""
-    return translate(NicState.at(nic_at), io, n, direction)
 
 
 @kernel
@@ -167,7 +136,7 @@ def nic_rx(nic: NicState, now: int) -> int:
         last = done + size >= total
         outcome = nic_rx_one(nic, frame, size, last)
         if outcome < 0:  # no descriptor
-            posted = posted_to(q)
+            posted = posted_to(q) + buffers_to(q)
             if work.dry != posted + 1:
                 if nic.paused_at == 0:
                     nic.paused_at = now
@@ -200,12 +169,11 @@ def rx_step(nic_at: int, now: int) -> int:
 
 @kernel
 def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
-    """One packet into its queue's ring: 1 done, 0 queue not running, -1 too few descriptors."""
+    """One packet into its queue's ring: 1 done, 0 queue not running, -1 no descriptor, or too few buffers."""
     q, work = Bar.at(nic.bar).rxq[frame.queue], nic.rxq[frame.queue]
     if work.ring == 0:
         return 0
     at = work.head
-    posted = posted_to(q) - at
     header, buflen, hdrlen = frame.split, q.buf_len, q.header_len
     hds = q.hds
     status = frame.status
@@ -219,15 +187,15 @@ def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
             if header + size > hdrlen:
                 status |= Rxs.HBO
     rest = header + size - into_header
-    need = max(1, (rest + buflen - 1) // buflen)
-    if posted < need:
+    follow = behind(q, work, frame, size) if status & Rxs.SPH else 0
+    need = (rest - follow + buflen - 1) // buflen
+    if posted_to(q) - at < 1 or buffers_to(q) - work.fetch < need:
         return -1
     hdr_host = 0
     if into_header > 0:
         hdr_host = translate(nic, rx_desc(work, at).header, into_header, DmaDirection.FROM_DEVICE)
         if hdr_host == 0:
             return nic_fault(nic, q, work, at)
-    offset = 0  # of the next byte in the packet, headers included
     if into_header > 0:
         if into_header < header:
             memcpy(hdr_host, frame.header, into_header)
@@ -235,29 +203,41 @@ def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
             nic_header(frame, hdr_host, size, last)
         if into_header > header:
             payload_copy(frame, frame.done, into_header - header, hdr_host + header)
-        offset = into_header
+    offset = into_header  # of the next byte in the packet, headers included
+    if follow > 0:
+        host = translate(nic, open_buffer(work, frame.hash).io, follow, DmaDirection.FROM_DEVICE)
+        if host == 0:
+            return nic_fault(nic, q, work, at)
+        payload_copy(frame, frame.done, follow, host)
+        offset += follow
     for i in range(need):
         n = min(buflen, header + size - offset)
         if n > 0:
-            host = translate(nic, rx_desc(work, at + i).packet, n, DmaDirection.FROM_DEVICE)
+            host = translate(nic, rx_desc(work, work.fetch + i).packet, n, DmaDirection.FROM_DEVICE)
             if host == 0:
-                return nic_fault(nic, q, work, at + i)
-            fill = 0
-            if offset < header:  # not split: the headers lead the packet buffer
-                fill = min(n, header - offset)
-                memcpy(host, frame.header + offset, fill)
-                if frame.gso_size > 0 and frame.l4 != 0 and offset == 0 and fill == header:
-                    patch_segment(frame, host, frame.done, size, frame.segments, last)
-            if n > fill:
-                payload_copy(frame, frame.done + offset + fill - header, n - fill, host + fill)
+                return nic_fault(nic, q, work, at)
+            nic_piece(frame, host, offset, n, size, last)
             offset += n
     if hds & HDS_ON:
         if status & Rxs.SPH:
             q.split_hit += 1
         else:
             q.split_miss += 1
-    nic_done(q, work, frame, need, into_header, status, rest)
+    nic_done(q, work, frame, need, into_header, status, rest, follow)
     return 1
+
+
+@kernel
+def nic_piece(frame: FrameRow, host: int, offset: int, n: int, size: int, last: bool) -> None:
+    """Copy ``n`` bytes from ``offset`` of a packet with ``size`` payload bytes to ``host``."""
+    header, fill = frame.split, 0
+    if offset < header:  # not split: the headers lead the packet buffer
+        fill = min(n, header - offset)
+        memcpy(host, frame.header + offset, fill)
+        if frame.gso_size > 0 and frame.l4 != 0 and offset == 0 and fill == header:
+            patch_segment(frame, host, frame.done, size, frame.segments, last)
+    if n > fill:
+        payload_copy(frame, frame.done + offset + fill - header, n - fill, host + fill)
 
 
 @kernel
@@ -270,31 +250,31 @@ def nic_header(frame: FrameRow, host: int, size: int, last: bool) -> None:
 
 @kernel
 def nic_done(
-    q: QueueRegs, work: QueueWork, frame: FrameRow, need: int, into_header: int, status: int, rest: int
-) -> None:
-    """Give ``need`` descriptors back: ``into_header`` bytes in the first's header buffer, ``rest`` in all."""
-    at = work.head
-    extra = frame.hash | (frame.gso_size << 32 if rest > frame.gso_size else 0)
+    q: QueueRegs, work: QueueWork, frame: FrameRow, need: int, into_header: int, status: int, rest: int,
+    follow: int,
+) -> None:  # fmt: skip
+    """Tell of a packet: ``into_header`` bytes in the header buffer, ``rest`` elsewhere, in ``need`` buffers.
+
+    ``follow`` of these are behind what came before; where the last buffer has room it is left open.
+    """
+    own = rest - follow
+    desc = rx_desc(work, work.head)
+    status |= Rxs.DD | keep_open(q, work, frame, need, status, own, follow)
+    status |= into_header << RXD_HEADER_SHIFT | own << RXD_BYTES_SHIFT | follow << RXD_BEHIND_SHIFT
+    desc.hash = frame.hash | (frame.gso_size << 32 if rest > frame.gso_size else 0)
     q.bytes += into_header + rest
-    for i in range(need):
-        desc = rx_desc(work, at + i)
-        n = min(q.buf_len, rest)
-        rest -= n
-        word = status | Rxs.DD | (into_header << 16 if i == 0 else 0) | n << 32
-        if i == need - 1:
-            word |= Rxs.EOP
-        desc.hash = extra
-        store_release(address_of(desc) + RXD_STATUS, word)
-    work.head = at + need
-    q.head = at + need
+    store_release(address_of(desc) + RXD_STATUS, status)
+    work.head += 1
+    work.fetch += need
+    q.head = work.head
     q.packets += 1
 
 
 @kernel
 def nic_fault(nic: NicState, q: QueueRegs, work: QueueWork, at: int) -> int:
-    """A descriptor with an address that nobody mapped: say so in it, and stop the queue."""
+    """A descriptor or buffer with an address that nobody mapped: say so in it, and stop the queue."""
     Bar.at(nic.bar).counters.dma_fault += 1
-    store_release(address_of(rx_desc(work, at)) + RXD_STATUS, int(Rxs.DD | Rxs.EOP | Rxs.FAULT))
+    store_release(address_of(rx_desc(work, at)) + RXD_STATUS, int(Rxs.DD | Rxs.FAULT))
     work.ring = 0
     store_release(address_of(q) + Q_STATE, int(QueueState.FAULT))
     return 0

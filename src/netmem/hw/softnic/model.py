@@ -15,6 +15,7 @@ from netmem.hw.softnic import kernels as k
 from netmem.hw.softnic import look
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic.regs import QueueRegs, QueueState
+from netmem.hw.softnic.ring import host_address
 from netmem.hw.softnic.scatter import scatter_step
 from netmem.hw.softnic.state import MAX_MAPS, NicState, QueueWork
 from netmem.hw.wire import Wire
@@ -99,7 +100,7 @@ class SoftNic:
 
     def _start(self, q: QueueRegs, work: QueueWork) -> None:
         size = q.size
-        ring = k.host_address(self.at, q.ring, size * r.DESC_BYTES, 0)
+        ring = host_address(self.at, q.ring, size * r.DESC_BYTES, 0)
         if not ring or size & (size - 1) or not size:
             self.bar.counters.dma_fault += 1
             publish(q, "state", int(QueueState.FAULT))

@@ -18,6 +18,8 @@ INDIR_SIZE = 128
 MAX_RULES = 32
 MAX_QUEUES = 16
 TX_MAX_DESC = 8  # descriptors of one packet
+BUF_LEN_MAX = 65536
+OPEN_BUFFERS = 4  # of a queue, that wait for more of a flow: one for each value of the hash's low bits
 
 STATUS_LINK = 1  # Bar.status
 CTRL_ENABLE = 1  # Bar.ctrl
@@ -75,10 +77,11 @@ class QueueRegs(Record):
     hds: i64  # HDS_ON | threshold << 8
     buf_len: i64  # bytes of a packet buffer
     header_len: i64  # bytes of a header buffer
-    merge: i64  # 1: segments that the wire carries as one frame become one packet (rx-gro-hw)
+    merge: i64  # 1: a frame's segments become one packet, and a flow's payload lies end to end (rx-gro-hw)
     _driver: i64
     tail: i64  # driver: descriptors posted, free running
-    _tail: Annotated[Items[int], ctypes.c_int64 * 7]
+    buf_tail: i64  # driver: packet buffers posted, free running (receive)
+    _tail: Annotated[Items[int], ctypes.c_int64 * 6]
     state: i64  # device: QueueState
     head: i64  # device: descriptors used, free running
     packets: i64
@@ -126,6 +129,7 @@ class Bar(Record):
 BAR_BYTES = ctypes.sizeof(Bar)
 RSS_KEY = field_offset(Bar, "rss_key")
 Q_TAIL = field_offset(QueueRegs, "tail")
+Q_BUF_TAIL = field_offset(QueueRegs, "buf_tail")
 Q_HEAD = field_offset(QueueRegs, "head")
 Q_STATE = field_offset(QueueRegs, "state")
 
@@ -134,7 +138,6 @@ class Rxs(enum.IntEnum):
     """Bits of RxDesc.status."""
 
     DD = 1  # descriptor done
-    EOP = 2  # last descriptor of its packet
     SPH = 4  # split: the header buffer holds exactly the headers
     HBO = 8  # header buffer overflow: what did not fit is in the packet buffer
     L3_OK = 16
@@ -142,17 +145,26 @@ class Rxs(enum.IntEnum):
     L3_BAD = 64
     L4_BAD = 128
     FAULT = 256
+    OPEN = 512  # the last packet buffer is not full: more of the flow may follow in it
 
 
 class RxDesc(Record):
-    """A receive descriptor. The driver writes the first two words, the device the last two."""
+    """An entry of a receive ring: a packet buffer, and a descriptor, each with an index of its own.
 
-    packet: i64  # I/O address of the packet (payload) buffer
-    header: i64  # I/O address of the header buffer, 0 without one
-    status: i64  # Rxs bits | header bytes << 16 | packet buffer bytes << 32
+    A packet takes one descriptor, with its header buffer, and as many packet buffers as it needs, in the
+    order in which they were posted. Its payload may begin behind what its flow brought before: *behind* bytes
+    of it lie in the buffer that was left OPEN for the hash's low bits. The next packet buffer that such a
+    hash takes closes that. The driver writes the first two words, the device the last two.
+    """
+
+    packet: i64  # I/O address of a packet (payload) buffer
+    header: i64  # I/O address of the descriptor's header buffer, 0 without one
+    status: i64  # Rxs bits | header bytes << 12 | bytes in packet buffers << 24 | bytes behind << 44
     hash: i64  # hash | segment size << 32 when segments were merged
 
 
+RXD_HEADER_SHIFT, RXD_HEADER_MASK = 12, 0xFFF
+RXD_BYTES_SHIFT, RXD_BEHIND_SHIFT, RXD_BYTES_MASK = 24, 44, 0xFFFFF
 RXD_STATUS = field_offset(RxDesc, "status")
 
 

@@ -2,7 +2,7 @@
 
 A flow that sends much sends again: the frame after one of 64 KiB is expected on the same queue, with
 headers as long. It is read with its payload going to that queue's next buffers, and only then looked at. A
-wrong guess costs a copy; a frame that nothing was guessed for costs one too.
+wrong guess costs a copy; a frame that nothing was guessed for costs one too. Flows are told apart by hash.
 """
 
 from __future__ import annotations
@@ -12,16 +12,10 @@ from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, readv, store_release
 from netmem.base.record import address_of, clear
-from netmem.hw.softnic.kernels import (
-    nic_done,
-    nic_header,
-    nic_rx,
-    posted_to,
-    rx_desc,
-    translate,
-)
+from netmem.hw.softnic.kernels import nic_done, nic_header, nic_rx
 from netmem.hw.softnic.look import look
 from netmem.hw.softnic.regs import HDS_ON, Bar, Rxs
+from netmem.hw.softnic.ring import behind, buffers_to, open_buffer, posted_to, rx_desc, translate
 from netmem.hw.softnic.state import NicState
 from netmem.hw.tap.kernels import (
     IOV_MAX,
@@ -41,28 +35,39 @@ from netmem.hw.wire import FQ_TAIL, FrameQueueRecord, FrameRow, frame_of
 
 @kernel
 def landing(nic: NicState, tap: TapRecord) -> int:
-    """Point the read vector at the buffers that the expected frame would go to; how many, 0: do not."""
+    """Point the read vector at the places that the expected frame would go to; how many, 0: do not.
+
+    The first is behind what its flow brought before, where that buffer has room; the others are new buffers.
+    """
     queue = nic.land_queue - 1
     if queue < 0:
         return 0
     q, work = Bar.at(nic.bar).rxq[queue], nic.rxq[queue]
-    at = work.head
+    at = work.fetch
     buflen = q.buf_len
     count = (IP_MAX + buflen - 1) // buflen
+    left = open_buffer(work, nic.land_hash)
     if work.ring == 0 or q.hds != HDS_ON or q.merge == 0 or q.header_len < nic.land_header:
         return 0
-    if count + 3 > IOV_MAX or 2 * count > work.mask + 1:
+    if count + 4 > IOV_MAX or 2 * count > work.mask + 1:
         return 0
-    if posted_to(q) - at < count:
+    if posted_to(q) == work.head or buffers_to(q) - at < count:
         return 0
-    if translate(nic, rx_desc(work, at).header, nic.land_header, DmaDirection.FROM_DEVICE) == 0:
+    if translate(nic, rx_desc(work, work.head).header, nic.land_header, DmaDirection.FROM_DEVICE) == 0:
         return 0
+    first = 2
+    if left.flow == nic.land_hash + 1 and left.room > 0:
+        host = translate(nic, left.io, left.room, DmaDirection.FROM_DEVICE)
+        if host == 0:
+            return 0
+        iovec(tap, first, host, left.room)
+        first += 1
     for i in range(count):
         host = translate(nic, rx_desc(work, at + i).packet, buflen, DmaDirection.FROM_DEVICE)
         if host == 0:
             return 0
-        iovec(tap, 2 + i, host, buflen)
-    return count
+        iovec(tap, first + i, host, buflen)
+    return first + count - 2
 
 
 @kernel
@@ -82,7 +87,7 @@ def collect(tap: TapRecord, slot: int, header: int, size: int) -> None:
 def expect(nic: NicState, frame: FrameRow) -> None:
     """After a frame: what the next one is guessed to be."""
     if frame.seen != 0 and frame.gso_size > 0 and frame.l4 != 0:
-        nic.land_queue, nic.land_header = frame.queue + 1, frame.split
+        nic.land_queue, nic.land_header, nic.land_hash = frame.queue + 1, frame.split, frame.hash
     else:
         nic.land_queue = 0
 
@@ -120,7 +125,8 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
         if frame.payload_len > 0 and frame.flags != 0 and frame.gso_size > 0:
             look(nic, frame)
             fits = header - frame.l3 + frame.gso_size <= bar.mtu and frame.payload_len + header <= IP_MAX
-            if frame.l4 != 0 and frame.split == header and frame.queue == nic.land_queue - 1 and fits:
+            same = frame.queue == nic.land_queue - 1 and frame.hash == nic.land_hash
+            if frame.l4 != 0 and frame.split == header and same and fits:
                 nic_landed(nic, frame)
                 nic.landed += 1
                 handled += 1
@@ -150,6 +156,6 @@ def nic_landed(nic: NicState, frame: FrameRow) -> None:
     segments = (size + frame.gso_size - 1) // frame.gso_size
     bar.counters.rx_frames += segments
     bar.counters.rx_bytes += segments * frame.split + size
-    buflen = q.buf_len
-    need = (size + buflen - 1) // buflen
-    nic_done(q, work, frame, need, frame.split, frame.status | Rxs.SPH, size)
+    buflen, follow = q.buf_len, behind(q, work, frame, size)
+    need = (size - follow + buflen - 1) // buflen
+    nic_done(q, work, frame, need, frame.split, frame.status | Rxs.SPH, size, follow)

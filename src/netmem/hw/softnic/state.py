@@ -6,7 +6,7 @@ import ctypes
 from typing import Annotated
 
 from netmem.base.record import Items, Record, i64
-from netmem.hw.softnic.regs import MAX_QUEUES
+from netmem.hw.softnic.regs import MAX_QUEUES, OPEN_BUFFERS
 
 HASH_BYTES = 36  # two IPv6 addresses and two ports
 MAX_MAPS = 256
@@ -21,6 +21,14 @@ class DmaMap(Record):
     direction: i64  # DmaDirection
 
 
+class OpenBuffer(Record):
+    """The part of a packet buffer that is left for more of a flow."""
+
+    flow: i64  # its hash + 1, 0: none
+    io: i64  # I/O address of the next byte
+    room: i64  # bytes
+
+
 class QueueWork(Record):
     """Where the device is in a queue's ring."""
 
@@ -28,7 +36,8 @@ class QueueWork(Record):
     mask: i64
     head: i64
     dry: i64  # tail + 1 at which the queue was found dry, 0: it was not
-    fetch: i64  # transmit: descriptors taken from the ring
+    fetch: i64  # descriptors (transmit), packet buffers (receive) taken from the ring
+    open: Annotated[Items[OpenBuffer], OpenBuffer * OPEN_BUFFERS]
 
 
 class NicState(Record):
@@ -43,7 +52,8 @@ class NicState(Record):
     paused_at: i64  # when the wire was first held for the frame at its head, 0: it is not
     tx_done: i64  # frames whose descriptors were completed
     land_queue: i64  # queue + 1 that the next frame is expected on, 0: nothing is expected
-    land_header: i64  # ... and its header bytes
+    land_header: i64  # ... its header bytes, and its flow's hash
+    land_hash: i64
     landed: i64  # frames that were read straight into their buffers, and those that were guessed wrong
     mislanded: i64
     maps: Annotated[Items[DmaMap], DmaMap * MAX_MAPS]

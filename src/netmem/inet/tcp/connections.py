@@ -36,6 +36,7 @@ from netmem.inet.tcp.tcb import (
     Tcb,
     TcpState,
 )
+from netmem.inet.tcp.window import MEASURE
 from netmem.memory.sanitizer import SanitizerError
 from netmem.memory.shadow import Trap
 from netmem.netdev.device import NetDevice
@@ -230,7 +231,9 @@ class Connections:
         tcb.rcv_scale = self.scale
         tcb.ssthresh = 1 << 30
         buflen = max(1, self.record.accounts[queue].buf_len)
-        tcb.per_buffer = max(64, (mss - 12) // -(-(mss - 12) // buflen))
+        tcb.per_buffer = tcb.per_segment = max(64, (mss - 12) // -(-(mss - 12) // buflen))
+        tcb.took_buffers = MEASURE - 2  # as if so many had been measured
+        tcb.took_from = -tcb.took_buffers * tcb.per_segment
         tcb.used_at = tcb.data_at = self.now
         self.set_initial_sequence(c, self.initial_sequence(laddr, raddr, ports))
         calls.begin(self.at, c)

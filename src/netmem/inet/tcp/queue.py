@@ -26,8 +26,10 @@ from netmem.inet.tcp.tcb import (
     tcb_of,
 )
 from netmem.inet.tcp.window import may_take, took
+from netmem.memory.layout import PoolRecord
 from netmem.memory.ref import offset_of
-from netmem.netdev.batch import BatchRecord, row_of
+from netmem.memory.shadow import netmem_of
+from netmem.netdev.batch import BatchRecord, RxRow, Shared, row_of
 from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES
 
 OOO_SHARE, OOO_LEAST = 8, 4
@@ -98,7 +100,7 @@ def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, p
     if tcb.rq_tail == 0:
         return False
     last = entry_of(stack, tcb.rq_tail)
-    if last.kind != kind:
+    if last.kind != kind or last.shared != Shared.NO:
         return False
     account = account_of(stack, tcb)
     end = last.offset + last.len
@@ -114,10 +116,31 @@ def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, p
 
 
 @inline_kernel
+def coalesce(stack: StackRecord, tcb: Tcb, length: int, ref: int, offset: int, pool: int) -> bool:
+    """Payload that lies behind the last piece of the receive queue, in its buffer: that one gets longer."""
+    if tcb.rq_tail == 0:
+        return False
+    last, account = entry_of(stack, tcb.rq_tail), account_of(stack, tcb)
+    if last.netmem != ref or last.pool != pool or last.offset + last.len != offset or pool != account.pool:
+        return False
+    netmem_of(PoolRecord.at(account.pool_at), ref).pp_ref_count -= 1  # the last piece has one
+    last.len += length
+    tcb.rq_bytes += length
+    tcb.bytes_in += length
+    tcb.rcv_nxt = (tcb.rcv_nxt + length) & MASK32
+    stack.counters.coalesced += 1
+    return True
+
+
+@inline_kernel
 def deliver(
-    stack: StackRecord, tcb: Tcb, seq: int, length: int, ref: int, offset: int, pool: int, kind: int
+    stack: StackRecord, tcb: Tcb, seq: int, length: int, row: RxRow, from_header: bool, kind: int
 ) -> bool:
-    """One piece of payload for a connection. True when its buffer was taken."""
+    """One piece of payload for a connection, of a row's header buffer or its own. True: it was taken."""
+    ref, offset, pool, shared = row.netmem, row.offset, row.pool, row.shared
+    if from_header:
+        ref, offset, pool = row.header_netmem, row.header_offset + row.linear, row.header_pool
+        shared = int(Shared.NO)
     skip = seq_diff(tcb.rcv_nxt, seq)
     if skip >= length:
         stack.counters.dup_dropped += 1
@@ -133,8 +156,13 @@ def deliver(
             return False
     if length <= MERGE_MOST and seq == tcb.rcv_nxt and merge(stack, tcb, length, ref, offset, pool, kind):
         return False
-    # What is pledged is there for whoever fills his buffers; everybody else is looked at.
-    if (tcb.pledged <= 0 or 2 * length < tcb.per_buffer) and not may_take(stack, tcb, length):
+    behind = shared == Shared.BEHIND
+    if behind and seq == tcb.rcv_nxt and coalesce(stack, tcb, length, ref, offset, pool):
+        return True
+    # What is pledged is there for whoever fills his buffers; everybody else is looked at. What lies behind
+    # another piece takes none.
+    waste = tcb.pledged <= 0 or 2 * length < tcb.per_segment
+    if waste and not behind and not may_take(stack, tcb, length):
         if seq != tcb.rcv_nxt or tcb.oq_head == 0:
             stack.counters.over_share += 1
             return False
@@ -146,8 +174,9 @@ def deliver(
         append(stack, tcb, i)
     elif not insert_out_of_order(stack, tcb, i):
         return False
+    entry_of(stack, i).shared = shared
     if pool == account_of(stack, tcb).pool:
-        took(stack, tcb, 1)
+        took(stack, tcb, 0 if behind else 1)
     return True
 
 
@@ -292,17 +321,14 @@ def tcp_data(stack: StackRecord, tcb: Tcb, batch: BatchRecord, i: int) -> None:
         row = row_of(batch, i)
         seq = row.seq
         if row.linear_len > 0:
-            if deliver(
-                stack, tcb, seq, row.linear_len, row.header_netmem, row.header_offset + row.linear,
-                row.header_pool, linear,
-            ):  # fmt: skip
+            if deliver(stack, tcb, seq, row.linear_len, row, True, linear):
                 row.header_netmem = 0
             seq = (seq + row.linear_len) & MASK32
         part = i
         while part >= 0:
             piece = row_of(batch, part)
             if piece.size > 0:
-                if deliver(stack, tcb, seq, piece.size, piece.netmem, piece.offset, piece.pool, kind):
+                if deliver(stack, tcb, seq, piece.size, piece, False, kind):
                     piece.netmem = 0
                 seq = (seq + piece.size) & MASK32
             part = piece.more

@@ -11,7 +11,7 @@ import enum
 from typing import Annotated
 
 from netmem.base.jit import inline_kernel
-from netmem.base.record import Items, Record, address_of, i64
+from netmem.base.record import Items, Record, address_of, i32, i64
 
 MASK32 = 0xFFFFFFFF
 MAX_QUEUES = 16
@@ -222,7 +222,7 @@ class Tcb(Record):
     # Share of the pool.
     queue: i64  # receive queue that the flow arrives on
     pledged: i64  # buffers kept for what the advertised window lets in (``window``)
-    per_buffer: i64  # payload bytes of a buffer when segments are full
+    per_buffer: i64  # payload bytes of a buffer, as measured, at least per_segment
     slow_in: i64  # batch in which the slow path took this connection over
     touched: i64  # batch in which it was last touched
     active: i64  # 1: on the list of StackRecord.active
@@ -252,7 +252,9 @@ class Tcb(Record):
     used: i64  # bytes received since DEMAND last changed, and when that was, ns
     used_at: i64
     data_at: i64  # when data last came in sequence, ns
-    _unused: Annotated[Items[int], ctypes.c_int64 * 2]
+    per_segment: i64  # payload bytes of a buffer when segments are full, and each has its own
+    took_from: i32  # bytes_in when it was last worked out what a buffer holds, buffers taken since then
+    took_buffers: i32
 
 
 TCB_SHIFT = 10  # of its size: a number is found with a shift
@@ -269,7 +271,7 @@ class Entry(Record):
     offset: i64
     pool: i64  # handle
     kind: i64  # EntryKind
-    _unused: i64
+    shared: i64  # batch.Shared: whether others may write to the rest of its buffer
 
 
 class Sent(Record):
@@ -374,6 +376,7 @@ class InetCounters(Record):
     udp_out: i64
     zc_done: i64  # sendmsg_devmem() calls that were completed
     over_share: i64  # data refused: the connection has its share of the pool's buffers
+    coalesced: i64  # pieces that lay behind others in their buffers
     merged: i64  # short pieces that were copied behind others, into memory that is readable
     cookies_out: i64  # SYN cookies sent, come back, and come back wrong (RFC 4987)
     cookies_in: i64

@@ -1,10 +1,11 @@
 """Windows, and the receive pool behind them: pledges of buffers, and who may hold how many (kernels).
 
 A pool's available buffers less a reserve are shared. A connection is *pledged* buffers for what its
-advertised window lets in, as many as full segments would take; pledges of all connections together never
-exceed what there is. A window is no bigger than the connection's DEMAND, which doubles when a quarter of it
-is made use of, and shrinks when it is not and others want more: idle connections keep next to nothing. While
-more than half of the pool is spoken for, use is what the application reads, and what it leaves unread counts.
+advertised window lets in, as many as its data took of late, or full segments would take; pledges of all
+connections together never exceed what there is. A window is no bigger than the connection's DEMAND, which
+doubles when a quarter of it is made use of, and shrinks when it is not and others want more: idle connections
+keep next to nothing. While more than half of the pool is spoken for, use is what the application reads, and
+what it leaves unread counts.
 
 The right edge of a window never moves back (RFC 9293, 3.8.6), so a pledge is no promise for each byte of it:
 who sends segments so short that they take more buffers, or wakes up after its pledge went to others, finds
@@ -35,6 +36,7 @@ USER_SHARE = 4
 WASTE_SHIFT = 4
 DEMAND_START = 64 << 10  # bytes: what a SYN can advertise; less where that is much of the pool
 START_PART = 64
+MEASURE = 8  # buffers that were taken, after which per_buffer is worked out anew
 HEADROOM = 4  # of the window over what comes in: a sender that repairs a loss sends on beyond it
 
 
@@ -131,6 +133,15 @@ def pledge_anew(stack: StackRecord, tcb: Tcb) -> None:
     pledge(stack, tcb, wanted(stack, tcb))
 
 
+@kernel
+def measure(tcb: Tcb, account: Account) -> None:
+    """What a buffer holds: of those that were taken since the last time, and half of those before."""
+    length = (tcb.bytes_in - tcb.took_from) & MASK32
+    tcb.per_buffer = max(min(length // tcb.took_buffers, account.buf_len), tcb.per_segment)
+    tcb.took_from += length >> 1
+    tcb.took_buffers >>= 1
+
+
 @inline_kernel
 def took(stack: StackRecord, tcb: Tcb, buffers: int) -> None:
     """The queue's pool gave ``buffers`` to a connection: out of its pledge, as far as that goes."""
@@ -139,6 +150,9 @@ def took(stack: StackRecord, tcb: Tcb, buffers: int) -> None:
     paid = min(buffers, tcb.pledged)
     tcb.pledged -= paid
     account.pledged -= paid
+    tcb.took_buffers += buffers
+    if tcb.took_buffers >= MEASURE:
+        measure(tcb, account)
 
 
 @kernel
@@ -150,7 +164,7 @@ def may_take(stack: StackRecord, tcb: Tcb, length: int) -> bool:
     """
     account = account_of(stack, tcb)
     buffers = tcb.rq_bufs + tcb.oq_bufs + 1
-    waste = buffers - (tcb.rq_bytes + tcb.oq_bytes + length) // tcb.per_buffer
+    waste = buffers - (tcb.rq_bytes + tcb.oq_bytes + length) // tcb.per_segment
     if 2 * waste > buffers:
         free = unpledged(account)
         if buffers == 1:

@@ -100,7 +100,7 @@ class DmabufProvider(AreaProvider):
 
         Syncing a DMA-buf for the CPU is its user's duty, not the page pool's (netmem.rst, rule 6).
         """
-        return self._bracket(write)
+        return super().cpu_access() if self.exporter_used == "memfd" else self._bracket(write)
 
     @contextlib.contextmanager
     def _bracket(self, write: bool) -> Iterator[None]:
@@ -112,8 +112,7 @@ class DmabufProvider(AreaProvider):
             self._sync(flags | SYNC_END)
 
     def _sync(self, flags: int) -> None:
-        if self.exporter_used != "memfd":
-            fcntl.ioctl(self.fd, DMA_BUF_IOCTL_SYNC, struct.pack("=Q", flags))
+        fcntl.ioctl(self.fd, DMA_BUF_IOCTL_SYNC, struct.pack("=Q", flags))
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "exporter": self.exporter_used, "fallback": self.fallback}

@@ -1,0 +1,260 @@
+"""Received payload where it lies: arrays over the memory itself, and copies of it, for its application.
+
+A view holds references to the netmems it lies in until the last array over it is gone, so it outlives its
+socket. Views keep at most a quarter of a memory; what would go beyond is copied, so that whoever keeps all
+that he reads does not stop his peers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import sys
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from netmem.base.arena import Region, Words
+from netmem.base.errors import NetmemError
+from netmem.inet.later import Later
+from netmem.inet.tokens import DevmemMessage
+from netmem.memory.calls import gather, hold_frags, run_of
+from netmem.memory.layout import NetmemRecord
+from netmem.memory.page_pool import PagePool
+from netmem.memory.provider import AreaProvider
+from netmem.netdev.device import NetDevice
+
+PART = 4  # of a memory, at most one in so many bytes is in views
+PATIENCE, AGAIN = 4, 16  # arrays that had to be copied, until views are tried for one in so many only
+
+
+class Mapped:
+    """The application's mapping of a provider's memory: one for all readers of the process."""
+
+    def __init__(self, provider: AreaProvider) -> None:
+        self.held = 0  # references to netmems, in views
+        self.writable = True
+        try:
+            self.region = Region(provider.fd, provider.size)
+        except (OSError, ValueError):
+            self.writable = False
+            self.region = Region(provider.fd, provider.size, writable=False)
+
+    @classmethod
+    def of(cls, provider: AreaProvider) -> Mapped:
+        """The mapping, made when it is first asked for."""
+        found = _mapped.get(provider)
+        if found is None:
+            found = _mapped[provider] = cls(provider)
+        return found
+
+
+_mapped: weakref.WeakKeyDictionary[AreaProvider, Mapped] = weakref.WeakKeyDictionary()
+
+
+class Hold:
+    """References to the netmems of one pool that a view lies in; views hold ``room`` bytes of a memory."""
+
+    def __init__(self, pool: PagePool, mapped: Mapped, provider: AreaProvider, room: int) -> None:
+        self.pool, self.mapped, self.room = pool, mapped, room
+        self.refs: list[Words] = []
+        self.count = 0
+        self._access = provider.cpu_access(write=True)
+        self._access.__enter__()
+
+    def add(self, rows: Words) -> bool:
+        """Hold the netmems of frags too. False: another pool's are among them, or it would be too much.
+
+        Under the device's lock.
+        """
+        n = len(rows)
+        if (self.mapped.held + n) << self.pool.area.shift > self.room:
+            return False
+        refs = np.empty(n, np.int64)
+        if not hold_frags(self.pool.at, rows, n, refs):
+            return False
+        self.refs.append(refs)
+        self.count += n
+        self.mapped.held += n
+        return True
+
+    def release(self) -> None:
+        """Give them up. Under the device's lock."""
+        refs, self.refs = self.refs, []
+        self.mapped.held -= self.count
+        self.count = 0
+        with contextlib.suppress(OSError):  # the memory's descriptor may be closed by now
+            self._access.__exit__(None, None, None)
+        if refs:
+            self.pool.put_netmem_bulk(np.concatenate(refs) if len(refs) > 1 else refs[0])
+
+
+class View:
+    """Memory from ``address`` on, up to ``size`` bytes, of which a Hold keeps what was received.
+
+    What arrays over it are based on: the last of them lets it go.
+    """
+
+    def __init__(self, address: int, size: int, hold: Hold, later: Later) -> None:
+        self.hold, self._later = hold, later
+        self.__array_interface__ = {
+            "version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False),
+        }  # fmt: skip
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _finalizing():  # in whatever thread and place that is: the next poll does it
+            self._later.add(self.hold.release)
+
+
+class Gatherer:
+    """Makes arrays of what was received: views where it lies end to end, copies elsewhere.
+
+    ``later``: what is to be done at the next poll.
+    """
+
+    def __init__(self, dev: NetDevice, later: Later) -> None:
+        self._dev, self.later, self.lock = dev, later, dev.lock
+        self._memory: dict[int, tuple[AreaProvider, Mapped]] = {}  # by dmabuf_id
+        self._copied = 0  # arrays since the last view
+
+    def expects_views(self) -> bool:
+        """False when arrays had to be copied of late: to try costs a tenth of the copy."""
+        return self._copied < PATIENCE or self._copied % AGAIN == 0
+
+    def made(self, view: bool) -> None:
+        """An array was made."""
+        self._copied = 0 if view else self._copied + 1
+
+    def memory(self, binding: int) -> tuple[AreaProvider, Mapped]:
+        """The memory that frags lie in. EOPNOTSUPP where it cannot be mapped."""
+        found = self._memory.get(binding)
+        if found is None:
+            with self.lock:
+                pools = [pool for pool in self._dev.pools.values() if pool.record.binding == binding]
+            provider = pools[0].provider if pools else None
+            if not isinstance(provider, AreaProvider):
+                raise NetmemError(
+                    errno.EOPNOTSUPP, f"the memory of binding {binding} cannot be mapped to be read"
+                )
+            found = self._memory[binding] = provider, Mapped.of(provider)
+        return found
+
+    def put(self, message: DevmemMessage, to: int) -> int:
+        """Copy a message's bytes to host address ``to``; how many. Its tokens are not given back."""
+        done = len(message.linear)
+        if done:
+            ctypes.memmove(to, message.linear, done)
+        if len(message.frags):
+            rows = rows_of(message)
+            provider, mapped = self.memory(rows.item(0, 2) & 0xFFFFFFFF)
+            with provider.cpu_access():
+                done += gather(mapped.region.address, rows, len(rows), to + done)
+        return done
+
+    def pool_of(self, provider: AreaProvider, offset: int) -> PagePool | None:
+        """The pool that the netmem at an offset of a memory came from. Under the lock."""
+        index = offset >> provider.area.shift
+        owner = NetmemRecord.nth(provider.area.record.netmems, index).pool
+        return next((pool for pool in self._dev.pools.values() if pool.id == owner), None)
+
+
+def rows_of(message: DevmemMessage) -> Words:
+    """A message's frags as int64, shape (n, 3): offset, size | token << 32, dmabuf_id."""
+    return message.frags.view(np.int64).reshape(-1, 3)
+
+
+class Run:
+    """Frags that lie end to end: the beginning of an array that needs no copy."""
+
+    def __init__(self, gatherer: Gatherer, align: int) -> None:
+        self._gatherer, self._align = gatherer, align
+        self._view: View | None = None
+        self._start = self.size = 0
+
+    def add(self, message: DevmemMessage) -> bool:
+        """Take a message's frags too. False: they lie elsewhere, or must be copied for another reason."""
+        if message.linear or not len(message.frags):
+            return False
+        rows = rows_of(message)
+        size = run_of(rows, len(rows), self._start + self.size if self._view is not None else -1)
+        if size < 0:
+            return False
+        with self._gatherer.lock:
+            if self._view is None and not self._begin(rows):
+                return False
+            if self._view is None or not self._view.hold.add(rows):
+                return False
+        self.size += size
+        return True
+
+    def _begin(self, rows: Words) -> bool:
+        """The first frags decide where the array would lie. False: it cannot lie there."""
+        provider, mapped = self._gatherer.memory(rows.item(0, 2) & 0xFFFFFFFF)
+        offset = rows.item(0, 0)
+        address = mapped.region.address + offset
+        pool = self._gatherer.pool_of(provider, offset)
+        if pool is None or not mapped.writable or address % self._align:
+            return False
+        self._start = offset
+        hold = Hold(pool, mapped, provider, provider.size // PART)
+        self._view = View(address, provider.size - offset, hold, self._gatherer.later)
+        return True
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """What was taken so far, as bytes, which keep it."""
+        return np.asarray(self._view)[: self.size] if self._view is not None else np.empty(0, np.uint8)
+
+
+class Filling:
+    """So many bytes of a stream: in memory of the application's own, or where they lie.
+
+    ``out``: where to; None: a new array, or a view of ``align`` bytes' alignment where that can be had.
+    """
+
+    def __init__(
+        self, gatherer: Gatherer, size: int, out: npt.NDArray[np.uint8] | None, align: int = 1
+    ) -> None:
+        self._gatherer, self.size, self.done = gatherer, size, 0
+        self.out, self._news = out, out is None
+        if out is None and not gatherer.expects_views():
+            self.out = np.empty(size, np.uint8)
+        self._run = Run(gatherer, align)
+
+    @property
+    def left(self) -> int:
+        """Bytes to come."""
+        return self.size - self.done
+
+    def begin(self, data: bytes | bytearray) -> None:
+        """Bytes that were read before."""
+        if data:
+            self._copied()[: len(data)] = np.frombuffer(data, np.uint8)
+            self.done = len(data)
+
+    def add(self, message: DevmemMessage) -> None:
+        """A message's bytes; its tokens can be given back then."""
+        if self.out is None and self._run.add(message):
+            self.done = self._run.size
+            return
+        self.done += self._gatherer.put(message, self._copied().ctypes.data + self.done)
+
+    def _copied(self) -> npt.NDArray[np.uint8]:
+        """From here on all is copied, and so is what was not so far."""
+        if self.out is None:
+            self.out = np.empty(self.size, np.uint8)
+            self.out[: self.done] = self._run.array()
+            self._run = Run(self._gatherer, 1)  # lets go of it
+        return self.out
+
+    def taken(self) -> bytes:
+        """What came so far."""
+        return bytes((self._run.array() if self.out is None else self.out)[: self.done])
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """All of it."""
+        if self._news:
+            self._gatherer.made(self.out is None)
+        return self._run.array() if self.out is None else self.out
