@@ -13,6 +13,8 @@ from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
 from netmem.memory.page_pool import PagePool
 from netmem.netdev.binding import open_rxq
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.ethtool import Ethtool
+from netmem.netdev.queues import RxQueues
 from netmem.testing import frames
 from netmem.testing.net import PORT
 
@@ -300,3 +302,37 @@ def test_sending_on_a_device_that_was_never_opened_is_refused(network):
         refused(errno.ENETDOWN, net.ours.dev.xmit)
     finally:
         driver._dev, driver._ops.tx_ring = up, ring
+
+
+# -- ethtool -C -----------------------------------------------------------------------------------
+
+
+def test_coalescing_is_set_read_and_refused(network, nic):
+    net = network(nic=nic)
+    ethtool = net.ours.dev.ethtool
+    ethtool.set_coalesce(rx_usecs=50, use_adaptive_rx=False)
+    assert (ethtool.get_coalesce().rx_usecs, ethtool.get_coalesce().use_adaptive_rx) == (50, False)
+    refused(errno.ERANGE, ethtool.set_coalesce, rx_usecs=-1)
+    refused(errno.EINVAL, ethtool.set_coalesce, rx_usecs=1_000_000)
+    refused(errno.EINVAL, ethtool.set_coalesce, tx_usecs=1)
+    if nic == "igb":
+        refused(errno.EINVAL, ethtool.set_coalesce, use_adaptive_rx=True)
+    assert ethtool.get_coalesce().rx_usecs == 50
+    ours, theirs, _ = net.connect()
+    theirs.send(payload(5000))
+    net.until(lambda: ours.queued() == 5000)
+
+
+class Plain:
+    """A driver without interrupt moderation, as far as ethtool asks."""
+
+    name, max_rx_queues = "plain", 1
+
+    def is_alive(self):
+        return True
+
+
+def test_a_driver_need_not_have_coalescing():
+    ethtool = Ethtool(RxQueues(Plain(), "nm0", 1, lambda: None))
+    refused(errno.EOPNOTSUPP, ethtool.get_coalesce)
+    refused(errno.EOPNOTSUPP, ethtool.set_coalesce, rx_usecs=1)

@@ -206,3 +206,31 @@ def test_packet_wire_is_a_wire():
     assert wire.exchange(0)
     assert len(wire.rx) == 1
     assert wire.filenos() == []
+
+
+def interrupts(net, packets, gap_ns):
+    """How often the NIC interrupts a driver that waits each time, while packets come every ``gap_ns``."""
+    counters, driver = net.ours.nic.bar.counters, net.ours.driver
+    before = counters.irq
+    for _ in range(packets):
+        driver.irq_arm()
+        net.wire.inject(frames.tcp(b"x", dport=9))
+        net.ours.bus.step(net.clock.advance(gap_ns))
+        net.ours.stack.poll()
+        net.wire.sent.clear()
+    return counters.irq - before
+
+
+def test_many_packets_are_gathered_and_few_are_told_of_at_once(network):
+    net = network(alone=True)
+    ethtool = net.ours.dev.ethtool
+    ethtool.set_coalesce(rx_usecs=100, use_adaptive_rx=True)
+    assert interrupts(net, 100, 200_000) == 100  # one each 200 us: nothing is gained by waiting
+    busy = interrupts(net, 2000, 1000)  # one each us: 2 ms are twenty times 100 us
+    assert 15 <= busy <= 200
+    interrupts(net, 20, 200_000)  # quiet again ...
+    assert interrupts(net, 50, 60_000) >= 45  # ... and nothing waits for 100 us
+    ethtool.set_coalesce(rx_usecs=100, use_adaptive_rx=False)
+    assert 25 <= interrupts(net, 50, 60_000) <= 35
+    ethtool.set_coalesce(rx_usecs=0)
+    assert interrupts(net, 200, 1000) >= 195

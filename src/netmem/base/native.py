@@ -9,6 +9,8 @@ vectorise plain stores, and x86 lets a store pass a later load.
 from __future__ import annotations
 
 import ctypes
+import os
+import time
 from typing import Any
 
 from netmem.base.jit import COMPILED, kernel
@@ -79,6 +81,14 @@ if not COMPILED:
     def writev(fd: int, iov: int, count: int) -> int:
         """writev(2) from ``count`` struct iovec at ``iov``; -1 when it fails."""
         return int(_libc.writev(ctypes.c_int(int(fd)), ctypes.c_void_p(int(iov)), ctypes.c_int(int(count))))
+
+    def monotonic_ns() -> int:
+        """CLOCK_MONOTONIC."""
+        return time.monotonic_ns()
+
+    def sched_yield() -> None:
+        """sched_yield(2)."""
+        os.sched_yield()
 
 else:
     from llvmlite import ir
@@ -166,6 +176,28 @@ else:
 
     readv = intrinsic(_vectored("readv"))
     writev = intrinsic(_vectored("writev"))
+
+    @intrinsic
+    def monotonic_ns(typingctx):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_I32, [_I32, _I64.as_pointer()])
+            function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")
+            found = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))  # struct timespec
+            at = builder.bitcast(found, _I64.as_pointer())
+            builder.call(function, [ir.Constant(_I32, time.CLOCK_MONOTONIC), at])
+            seconds, rest = (builder.load(builder.gep(at, [ir.Constant(_I32, i)])) for i in (0, 1))
+            return builder.add(builder.mul(seconds, ir.Constant(_I64, 10**9)), rest)
+
+        return types.int64(), codegen
+
+    @intrinsic
+    def sched_yield(typingctx):
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.FunctionType(_I32, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+            return context.get_dummy_value()
+
+        return types.void(), codegen
 
     @intrinsic
     def memcpy(typingctx, dst, src, n):

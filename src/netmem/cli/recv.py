@@ -67,6 +67,11 @@ PROGRESS_S = 0.5
     show_default=True,
     help="Segments that the sender's NIC would cut arrive as one packet (softnic).",
 )
+@click.option(
+    "--rx-usecs",
+    type=click.IntRange(0, 4095),
+    help="The NIC gathers packets for so long between interrupts. [default: as traffic has it]",
+)
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")
 @click.option(
     "--queues",

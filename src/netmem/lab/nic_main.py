@@ -24,7 +24,8 @@ from netmem.lab.selftest import selftest, warm_up
 
 IDLE_MS = 1000
 SPIN_NS = 50_000  # that it looks for more before it sleeps: waking it costs who sends as much
-ITR_NS = 100_000  # interrupt moderation
+RUN_NS = 1_000_000  # of work without a look at anything but rings and wire
+ITR_NS = 100_000  # interrupt moderation, until the driver says otherwise
 FAR = 1 << 62
 
 
@@ -99,7 +100,7 @@ class NicProcess:
         self.nic = SoftNic(
             args.bar_fd, args.irq_fd, self.end.wire, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
         )
-        self.nic.bar.itr_ns = ITR_NS
+        self.nic.bar.itr_ns, self.nic.bar.adaptive = ITR_NS, 1
         self.epoll = select.epoll()
         self.end.register(self.epoll)
         self.epoll.register(self.control.sock.fileno(), select.EPOLLIN)
@@ -107,6 +108,8 @@ class NicProcess:
 
     def work(self) -> bool:
         """One round of everything; True when anything moved."""
+        if self.nic.wire.tap:
+            return self.nic.run(0, RUN_NS)  # to look longer costs more than it brings: TCP sends in bursts
         now = time.monotonic_ns()
         moved = self.end.before(now)
         moved |= self.nic.step(now)  # into the driver's buffers; its acknowledgements, onto the wire
@@ -114,18 +117,18 @@ class NicProcess:
 
     def run(self) -> None:
         """Until the control socket closes."""
-        busy_at = 0
+        busy_at, spin = 0, 0 if self.nic.wire.tap else SPIN_NS
         while True:
             ready = self.epoll.poll(0)
             if self.work() or ready:
                 busy_at = time.monotonic_ns()
-            elif time.monotonic_ns() - busy_at < SPIN_NS:
+            elif time.monotonic_ns() - busy_at < spin:
                 os.sched_yield()
             else:
                 # Ask for a doorbell, then look once more: what came in between must not be missed.
                 self.nic.interrupt(time.monotonic_ns())  # moderation ends where work does
                 self.nic.arm_doorbell()
-                if not self.work():
+                if not (self.nic.step(time.monotonic_ns()) if self.nic.wire.tap else self.work()):
                     ready = self.epoll.poll(self._timeout())
             if not self._events(ready):
                 return

@@ -47,6 +47,7 @@ class Setup:
     tcp_data_split: bool = True
     hds_thresh: int = 0
     rx_gro_hw: bool = True
+    rx_usecs: int | None = None
     mtu: int = 1500
     queues: int = 2
     wire: str = "user"
@@ -183,6 +184,8 @@ class Receiver:
         device.ethtool.set_ringparam(tcp_data_split=split)
         if not self.setup.rx_gro_hw and "rx_gro_hw" in device.dev.driver.hw_features:
             device.ethtool.set_features(rx_gro_hw=False)
+        if self.setup.rx_usecs is not None:
+            device.ethtool.set_coalesce(rx_usecs=self.setup.rx_usecs, use_adaptive_rx=False)
         if self.setup.hds_thresh:  # not every device has a threshold to set
             device.ethtool.set_ringparam(hds_thresh=self.setup.hds_thresh)
         if self.provider is not None:

@@ -166,6 +166,12 @@ def _history(ref: int) -> sh.History | None:
     return sh.History.nth(area.shadow + sh.SHADOW_BYTES, index_of(ref))
 
 
+def newest(history: sh.History) -> list[sh.EventRecord]:
+    """The events of a history, the newest first."""
+    count = history.count
+    return [history.events[(count - 1 - i) % sh.EVENTS] for i in range(min(count, sh.EVENTS))]
+
+
 def _describe(entry: sh.TrapRecord) -> tuple[int, str]:
     """What was trapped, and its description."""
     ref = entry.netmem
@@ -175,11 +181,10 @@ def _describe(entry: sh.TrapRecord) -> tuple[int, str]:
         parts[0] += f", bytes {entry.offset} to {entry.offset + entry.size - 1}"
     now = entry.event.time
     # Another area's netmem: who trapped did not know its events.
-    before = entry.before if entry.before.events[0].kind else _history(ref)
-    for i, event in enumerate(before.events if before is not None else ()):
-        if event.kind:
-            ago = f", {(now - event.time) / 1e6:.3f} ms earlier" if 0 < event.time < now else ""
-            parts.append(f"{'before' if i == 0 else 'before that'}: {_event(event)}{ago}")
+    before = entry.before if entry.before.count else _history(ref)
+    for event in newest(before) if before is not None else ():
+        ago = f", {(now - event.time) / 1e6:.3f} ms earlier" if 0 < event.time < now else ""
+        parts.append(f"{'before' if len(parts) == 1 else 'before that'}: {_event(event)}{ago}")
     if len(parts) == 1:
         parts.append("before: nothing is known of it")
     return entry.trap, "; ".join(parts)

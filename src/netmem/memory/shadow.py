@@ -16,7 +16,7 @@ from netmem.base.record import Items, Record, Word, i32, i64
 from netmem.memory.layout import AreaRecord, Holder, NetmemRecord, PoolRecord
 from netmem.memory.ref import index_of, tag_of
 
-EVENTS = 3  # of each netmem are remembered
+EVENTS = 4  # of each netmem are remembered, a power of two
 LOG_ENTRIES = 16
 GRAIN_BITS = 5  # a netmem has 32 grains, each synced or not
 
@@ -60,8 +60,10 @@ class EventRecord(Record):
 
 
 class History(Record):
-    """The last events of a netmem, the newest first; kind 0 where there was none."""
+    """The last events of a netmem; ``event_of`` finds them. Kind 0 where there was none."""
 
+    count: i64  # how many there were
+    _unused: Annotated[Items[int], ctypes.c_int64 * 3]
     events: Annotated[Items[EventRecord], EventRecord * EVENTS]
 
 
@@ -111,6 +113,12 @@ def history_of(area: AreaRecord, ref: int) -> History:
 
 
 @inline_kernel
+def event_of(history: History, i: int) -> EventRecord:
+    """The ``i``-th newest event of a history, from 0."""
+    return history.events[(history.count - 1 - i) & (EVENTS - 1)]
+
+
+@inline_kernel
 def copy_event(to: EventRecord, of: EventRecord) -> None:
     """``to`` becomes what ``of`` is."""
     to.kind, to.pool = of.kind, of.pool
@@ -129,9 +137,8 @@ def set_event(event: EventRecord, kind: int, pool: PoolRecord) -> None:
 def note(pool: PoolRecord, ref: int, kind: int) -> None:
     """Note what happened to a netmem of this pool's area."""
     history = history_of(AreaRecord.at(pool.area), ref)
-    for i in range(EVENTS - 1, 0, -1):
-        copy_event(history.events[i], history.events[i - 1])
-    set_event(history.events[0], kind, pool)
+    history.count += 1
+    set_event(event_of(history, 0), kind, pool)
 
 
 @kernel
@@ -148,6 +155,7 @@ def trap(pool: PoolRecord, what: int, ref: int, kind: int, offset: int, size: in
     entry.offset, entry.size = offset, size
     set_event(entry.event, kind, pool)
     mine = pp_is_mine(pool, ref)
+    entry.before.count = history_of(area, ref).count if mine else 0
     for i in range(EVENTS):
         if mine:
             copy_event(entry.before.events[i], history_of(area, ref).events[i])

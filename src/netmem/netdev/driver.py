@@ -37,6 +37,18 @@ class RingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CoalesceParams:
+    """struct ethtool_coalesce: how long a device gathers packets before it interrupts again.
+
+    ``rx_usecs``: at most so long, from one interrupt to the next, in microseconds. ``use_adaptive_rx``: less
+    than that while few packets come. What comes after a pause is told of at once in either case.
+    """
+
+    rx_usecs: int = 0
+    use_adaptive_rx: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueueConfig:
     """struct netdev_queue_config: what one receive queue is to be made with."""
 
@@ -161,6 +173,16 @@ class EthtoolOps(Protocol):
     def set_rules(self, rules: list[SteeringRule]) -> None: ...
     def get_ethtool_stats(self) -> dict[str, int]: ...
     def get_queue_stats(self, queue: int) -> dict[str, int]: ...
+
+
+@runtime_checkable
+class CoalesceOps(Protocol):
+    """What of struct ethtool_ops is about interrupt moderation; a driver need not have it."""
+
+    def get_coalesce(self) -> CoalesceParams: ...
+
+    def set_coalesce(self, params: CoalesceParams) -> None:
+        """EINVAL for what the device cannot have."""
 
 
 class QueueMgmtOps(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from netmem.base.errors import NetmemError
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.driver import CoalesceOps, CoalesceParams, SteeringRule, TcpDataSplit
 from netmem.netdev.queues import RxQueues
 
 # A fixed key: hash and so queue of a flow are the same in every run.
@@ -84,6 +84,34 @@ class Ethtool:
                 for queue in self._rxqs.queues:
                     self._rxqs.restart(queue)
                 raise
+
+    # -- coalescing ---------------------------------------------------------------------------
+
+    def _coalesce_ops(self) -> CoalesceOps:
+        driver = self._rxqs.driver
+        if not isinstance(driver, CoalesceOps):
+            raise NetmemError(errno.EOPNOTSUPP, f"{driver.name} has no interrupt coalescing to set")
+        return driver
+
+    def get_coalesce(self) -> CoalesceParams:
+        """ethtool -c. EOPNOTSUPP where the driver has none."""
+        with self._rxqs.lock:
+            self._rxqs.check_present()
+            return self._coalesce_ops().get_coalesce()
+
+    def set_coalesce(self, **changes: Any) -> None:
+        """ethtool -C: ``rx_usecs``, ``use_adaptive_rx``.
+
+        EOPNOTSUPP where the driver has none, ERANGE for what no device can have, EINVAL beyond its limits.
+        """
+        with self._rxqs.lock:
+            self._rxqs.check_present()
+            ops = self._coalesce_ops()
+            if unknown := sorted(set(changes) - {"rx_usecs", "use_adaptive_rx"}):
+                raise NetmemError(errno.EINVAL, f"no such coalescing parameter: {', '.join(unknown)}")
+            if not 0 <= changes.get("rx_usecs", 0) < 1 << 32:
+                raise NetmemError(errno.ERANGE, "rx-usecs: integer out of range")
+            ops.set_coalesce(replace(ops.get_coalesce(), **changes))
 
     # -- features -----------------------------------------------------------------------------
 

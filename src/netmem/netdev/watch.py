@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from netmem.base.arena import Words
@@ -16,21 +14,22 @@ from netmem.netdev.napi import NapiRecord, PollRecord
 class Watch:
     """What the sanitiser asks of one device, whose ``pools`` it has at hand by queue."""
 
-    def __init__(self, pools: Mapping[int, PagePool], driver: str) -> None:
+    def __init__(self, pools: dict[int, PagePool], driver: str) -> None:
         self._pools = pools
         self.looking = False
-        self._known: tuple[int, ...] = ()
+        self._known = 0, 0
+        self._told = 0, 0, 0
         self._areas: list[AreaRecord] = []
         self._lists: dict[int, Words] = {}  # by queue: addresses of its pools
         self._sites = (f"{driver}.napi_poll()", "the stack", f"{driver}.rx_refill()")
 
     def _sort(self) -> None:
         """Sort the device's pools by queue, when they are not the ones known."""
-        known = tuple(handle for handle, pool in self._pools.items() if pool.arena.fd >= 0)
+        known = len(self._pools), next(reversed(self._pools.keys()), 0)  # handles are used once
         if known == self._known:
             return
         self._known = known
-        pools = [pool for handle in known if (pool := self._pools[handle]).record.synced]
+        pools = [pool for pool in self._pools.values() if pool.arena.fd >= 0 and pool.record.synced]
         queues: dict[int, list[int]] = {}
         for pool in pools:
             queues.setdefault(pool.params.queue_idx, []).append(pool.at)
@@ -39,9 +38,12 @@ class Watch:
 
     def look(self, poll: PollRecord) -> None:
         """A poll starts: tell it which pools each queue has, and whom to blame at each stage."""
-        self.looking = True
-        poll.poll_site, poll.receive_site, poll.refill_site = map(sanitizer.number, self._sites)
         self._sort()
+        told = *self._known, poll.count
+        if self.looking and told == self._told:
+            return
+        self.looking, self._told = True, told
+        poll.poll_site, poll.receive_site, poll.refill_site = map(sanitizer.number, self._sites)
         for i in range(poll.count):
             napi, pools = NapiRecord.nth(poll.napis, i), self._lists.get(i)
             napi.watched = len(pools) if pools is not None else 0

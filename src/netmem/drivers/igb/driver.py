@@ -21,13 +21,14 @@ from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
 from netmem.hw.bus import PciBus
 from netmem.hw.registers import RegisterFile
-from netmem.netdev.driver import Netdev, RingParams, SteeringRule
+from netmem.netdev.driver import CoalesceParams, Netdev, RingParams, SteeringRule
 from netmem.netdev.ring import HEADER_BYTES, QueueCounters
 from netmem.netdev.rx import DescriptorRing, RxRing
 
 MIN_RING = 32  # the device takes 8, but QEMU's then delivers out of order, and pauses
 FRAME_OVERHEAD = 14 + 4 + 4  # Ethernet header, VLAN tag, frame check sequence
-INTERRUPT_US = 200  # least time between two interrupts
+INTERRUPT_US = 200  # least time between two interrupts, unless set
+INTERRUPT_US_MAX = 4095
 VECTOR_VALID = 0x80  # IVAR: the entry counts, vector 0
 
 
@@ -62,6 +63,7 @@ class IgbDriver(RingDriver):
         self.autoneg = autoneg
         self._tx_ring = r.IgbTxRing()
         self.regs = RegisterFile(bus, r.REGISTERS)
+        self._interval = INTERRUPT_US
         self._totals = dict.fromkeys(r.STATISTICS, 0)
         self._missed: dict[int, int] = {}
         self._reset()
@@ -117,7 +119,7 @@ class IgbDriver(RingDriver):
         every = VECTOR_VALID * 0x01010101
         for i in range(self.regs.table["IVAR"].count):
             self.regs.write("IVAR", every, i)
-        self.regs.write("EITR", INTERVAL=INTERRUPT_US)
+        self.regs.write("EITR", INTERVAL=self._interval)
         self.regs.write("EIAC", 1)
         self.regs.write("EIMS", 1)
 
@@ -172,6 +174,19 @@ class IgbDriver(RingDriver):
         self.bus.post32(self.regs.offset("TDT"), tail)
 
     # -- ethtool ------------------------------------------------------------------------------
+
+    def get_coalesce(self) -> CoalesceParams:
+        return CoalesceParams(rx_usecs=self._interval)
+
+    def set_coalesce(self, params: CoalesceParams) -> None:
+        """EITR [8.8.14]: EINVAL for more than its field holds, or for what it does not do by itself."""
+        if params.use_adaptive_rx or params.rx_usecs > INTERRUPT_US_MAX:
+            raise NetmemError(
+                errno.EINVAL, f"rx-usecs: 0 to {INTERRUPT_US_MAX}, and nothing adaptive, is what an 82576 has"
+            )
+        self._interval = params.rx_usecs
+        if self._dev is not None:
+            self.regs.write("EITR", INTERVAL=self._interval)
 
     def set_ringparam(self, params: RingParams) -> None:
         """EINVAL for sizes that the rings cannot have [8.10.2, 8.10.7]."""

@@ -17,9 +17,11 @@ from netmem.drivers.softnic import kernels as k
 from netmem.hw.bus import WordBus
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic.regs import QueueRegs, QueueState
-from netmem.netdev.driver import Netdev, QueueConfig, RingParams, SteeringRule
+from netmem.netdev.driver import CoalesceParams, Netdev, QueueConfig, RingParams, SteeringRule
 from netmem.netdev.ring import TxRingRecord
 from netmem.netdev.rx import DescriptorRing, RxRing
+
+USECS_MAX = 10_000
 
 
 class SoftnicDriver(RingDriver):
@@ -118,6 +120,17 @@ class SoftnicDriver(RingDriver):
             raise NetmemError(errno.EINVAL, f"rx {params.rx_pending}: a power of two from 8 to 4096")
         if params.rx_buf_len and not 256 <= params.rx_buf_len <= r.BUF_LEN_MAX:
             raise NetmemError(errno.EINVAL, f"rx-buf-len {params.rx_buf_len}: 256 to {r.BUF_LEN_MAX}")
+
+    def get_coalesce(self) -> CoalesceParams:
+        regs = self.bus.regs
+        return CoalesceParams(rx_usecs=regs.itr_ns // 1000, use_adaptive_rx=regs.adaptive != 0)
+
+    def set_coalesce(self, params: CoalesceParams) -> None:
+        """EINVAL for more than 10 ms."""
+        if params.rx_usecs > USECS_MAX:
+            raise NetmemError(errno.EINVAL, f"rx-usecs {params.rx_usecs}: at most {USECS_MAX}")
+        publish(self.bus.regs, "adaptive", int(params.use_adaptive_rx))
+        publish(self.bus.regs, "itr_ns", params.rx_usecs * 1000)
 
     def set_features(self, features: frozenset[str]) -> None:
         """rx_gro_hw: a segmented frame of the wire becomes one packet, a flow's payload lies end to end."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from collections.abc import Iterator
 
 from netmem.base.arena import Region
 from netmem.base.errors import NetmemError
 from netmem.base.native import full_fence, read_word
 from netmem.base.record import address_of, clear, field_offset, publish
-from netmem.hw.softnic import kernels as k
-from netmem.hw.softnic import look
+from netmem.hw.softnic import look, step
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic.regs import QueueRegs, QueueState
 from netmem.hw.softnic.ring import host_address
-from netmem.hw.softnic.scatter import scatter_step
 from netmem.hw.softnic.state import MAX_MAPS, NicState, QueueWork
+from netmem.hw.softnic.step import Step
 from netmem.hw.wire import Wire
 
 PAUSE_NS = 50_000_000
-SCATTER_BUDGET = 32  # frames
 
 
 class SoftNic:
@@ -36,12 +32,12 @@ class SoftNic:
     ) -> None:
         self._region = Region(bar_fd, r.BAR_BYTES)
         self.bar = self._region.record(r.Bar)
-        self.irq_fd, self.wire = irq_fd, wire
+        self.wire = wire
         self.nic = NicState(bar=self._region.address, rx=wire.rx.at, tx=wire.tx.at, tap=wire.tap)
         self.at = address_of(self.nic)
+        self.nic.irq_fd, self.nic.irq_count = irq_fd, 1
+        self.nic.irq_at, self.nic.irq_len = self.at + field_offset(NicState, "irq_count"), 8
         self._regions: dict[int, Region] = {}
-        self._generation = 0
-        self._pending, self._last_irq = False, 0
         self._generation_at = self._region.address + field_offset(r.Bar, "generation")
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
         bar = self.bar
@@ -89,6 +85,7 @@ class SoftNic:
 
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
+        self.nic.generation = read_word(self._generation_at)
         look.toeplitz_table(self.at)
         for number, (q, work) in enumerate(self._queues()):
             if q.ctrl and q.state == QueueState.STOPPED:
@@ -121,38 +118,26 @@ class SoftNic:
 
     def step(self, now: int) -> bool:
         """Do what there is to do: configuration, frames in, frames out. True when anything was."""
-        bar, nic = self.bar, self.nic
-        generation = read_word(self._generation_at)
-        if generation != self._generation:
-            self._generation = generation
-            self._configure()
         worked = self.wire.exchange(now)
-        got = 0
-        if nic.tap:
-            got = scatter_step(self.at, now, SCATTER_BUDGET)
-        elif len(self.wire.rx):
-            got = k.rx_step(self.at, now)
-        held = nic.paused_at != 0
-        if bar.held != held:
-            publish(bar, "held", int(held))
-        sent = k.tx_step(self.at)
-        if got:
-            self._pending = True
-        if self._pending and now - self._last_irq >= bar.itr_ns:
-            self.interrupt(now)
-        return bool(worked or got or sent)
+        did = step.nic_step(self.at, now)
+        if did & Step.CONFIGURE:
+            self._configure()
+            did = step.nic_step(self.at, now)
+        return worked or did != 0
+
+    def run(self, spin_ns: int, most_ns: int) -> bool:
+        """``step`` again and again, for a NIC that reads its wire by itself (``Wire.tap``).
+
+        Until nothing moved for ``spin_ns``, for at most ``most_ns``. True when there may be more to do.
+        """
+        did = step.nic_run(self.at, spin_ns, most_ns)
+        if did & Step.CONFIGURE:
+            self._configure()
+        return did != 0
 
     def interrupt(self, now: int) -> None:
         """Wake the driver if it waits, for what was delivered since the last time."""
-        if not self._pending:
-            return
-        self._pending, self._last_irq = False, now
-        full_fence()
-        if self.bar.irq_armed:
-            self.bar.irq_armed = 0
-            self.bar.counters.irq += 1
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self.irq_fd, 1)
+        step.interrupt(self.at, now)
 
     def arm_doorbell(self) -> None:
         """Ask for a doorbell; look at the rings again after this, before sleeping."""

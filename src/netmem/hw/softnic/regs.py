@@ -109,7 +109,8 @@ class Bar(Record):
     pause_ns: i64  # how long the wire is held when a queue has no descriptor, before frames drop
     n_rules: i64
     itr_ns: i64  # least time between interrupts while packets keep coming (rx-usecs)
-    _ctrl: Annotated[Items[int], ctypes.c_int64 * 2]
+    adaptive: i64  # 1: less than that while few come
+    _ctrl: Annotated[Items[int], ctypes.c_int64 * 1]
     rss_key: Annotated[Items[int], ctypes.c_uint8 * RSS_KEY_BYTES]
     _key: Annotated[Items[int], ctypes.c_int64 * 3]
     # Sleep and wake, a line each.

@@ -56,6 +56,15 @@ class NicState(Record):
     land_hash: i64
     landed: i64  # frames that were read straight into their buffers, and those that were guessed wrong
     mislanded: i64
+    generation: i64  # of the configuration that the device follows
+    pending: i64  # 1: the driver is to be told of packets; when it last was, ns, and rx_frames at that time
+    last_irq: i64
+    told: i64
+    gather_ns: i64  # between interrupts, as it adapted to the traffic
+    irq_fd: i64
+    irq_count: i64  # what is written there: 1
+    irq_at: i64  # struct iovec: the word before, 8 bytes
+    irq_len: i64
     maps: Annotated[Items[DmaMap], DmaMap * MAX_MAPS]
     rxq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]
     txq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]

@@ -121,8 +121,8 @@ def _configure(name: str, interfaces: list[tuple[Any, Any]], mtu: int) -> list[s
 class TapWire:
     """netmem.hw.wire.Wire over a TAP interface's descriptor, which it closes in the end.
 
-    ``scatter``: a NIC reads frames by itself (``tap`` is the address of what it needs), into their buffers
-    where it can guess them.
+    ``scatter``: a NIC reads and writes frames by itself (``tap`` is the address of what it needs), into their
+    buffers where it can guess them.
     """
 
     def __init__(self, fd: int, *, scatter: bool = True) -> None:
@@ -140,13 +140,11 @@ class TapWire:
         self.tap = self._at if scatter else 0  # without: frames come whole, for a wire around this one
 
     def exchange(self, now: int) -> bool:
-        """Write what is to be sent; True when there was any. The NIC reads by itself (``tap``)."""
-        moved = 0
-        if len(self.tx):
-            moved = k.tap_tx(self._at, self.tx.at)
-        if not self.tap:
-            moved += k.tap_rx_all(self._at, self.rx.at)
-        return bool(moved)
+        """Write and read frames; True when there were any. With ``tap`` the NIC does both by itself."""
+        if self.tap:
+            return False
+        moved = k.tap_tx(self._at, self.tx.at) if len(self.tx) else 0
+        return bool(moved + k.tap_rx_all(self._at, self.rx.at))
 
     def filenos(self) -> list[int]:
         return [self.fd]
