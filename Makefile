@@ -7,7 +7,7 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: layouts demo test test-kernels test-uncompiled simulate simulate-short crowd attack attack-smoke fuzz lint bench \
+.PHONY: layouts demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
   guest-fetch guest guest-verify bench-short verify check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
@@ -47,6 +47,9 @@ layouts: $(STAMP)
 	$(BIN)/python tools/layouts.py > docs/layouts.md
 
 # One good connection beside a thousand others, simulated.
+soak: $(STAMP)
+	NETMEM_SOAK=1 $(BIN)/python -m pytest -q tests/test_aio.py tests/test_tap.py -k "leave_nothing_behind or flat_memory"
+
 crowd: $(STAMP)
 	$(BIN)/python -m netmem.testing.crowd
 

@@ -267,6 +267,67 @@ def test_the_kernel_receives(linux, host, how, mtu):
     assert net.said(process) == [[len(data), hashlib.sha256(data).hexdigest()]]
 
 
+MUCH = 1 << 30 if os.environ.get("NETMEM_SOAK") else scaled(8 << 20)
+BOTH = """
+import threading
+s = connect(sys.argv[1], 5001)
+data, size = os.urandom(1 << 20), int(sys.argv[2])
+def send():
+    digest = hashlib.sha256()
+    for at in range(0, size, len(data)):
+        part = data[:size - at]
+        s.sendall(part)
+        digest.update(part)
+    s.shutdown(socket.SHUT_WR)
+    say(digest.hexdigest())
+thread = threading.Thread(target=send)
+thread.start()
+got = drain(s)
+thread.join()
+say(*got)
+"""
+
+
+def test_both_directions_at_once_bit_for_bit_in_flat_memory(linux):
+    """With NETMEM_SOAK=1 a GiB each way."""
+    import hashlib
+
+    def resident():
+        with open("/proc/self/status") as status:
+            return int(next(line for line in status if line.startswith("VmRSS")).split()[1])
+
+    net = linux()
+    listener = net.stack.listen(PORT)
+    process = net.kernel(BOTH, OURS4, MUCH)
+    sock = net.accept(listener)
+    reader = sock.reader()
+    block = np.frombuffer(payload(1 << 20), np.uint8)
+    ours, theirs = hashlib.sha256(), hashlib.sha256()
+    sent = came = 0
+    marks = []
+    while sent < MUCH or came < MUCH:
+        read, write = came < MUCH, sent < MUCH
+        net.until(lambda r=read, w=write: (r and sock.readable()) or (w and sock.writable()), "data or room")
+        while sent < MUCH and sock.writable():
+            at = sent % len(block)
+            n = sock.send(memoryview(block)[at : at + min(len(block) - at, MUCH - sent)])
+            ours.update(block[at : at + n])
+            sent += n
+            if sent == MUCH:
+                sock.shutdown()
+        while ready := min(sock.queued(), MUCH - came):
+            theirs.update(reader.read_array(ready))
+            came += ready
+            if came >> 23 != (came - ready) >> 23:
+                marks.append(resident())
+    assert sock.at_end() or net.receive(sock) == b""
+    sock.close()
+    said = net.said(process)
+    assert sorted(said, key=len) == [[theirs.hexdigest()], [MUCH, ours.hexdigest()]]
+    if len(marks) > 16:
+        assert max(marks) - marks[8] < 32 << 10  # KiB, after 64 MiB
+
+
 def test_faults_in_both_directions(linux):
     import hashlib
 

@@ -17,6 +17,7 @@ STAGES = [
     ("tests, everything uncompiled", ["make", "test-uncompiled"]),
     ("100,000 simulated connections", ["make", "simulate", "RUNS=10000"]),
     ("crowds of a thousand, simulated", ["make", "crowd"]),
+    ("10,000 short connections, a GiB each way", ["make", "soak"]),
     ("attacks on real processes", ["make", "attack"]),
     ("fuzzing, ten minutes", ["make", "fuzz"]),
     ("every driver of a Linux tree", ["make", "check-tree"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -15,8 +16,10 @@ PORT, ITEMS = 5001, 1 << 17  # of 8 bytes
 
 
 def main() -> None:
-    """``python -m netmem.bench.arrays``: one connection; a line with the port, one with what came."""
-    with DmabufProvider(64 << 20, exporter="memfd") as memory, open_device() as device:
+    """``python -m netmem.bench.arrays [PAGE-SIZE]``: a line with the port, one with what came."""
+    page = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
+    memory = DmabufProvider(64 << 20, exporter="memfd", rx_page_size=page)
+    with memory, open_device() as device:
         device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
         with device.bind_rx([1], memory):
             device.steer(PORT, queue=1)

@@ -334,5 +334,9 @@ def goodput(mtu: int, rounds: int, size: int) -> dict[str, tuple[Figure, Figure]
 
 
 def arrays(rounds: int, size: int) -> dict[str, tuple[Figure, Figure]]:
-    """(d): arrays gathered into the application's memory, and `netmem recv` on the same wire."""
-    return in_turn({"arrays": python_argv("netmem.bench.arrays"), "recv": receiver_argv()}, rounds, size)
+    """(d): arrays where they lie, or gathered, and `netmem recv` on the same wire; by page size."""
+    commands = {}
+    for page in ("65536", "4096"):
+        commands[f"arrays {page}"] = python_argv("netmem.bench.arrays", page)
+        commands[f"recv {page}"] = receiver_argv("--rx-page-size", page)
+    return in_turn(commands, rounds, size)

@@ -19,6 +19,7 @@ from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
 
 PACKETS = 400_000
+TAP_TIMES = 4
 STAGES = ["pool", "receive", "goodput-1500", "goodput-9000", "arrays", "echo", "tap", "igb", "lint"]
 ECHOES = 3000
 TITLE = """# Benchmarks
@@ -205,11 +206,19 @@ def _arrays(rounds: int, size: int) -> list[str]:
         "## `read_array` of 1 MiB arrays", "", "| receiver | Gbit/s | CPU seconds per GB |",
         "| --- | ---: | ---: |",
     ]  # fmt: skip
-    for key, name in (("arrays", "`reader().read_array`"), ("recv", "`netmem recv`, which counts only")):
+    names = {
+        "arrays 65536": "`reader().read_array`, pages of 64 KiB: views",
+        "recv 65536": "`netmem recv`, which counts only",
+        "arrays 4096": "`reader().read_array`, pages of 4 KiB: copies",
+        "recv 4096": "`netmem recv`, which counts only",
+    }
+    for key, name in names.items():
         rate, cpu = found[key]
         rows.append(f"| {name} | {rate.text(2)} | {cpu.text(2)} |")
-    ratio = found["arrays"][0].median / found["recv"][0].median
-    return [*rows, "", f"Ratio of the medians: {ratio:.2f} (to reach: 0.8).", ""]
+    views, copies = (
+        found[f"arrays {page}"][0].median / found[f"recv {page}"][0].median for page in (65536, 4096)
+    )
+    return [*rows, "", f"Ratios of the medians: {views:.2f} (to reach: 0.8), {copies:.2f} with copies.", ""]
 
 
 def _echo(rounds: int) -> list[str]:
@@ -230,7 +239,7 @@ def _echo(rounds: int) -> list[str]:
 def _tap(rounds: int, size: int) -> list[str]:
     rows = ["## Goodput from the kernel's TCP over a TAP interface, MTU 1500, segmentation offload", ""]
     try:
-        found = tap.goodput(rounds, size)
+        found = tap.goodput(rounds, TAP_TIMES * size)
     except MissingError as error:
         return [*rows, f"Not measured: {error.strerror}", ""]
     ratio = found["netmem"][0].median / found["kernel"][0].median
@@ -244,7 +253,8 @@ def _tap(rounds: int, size: int) -> list[str]:
         if key in found:
             rate, cpu = found[key]
             rows.append(f"| {name} | {rate.text(3 if key == 'pytcp' else 2)} | {cpu.text(2)} |")
-    rows += ["", f"Ratio of the medians to the kernel socket: {ratio:.2f} (to reach: 0.75)."]
+    rows += ["", f"{TAP_TIMES} times as many bytes as elsewhere, so that the processes' start counts less."]
+    rows += [f"Ratio of the medians to the kernel socket: {ratio:.2f} (to reach: 0.75)."]
     times = found["netmem"][1].median / found["kernel"][1].median
     rows += [f"CPU seconds per GB: {times:.1f} times the kernel socket's (to reach: at most 2)."]
     if "pytcp" in found:
