@@ -46,10 +46,11 @@ simulate-short:
 layouts: $(STAMP)
 	$(BIN)/python tools/layouts.py > docs/layouts.md
 
-# One good connection beside a thousand others, simulated.
+# Ten thousand short connections, and a GiB each way over TAP (root).
 soak: $(STAMP)
 	NETMEM_SOAK=1 $(BIN)/python -m pytest -q tests/test_aio.py tests/test_tap.py -k "leave_nothing_behind or flat_memory"
 
+# One good connection beside a thousand others, simulated.
 crowd: $(STAMP)
 	$(BIN)/python -m netmem.testing.crowd
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 
+import dpkt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +13,13 @@ from hypothesis import strategies as st
 from conftest import make_provider, offer, payload, take, transfer
 from netmem.hw.softnic.regs import OPEN_BUFFERS
 from netmem.lab.leaks import leaks
-from netmem.netdev.driver import TcpDataSplit
+from netmem.netdev.batch import Shared
+from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.netdev.napi import PacketType
 from netmem.netdev.ring import RxRingRecord
-from netmem.testing.net import Network
+from netmem.testing import frames
+from netmem.testing.frames import OURS
+from netmem.testing.net import PORT, Network
 
 
 def packing(net: Network, memory: str, *, page: int = 65536, size: int = 8 << 20):
@@ -238,3 +243,132 @@ def test_frags_that_grew_take_one_entry_and_one_token(network):
     assert provider.map()[at : at + n].tobytes() == data
     assert net.ours.stack.conns.counters()["coalesced"] >= 290
     ours.devmem_dontneed(tokens)
+
+
+# -- who counts for how many buffers --------------------------------------------------------------
+
+
+def raw(network, count):
+    """Our end of a connection whose peer is the test, into ``count`` pages of 4 KiB: (network, socket, ack)."""
+    net = network(alone=True)
+    packing(net, "dmabuf", page=4096, size=count * 4096)
+    listener = net.ours.stack.listen(PORT)
+    net.wire.inject(frames.arp())
+    net.wire.inject(frames.tcp(flags=2, seq=1000, options=bytes.fromhex("020405a801030307")))
+    net.run(3)
+    answer = dpkt.ethernet.Ethernet([f for f in net.wire.sent if f[12:14] == b"\x08\x00"][-1])
+    ack = answer.data.data.seq + 1
+    net.wire.inject(frames.tcp(seq=1001, ack=ack))
+    net.run(2)
+    return net, listener.accept(timeout=0), ack
+
+
+def test_bytes_behind_what_nobody_kept_are_not_free_of_charge(network):
+    """A peer that lets old data fill the pages, and has one new byte in each, gets few, as without packing."""
+    net, sock, ack = raw(network, 512)
+    seq = 1001
+    old = bytes(1448)
+    net.wire.inject(frames.tcp(old, seq=seq, ack=ack))
+    net.run(2)
+    seq += len(old)
+    for _ in range(300):
+        for _ in range(3):
+            net.wire.inject(frames.tcp(old, seq=1001, ack=ack))
+        net.wire.inject(frames.tcp(b"n", seq=seq, ack=ack))
+        net.run(1)
+        net.wire.sent.clear()
+        seq = (1001 + sock.statistics()["bytes_in"]) & 0xFFFFFFFF
+    assert net.ours.dev.queues.available(1) > 512 - 64
+    assert net.ours.stack.conns.counters()["over_share"] > 100
+    assert sock.queued() < 2000
+
+
+def test_a_batch_of_packed_pieces_is_no_memory(network, monkeypatch):
+    """What is in the batch counts as still to be had, each buffer once: not each packet in it."""
+    net = network()
+    packing(net, "dmabuf", size=64 * 65536)
+    ours, theirs, _ = net.connect()
+    theirs.set_nodelay(True)
+    for _ in range(12):
+        theirs.send(bytes(20_000))
+        net.run(5)
+        take(ours, net.provider)
+    stack = net.ours.stack
+    seen = []
+
+    def receive(batch, queue, free):
+        stack._receive(batch, queue, free)
+        behind = sum(row.shared == Shared.BEHIND for row in batch.used())
+        seen.append((behind, stack.conns.record.accounts[queue].available))
+
+    monkeypatch.setattr(stack, "_packets", PacketType(receive, stack._rest, 0, stack.conns.at))
+    for _ in range(60):
+        theirs.send(bytes(50))
+    net.run(3)
+    assert max(behind for behind, _ in seen) > 30
+    assert all(available <= 64 for _, available in seen)
+    while ours.queued():
+        take(ours, net.provider)
+
+
+def test_a_queue_without_headers_goes_on_when_some_come_back(network):
+    """Every descriptor used up, no header memory: the next poll that has some fills the ring."""
+    net = network(alone=True, rx_queues=1)
+    dev = net.ours.dev
+    dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED, rx_pending=8, hds_thresh=300)
+    sock = net.ours.stack.udp_socket(6000)
+    ring = dev.rx_queues[0].mem
+    net.run(2)
+    kept = ring.hpool.alloc_netmems(5000)
+
+    def send(count):
+        for _ in range(count):
+            net.wire.inject(frames.udp(bytes(100), dport=6000))
+            net.run(1)
+
+    send(60)
+    assert ring.record.next_to_use == ring.record.next_to_clean
+    ring.hpool.put_full_netmem(kept)
+    sock.recv_batch(256)
+    before = net.ours.stack.conns.counters()["udp_in"]
+    send(40)
+    assert net.ours.stack.conns.counters()["udp_in"] >= before + 40
+    sock.close()
+
+
+def test_datagrams_and_tokens_count_for_the_buffers_that_they_are_in(network):
+    net = network()
+    packing(net, "dmabuf")
+    dev = net.ours.dev
+    dev.ethtool.add_rule(SteeringRule(queue=1, dst_port=6000, proto=17))
+    sock = net.ours.stack.udp_socket(6000)
+    other = net.theirs.stack.udp_socket(7000)
+    ours, theirs, _ = net.connect()  # both know each other's MAC address
+    for i in range(600):
+        other.sendto(bytes(1400), (OURS, 6000))
+        if i % 20 == 19:
+            net.run(1)
+    net.run(3)
+    assert net.ours.stack.conns.counters()["udp_in"] == 600  # 128 buffers
+    sock.close()
+    theirs.set_nodelay(True)
+    tokens = []
+    for _ in range(100):
+        theirs.send(bytes(100))
+        net.until(ours.queued)
+        tokens += ours.recvmsg_devmem().frags["frag_token"].tolist()
+    assert len(tokens) == 100
+    assert ours._tcb.user <= 2
+    ours.devmem_dontneed(tokens[::2])
+    ours.devmem_dontneed(tokens[1::2])
+    assert ours._tcb.user == 0
+
+
+def test_buffers_follow_the_feature(network):
+    net = network()
+    net.bind(make_provider("dmabuf", rx_page_size=65536))
+    sizes = []
+    for on in (True, False):
+        net.ours.dev.ethtool.set_features(rx_gro_hw=on)
+        sizes.append(net.ours.dev.rx_queues[1].mem.arena.record(RxRingRecord).buf_len)
+    assert sizes == [65536, 4096]

@@ -1,6 +1,7 @@
 """Exact amounts of a stream: arrays, messages, lines; blocking and for asyncio."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import json
@@ -20,6 +21,7 @@ from conftest import make_provider, offer, payload, scaled
 from netmem.base.errors import NetmemError
 from netmem.inet.aio import AsyncStack
 from netmem.inet.views import PART, Mapped, View
+from netmem.memory.layout import Holder
 from netmem.testing.net import Network
 
 LIMIT = 60
@@ -368,6 +370,7 @@ def test_a_view_may_be_let_go_after_its_device_is_closed():
     gc.collect()
     assert provider.area.free == provider.area.count
     provider.close()
+    assert provider.area.arena.fd == -1  # nobody has it mapped: the binding has ended
 
 
 def test_time_runs_out_in_the_middle_of_a_view_and_nothing_is_lost(network):
@@ -402,3 +405,67 @@ def test_tensors_of_other_libraries_are_read_into_by_dlpack(network):
     assert into.tobytes() == data
     refused(errno.EINVAL, views.reader.read_into, Tensor(np.zeros(10)[::2]))
     refused(errno.EINVAL, views.reader.read_into, object())
+
+
+def test_an_array_over_two_memories_is_a_copy(network):
+    """A flow that moves to another queue, at offsets that would fit: each byte from the memory it came to."""
+    net = network(rx_queues=3)
+    net.ours.dev.ethtool.set_features(rx_gro_hw=True)
+    provider, other = (make_provider("dmabuf", rx_page_size=65536) for _ in range(2))
+    net.bind(provider, queue=1)
+    binding = net.ours.dev.bind_rx([2], other)
+    ours, theirs, _ = net.connect()
+    ethtool = net.ours.dev.ethtool
+    parts = [payload(30_000, seed=1), payload(30_000, seed=2), payload(20_000, seed=3)]
+    reader, want = ours.reader(), 0
+    for part, queue in zip(parts, (2, 1, 2), strict=True):
+        for rule in list(ethtool.rules):
+            ethtool.delete_rule(rule)
+        net.steer(5001, queue)
+        theirs.send(part)
+        want += len(part)
+        net.until(lambda n=want: ours.queued() == n)
+        if part is parts[0]:
+            assert reader.read_array(len(part), copy=True).tobytes() == part
+            want = 0
+    assert reader.read_array(50_000).tobytes() == parts[1] + parts[2]
+    net.run(1)
+    binding.close()
+    net.run(3)
+    assert other.area.free == other.area.count
+    other.close()
+
+
+def test_a_socket_closed_under_its_reader_takes_no_netmem_along(network, monkeypatch):
+    """Another thread closes between the receive and the hold: what is free by then is not held."""
+    views = Views(network)
+    views.arrive(payload(200_000))
+    receive = views.ours.recvmsg_devmem
+
+    def closing(*args, **options):
+        message = receive(*args, **options)
+        views.ours.close()
+        return message
+
+    monkeypatch.setattr(views.ours, "recvmsg_devmem", closing)
+    refused(errno.EBADF, views.reader.read_array, 200_000)
+    views.net.run(3)
+    netmems = views.provider.area.netmems()
+    assert not ((netmems["pp_ref_count"] > 1) & (netmems["holder"] <= Holder.RING)).any()
+
+
+def test_a_view_of_memory_whose_owner_closed_it_lets_go(network, monkeypatch):
+    """The end of the CPU's access cannot be told a closed descriptor: the references go back all the same."""
+
+    @contextlib.contextmanager
+    def access(*, write=False):
+        yield
+        raise ValueError("file descriptor cannot be a negative integer (-1)")
+
+    views = Views(network)
+    monkeypatch.setattr(views.provider, "cpu_access", access)
+    views.arrive(payload(100_000))
+    array = views.reader.read_array(100_000)
+    assert isinstance(root(array), View)
+    del array
+    assert views.held() == 0

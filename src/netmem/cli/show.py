@@ -38,7 +38,7 @@ def render(device: dict[str, Any]) -> RenderableType:
     head.append(
         f", process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
         f"{', '.join(device['addresses'] or ['no address'])}, {device['mac']}\n"
-        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'as pages'}, "
+        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'not set'}, "
         f"tcp-data-split {ring['tcp_data_split']}, hds-thresh {ring['hds_thresh']}"
     )
     queues, pools = [], []

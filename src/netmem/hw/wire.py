@@ -115,7 +115,7 @@ class Wire(Protocol):
     rx: FrameQueue
     tx: FrameQueue
     tap: int
-    """Address of the TapRecord of a wire that leaves reading frames to the NIC (``TapWire``), else 0."""
+    """Address of the TapRecord of a wire that leaves reading and writing to the NIC (``TapWire``), else 0."""
 
     def exchange(self, now: int) -> bool:
         """Move frames between the queues and what lies behind them; True when any moved."""

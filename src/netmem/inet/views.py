@@ -58,12 +58,11 @@ _mapped: weakref.WeakKeyDictionary[AreaProvider, Mapped] = weakref.WeakKeyDictio
 class Hold:
     """References to the netmems of one pool that a view lies in; views hold ``room`` bytes of a memory."""
 
-    def __init__(self, pool: PagePool, mapped: Mapped, provider: AreaProvider, room: int) -> None:
-        self.pool, self.mapped, self.room = pool, mapped, room
+    def __init__(self, dev: NetDevice, pool: PagePool, mapped: Mapped, provider: AreaProvider) -> None:
+        self._dev, self.pool, self.mapped, self.room = dev, pool, mapped, provider.size // PART
         self.refs: list[Words] = []
         self.count = 0
-        self._access = provider.cpu_access(write=True)
-        self._access.__enter__()
+        self._provider, self._access = provider, contextlib.ExitStack()
 
     def add(self, rows: Words) -> bool:
         """Hold the netmems of frags too. False: another pool's are among them, or it would be too much.
@@ -81,15 +80,21 @@ class Hold:
         self.mapped.held += n
         return True
 
+    def open(self) -> None:
+        """All has come that was to come: the application's access begins."""
+        self._access.enter_context(self._provider.cpu_access(write=True))
+
     def release(self) -> None:
         """Give them up. Under the device's lock."""
         refs, self.refs = self.refs, []
         self.mapped.held -= self.count
         self.count = 0
-        with contextlib.suppress(OSError):  # the memory's descriptor may be closed by now
-            self._access.__exit__(None, None, None)
+        with contextlib.suppress(OSError, ValueError):  # the memory's descriptor may be closed by now
+            self._access.close()
         if refs:
             self.pool.put_netmem_bulk(np.concatenate(refs) if len(refs) > 1 else refs[0])
+        if not self._dev.queues.running:  # nobody polls: look here for pools that this ends
+            self._dev.reap(self._dev.now)
 
 
 class View:
@@ -116,7 +121,7 @@ class Gatherer:
     """
 
     def __init__(self, dev: NetDevice, later: Later) -> None:
-        self._dev, self.later, self.lock = dev, later, dev.lock
+        self.dev, self.later, self.lock = dev, later, dev.lock
         self._memory: dict[int, tuple[AreaProvider, Mapped]] = {}  # by dmabuf_id
         self._copied = 0  # arrays since the last view
 
@@ -133,9 +138,9 @@ class Gatherer:
         found = self._memory.get(binding)
         if found is None:
             with self.lock:
-                pools = [pool for pool in self._dev.pools.values() if pool.record.binding == binding]
+                pools = [pool for pool in self.dev.pools.values() if pool.record.binding == binding]
             provider = pools[0].provider if pools else None
-            if not isinstance(provider, AreaProvider):
+            if not isinstance(provider, AreaProvider) or (provider.fd < 0 and provider not in _mapped):
                 raise NetmemError(
                     errno.EOPNOTSUPP, f"the memory of binding {binding} cannot be mapped to be read"
                 )
@@ -149,7 +154,7 @@ class Gatherer:
             ctypes.memmove(to, message.linear, done)
         if len(message.frags):
             rows = rows_of(message)
-            provider, mapped = self.memory(rows.item(0, 2) & 0xFFFFFFFF)
+            provider, mapped = self.memory(binding_of(rows))
             with provider.cpu_access():
                 done += gather(mapped.region.address, rows, len(rows), to + done)
         return done
@@ -158,12 +163,17 @@ class Gatherer:
         """The pool that the netmem at an offset of a memory came from. Under the lock."""
         index = offset >> provider.area.shift
         owner = NetmemRecord.nth(provider.area.record.netmems, index).pool
-        return next((pool for pool in self._dev.pools.values() if pool.id == owner), None)
+        return next((pool for pool in self.dev.pools.values() if pool.id == owner), None)
 
 
 def rows_of(message: DevmemMessage) -> Words:
     """A message's frags as int64, shape (n, 3): offset, size | token << 32, dmabuf_id."""
     return message.frags.view(np.int64).reshape(-1, 3)
+
+
+def binding_of(rows: Words) -> int:
+    """The dmabuf_id of the first of ``rows_of``."""
+    return int(rows.item(0, 2) & 0xFFFFFFFF)
 
 
 class Run:
@@ -172,7 +182,7 @@ class Run:
     def __init__(self, gatherer: Gatherer, align: int) -> None:
         self._gatherer, self._align = gatherer, align
         self._view: View | None = None
-        self._start = self.size = 0
+        self._start = self.size = self._binding = 0
 
     def add(self, message: DevmemMessage) -> bool:
         """Take a message's frags too. False: they lie elsewhere, or must be copied for another reason."""
@@ -180,7 +190,7 @@ class Run:
             return False
         rows = rows_of(message)
         size = run_of(rows, len(rows), self._start + self.size if self._view is not None else -1)
-        if size < 0:
+        if size < 0 or (self._view is not None and binding_of(rows) != self._binding):
             return False
         with self._gatherer.lock:
             if self._view is None and not self._begin(rows):
@@ -192,20 +202,24 @@ class Run:
 
     def _begin(self, rows: Words) -> bool:
         """The first frags decide where the array would lie. False: it cannot lie there."""
-        provider, mapped = self._gatherer.memory(rows.item(0, 2) & 0xFFFFFFFF)
+        self._binding = binding_of(rows)
+        provider, mapped = self._gatherer.memory(self._binding)
         offset = rows.item(0, 0)
         address = mapped.region.address + offset
         pool = self._gatherer.pool_of(provider, offset)
         if pool is None or not mapped.writable or address % self._align:
             return False
         self._start = offset
-        hold = Hold(pool, mapped, provider, provider.size // PART)
+        hold = Hold(self._gatherer.dev, pool, mapped, provider)
         self._view = View(address, provider.size - offset, hold, self._gatherer.later)
         return True
 
     def array(self) -> npt.NDArray[np.uint8]:
         """What was taken so far, as bytes, which keep it."""
-        return np.asarray(self._view)[: self.size] if self._view is not None else np.empty(0, np.uint8)
+        if self._view is None:
+            return np.empty(0, np.uint8)
+        self._view.hold.open()
+        return np.asarray(self._view)[: self.size]
 
 
 class Filling:

@@ -156,7 +156,8 @@ def hold_frags(at: int, frags: Words, n: int, refs: Words) -> bool:
     """page_pool_ref_netmem() for the netmems that ``n`` frags lie in, into ``refs``. False: not all mine."""
     pool = PoolRecord.at(at)
     for i in range(n):
-        if NetmemRecord.nth(pool.netmems, frags[i, 0] >> pool.shift).pool != pool.id:
+        netmem = NetmemRecord.nth(pool.netmems, frags[i, 0] >> pool.shift)
+        if netmem.pool != pool.id or netmem.holder <= Holder.RING:  # given back by now: the socket was closed
             return False
     for i in range(n):
         refs[i] = ref_of(pool.tag, frags[i, 0] >> pool.shift)

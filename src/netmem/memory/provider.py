@@ -48,7 +48,10 @@ class MemoryProvider(Protocol):
         """mp_ops.destroy: the pool is gone."""
 
     def alloc_netmems(self, n: int) -> Words:
-        """mp_ops.alloc_netmems: up to ``n`` references; an empty array when there are none."""
+        """mp_ops.alloc_netmems: up to ``n`` references; an empty array when there are none.
+
+        Not asked while the area says that it has no free ones (``AreaRecord.free``).
+        """
 
     def release_netmem(self, netmems: Words) -> None:
         """mp_ops.release_netmem: take references back."""

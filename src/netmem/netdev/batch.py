@@ -1,6 +1,6 @@
 """A received batch: what one NAPI poll hands from driver to stack.
 
-A packet is one row, or a row and its continuation rows (one for each further descriptor). The batch is a
+A packet is one row, or a row and its continuation rows (one for each further buffer). The batch is a
 loan: the stack takes a buffer by setting its netmem to 0; what it leaves, the driver posts again.
 """
 
@@ -49,7 +49,7 @@ class Shared(enum.IntEnum):
 
 
 class RxRow(Record):
-    """A descriptor's worth of a received packet; what is of the whole packet stands in its first row."""
+    """A buffer's worth of a received packet; what is of the whole packet stands in its first row."""
 
     header: i64  # host address of the first byte of the frame
     header_len: i64  # readable bytes there

@@ -26,7 +26,8 @@ class TcpDataSplit(enum.IntEnum):
 class RingParams:
     """struct ethtool_ringparam and kernel_ethtool_ringparam: descriptors, bytes, split, threshold.
 
-    ``rx_buf_len`` 0: nobody set it, and a buffer is as large as the queue's pages, and the NIC, allow.
+    ``rx_buf_len`` 0: nobody set it. A buffer is as large as the queue's pages where the NIC fills them,
+    else 4 KiB.
     """
 
     rx_pending: int = 1024

@@ -118,6 +118,8 @@ class Ethtool:
     def set_features(self, **changes: bool) -> None:
         """ethtool -K: turn features on and off; ``rx_gro_hw`` merges segments in the NIC.
 
+        Queues restart, since buffer sizes follow.
+
         EOPNOTSUPP for one that the driver does not have (NETIF_F_GRO_HW of hw_features).
         """
         with self._rxqs.lock:
@@ -125,9 +127,14 @@ class Ethtool:
                 if name not in self._rxqs.driver.hw_features:
                     raise NetmemError(errno.EOPNOTSUPP, f"{self._rxqs.driver.name} has no feature {name}")
             on = {name for name, wanted in changes.items() if wanted}
-            self.features = (self.features - set(changes)) | on
+            features = (self.features - set(changes)) | on
+            if features == self.features:
+                return
+            self.features = features
             if self._rxqs.running:
                 self._rxqs.driver.set_features(self.features)
+                for queue in self._rxqs.queues if self._rxqs.driver.queue_mgmt_ops else ():
+                    self._rxqs.restart(queue)
 
     # -- channels -----------------------------------------------------------------------------
 

@@ -92,9 +92,12 @@ def next_napi(poll: PollRecord) -> None:
 
 
 @inline_kernel
-def ran_dry(pool: int) -> bool:
-    """True when a queue's device has no buffer to receive into."""
-    return pool != 0 and PoolRecord.at(pool).posted == 0
+def ran_dry(napi: NapiRecord, compiled: bool) -> bool:
+    """True when a queue's device has no buffer to receive into, or no descriptor to tell of it."""
+    if napi.pool != 0 and PoolRecord.at(napi.pool).posted == 0:
+        return True
+    ring = RxRingRecord.at(napi.ring)
+    return compiled and ring.next_to_use == ring.next_to_clean
 
 
 @inline_kernel
@@ -147,7 +150,7 @@ def net_rx_action(at: int) -> int:
             poll.work = call_op(ops.poll, napi.ring, poll.batch, poll.budget)
             poll.stage = Stage.RECEIVE
         if poll.stage == Stage.RECEIVE:
-            if poll.work == 0 and not ran_dry(napi.pool):
+            if poll.work == 0 and not ran_dry(napi, ops.refill != 0):
                 next_napi(poll)
                 continue
             poll.total += poll.work

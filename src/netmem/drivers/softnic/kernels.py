@@ -89,6 +89,7 @@ def softnic_packet(ring: RxRingRecord, batch: BatchRecord, n: int, i: int, word:
     desc, row = rx_desc(ring, i), row_of(batch, n)
     hlen, size, behind = sizes(word)
     left, taken = ring.open[desc.hash & (OPEN_BUFFERS - 1)], ring.buf_clean
+    size = min(size, PACKET_MAX, (ring.buf_use - taken) * ring.buf_len)  # whatever the device says
     rx_row(ring, row, -1)
     row.status, row.gso_size = status_of(word), desc.hash >> 32
     if ring.header_len == 0 and size > 0:

@@ -104,7 +104,7 @@ def nic_rx(nic: NicState, now: int) -> int:
     """Deliver frames of the wire's queue to receive rings. Returns packets delivered or dropped.
 
     A frame whose queue has no descriptor holds the wire for up to R_PAUSE_NS (802.3x PAUSE in
-    spirit); then it and all that follow for that queue are dropped until its tail moves.
+    spirit); then it, and what follows and finds none, is dropped until a tail moves.
     """
     bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.rx)
     head, tail = queue.head, load_acquire(address_of(queue) + FQ_TAIL)

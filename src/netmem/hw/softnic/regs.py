@@ -56,7 +56,7 @@ class NicCounters(Record):
     rx_bytes: i64
     rx_runt: i64
     rx_oversize: i64
-    rx_no_desc: i64  # dropped: the queue had no descriptor for longer than the pause
+    rx_no_desc: i64  # dropped: the queue had no descriptor or too few buffers for longer than the pause
     rx_csum_bad: i64
     rx_disabled: i64
     rx_paused: i64  # times the wire was held

@@ -15,7 +15,7 @@ from netmem.base.record import address_of, clear
 from netmem.hw.softnic.kernels import nic_done, nic_header, nic_rx
 from netmem.hw.softnic.look import look
 from netmem.hw.softnic.regs import HDS_ON, Bar, Rxs
-from netmem.hw.softnic.ring import behind, buffers_to, open_buffer, posted_to, rx_desc, translate
+from netmem.hw.softnic.ring import buffers_to, open_buffer, posted_to, rx_desc, translate
 from netmem.hw.softnic.state import NicState
 from netmem.hw.tap.kernels import (
     IOV_MAX,
@@ -55,13 +55,13 @@ def landing(nic: NicState, tap: TapRecord) -> int:
         return 0
     if translate(nic, rx_desc(work, work.head).header, nic.land_header, DmaDirection.FROM_DEVICE) == 0:
         return 0
-    first = 2
+    first, nic.land_room = 2, 0
     if left.flow == nic.land_hash + 1 and left.room > 0:
         host = translate(nic, left.io, left.room, DmaDirection.FROM_DEVICE)
         if host == 0:
             return 0
         iovec(tap, first, host, left.room)
-        first += 1
+        first, nic.land_room = first + 1, left.room
     for i in range(count):
         host = translate(nic, rx_desc(work, at + i).packet, buflen, DmaDirection.FROM_DEVICE)
         if host == 0:
@@ -156,6 +156,6 @@ def nic_landed(nic: NicState, frame: FrameRow) -> None:
     segments = (size + frame.gso_size - 1) // frame.gso_size
     bar.counters.rx_frames += segments
     bar.counters.rx_bytes += segments * frame.split + size
-    buflen, follow = q.buf_len, behind(q, work, frame, size)
+    buflen, follow = q.buf_len, min(nic.land_room, size)
     need = (size - follow + buflen - 1) // buflen
     nic_done(q, work, frame, need, frame.split, frame.status | Rxs.SPH, size, follow)

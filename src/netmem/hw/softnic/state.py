@@ -54,6 +54,7 @@ class NicState(Record):
     land_queue: i64  # queue + 1 that the next frame is expected on, 0: nothing is expected
     land_header: i64  # ... its header bytes, and its flow's hash
     land_hash: i64
+    land_room: i64  # bytes of it that are read behind what the flow brought before
     landed: i64  # frames that were read straight into their buffers, and those that were guessed wrong
     mislanded: i64
     generation: i64  # of the configuration that the device follows

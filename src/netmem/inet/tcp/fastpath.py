@@ -14,7 +14,7 @@ from netmem.inet.tcp.rtt import arm
 from netmem.inet.tcp.table import lookup, touch
 from netmem.inet.tcp.tcb import Flag, StackRecord, Tcb, TcpState, seq_diff, seq_le, seq_lt, tcb_of
 from netmem.inet.tcp.window import came, pressure, reclaim, trim
-from netmem.netdev.batch import BatchRecord, Kind, head_of, row_of
+from netmem.netdev.batch import BatchRecord, Kind, Shared, head_of, row_of
 
 
 @inline_kernel
@@ -25,7 +25,8 @@ def on_loan(stack: StackRecord, batch: BatchRecord) -> None:
     n = 0
     for i in range(batch.used):
         row = row_of(batch, i)
-        if row.netmem != 0 or (row.header_netmem != 0 and row.header_pool == pool):
+        own = row.netmem != 0 and row.shared != Shared.BEHIND
+        if own or (row.header_netmem != 0 and row.header_pool == pool):
             n += 1
     account.available += n
     trim(stack, stack.queue)

@@ -156,13 +156,11 @@ def deliver(
             return False
     if length <= MERGE_MOST and seq == tcb.rcv_nxt and merge(stack, tcb, length, ref, offset, pool, kind):
         return False
-    behind = shared == Shared.BEHIND
-    if behind and seq == tcb.rcv_nxt and coalesce(stack, tcb, length, ref, offset, pool):
+    if shared == Shared.BEHIND and seq == tcb.rcv_nxt and coalesce(stack, tcb, length, ref, offset, pool):
         return True
-    # What is pledged is there for whoever fills his buffers; everybody else is looked at. What lies behind
-    # another piece takes none.
-    waste = tcb.pledged <= 0 or 2 * length < tcb.per_segment
-    if waste and not behind and not may_take(stack, tcb, length):
+    # What is pledged is there for whoever fills his buffers; everybody else is looked at. That it lies behind
+    # another piece does not count: that one may be gone, or somebody else's.
+    if (tcb.pledged <= 0 or 2 * length < tcb.per_segment) and not may_take(stack, tcb, length):
         if seq != tcb.rcv_nxt or tcb.oq_head == 0:
             stack.counters.over_share += 1
             return False
@@ -176,7 +174,7 @@ def deliver(
         return False
     entry_of(stack, i).shared = shared
     if pool == account_of(stack, tcb).pool:
-        took(stack, tcb, 0 if behind else 1)
+        took(stack, tcb)
     return True
 
 

@@ -18,6 +18,7 @@ from netmem.memory.kernels import pp_available, pp_host_address, pp_put, set_hol
 from netmem.memory.layout import Holder, PoolRecord
 from netmem.memory.ref import offset_of
 from netmem.memory.shadow import netmem_of
+from netmem.netdev.batch import Shared
 
 
 class TokenTable(Record):
@@ -31,6 +32,7 @@ class TokenTable(Record):
     connection: i64
     due: i64  # out: a window update should be sent
     left: i64  # out: tokens of other pools, which were not freed
+    last: i64  # netmem of the last token that was given out
 
 
 class TokenSlot(Record):
@@ -38,6 +40,7 @@ class TokenSlot(Record):
 
     netmem: i64  # 0: returned, or never given out
     pool: i64  # handle
+    buffers: i64  # that it counts for: 0 where it lies behind the token before it, in the same buffer
 
 
 @inline_kernel
@@ -47,24 +50,27 @@ def slot_of(table: TokenTable, token: int) -> TokenSlot:
 
 
 @inline_kernel
-def token_take(table: TokenTable, pool: PoolRecord, netmem: int) -> int:
-    """A free token, which stands for a netmem from now on."""
+def token_take(table: TokenTable, pool: PoolRecord, netmem: int, shared: int) -> int:
+    """A free token, which stands for a netmem from now on. ``shared``: batch.Shared of what lies in it."""
     table.free -= 1
     token = Word.nth(table.stack, table.free).value
     slot = slot_of(table, token)
     slot.netmem, slot.pool = netmem, pool.handle
+    slot.buffers = 0 if shared == Shared.BEHIND and netmem == table.last else 1
+    table.last = netmem
     set_holder(pool, netmem, Holder.USER)
     return token
 
 
 @inline_kernel
-def token_free(table: TokenTable, slot: TokenSlot, token: int, pool: PoolRecord) -> None:
-    """A token comes back: the netmem that it stands for is put."""
+def token_free(table: TokenTable, slot: TokenSlot, token: int, pool: PoolRecord) -> int:
+    """A token comes back: the netmem that it stands for is put. The buffers that it counted for."""
     netmem = slot.netmem
     slot.netmem, slot.pool = 0, -netmem
     Word.nth(table.stack, table.free).value = token
     table.free += 1
     pp_put(pool, netmem, False)
+    return slot.buffers
 
 
 @inline_kernel
@@ -105,8 +111,8 @@ def frags_out(stack_at: int, c: int, table_at: int, pool_at: int, out: Words, li
         entry = entry_of(stack, tcb.rq_head)
         if entry.kind != EntryKind.FRAG or entry.pool != pool.handle or table.free == 0:
             break
-        token = token_take(table, pool, entry.netmem)
-        tcb.user += 1
+        token = token_take(table, pool, entry.netmem, entry.shared)
+        tcb.user += slot_of(table, token).buffers
         take = min(entry.len, limit)
         out[n, 0] = offset_of(entry.netmem, pool.shift) + entry.offset
         out[n, 1] = take | token << 32
@@ -180,8 +186,7 @@ def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, poo
     compacted to its front, and TokenTable.left has their number. ``c`` -1: no connection's window opens.
     """
     stack, table, pool = StackRecord.at(stack_at), TokenTable.at(table_at), PoolRecord.at(pool_at)
-    freed = 0
-    other = 0
+    freed = buffers = other = 0
     for k in range(n):
         token = int(tokens[k])
         if token < 1 or token > table.capacity:
@@ -193,12 +198,12 @@ def tokens_back(stack_at: int, c: int, table_at: int, tokens: Words, n: int, poo
             tokens[other] = token
             other += 1
             continue
-        token_free(table, slot, token, pool)
+        buffers += token_free(table, slot, token, pool)
         freed += 1
     table.left = other
     if c >= 0:
         tcb = tcb_of(stack, c)
-        tcb.user -= freed
+        tcb.user -= buffers
         note_window(stack, tcb, table, pool)
     return freed
 
@@ -224,7 +229,7 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
     tcb = tcb_of(stack, table.connection)
     account = account_of(stack, tcb)
     pool = PoolRecord.at(account.pool_at)  # gone, perhaps: a token of it keeps it
-    freed, bits = 0, 0
+    freed = buffers = bits = 0
     table.due = 0
     for _ in range(n):
         token = Word.at(at).value if size == 8 else load_u32(at)
@@ -237,11 +242,11 @@ def tokens_at(table_at: int, at: int, n: int, stride: int, size: int) -> int:
         if slot.pool != account.pool:
             bits = int(Returned.OTHERS)
             continue
-        token_free(table, slot, token, pool)
+        buffers += token_free(table, slot, token, pool)
         freed += 1
     if freed == 0:
         return bits
-    tcb.user -= freed
+    tcb.user -= buffers
     note_window(stack, tcb, table, pool)
     if pool.released > 0:
         bits |= Returned.RELEASED

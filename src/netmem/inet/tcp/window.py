@@ -143,14 +143,14 @@ def measure(tcb: Tcb, account: Account) -> None:
 
 
 @inline_kernel
-def took(stack: StackRecord, tcb: Tcb, buffers: int) -> None:
-    """The queue's pool gave ``buffers`` to a connection: out of its pledge, as far as that goes."""
+def took(stack: StackRecord, tcb: Tcb) -> None:
+    """The queue's pool gave a buffer to a connection: out of its pledge, as far as that goes."""
     account = account_of(stack, tcb)
-    account.available -= buffers
-    paid = min(buffers, tcb.pledged)
+    account.available -= 1
+    paid = 1 if tcb.pledged > 0 else 0
     tcb.pledged -= paid
     account.pledged -= paid
-    tcb.took_buffers += buffers
+    tcb.took_buffers += 1
     if tcb.took_buffers >= MEASURE:
         measure(tcb, account)
 

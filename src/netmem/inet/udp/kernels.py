@@ -23,7 +23,7 @@ from netmem.inet.udp.table import (
 )
 from netmem.memory.layout import PoolRecord
 from netmem.memory.ref import offset_of
-from netmem.netdev.batch import BatchRecord, Kind, RxRow, row_of
+from netmem.netdev.batch import BatchRecord, Kind, RxRow, Shared, row_of
 
 DATAGRAM_LEAST = 1  # bytes that even an empty datagram counts against the limit
 
@@ -77,6 +77,24 @@ def queue_piece(stack: StackRecord, tail: int, host: int, row: RxRow, linear: bo
     return i
 
 
+@inline_kernel
+def weigh(batch: BatchRecord, i: int, last: int) -> tuple[int, int, int]:
+    """Entries that datagram ``i`` takes, and buffers behind netmem ``last``; the netmem of its last piece.
+
+    What lies behind the piece before it, in the same netmem, takes no buffer.
+    """
+    pieces, buffers, part = 1, 1 if row_of(batch, i).linear_len > 0 else 0, i
+    while part >= 0:
+        piece = row_of(batch, part)
+        pieces += 1
+        if piece.size > 0:
+            if piece.shared != Shared.BEHIND or piece.netmem != last:
+                buffers += 1
+            last = piece.netmem
+        part = piece.more
+    return pieces, buffers, last
+
+
 @kernel
 def udp_rx(stack: StackRecord, batch: BatchRecord, i: int) -> bool:
     """Queue datagram ``i`` on its socket. False: nobody listens there, and the sender should be told."""
@@ -90,14 +108,10 @@ def udp_rx(stack: StackRecord, batch: BatchRecord, i: int) -> bool:
         return False
     sock = socket_of(stack, s)
     account = stack.accounts[stack.queue]
-    pieces = 1
-    part = i
-    while part >= 0:
-        pieces += 1
-        part = row_of(batch, part).more
+    pieces, buffers, last = weigh(batch, i, sock.last)
     # As TCP's connections: a socket holds at most what is free beside it.
     free = account.available - account.reserve - account.pledged
-    low = sock.buffers + pieces - 1 > free
+    low = sock.buffers + buffers > free
     full = sock.bytes + max(row.len, DATAGRAM_LEAST) > sock.limit
     unreadable = stack.by_token == 0 and account.host == 0
     if low or full or unreadable or stack.free_entries < pieces + 1:
@@ -120,9 +134,10 @@ def udp_rx(stack: StackRecord, batch: BatchRecord, i: int) -> bool:
             tail = queue_piece(stack, tail, host, piece, False, kind)
             n += 1
         part = piece.more
-    datagram_of(stack, head).pieces = n
-    account.available -= n
-    sock.buffers += n
+    datagram_of(stack, head).pieces, datagram_of(stack, head).buffers = n, buffers
+    account.available -= buffers
+    sock.buffers += buffers
+    sock.last = last
     if sock.tail != 0:
         datagram_of(stack, sock.tail).next = head
     else:
@@ -177,12 +192,12 @@ def pop_datagram(stack: StackRecord, sock: UdpSocketRecord, i: int) -> None:
     """The first datagram is gone, ``i`` is what follows it."""
     datagram = datagram_of(stack, sock.head)
     sock.bytes -= max(datagram.len, DATAGRAM_LEAST)
-    sock.buffers -= datagram.pieces
+    sock.buffers -= datagram.buffers
     sock.datagrams -= 1
     entry_free(stack, sock.head)
     sock.head = i
     if i == 0:
-        sock.tail = 0
+        sock.tail = sock.last = 0
 
 
 @kernel
@@ -212,7 +227,7 @@ def udp_out(stack_at: int, s: int, table_at: int, pool_at: int, into_at: int) ->
             following = piece.next
             if piece.kind == EntryKind.FRAG:
                 cmsg = Cmsg.nth(into.frags, used)
-                token = token_take(table, pool, piece.netmem)
+                token = token_take(table, pool, piece.netmem, int(Shared.NO))
                 cmsg.offset = offset_of(piece.netmem, pool.shift) + piece.offset
                 cmsg.size_token = piece.len | token << 32
                 cmsg.binding = pool.binding

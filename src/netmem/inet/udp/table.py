@@ -27,7 +27,7 @@ class UdpSocketRecord(Record):
     peer: i64
     tokens_fd: i64  # descriptor of its token table, 0 without
     buffers: i64  # that its queue holds
-    _unused: i64
+    last: i64  # netmem of the last piece in it, 0: empty
 
 
 class Datagram(Record):
@@ -40,7 +40,7 @@ class Datagram(Record):
     peer: i64
     pieces: i64
     kind: i64  # EntryKind.DGRAM
-    _unused: i64
+    buffers: i64  # that it counts for
 
 
 class Piece(Record):
