@@ -28,6 +28,7 @@ from netmem.memory.provider import AreaProvider
 from netmem.netdev.device import NetDevice
 
 PART = 4  # of a memory, at most one in so many bytes is in views
+LEAST = 16 << 10  # bytes of a view: less is copied sooner than held
 PATIENCE, AGAIN = 4, 16  # arrays that had to be copied, until views are tried for one in so many only
 
 
@@ -232,8 +233,8 @@ class Filling:
         self, gatherer: Gatherer, size: int, out: npt.NDArray[np.uint8] | None, align: int = 1
     ) -> None:
         self._gatherer, self.size, self.done = gatherer, size, 0
-        self.out, self._news = out, out is None
-        if out is None and not gatherer.expects_views():
+        self.out, self._news = out, out is None and size >= LEAST
+        if out is None and not (self._news and gatherer.expects_views()):
             self.out = np.empty(size, np.uint8)
         self._run = Run(gatherer, align)
 
