@@ -14,6 +14,7 @@ VERSIONS = {
     "changes": 1,  # netmem check --compare
     "leaks": 1,
     "show": 1,
+    "show-kernel": 1,
     "recv": 1,  # each line
     "send": 1,
     "guest-test": 1,

@@ -1,4 +1,4 @@
-"""`netmem show`: what running receivers do, from outside."""
+"""`netmem show`: what running receivers do, from outside, and what the running kernel tells of itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,7 +14,10 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from netmem.base.errors import NetmemError
 from netmem.base.schema import document
+from netmem.cli.options import usage
+from netmem.cli.show_kernel import render_kernel
 from netmem.cli.tables import WIDTH, table
 from netmem.lab.observe import observe
 
@@ -92,7 +96,12 @@ def _pool(pool: dict[str, Any]) -> list[object]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("pid", type=click.IntRange(1), required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON array on stdout (with --watch: one a line).")
+@click.option(
+    "--kernel", is_flag=True, help="The running kernel's devices instead: queues, NAPI, page pools."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout (with --watch: one a line)."
+)
 @click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
 @click.option(
     "--interval",
@@ -101,12 +110,20 @@ def _pool(pool: dict[str, Any]) -> list[object]:
     show_default=True,
     help="Seconds between refreshes.",
 )
-def command(pid: int | None, as_json: bool, watch: bool, interval: float) -> None:
+def command(pid: int | None, kernel: bool, as_json: bool, watch: bool, interval: float) -> None:
     """Show devices, queues, page pools and sockets of running receivers, or of process PID.
 
     The numbers are read from the other process's memory through /proc: it does not answer, and is not
     disturbed. Exit status 1 when there is nothing to show.
+
+    With --kernel: what the running kernel says of the devices of this network namespace over netlink. No
+    privileges are needed.
     """
+    if kernel:
+        if pid is not None:
+            raise click.UsageError("--kernel shows the kernel's devices: a process has none")
+        _show_kernel(as_json, interval if watch else 0.0)
+        return
     devices = observe(pid)
     if not devices:
         where = "no netmem receiver runs"
@@ -114,25 +131,41 @@ def command(pid: int | None, as_json: bool, watch: bool, interval: float) -> Non
             where = f"process {pid} has no netmem device, or is another user's"
         print(f"netmem: {where}", file=sys.stderr)
         sys.exit(1)
-    with contextlib.suppress(KeyboardInterrupt):
-        _show(devices, pid, as_json, interval if watch else 0.0)
+    shown(lambda: observe(pid), "show", _all, as_json, interval if watch else 0.0)
 
 
-def _show(devices: list[dict[str, Any]], pid: int | None, as_json: bool, interval: float) -> None:
-    """Once, or every ``interval`` seconds while there is anything to show."""
+def _show_kernel(as_json: bool, interval: float) -> None:
+    from netmem.kernel.look import kernel_devices  # pyroute2 takes its time
+
+    try:
+        shown(kernel_devices, "show-kernel", render_kernel, as_json, interval)
+    except NetmemError as error:
+        raise usage(error) from None
+
+
+def shown(
+    look: Callable[[], list[dict[str, Any]]],
+    schema: str,
+    draw: Callable[[list[dict[str, Any]]], RenderableType],
+    as_json: bool,
+    interval: float,
+) -> None:
+    """Devices once, or every ``interval`` seconds while there are any."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    if not interval:
-        print(json.dumps(document("show", {"devices": devices}))) if as_json else console.print(_all(devices))
-        return
     with contextlib.ExitStack() as stack:
-        live = None if as_json else stack.enter_context(Live(console=console, auto_refresh=False))
-        while devices:
-            if live:
-                live.update(_all(devices), refresh=True)
+        live = None
+        if interval and not as_json:
+            live = stack.enter_context(Live(console=console, auto_refresh=False))
+        while devices := look():
+            if as_json:
+                print(json.dumps(document(schema, {"devices": devices})), flush=True)
+            elif live:
+                live.update(draw(devices), refresh=True)
             else:
-                print(json.dumps(document("show", {"devices": devices})), flush=True)
+                console.print(draw(devices))
+            if not interval:
+                return
             time.sleep(interval)
-            devices = observe(pid)
 
 
 def _all(devices: list[dict[str, Any]]) -> RenderableType:

@@ -1,0 +1,1 @@
+"""The running kernel's netmem: what it tells over netlink."""

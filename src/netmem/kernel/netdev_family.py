@@ -1,0 +1,184 @@
+"""The kernel's generic netlink family ``netdev``, in pyroute2's terms: queues, NAPI, page pools.
+
+Commands and attributes are those of Documentation/netlink/specs/netdev.yaml (include/uapi/linux/netdev.h).
+A kernel that is older than an attribute does not send it; one that is newer sends more than is named here.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import sys
+from typing import Any
+
+from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.generic import GenericNetlinkSocket
+
+from netmem.base.errors import NetmemError
+
+FAMILY, VERSION = "netdev", 1
+
+
+class Cmd(enum.IntEnum):
+    """NETDEV_CMD_*."""
+
+    DEV_GET = 1
+    PAGE_POOL_GET = 5
+    PAGE_POOL_STATS_GET = 9
+    QUEUE_GET = 10
+    NAPI_GET = 11
+    QSTATS_GET = 12
+    BIND_RX = 13
+    NAPI_SET = 14
+    BIND_TX = 15
+
+
+class QueueType(enum.IntEnum):
+    """NETDEV_QUEUE_TYPE_*."""
+
+    RX = 0
+    TX = 1
+
+
+class netdev_queue(genlmsg):
+    """NETDEV_A_QUEUE_*."""
+
+    nla_map = (
+        ("NETDEV_A_QUEUE_UNSPEC", "none"),
+        ("NETDEV_A_QUEUE_ID", "uint32"),
+        ("NETDEV_A_QUEUE_IFINDEX", "uint32"),
+        ("NETDEV_A_QUEUE_TYPE", "uint32"),
+        ("NETDEV_A_QUEUE_NAPI_ID", "uint32"),
+        ("NETDEV_A_QUEUE_DMABUF", "uint32"),
+        ("NETDEV_A_QUEUE_IO_URING", "cdata"),  # a nest: that it is there says it
+        ("NETDEV_A_QUEUE_XSK", "cdata"),
+    )
+
+
+class netdev_napi(genlmsg):
+    """NETDEV_A_NAPI_*."""
+
+    nla_map = (
+        ("NETDEV_A_NAPI_UNSPEC", "none"),
+        ("NETDEV_A_NAPI_IFINDEX", "uint32"),
+        ("NETDEV_A_NAPI_ID", "uint32"),
+        ("NETDEV_A_NAPI_IRQ", "uint32"),
+        ("NETDEV_A_NAPI_PID", "uint32"),
+        ("NETDEV_A_NAPI_DEFER_HARD_IRQS", "uint32"),
+        ("NETDEV_A_NAPI_GRO_FLUSH_TIMEOUT", "cdata"),
+        ("NETDEV_A_NAPI_IRQ_SUSPEND_TIMEOUT", "cdata"),
+        ("NETDEV_A_NAPI_THREADED", "uint32"),
+    )
+
+
+POOL = (
+    ("NETDEV_A_PAGE_POOL_UNSPEC", "none"),
+    ("NETDEV_A_PAGE_POOL_ID", "cdata"),
+    ("NETDEV_A_PAGE_POOL_IFINDEX", "uint32"),
+    ("NETDEV_A_PAGE_POOL_NAPI_ID", "cdata"),
+    ("NETDEV_A_PAGE_POOL_INFLIGHT", "cdata"),
+    ("NETDEV_A_PAGE_POOL_INFLIGHT_MEM", "cdata"),
+    ("NETDEV_A_PAGE_POOL_DETACH_TIME", "cdata"),
+    ("NETDEV_A_PAGE_POOL_DMABUF", "uint32"),
+    ("NETDEV_A_PAGE_POOL_IO_URING", "cdata"),
+)
+
+
+class netdev_page_pool(genlmsg):
+    """NETDEV_A_PAGE_POOL_*."""
+
+    nla_map = POOL
+
+
+class netdev_page_pool_stats(genlmsg):
+    """NETDEV_A_PAGE_POOL_STATS_*: the pool, and its counters from 8 on."""
+
+    nla_map = (
+        ("NETDEV_A_PAGE_POOL_STATS_UNSPEC", "none"),
+        ("NETDEV_A_PAGE_POOL_STATS_INFO", "info"),
+        *((f"NETDEV_A_PAGE_POOL_STATS_UNUSED{i}", "none") for i in range(2, 8)),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_FAST", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_SLOW", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_SLOW_HIGH_ORDER", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_EMPTY", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_REFILL", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_ALLOC_WAIVE", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_RECYCLE_CACHED", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_RECYCLE_CACHE_FULL", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_RECYCLE_RING", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_RECYCLE_RING_FULL", "cdata"),
+        ("NETDEV_A_PAGE_POOL_STATS_RECYCLE_RELEASED_REFCNT", "cdata"),
+    )
+
+    class info(nla):
+        """The pool that the counters are of."""
+
+        nla_map = POOL
+
+
+class NetdevFamily:
+    """A socket for the family. Opening: EOPNOTSUPP where the kernel does not have it."""
+
+    def __init__(self) -> None:
+        self._socket = GenericNetlinkSocket()
+        try:
+            self._socket.bind(FAMILY, netdev_queue)
+        except NetlinkError:
+            self._socket.close()
+            raise NetmemError(
+                errno.EOPNOTSUPP,
+                f"this kernel has no netlink family {FAMILY}: Linux 6.3 has it, queues and page pools 6.8",
+            ) from None
+
+    def dump(self, cmd: Cmd, message: type[genlmsg], prefix: str) -> list[dict[str, Any]]:
+        """All objects that a command lists: attributes by name, without ``prefix``, in lower case."""
+        request = message()
+        request["cmd"], request["version"] = int(cmd), VERSION
+        self._socket.marshal.msg_map[self._socket.prid] = message
+        try:
+            answers = tuple(
+                self._socket.nlm_request(
+                    request, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST | NLM_F_DUMP
+                )
+            )
+        except NetlinkError as error:
+            raise NetmemError(error.code, f"netdev {cmd.name.lower()}: {error.args[-1]}") from None
+        return [plain(answer["attrs"], prefix) for answer in answers]
+
+    def queue_get(self) -> list[dict[str, Any]]:
+        """id, ifindex, type (QueueType), napi_id, dmabuf (a binding's id), io_uring, xsk."""
+        return self.dump(Cmd.QUEUE_GET, netdev_queue, "NETDEV_A_QUEUE_")
+
+    def napi_get(self) -> list[dict[str, Any]]:
+        """ifindex, id, irq, pid, defer_hard_irqs, gro_flush_timeout, irq_suspend_timeout, threaded."""
+        return self.dump(Cmd.NAPI_GET, netdev_napi, "NETDEV_A_NAPI_")
+
+    def page_pool_get(self) -> list[dict[str, Any]]:
+        """id, ifindex, napi_id, inflight, inflight_mem, detach_time (s since boot), dmabuf, io_uring."""
+        return self.dump(Cmd.PAGE_POOL_GET, netdev_page_pool, "NETDEV_A_PAGE_POOL_")
+
+    def page_pool_stats_get(self) -> list[dict[str, Any]]:
+        """info (of ``page_pool_get``), and counters. EOPNOTSUPP without CONFIG_PAGE_POOL_STATS."""
+        return self.dump(Cmd.PAGE_POOL_STATS_GET, netdev_page_pool_stats, "NETDEV_A_PAGE_POOL_STATS_")
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> NetdevFamily:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def plain(attributes: Any, prefix: str) -> dict[str, Any]:
+    """Attributes as names and numbers. ``uint`` is of four or eight bytes, as large as it must be."""
+    found: dict[str, Any] = {}
+    for name, value in attributes:
+        if isinstance(value, bytes):
+            value = int.from_bytes(value, sys.byteorder) if len(value) in (4, 8) else True
+        elif isinstance(value, nla):
+            value = plain(value["attrs"], "NETDEV_A_PAGE_POOL_")
+        found[name.removeprefix(prefix).lower()] = value
+    return found
