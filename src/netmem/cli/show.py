@@ -42,22 +42,22 @@ def render(device: dict[str, Any]) -> RenderableType:
     head.append(
         f", process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
         f"{', '.join(device['addresses'] or ['no address'])}, {device['mac']}\n"
-        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'not set'}, "
+        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'as below'}, "
         f"tcp-data-split {ring['tcp_data_split']}, hds-thresh {ring['hds_thresh']}"
     )
     queues, pools = [], []
     for queue in device["queues"]:
         pool = queue["pool"]
         queues.append([
-            queue["id"], _memory(queue["provider"]), queue.get("packets", 0), queue.get("bytes", 0),
-            queue.get("hds_hit", 0), queue.get("hds_miss", 0), queue.get("starved", 0),
+            queue["id"], _memory(queue["provider"]), queue.get("buf_len", 0), queue.get("packets", 0),
+            queue.get("bytes", 0), queue.get("hds_hit", 0), queue.get("hds_miss", 0), queue.get("starved", 0),
         ])  # fmt: skip
         if pool:
             pools.append([pool["id"], queue["id"], *_pool(pool)])
     pools += [[pool["id"], "gone", *_pool(pool)] for pool in device["retired_pools"]]
     parts: list[RenderableType] = [
         head,
-        table("queue|<memory|packets|bytes|split|not split|starved", queues),
+        table("queue|<memory|buffer|packets|bytes|split|not split|starved", queues),
         table("pool|queue|free|posted|out|fast|slow|empty|cached|ring|full|freed", pools),
     ]
     if device["sockets"]:

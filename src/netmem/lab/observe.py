@@ -64,7 +64,7 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         counters = {}
         if queue["ring"] >= 0:
             ring = record_in(arena_words(pid, queue["ring"]), RxRingRecord)
-            counters = items(ring.counters)
+            counters = {"buf_len": ring.buf_len, **items(ring.counters)}
         queues.append(
             {"id": queue["id"], "provider": queue["provider"], **counters, "pool": pools.get(queue["pool"])}
         )
