@@ -298,9 +298,9 @@ class _Wanted:
         """The net device over a started NIC."""
         if isinstance(bus, QemuBus):
             return lab_qemu.open_igb(bus, rx_queues=self.queues, mtu=self.mtu, name=self.name)
-        dev = open_netdev(SoftnicDriver(bus), rx_queues=self.queues, mtu=self.mtu, name=self.name)
-        dev.ethtool.set_features(rx_gro_hw=True)
-        return dev
+        return open_netdev(
+            SoftnicDriver(bus), rx_queues=self.queues, mtu=self.mtu, name=self.name, features=("rx_gro_hw",)
+        )
 
     def drop_privileges(self) -> None:
         """Now that what needs them is open."""

@@ -23,14 +23,17 @@ def both(address: str) -> list[str]:
     return [f"{address}/24", f"fd00::{int(address.rsplit('.', 1)[1]):x}/64"]
 
 
-def open_netdev(driver: Driver, *, rx_queues: int, mtu: int, name: str) -> NetDevice:
-    """A net device over ``driver``, up; when that fails the driver and its bus are closed."""
+def open_netdev(
+    driver: Driver, *, rx_queues: int, mtu: int, name: str, features: tuple[str, ...] = ()
+) -> NetDevice:
+    """A net device over ``driver``, up, with ``features`` on; closed, and its bus, when that fails."""
     try:
         dev = NetDevice(driver, name, rx_queues=rx_queues, mtu=mtu)
     except BaseException:
         driver.close()
         raise
     try:
+        dev.ethtool.set_features(**dict.fromkeys(features, True))
         dev.open()
     except BaseException:
         dev.close()

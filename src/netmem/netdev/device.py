@@ -74,6 +74,7 @@ class NetDevice:
                 raise
             self.queues.running = True
             try:
+                self.driver.set_features(self.ethtool.features)  # buffer sizes follow them
                 for queue in self.rx_queues:
                     self.queues.start(queue)
                 self.ethtool.apply()

@@ -28,8 +28,7 @@ class Ethtool:
         self.features: frozenset[str] = frozenset()
 
     def apply(self) -> None:
-        """Write features, RSS and rules to a device that has just been opened."""
-        self._rxqs.driver.set_features(self.features)
+        """Write RSS and rules to a device that has just been opened; features come before its queues."""
         self._apply_rxfh()
         self._rxqs.driver.set_rules(list(self.rules.values()))
 

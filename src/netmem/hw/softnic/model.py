@@ -38,6 +38,7 @@ class SoftNic:
         self.nic.irq_fd, self.nic.irq_count = irq_fd, 1
         self.nic.irq_at, self.nic.irq_len = self.at + field_offset(NicState, "irq_count"), 8
         self._regions: dict[int, Region] = {}
+        self._key = b""
         self._generation_at = self._region.address + field_offset(r.Bar, "generation")
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
         bar = self.bar
@@ -86,7 +87,10 @@ class SoftNic:
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
         self.nic.generation = read_word(self._generation_at)
-        look.toeplitz_table(self.at)
+        key = bytes(self.bar.rss_key)
+        if key != self._key:
+            self._key = key
+            look.toeplitz_table(self.at)
         for number, (q, work) in enumerate(self._queues()):
             if q.ctrl and q.state == QueueState.STOPPED:
                 self._start(q, work)
