@@ -162,12 +162,6 @@ def nic_rx(nic: NicState, now: int) -> int:
 
 
 @kernel
-def rx_step(nic_at: int, now: int) -> int:
-    """``nic_rx``, for Python."""
-    return nic_rx(NicState.at(nic_at), now)
-
-
-@kernel
 def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
     """One packet into its queue's ring: 1 done, 0 queue not running, -1 no descriptor, or too few buffers."""
     q, work = Bar.at(nic.bar).rxq[frame.queue], nic.rxq[frame.queue]

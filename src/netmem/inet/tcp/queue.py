@@ -91,6 +91,15 @@ def host_of(account: Account, netmem: int, offset: int, pool: int) -> int:
     return account.header_host + offset_of(netmem, account.header_shift) + offset
 
 
+@inline_kernel
+def lengthen(tcb: Tcb, last: Entry, length: int) -> None:
+    """The last piece of the receive queue has ``length`` bytes more; RCV.NXT moves on."""
+    last.len += length
+    tcb.rq_bytes += length
+    tcb.bytes_in += length
+    tcb.rcv_nxt = (tcb.rcv_nxt + length) & MASK32
+
+
 @kernel
 def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, pool: int, kind: int) -> bool:
     """Copy a short piece behind the last one of the receive queue, if that one's buffer has room.
@@ -107,10 +116,7 @@ def merge(stack: StackRecord, tcb: Tcb, length: int, netmem: int, offset: int, p
     if end + length > buffer_end(account, last.pool, last.offset) or buffer_end(account, pool, offset) == 0:
         return False
     memcpy(host_of(account, last.netmem, end, last.pool), host_of(account, netmem, offset, pool), length)
-    last.len += length
-    tcb.rq_bytes += length
-    tcb.bytes_in += length
-    tcb.rcv_nxt = (tcb.rcv_nxt + length) & MASK32
+    lengthen(tcb, last, length)
     stack.counters.merged += 1
     return True
 
@@ -124,10 +130,7 @@ def coalesce(stack: StackRecord, tcb: Tcb, length: int, ref: int, offset: int, p
     if last.netmem != ref or last.pool != pool or last.offset + last.len != offset or pool != account.pool:
         return False
     netmem_of(PoolRecord.at(account.pool_at), ref).pp_ref_count -= 1  # the last piece has one
-    last.len += length
-    tcb.rq_bytes += length
-    tcb.bytes_in += length
-    tcb.rcv_nxt = (tcb.rcv_nxt + length) & MASK32
+    lengthen(tcb, last, length)
     stack.counters.coalesced += 1
     return True
 
