@@ -147,7 +147,7 @@ def take(sock: TcpSocket, provider: AreaProvider | None, **options: int) -> byte
 
 def offer(sock: TcpSocket, left: memoryview) -> memoryview:
     """Send what there is room for now; the rest."""
-    if len(left) and (sock.room() or not sock.statistics()["bytes_out"]):
+    if len(left) and sock.writable():
         return left[sock.send(left) :]
     return left
 

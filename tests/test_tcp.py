@@ -9,8 +9,10 @@ import pytest
 from conftest import make_provider, payload, scaled, take, transfer
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import NetmemError
+from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import Flag, TcpState
+from netmem.netdev.tx import TX_ROWS
 from netmem.testing import frames
 from netmem.testing.net import PORT
 from netmem.testing.wire import FaultyLink
@@ -100,7 +102,7 @@ def test_tokens_held_long_close_the_window_and_nothing_is_dropped(network, conne
     def push(rounds):
         for _ in range(rounds):
             for i, (ours, theirs) in enumerate(pairs):
-                if len(left[i]) and (theirs.room() or not theirs.statistics()["bytes_out"]):
+                if len(left[i]) and theirs.writable():
                     left[i] = left[i][theirs.send(left[i]) :]
                 if ours.readable():
                     frags = ours.recvmsg_devmem().frags
@@ -186,7 +188,7 @@ def test_zero_window_is_probed_until_it_opens(network):
     got = bytearray()
     for _ in range(2000):
         got += take(ours, None)
-        if len(left) and theirs.room():
+        if len(left) and theirs.writable():
             left = left[theirs.send(left) :]
         net.run(1, MS)
     assert bytes(got) == data
@@ -411,3 +413,60 @@ def test_a_connection_reset_before_it_was_accepted_is_accepted_and_says_so(netwo
             assert error.value.errno == errno.ECONNRESET
             sock.close()
     listener.close()  # gives back what the second one left
+
+
+@pytest.fixture
+def crowd(network):
+    """Seven hundred connections, more than there are transmit rows, made at once: network, ours, theirs."""
+    config = TcpConfig(connections=1000)
+    net = network(config=config, peer_config=config)
+    listener = net.ours.stack.listen(PORT, backlog=1000)
+    theirs = [net.peer.stack.connect_nowait(frames.OURS, PORT) for _ in range(700)]
+    start = net.clock.now()
+    net.until(lambda: listener.pending() == 700, 1000)
+    assert net.peer.stack.conns.counters()["tx_full"] > 0
+    assert net.clock.now() - start < 100 * MS  # no SYN waited for its retransmission
+    return net, [listener.accept(timeout=0) for _ in theirs], theirs
+
+
+def test_who_finds_no_transmit_row_sends_later(crowd):
+    net, ours, theirs = crowd
+    data = payload(20_000)
+    for sock in theirs:
+        sock.send(data)
+        sock.shutdown()
+    for sock in ours:
+        sock.send(data)
+    got = {sock: bytearray() for sock in ours + theirs}
+    for _ in range(100_000):
+        for sock, have in got.items():
+            if sock.queued():
+                have += sock.recv(1 << 20)
+        net.run(1)
+        if all(len(have) == len(data) for have in got.values()):
+            break
+    assert all(have == data for have in got.values())
+    assert net.peer.stack.conns.counters()["tx_full"] > 700
+
+
+def test_an_abort_that_finds_no_transmit_row_is_sent_later(crowd):
+    net, ours, theirs = crowd
+    for sock in theirs:
+        sock.abort()
+    net.run(50)
+    assert all(sock.state() == TcpState.CLOSED for sock in ours)
+    assert net.peer.stack.conns.counters()["out_rst"] == 700
+    assert len(net.peer.stack.conns.free) == 1000
+
+
+def test_an_acknowledgement_does_not_end_the_wait_for_a_transmit_row(network):
+    net = network()
+    ours, theirs, _ = net.connect()
+    net.run(10)
+    tx, conns = net.peer.dev.tx.record, net.peer.stack.conns
+    tx.completed -= TX_ROWS  # all in use
+    theirs.send(b"held back")
+    tx.completed += TX_ROWS
+    calls.acknowledge(conns.at, theirs._c)
+    net.run(30)
+    assert ours.queued() == 9

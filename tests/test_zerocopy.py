@@ -12,6 +12,7 @@ import pytest
 from conftest import make_provider, need_nic, payload, scaled, take
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
+from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.leaks import leaks
 from netmem.lab.qemu import bar_memory
@@ -293,8 +294,36 @@ def test_send_buffers_shrink_before_they_run_out(network):
     ranges = sorted(sizes)
     assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(ranges))
     for offset, size in sizes:
-        tx.free_buffer(offset, size)
+        tx.free_buffer(offset, size, tx.record.filled)
     net.run(2)
     net.ours.dev.xmit()
     assert tx.fair_size(4 << 20) == 4 << 20
     assert tx.alloc_buffer(1 << 30) is not None  # side by side again
+
+
+def test_idle_connections_give_their_send_buffers_up(network):
+    """Hundreds that sent something once leave a new one all that it wants, and send on unharmed."""
+    config = TcpConfig(connections=600, sndbuf=4 << 20)
+    net = network(config=config, peer_config=config)
+    tcbs = net.peer.stack.conns.tcbs
+    pairs = [net.connect()[:2] for _ in range(300)]
+    for n, (_, theirs) in enumerate(pairs):
+        theirs.send(payload(100, seed=n))
+    held = pairs[7][1].send_window()  # to be filled by somebody who takes his time
+    net.run(400)
+    for n, (ours, _) in enumerate(pairs):
+        assert ours.recv(1000) == payload(100, seed=n)
+    ours, theirs, _ = net.connect()
+    theirs.send(b"x")
+    assert tcbs[theirs._c].sb_size == 4 << 20
+    assert [n for n, (_, one) in enumerate(pairs) if tcbs[one._c].sb_size] == [7]
+    assert all(one.writable() for _, one in pairs)
+    held[:5] = b"there"
+    pairs[7][1].commit(5)
+    for n, (_, one) in enumerate(pairs):
+        one.send(payload(100, seed=1000 + n))
+    net.run(1000)  # Nagle's algorithm and delayed acknowledgements included
+    assert ours.recv(10) == b"x"
+    for n, (one, _) in enumerate(pairs):
+        assert one.recv(1000) == (b"there" if n == 7 else b"") + payload(100, seed=1000 + n)
+    assert min(tcbs[one._c].sb_size for _, one in pairs) >= 1 << 20

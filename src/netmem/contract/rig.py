@@ -260,7 +260,7 @@ class Rig:
         view = self.provider.map() if self.provider is not None else None
         idle = 0
         for _ in range(MAX_ROUNDS):
-            if len(left) and (theirs.room() or not theirs.statistics()["bytes_out"]):
+            if len(left) and theirs.writable():
                 left = left[theirs.send(left) :]
             # A NIC may drop bursts that its ring cannot take: let time pass for their retransmission.
             self.net.run(1, MS // 10 if idle < PATIENCE else 20 * MS)

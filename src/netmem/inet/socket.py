@@ -251,15 +251,16 @@ class TcpSocket:
         if not self.can_send():
             self._fail_send()
         self._tcp.send_buffer(self._c)
-        if not self.room():
+        while not self.room():
             self._poller.wait(
-                lambda: self._closed or self.room() > 0 or not self.can_send(),
+                lambda: self._closed or self.writable(),
                 timeout if timeout is not None else self.timeout,
                 f"room to send to {self.peer[0]}:{self.peer[1]}",
             )
             self._check_open()
             if not self.can_send():
                 self._fail_send()
+            self._tcp.send_buffer(self._c)  # once empty, it may have gone to another connection
 
     def sendmsg_devmem(
         self, frags: npt.ArrayLike, binding: TxBinding | int, *, timeout: float | None = None
@@ -323,7 +324,7 @@ class TcpSocket:
         return not self._tcb.flags & Flag.FIN_QUEUED
 
     def room(self) -> int:
-        """Free bytes of the send buffer; 0 before the first send."""
+        """Free bytes of the send buffer; 0 while there is none: ``writable`` tells whether a call waits."""
         return self._tcb.sb_size - (self._tcb.sb_tail - self._tcb.sb_head)
 
     def _fail_send(self) -> None:
@@ -333,7 +334,8 @@ class TcpSocket:
     def send_window(self) -> memoryview:
         """The next contiguous free part of the send buffer, to be filled and then committed.
 
-        Lets a caller receive from elsewhere straight into the send buffer. May be empty.
+        Lets a caller receive from elsewhere straight into the send buffer. May be empty. Whoever has
+        nothing to put there commits 0 bytes.
         """
         with self._poller.lock:
             self._check_open()
@@ -343,16 +345,19 @@ class TcpSocket:
             tcp.send_buffer(c)
             tx = self._dev.tx
             at = self._tcb.sb_tail % self._tcb.sb_size
-            start = self._tcb.sb_host - tx.region.address + at
+            start = self._tcb.sb_offset + at
             size = min(self.room(), self._tcb.sb_size - at)
+            self._conns.set_flag(c, Flag.FILLING)
             return tx.region.bytes[start : start + size].data
 
     def commit(self, n: int) -> None:
-        """``n`` bytes of ``send_window`` were filled: send them."""
+        """``n`` bytes of ``send_window`` were filled: send them; the view is not to be written any more."""
         with self._poller.lock:
             self._check_open()
-            self._tcb.sb_tail += n
-            self.push()
+            self._conns.clear_flag(self._c, Flag.FILLING)
+            if n:
+                self._tcb.sb_tail += n
+                self.push()
 
     def sendall(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """sendall(): all of ``data`` into the send buffer, each step within ``timeout``."""

@@ -76,11 +76,11 @@ class _Bridge:
         try:
             n = self.kernel.recv_into(window[:CHUNK])
         except BlockingIOError:
+            self.ours.commit(0)
             self.readable = False
             return False
-        if n:
-            self.ours.commit(n)
-        else:
+        self.ours.commit(n)
+        if not n:
             self.in_done = True
             self.ours.shutdown()
         return True

@@ -135,6 +135,8 @@ def _more_of_tcp(host: LocalHost, sock: TcpSocket, run: Callable[[], None]) -> N
     calls.loss_probe(conns.at, c)
     calls.probe(conns.at, c)
     calls.window_updates(conns.at)
+    calls.idle_send_buffer(conns.at, 0)
+    calls.send_buffer_unused(conns.at, c)
     run()
     calls.timed_out(conns.at, c)
 
@@ -203,7 +205,7 @@ def _transfer(
     left, got = memoryview(data), bytearray()
     view = memory.map() if memory is not None else None
     while len(got) < SIZE:
-        if len(left) and (not sender.statistics()["bytes_out"] or sender.room()):
+        if len(left) and sender.writable():
             left = left[sender.send(left) :]
         run(1)
         if view is not None:

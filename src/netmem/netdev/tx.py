@@ -80,7 +80,7 @@ class TxQueue:
         )
         self.at = ctypes.addressof(self.record)
         self._free: list[tuple[int, int]] = []
-        self._later: deque[tuple[int, int, int]] = deque()  # with the row before which it is in use
+        self._later: deque[tuple[int, int, int]] = deque()  # with the count of rows before which it is in use
         self._next = self.slots_size
 
     def fair_size(self, wanted: int) -> int:
@@ -126,9 +126,12 @@ class TxQueue:
                 merged.append((offset, have))
         self._free = merged
 
-    def free_buffer(self, offset: int, size: int) -> None:
-        """Give a send buffer back; it is used again when no row that waits can name it."""
-        self._later.append((offset, size, self.record.filled))
+    def free_buffer(self, offset: int, size: int, mark: int) -> None:
+        """Give a send buffer back; it is used again when the rows before count ``mark`` are completed."""
+        if mark <= self.record.completed:
+            self._free.append((offset, size))
+        else:
+            self._later.append((offset, size, mark))
 
     def pending(self) -> int:
         """Rows that wait for the driver."""

@@ -19,7 +19,7 @@ def check_r5_unreadable(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
             sent = memoryview(payload(SIZE))
             held = 0
             for _ in range(2000):
-                if len(sent) and (theirs.room() or not theirs.statistics()["bytes_out"]):
+                if len(sent) and theirs.writable():
                     sent = sent[theirs.send(sent) :]
                 rig.net.run(1)
                 if ours.readable():

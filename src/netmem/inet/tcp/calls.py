@@ -200,7 +200,26 @@ def acknowledge(at: int, c: int) -> int:
 @kernel
 def write(at: int, c: int, src: int, length: int) -> int:
     """Copy bytes of the application into the send buffer; how many had room."""
-    return output.write_send_buffer(tcb_of(StackRecord.at(at), c), src, length)
+    stack = StackRecord.at(at)
+    return output.write_send_buffer(stack, tcb_of(stack, c), src, length)
+
+
+@kernel
+def send_buffer_unused(at: int, c: int) -> bool:
+    """output.send_buffer_unused."""
+    stack = StackRecord.at(at)
+    return output.send_buffer_unused(stack, tcb_of(stack, c))
+
+
+@kernel
+def idle_send_buffer(at: int, first: int) -> int:
+    """The next connection from ``first`` on with a send buffer that nobody uses; -1 without."""
+    stack = StackRecord.at(at)
+    for c in range(first, stack.rows):
+        tcb = tcb_of(stack, c)
+        if tcb.sb_size > 0 and output.send_buffer_unused(stack, tcb):
+            return c
+    return -1
 
 
 @kernel

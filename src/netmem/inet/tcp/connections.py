@@ -294,7 +294,7 @@ class Connections:
     def free_row(self, c: int) -> None:
         """Give a row and all that it holds back."""
         self.release_queues(c)
-        self._release_send_buffer(c)
+        self.release_send_buffer(c)
         self.fed(c)
         calls.end(self.at, c)
         self._clear(self.tcbs[c])
@@ -307,10 +307,11 @@ class Connections:
             self.clear_flag(c, Flag.STARVED)
             self.record.starved -= 1
 
-    def _release_send_buffer(self, c: int) -> None:
+    def release_send_buffer(self, c: int) -> None:
+        """Give a connection's send buffer back, if it has one: nothing of it may be on its way."""
         tcb = self.tcbs[c]
         if tcb.sb_size:
-            self.dev.tx.free_buffer(tcb.sb_offset, tcb.sb_size)
+            self.dev.tx.free_buffer(tcb.sb_offset, tcb.sb_size, tcb.sb_mark)
             tcb.sb_size = 0
 
     def release_queues(self, c: int) -> None:

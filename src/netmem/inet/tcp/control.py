@@ -40,16 +40,16 @@ class Control:
             self.conns.template(c)
             if not self.conns.flag(c, Flag.MAC):
                 return  # ARP is on its way; the answer sends it
-        self.segment(c, tcb.iss, flags)
+        if self.segment(c, tcb.iss, flags) < 0:
+            self.conns.timer(c, "xmit", MS)
         again = tcb.backoff or tcb.snd_nxt != tcb.iss
         tcb.snd_nxt = (tcb.iss + 1) & MASK32
         tcb.rtt_syn = 0 if again else self.conns.now
 
     def output(self, c: int) -> None:
-        """Send what there is for one connection; what does not fit goes with the next poll."""
+        """Send what there is for one connection; what finds no transmit row tries again."""
         if calls.send(self.conns.at, c, False) < 0:
-            self.conns.timer(c, "delack", MS)
-            self.conns.set_flag(c, Flag.ACK_NOW)
+            self.conns.timer(c, "xmit", MS)
 
     def closed(self, c: int, error: int) -> None:
         """The connection is over. The row stays while a socket or listener refers to it.
@@ -70,10 +70,13 @@ class Control:
             self.conns.free_row(c)
 
     def abort(self, c: int) -> None:
-        """ABORT: RST to the peer, everything given back."""
+        """ABORT: RST to the peer, everything given back, once there is a transmit row for it."""
         silent = (TcpState.CLOSED, TcpState.SYN_SENT, TcpState.TIME_WAIT)
         if self.conns.state(c) not in silent and self.conns.flag(c, Flag.MAC):
-            self.segment(c, self.conns.tcbs[c].snd_nxt, RST | ACK)
+            if self.segment(c, self.conns.tcbs[c].snd_nxt, RST | ACK) < 0:
+                self.conns.set_flag(c, Flag.ORPHAN | Flag.ABORTED)
+                self.conns.timer(c, "xmit", MS)
+                return
             self.conns.stats.out_rst += 1
         self.conns.set_flag(c, Flag.ORPHAN)
         self.closed(c, errno.ECONNABORTED)

@@ -27,6 +27,7 @@ from netmem.netdev.tx import BUFFER_LEAST
 
 CHALLENGE_NS = 500 * MS
 PAWS_NS = 24 * 86400 * SEC
+RECLAIM_NS = 25 * MS
 
 
 log = logging.getLogger("netmem.tcp")
@@ -40,6 +41,7 @@ class Tcp:
         self.control = Control(conns)
         self.timers = TcpTimers(conns, self.control)
         self.passive = PassiveOpen(conns, self.control)
+        self._reclaim_at = 0  # when idle send buffers are looked for next, ns
         self._ports = 32768 + int.from_bytes(conns.secret[4:6], "big") % 16384
 
     # -- calls --------------------------------------------------------------------------------
@@ -66,17 +68,40 @@ class Tcp:
         return c
 
     def send_buffer(self, c: int) -> None:
-        """Give a connection its send buffer. ENOBUFS when transmit memory is used up."""
-        tcb, tx = self.conns.tcbs[c], self.conns.dev.tx
-        if tcb.sb_size:
+        """Give a connection its send buffer, or a bigger one in place of one that is empty.
+
+        Where memory is short, those that have nothing to send give theirs up: a thousand idle connections
+        do not make small what the busy one has. ENOBUFS when transmit memory is used up all the same.
+        """
+        tcb, tx, wanted = self.conns.tcbs[c], self.conns.dev.tx, self.conns.config.sndbuf
+        if tcb.sb_size >= wanted or (tcb.sb_size and not calls.send_buffer_unused(self.conns.at, c)):
             return
-        size = tx.fair_size(self.conns.config.sndbuf)
-        while (offset := tx.alloc_buffer(size)) is None and size > BUFFER_LEAST:
+        size = tx.fair_size(wanted)
+        if size < wanted:
+            self._reclaim_send_buffers(c)
+            size = tx.fair_size(wanted)
+        if size <= tcb.sb_size:
+            return
+        offset = tx.alloc_buffer(size)
+        while offset is None and size > max(BUFFER_LEAST, 2 * tcb.sb_size):
             size >>= 1
-        if offset is None:
+            offset = tx.alloc_buffer(size)
+        if offset is not None:
+            self.conns.release_send_buffer(c)
+            tcb.sb_offset, tcb.sb_size = offset, size
+        elif not tcb.sb_size:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
-        tcb.sb_host, tcb.sb_offset = tx.region.address + offset, offset
-        tcb.sb_size = size
+
+    def _reclaim_send_buffers(self, but: int) -> None:
+        """Connections that have nothing to send give their buffers back; looked for now and then only."""
+        now = self.conns.record.now
+        if now < self._reclaim_at:
+            return
+        self._reclaim_at = now + RECLAIM_NS
+        c = -1
+        while (c := calls.idle_send_buffer(self.conns.at, c + 1)) >= 0:
+            if c != but:
+                self.conns.release_send_buffer(c)
 
     def shutdown(self, c: int) -> None:
         """CLOSE of our direction: FIN behind the last byte."""
@@ -272,9 +297,7 @@ class Tcp:
         ):  # fmt: skip
             return True
         if conns.flag(c, Flag.ORPHAN):
-            self.control.segment(c, tcb.snd_nxt, RST | ACK)
-            conns.stats.out_rst += 1
-            self.control.closed(c, errno.ECONNRESET)
+            self.control.abort(c)
             return False
         queued = tcb.oq_bufs
         gained = calls.data_in(conns.at, c, batch.at, i)

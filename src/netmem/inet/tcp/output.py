@@ -36,6 +36,7 @@ from netmem.inet.tcp.tcb import (
     tcb_of,
 )
 from netmem.inet.tcp.window import reclaim, window_update_due
+from netmem.netdev.tx import TxQueueRecord
 
 FAR = 1 << 62
 INITIAL_WINDOW = 10  # segments (RFC 6928)
@@ -263,8 +264,8 @@ def tcp_flush(stack: StackRecord) -> None:
     for n in range(stack.touched):
         tcb = tcb_of(stack, Word.nth(stack.touched_list, n).value)
         if tcb.state >= TcpState.ESTABLISHED and tcp_output(stack, tcb, False) < 0:
-            tcb.timers.delack = stack.now + MS
-            arm(stack, tcb.timers.delack)
+            tcb.timers.xmit = stack.now + MS
+            arm(stack, tcb.timers.xmit)
     stack.touched = 0
 
 
@@ -285,17 +286,26 @@ def window_updates(stack: StackRecord) -> int:
     return told
 
 
+@inline_kernel
+def send_buffer_unused(stack: StackRecord, tcb: Tcb) -> bool:
+    """True when a send buffer holds nothing, no transmit row names it, and nobody is about to fill it."""
+    if tcb.sb_head != tcb.sb_tail or tcb.flags & Flag.FILLING:
+        return False
+    return tcb.sb_mark <= TxQueueRecord.at(stack.tx).completed
+
+
 @kernel
-def write_send_buffer(tcb: Tcb, src: int, length: int) -> int:
+def write_send_buffer(stack: StackRecord, tcb: Tcb, src: int, length: int) -> int:
     """Copy bytes of the application into the send buffer; how many had room."""
     room = tcb.sb_size - (tcb.sb_tail - tcb.sb_head)
     length = min(length, room)
     if length > 0:
+        buffer = TxQueueRecord.at(stack.tx).host + tcb.sb_offset
         at = tcb.sb_tail % tcb.sb_size
         first = min(length, tcb.sb_size - at)
-        memcpy(tcb.sb_host + at, src, first)
+        memcpy(buffer + at, src, first)
         if length > first:
-            memcpy(tcb.sb_host, src + first, length - first)
+            memcpy(buffer, src + first, length - first)
         tcb.sb_tail += length
     return length
 

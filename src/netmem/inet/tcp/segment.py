@@ -124,3 +124,4 @@ def payload(stack: StackRecord, tcb: Tcb, r: int, offset: int, length: int) -> N
     io = queue.io + tcb.sb_offset
     row.payload, row.payload_len = io + at, first
     row.payload2, row.payload2_len = io, length - first
+    tcb.sb_mark = queue.filled

@@ -95,6 +95,8 @@ class Flag(enum.IntEnum):
     TLP_RETRANS = 32768  # the tail loss probe under way sent data again
     KEEPALIVE = 65536
     V6 = 131072
+    ABORTED = 524288  # the RST waits for a transmit row
+    FILLING = 262144  # a caller was handed a piece of the send buffer to fill (send_window)
 
 
 class EntryKind(enum.IntEnum):
@@ -126,10 +128,10 @@ class Timers(Record):
     reo: i64  # RACK's reordering timer
     pto: i64  # tail loss probe
     keep: i64  # keepalive
-    _unused: i64
+    xmit: i64  # what found no transmit row tries again
 
 
-TIMERS = 7
+TIMERS = 8
 
 
 class Tcb(Record):
@@ -183,9 +185,9 @@ class Tcb(Record):
     min_rtt: i64
     tlp_end: i64  # SND_NXT at the time of the tail loss probe, -1: none is under way
     # Send buffer: a ring in the device's transmit memory, and spans of it that stand for device memory.
-    sb_host: i64
     sb_offset: i64  # in the device's transmit memory
     sb_size: i64
+    sb_mark: i64  # count of transmit rows, before which one may name it
     sb_head: i64  # stream offset of SND_UNA
     sb_tail: i64  # stream offset behind the last byte written
     tq_head: i64  # what is in flight: a chain of Sent

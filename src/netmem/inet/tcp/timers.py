@@ -39,6 +39,7 @@ class TcpTimers:
                 ("reo", self._reordering_timeout),
                 ("pto", self._loss_probe),
                 ("keep", self._keepalive),
+                ("xmit", self._transmit),
             ):
                 at = getattr(tcb.timers, name)
                 if tcb.state and at and at <= self.conns.now:
@@ -121,6 +122,15 @@ class TcpTimers:
         self.conns.stats.delayed_acks += 1
         self.conns.set_flag(c, Flag.ACK_NOW)
         self.control.output(c)
+
+    def _transmit(self, c: int) -> None:
+        """There was no transmit row for what the connection had to send."""
+        if self.conns.flag(c, Flag.ABORTED):
+            self.control.abort(c)
+        elif self.conns.state(c) in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
+            self.control.send_syn(c)
+        else:
+            self.control.output(c)
 
     def _persist(self, c: int) -> None:
         """RFC 9293, 3.8.6.1: probe a closed window, ever more rarely, as long as the peer answers.
