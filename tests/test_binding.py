@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 
 import pytest
 
@@ -11,6 +12,7 @@ from conftest import make_provider, offer, payload, take, transfer
 from netmem.base.errors import NetmemError
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
 from netmem.memory.page_pool import PagePool
+from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.binding import open_rxq
 from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import Ethtool
@@ -336,3 +338,26 @@ def test_a_driver_need_not_have_coalescing():
     ethtool = Ethtool(RxQueues(Plain(), "nm0", 1, lambda: None))
     refused(errno.EOPNOTSUPP, ethtool.get_coalesce)
     refused(errno.EOPNOTSUPP, ethtool.set_coalesce, rx_usecs=1)
+
+
+def test_memory_that_something_else_exported(dev):
+    """DmabufProvider(fd=...): the descriptor stays the caller's, the memory is the same."""
+    whole = DmabufProvider(1 << 20, exporter="memfd")
+    with DmabufProvider(fd=whole.fd) as same, DmabufProvider(64 << 10, fd=whole.fd) as part:
+        assert (same.size, part.size) == (1 << 20, 64 << 10)
+        same.map(writable=True)[5] = 77
+        assert whole.map()[5] == part.map()[5] == 77
+        dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
+        dev.bind_rx([1], same).close()
+    os.fstat(whole.fd)
+    with pytest.raises(NetmemError) as error:
+        DmabufProvider(2 << 20, fd=whole.fd)
+    assert error.value.errno == errno.EINVAL
+    read, write = os.pipe()
+    for number in (read, 9999):
+        with pytest.raises(NetmemError) as error:
+            DmabufProvider(fd=number)
+        assert error.value.errno == errno.EBADF
+    os.close(read)
+    os.close(write)
+    whole.close()

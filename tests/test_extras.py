@@ -1,13 +1,14 @@
 """The base install is the checker for C sources; all else says in one line what it needs."""
 
 import importlib.metadata
+import itertools
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "tests" / "lint" / "tiny"
@@ -23,15 +24,17 @@ def packages(name, seen):
         if len(file.parts) and not file.parts[0].startswith((".", "_")):
             yield Path(str(found.locate_file(file.parts[0])))
     for line in found.requires or ():
-        if "extra ==" not in line:
-            yield from packages(re.match(r"[\w.-]+", line)[0], seen)
+        needed = Requirement(line)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            yield from packages(needed.name, seen)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Runs Python with what the base install has, and nothing else."""
-    folder = tmp_path_factory.mktemp("base")
-    for path in {*packages("pynetmem", set()), ROOT / "src" / "netmem"}:
+def install(folder, *distributions):
+    """A function that runs Python with what distributions need, and nothing else."""
+    for path in {
+        *itertools.chain(*(packages(name, set()) for name in distributions)),
+        ROOT / "src" / "netmem",
+    }:
         link = folder / path.name
         if not link.exists() and path.exists():
             link.symlink_to(path)
@@ -44,6 +47,17 @@ def base(tmp_path_factory):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return install(tmp_path_factory.mktemp("base"), "pynetmem")
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """With the extra "kernel"."""
+    return install(tmp_path_factory.mktemp("kernel"), "pynetmem", "pyroute2")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +77,7 @@ def test_the_converter_needs_neither_numpy_nor_numba(base):
 
 @pytest.mark.parametrize(
     "words",
-    [["recv"], ["send"], ["show"], ["leaks"], ["demo"], ["bench"], ["guest", "run"],
+    [["recv"], ["send"], ["leaks"], ["demo"], ["bench"], ["guest", "run"],
      ["check", "netmem.drivers.softnic:SoftnicDriver"]],
 )  # fmt: skip
 def test_what_needs_more_says_so_in_one_line(base, words):
@@ -82,3 +96,15 @@ def test_names_that_need_more_say_so(base, name):
     )
     assert done.stdout.endswith("pip install 'pynetmem[lab]'\n"), done.stderr
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["explain", "lo"], ["show", "--kernel"]])
+def test_what_asks_the_kernel_needs_pyroute2_and_no_more(base, kernel, words):
+    done = base("-m", "netmem.cli.entry", *words)
+    assert done.returncode == 1
+    assert done.stderr.endswith("pip install 'pynetmem[kernel]'\n")
+    done = kernel("-m", "netmem.cli.entry", *words)
+    assert "lo: loopback" in done.stdout, done.stderr
+    assert done.stderr == ""
+    done = kernel("-m", "netmem.cli.entry", "show")
+    assert done.stderr.endswith("pip install 'pynetmem[lab]'\n")

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from conftest import make_provider, need_qemu, offer, payload, scaled, take
 from netmem.base.address import ip4
-from netmem.base.arena import memfd
 from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
+from netmem.base.memfd import memfd
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.igb import regs as r
 from netmem.hw.pci import PCI_CAP_ID_EXP, PCI_CAP_ID_MSIX, PciFunction

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netmem.base.arena import memfd
 from netmem.base.errors import NetmemError
+from netmem.base.memfd import memfd
 from netmem.hw import pci
 from netmem.hw.vfio_user import DmaFault, DmaTable, Function
 from netmem.hw.vfio_user import protocol as p

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from test_explain import check, compared
 
 from netmem.lab.guest import tests
 from netmem.lab.guest.scripts import program
@@ -44,6 +45,10 @@ def test_a_flow_on_a_wire_that_loses_frames(lab):
     (first, _) = lab.guest.statistics()
     assert first["wire"]["lost"] > 10
     assert int(lab.run("nstat -az TcpRetransSegs | awk '/Retrans/ {print $2}'")) > 0
+
+
+def test_explain_predicts_what_the_kernel_says(lab):
+    check(compared(lab, "eth0:1 lo"))
 
 
 def test_no_page_pool_stays(lab):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from netmem.base.memfd import memfd
 from netmem.base.record import Items, Record
 
 R = TypeVar("R", bound=Record)
@@ -24,17 +25,6 @@ R = TypeVar("R", bound=Record)
 Words = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 PAGE_SIZE = 4096
-
-
-def memfd(name: str, size: int) -> int:
-    """A new memory file descriptor of ``size`` bytes, closed on exec, untouched pages free."""
-    fd = os.memfd_create(f"netmem:{name}", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
 
 
 class Region:

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.arena import Words, memfd
+from netmem.base.arena import Words
+from netmem.base.memfd import memfd
 from netmem.base.record import Record
 from netmem.base.text import harmless
 

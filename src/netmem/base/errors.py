@@ -5,6 +5,16 @@ from __future__ import annotations
 import errno as _errno
 from typing import Any
 
+ETOOSMALL = 525
+"""Kernel-internal number that recvmsg returns when no control message fits (net/core/scm.c)."""
+
+NAMES = {ETOOSMALL: "ETOOSMALL", _errno.EOPNOTSUPP: "EOPNOTSUPP"}  # the C library says ENOTSUP for that, too
+
+
+def errno_name(code: int) -> str:
+    """A number's name, as the kernel's sources have it."""
+    return NAMES.get(code) or _errno.errorcode.get(code, str(code))
+
 
 class _ByErrno(type):
     """Picks the class that is the builtin exception for an errno, too."""
@@ -25,9 +35,7 @@ class NetmemError(OSError, metaclass=_ByErrno):
         super().__init__(errno, message)
 
     def __str__(self) -> str:
-        code = self.errno or 0
-        name = "ETOOSMALL" if code == ETOOSMALL else _errno.errorcode.get(code, str(code))
-        return f"{self.strerror} [{name}]"
+        return f"{self.strerror} [{errno_name(self.errno or 0)}]"
 
 
 def _kind(builtin: type[OSError]) -> type:
@@ -59,7 +67,3 @@ class MissingError(NetmemError):
 
     def __init__(self, message: str) -> None:
         super().__init__(_errno.ENODEV, message)
-
-
-ETOOSMALL = 525
-"""Kernel-internal number that recvmsg returns when no control message fits (net/core/scm.c)."""

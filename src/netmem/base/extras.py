@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EXTRAS = {"lab": ("numpy", "numba", "pyroute2", "pcapng", "debian")}
+EXTRAS = {
+    "kernel": ("pyroute2",),
+    "lab": ("numpy", "numba", "pyroute2", "pcapng", "debian"),
+}
 
 
 class MissingExtraError(ImportError):

@@ -12,6 +12,7 @@ VERSIONS = {
     "check": 1,  # netmem check of a Python driver
     "sources": 1,  # netmem check of C sources
     "changes": 1,  # netmem check --compare
+    "explain": 1,
     "leaks": 1,
     "show": 1,
     "show-kernel": 1,

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from netmem.base.dmabuf import EXPORTERS, export
 from netmem.base.errors import MissingError, NetmemError
 from netmem.cli.options import SIZE
 from netmem.drivers.igb import driver as igb
@@ -24,7 +25,6 @@ from netmem.hw.process import python_argv
 from netmem.hw.qemu.find import Qemu, find_qemu
 from netmem.lab.guest.demo import is_fetched, receive
 from netmem.lab.receiver import Receiver, Setup, hashing_sink
-from netmem.memory.providers.dmabuf import EXPORTERS, export
 
 LIMIT_S = 120.0
 

@@ -14,6 +14,7 @@ VERBS = {
     "check": "Check whether a driver keeps the seven requirements of the netmem contract.",
     "convert": "Rewrite a C driver's payload from pages to netmem, as a patch.",
     "leaks": "Show who holds netmems of running receivers, and for how long.",
+    "explain": "Say why memory cannot be bound to a receive queue, and what would cure it.",
     "show": "Show devices, queues, page pools and sockets of running receivers.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
@@ -22,7 +23,7 @@ VERBS = {
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }
 
-ALONE = ("check", "convert")  # need no extra
+NEEDS = {"check": "", "convert": "", "explain": "kernel", "show": "kernel"}  # an extra; all else: lab
 
 
 class _Verbs(click.Group):
@@ -63,8 +64,8 @@ def main() -> None:
     verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
     if verb in VERBS:
         try:
-            if verb not in ALONE:
-                need("lab", verb)
+            if extra := NEEDS.get(verb, "lab"):
+                need(extra, verb)
             importlib.import_module(f"netmem.cli.{verb}")
         except MissingExtraError as error:
             _end(str(error))

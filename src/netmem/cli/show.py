@@ -15,11 +15,11 @@ from rich.live import Live
 from rich.text import Text
 
 from netmem.base.errors import NetmemError
+from netmem.base.extras import need
 from netmem.base.schema import document
 from netmem.cli.options import usage
 from netmem.cli.show_kernel import render_kernel
 from netmem.cli.tables import WIDTH, table
-from netmem.lab.observe import observe
 
 
 def _memory(provider: dict[str, Any] | None) -> str:
@@ -124,6 +124,9 @@ def command(pid: int | None, kernel: bool, as_json: bool, watch: bool, interval:
             raise click.UsageError("--kernel shows the kernel's devices: a process has none")
         _show_kernel(as_json, interval if watch else 0.0)
         return
+    need("lab", "show")
+    from netmem.lab.observe import observe  # not needed for the kernel's
+
     devices = observe(pid)
     if not devices:
         where = "no netmem receiver runs"

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from netmem.base.arena import PAGE_SIZE, Region, memfd
+from netmem.base.arena import PAGE_SIZE, Region
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.memfd import memfd
 from netmem.hw.softnic.regs import Bar
 
 

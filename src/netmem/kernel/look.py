@@ -36,7 +36,7 @@ def kernel_devices(name: str | None = None) -> list[dict[str, Any]]:
         {
             "name": link.get_attr("IFLA_IFNAME"),
             "ifindex": link["index"],
-            "driver": _driver(link),
+            "driver": driver_of(link),
             "mtu": link.get_attr("IFLA_MTU"),
             "link": link.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN") and bool(link["flags"] & 1),
             "mac": link.get_attr("IFLA_ADDRESS"),
@@ -75,7 +75,7 @@ def _pools(family: NetdevFamily) -> list[dict[str, Any]]:
     return [{**pool, **counters.get(pool["id"], {})} for pool in pools]
 
 
-def _driver(link: Any) -> str:
+def driver_of(link: Any) -> str:
     """The driver below, or what kind of device it is by itself."""
     name = link.get_attr("IFLA_IFNAME")
     with contextlib.suppress(OSError):

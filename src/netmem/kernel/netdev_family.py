@@ -1,4 +1,4 @@
-"""The kernel's generic netlink family ``netdev``, in pyroute2's terms: queues, NAPI, page pools.
+"""The kernel's generic netlink family ``netdev``, in pyroute2's terms: queues, NAPI, page pools, bindings.
 
 Commands and attributes are those of Documentation/netlink/specs/netdev.yaml (include/uapi/linux/netdev.h).
 A kernel that is older than an attribute does not send it; one that is newer sends more than is named here.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import enum
 import errno
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
@@ -53,6 +54,7 @@ class netdev_queue(genlmsg):
         ("NETDEV_A_QUEUE_DMABUF", "uint32"),
         ("NETDEV_A_QUEUE_IO_URING", "cdata"),  # a nest: that it is there says it
         ("NETDEV_A_QUEUE_XSK", "cdata"),
+        ("NETDEV_A_QUEUE_LEASE", "cdata"),
     )
 
 
@@ -117,11 +119,33 @@ class netdev_page_pool_stats(genlmsg):
         nla_map = POOL
 
 
+class netdev_dmabuf(genlmsg):
+    """NETDEV_A_DMABUF_*."""
+
+    nla_map = (
+        ("NETDEV_A_DMABUF_UNSPEC", "none"),
+        ("NETDEV_A_DMABUF_IFINDEX", "uint32"),
+        ("NETDEV_A_DMABUF_QUEUES", "queue"),  # one for each queue
+        ("NETDEV_A_DMABUF_FD", "uint32"),
+        ("NETDEV_A_DMABUF_ID", "uint32"),
+        ("NETDEV_A_DMABUF_RX_PAGE_SIZE", "uint32"),
+    )
+
+    class queue(nla):
+        """NETDEV_A_QUEUE_ID and NETDEV_A_QUEUE_TYPE."""
+
+        nla_flags = NLA_F_NESTED
+        nla_map = netdev_queue.nla_map[:4]
+
+
 class NetdevFamily:
-    """A socket for the family. Opening: EOPNOTSUPP where the kernel does not have it."""
+    """A socket for the family. Opening: EOPNOTSUPP where the kernel does not have it.
+
+    What is bound through it is unbound when it is closed, or its process ends.
+    """
 
     def __init__(self) -> None:
-        self._socket = GenericNetlinkSocket()
+        self._socket = GenericNetlinkSocket(ext_ack=True)
         try:
             self._socket.bind(FAMILY, netdev_queue)
         except NetlinkError:
@@ -133,18 +157,37 @@ class NetdevFamily:
 
     def dump(self, cmd: Cmd, message: type[genlmsg], prefix: str) -> list[dict[str, Any]]:
         """All objects that a command lists: attributes by name, without ``prefix``, in lower case."""
-        request = message()
+        answers = self._request(cmd, message(), NLM_F_DUMP)
+        return [plain(answer["attrs"], prefix) for answer in answers]
+
+    def _request(self, cmd: Cmd, request: genlmsg, flags: int) -> list[Any]:
+        """The answers to a message, but for the acknowledgement. The kernel's errno and text."""
         request["cmd"], request["version"] = int(cmd), VERSION
-        self._socket.marshal.msg_map[self._socket.prid] = message
+        self._socket.marshal.msg_map[self._socket.prid] = type(request)
         try:
-            answers = tuple(
-                self._socket.nlm_request(
-                    request, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST | NLM_F_DUMP
-                )
+            answers = self._socket.nlm_request(
+                request, msg_type=self._socket.prid, msg_flags=NLM_F_REQUEST | flags
             )
+            return list(answers)
         except NetlinkError as error:
             raise NetmemError(error.code, f"netdev {cmd.name.lower()}: {error.args[-1]}") from None
-        return [plain(answer["attrs"], prefix) for answer in answers]
+
+    def bind_rx(self, ifindex: int, queues: Iterable[int], fd: int, rx_page_size: int = 0) -> int:
+        """Bind a dma-buf's descriptor to receive queues, until the family is closed; the binding's id.
+
+        Errors are those of netdev_nl_bind_rx_doit; ``netmem.kernel.rules`` has them all.
+        """
+        request = netdev_dmabuf()
+        request["attrs"] = [
+            ("NETDEV_A_DMABUF_IFINDEX", ifindex),
+            ("NETDEV_A_DMABUF_FD", fd),
+            *(("NETDEV_A_DMABUF_QUEUES", _rx_queue(queue)) for queue in queues),
+            *([("NETDEV_A_DMABUF_RX_PAGE_SIZE", rx_page_size)] if rx_page_size else []),
+        ]
+        for answer in self._request(Cmd.BIND_RX, request, NLM_F_ACK):
+            if found := answer.get_attr("NETDEV_A_DMABUF_ID"):
+                return int(found)
+        raise NetmemError(errno.EPROTO, "netdev bind_rx: the kernel did not name the binding")
 
     def queue_get(self) -> list[dict[str, Any]]:
         """id, ifindex, type (QueueType), napi_id, dmabuf (a binding's id), io_uring, xsk."""
@@ -170,6 +213,10 @@ class NetdevFamily:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _rx_queue(queue: int) -> dict[str, Any]:
+    return {"attrs": [("NETDEV_A_QUEUE_ID", queue), ("NETDEV_A_QUEUE_TYPE", int(QueueType.RX))]}
 
 
 def plain(attributes: Any, prefix: str) -> dict[str, Any]:

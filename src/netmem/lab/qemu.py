@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from netmem.base.arena import memfd
 from netmem.base.clock import MS, Clock
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.memfd import memfd
 from netmem.drivers.igb import IgbDriver
 from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu

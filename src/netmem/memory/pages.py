@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from netmem.base.arena import Region, memfd
+from netmem.base.arena import Region
+from netmem.base.memfd import memfd
 from netmem.memory.area import Area
 
 

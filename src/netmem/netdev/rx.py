@@ -11,8 +11,9 @@ import ctypes
 import os
 from collections.abc import Callable
 
-from netmem.base.arena import Arena, Region, memfd
+from netmem.base.arena import Arena, Region
 from netmem.base.dma import DmaDevice, DmaDirection
+from netmem.base.memfd import memfd
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_DMA_MAP, PP_FLAG_DMA_SYNC_DEV
 from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams

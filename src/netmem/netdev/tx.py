@@ -11,8 +11,9 @@ import enum
 import os
 from collections import deque
 
-from netmem.base.arena import Region, memfd
+from netmem.base.arena import Region
 from netmem.base.jit import inline_kernel
+from netmem.base.memfd import memfd
 from netmem.base.record import Record, clear, i64
 
 TX_ROWS = 512

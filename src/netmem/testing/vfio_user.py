@@ -16,8 +16,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from netmem.base.arena import memfd
 from netmem.base.errors import NetmemError
+from netmem.base.memfd import memfd
 from netmem.hw.vfio_user import Function, Server
 from netmem.hw.vfio_user import protocol as p
 

@@ -10,7 +10,8 @@ import os
 import socket
 import struct
 
-from netmem.base.arena import PAGE_SIZE, memfd
+from netmem.base.arena import PAGE_SIZE
+from netmem.base.memfd import memfd
 
 PEER = 1  # our number; QEMU's device is 0
 REGISTER = 12  # of the doorbell, in BAR 0

@@ -15,8 +15,8 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from netmem.base.arena import memfd
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.memfd import memfd
 from netmem.hw.pci import BRIDGE_WINDOW, PciFunction, RootPort
 from netmem.hw.process import Process, Watchdog
 from netmem.hw.qemu import doorbell

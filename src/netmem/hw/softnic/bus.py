@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from netmem.base.arena import PAGE_SIZE, Region, memfd
+from netmem.base.arena import PAGE_SIZE, Region
 from netmem.base.errors import DeviceGoneError
+from netmem.base.memfd import memfd
 from netmem.base.native import full_fence
 from netmem.hw.bus import DmaSpace
 from netmem.hw.process import Child

@@ -18,6 +18,7 @@ from pathlib import Path
 from netmem.base import folders
 from netmem.base.errors import NetmemError
 from netmem.base.text import printable
+from netmem.lab.guest import python
 from netmem.lab.guest.packages import Say, Store, digest
 
 GUEST_FILES = Path(__file__).with_name("files")
@@ -205,6 +206,23 @@ class Images:
         folders.prune(self.folder, f"{name}-*.img", keep=3)
         return image
 
+    def python(self) -> Path:
+        """A file system with netmem itself, as far as it works without NumPy and Numba."""
+        paths = python.sources()
+        image = self.folder / f"python-{python.fingerprint(paths)}.img"
+        if image.exists():
+            os.utime(image)
+            return image
+        store = self._store
+        with store.making(self.folder / f"{image.name}.d") as work:
+            python.lay_out(paths, work)
+            part = self.folder / f"{image.name}.{os.getpid()}"
+            file_system(store.root("host"), work, part, spare=4 << 20)
+            os.replace(part, image)
+        shutil.rmtree(self.folder / f"{image.name}.d", ignore_errors=True)
+        folders.prune(self.folder, "python-*.img", keep=3)
+        return image
+
     def share(self, folder: Path, ends: contextlib.ExitStack) -> Path:
         """A file system with a copy of the user's folder; it goes when ``ends`` does."""
         fd, name = tempfile.mkstemp(dir=self.folder, prefix="share.")
@@ -271,6 +289,7 @@ def _finish(tree: Path) -> None:
         "share",
         "var/tmp",
         "netmem",
+        "netmem/python",
         "etc",
     ):
         (tree / one).mkdir(parents=True, exist_ok=True)
@@ -283,6 +302,8 @@ def _finish(tree: Path) -> None:
         path = tree / name
         path.unlink(missing_ok=True)
         path.write_text(text)
+    shutil.copyfile(GUEST_FILES / "netmem", usr / "netmem")
+    (usr / "netmem").chmod(0o755)
     for script in ("setup", "nics", "agent", "pools"):
         place = tree / "netmem" / script
         shutil.copyfile(GUEST_FILES / script, place)

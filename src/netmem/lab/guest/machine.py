@@ -110,6 +110,7 @@ class Guest:
         c = self.config
         names = [*STREAMS, "serial", *(["shell"] if c.shell else [])]
         ports = 2 if c.wire == "pair" else 1
+        disks = [root, images.python(), *([c.share] if c.share else [])]
         with contextlib.ExitStack() as theirs:
 
             def pair() -> tuple[socket.socket, int]:
@@ -138,7 +139,7 @@ class Guest:
                 file.write(cpio({"netmem/config": self._settings(ports).encode()}))
             fds = {name: fd for name, (_, fd) in made.items()}
             self.model.wait_ready()
-            argv = self._arguments(qemu, root, initrd, list(nics), fds, kvm)
+            argv = self._arguments(qemu, disks, initrd, list(nics), fds, kvm)
             with undisturbed():
                 self.qemu = Process(argv, [initrd, *fds.values()])
                 self._ends.callback(self.qemu.end, 0.0)
@@ -178,7 +179,7 @@ class Guest:
         return "".join(f'NETMEM_{name}="{value}"\n' for name, value in settings.items())
 
     def _arguments(
-        self, qemu: GuestQemu, root: Path, initrd: int, nics: list[str], fds: dict[str, int], kvm: bool
+        self, qemu: GuestQemu, disks: list[Path], initrd: int, nics: list[str], fds: dict[str, int], kvm: bool
     ) -> list[str]:
         c = self.config
         boot = [
@@ -193,7 +194,6 @@ class Guest:
         boot += ["swiotlb=force"] if c.bounce else []
         boot += ["nokaslr"] if c.gdb else []
         boot += [c.append] if c.append else []
-        disks = [root, *([c.share] if c.share else [])]
         argv = [
             *qemu.argv, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *qemu.sandbox,
             "-M", "q35,memory-backend=m0", "-m", f"{c.memory}M", "-smp", str(c.cpus),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from netmem.base.arena import PAGE_SIZE, Region, memfd
+from netmem.base.arena import PAGE_SIZE, Region
+from netmem.base.memfd import memfd
 from netmem.memory.provider import AreaProvider, check_size
 
 

@@ -1,0 +1,205 @@
+"""`netmem explain`: why memory cannot be bound to a receive queue, and what would cure it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from netmem.base.errors import NetmemError
+from netmem.base.extras import need
+from netmem.base.schema import document
+from netmem.cli.options import usage
+from netmem.cli.tables import WIDTH, table
+from netmem.kernel.explain import Explanation, Finding, Tried, attempt, explain, outcome
+from netmem.kernel.rules import Ask, Verdict
+from netmem.kernel.state import DeviceState, KernelState, device_names, device_state, kernel_state
+
+STYLES = {Verdict.HOLDS: "green", Verdict.REFUSES: "bold red", Verdict.UNKNOWN: "yellow"}
+AGREES = {True: "as predicted", False: "NOT as predicted", None: "which could not be known"}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.argument("where", metavar="[DEVICE[:QUEUE]]", required=False)
+@click.option(
+    "--rx-page-size", type=click.IntRange(0), default=0, help="Bytes of a netmem that are asked for."
+)
+@click.option(
+    "--try", "tries", is_flag=True, help="Bind a small dma-buf, unbind it, and compare. Needs a queue."
+)
+@click.option("--pid", type=click.IntRange(1), help="A device of this process, of a running receiver.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(where: str | None, rx_page_size: int, tries: bool, pid: int | None, as_json: bool) -> None:
+    """Explain what the kernel would say to memory bound to a receive queue of DEVICE (devmem TCP, bind-rx).
+
+    Every rule is looked at in the kernel's order, on what can be read without privileges: what holds, what
+    refuses with which errno and why, what cures it, and what nobody tells. Nothing is changed, unless --try
+    asks for it: then the queue is restarted with the memory, and once more without.
+
+    Without DEVICE: all devices, a line each. A device of a running `netmem recv` is explained likewise.
+
+    Exit status 0 when nothing known refuses, 1 when something does, or when --try came out otherwise.
+    """
+    try:
+        if where is None:
+            if tries:
+                raise click.UsageError("--try needs DEVICE:QUEUE: it restarts that queue")
+            bad = _all(rx_page_size, as_json)
+        else:
+            bad = _one(where, pid, rx_page_size, tries, as_json)
+    except NetmemError as error:
+        raise usage(error) from None
+    sys.exit(int(bad))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def _split(where: str) -> tuple[str, int | None]:
+    name, colon, queue = where.rpartition(":")
+    if not colon:
+        return where, None
+    if not queue.isdecimal():
+        raise click.UsageError(f"{where}: what follows the colon is the number of a queue, as in eth0:3")
+    return name, int(queue)
+
+
+def _find(name: str, pid: int | None) -> tuple[KernelState, DeviceState]:
+    """A device of the kernel's, or one of a running receiver."""
+    if pid is not None:
+        found = _own(name, pid)
+        if found is None:
+            raise NetmemError(errno.ENODEV, f"process {pid} has no device {name}")
+        return found
+    try:
+        return kernel_state(), device_state(name)
+    except NetmemError as error:
+        found = _own(name, None) if error.errno == errno.ENODEV else None
+        if found is None:
+            raise
+        return found
+
+
+def _own(name: str, pid: int | None) -> tuple[KernelState, DeviceState] | None:
+    """A receiver's device, where all of netmem is installed: the kernel's need less."""
+    with contextlib.suppress(ImportError):
+        need("lab", "explain")
+        from netmem.lab.own import own_device
+
+        return own_device(name, pid)
+    return None
+
+
+def _all(rx_page_size: int, as_json: bool) -> bool:
+    kernel, found = kernel_state(), []
+    for name in device_names():
+        with contextlib.suppress(NetmemError):  # gone since it was listed
+            found.append(explain(Ask(kernel, device_state(name), 0, rx_page_size)))
+    if as_json:
+        print(json.dumps(_document(kernel, [(one, None) for one in found])))
+    else:
+        rows: list[list[object]] = [
+            [one.ask.device.name, one.ask.device.driver, *_verdict(one)] for one in found
+        ]
+        _console().print(table("<device|<driver|<queue 0|<why", rows))
+    return all(one.refused for one in found)
+
+
+def _verdict(one: Explanation) -> tuple[str, str]:
+    """The errno, or that it would be accepted; and why."""
+    refused = one.refused
+    if refused:
+        return refused.rule.error, f"{refused.why} (rule: {refused.rule.text})"
+    return "accepted", f"as far as one can know: {len(one.unknown)} of {len(one.findings)} rules are unknown"
+
+
+def _one(where: str, pid: int | None, rx_page_size: int, tries: bool, as_json: bool) -> bool:
+    name, queue = _split(where)
+    kernel, device = _find(name, pid)
+    if tries and (queue is None or device.own):
+        raise click.UsageError("--try needs DEVICE:QUEUE of the kernel's: it restarts that queue")
+    queues = [queue] if queue is not None else list(range(max(device.rx_queues, 1)))
+    found = [explain(Ask(kernel, device, index, rx_page_size)) for index in queues]
+    tried = attempt(found[0].ask) if tries else None
+    if as_json:
+        print(json.dumps(_document(kernel, [(one, tried) for one in found])))
+    else:
+        _print(kernel, device, found, tried)
+    return any(one.refused for one in found) or (tried is not None and tried.agrees(found[0]) is False)
+
+
+def _document(kernel: KernelState, found: list[tuple[Explanation, Tried | None]]) -> dict[str, Any]:
+    devices: dict[str, dict[str, Any]] = {}
+    for one, tried in found:
+        device = one.ask.device
+        entry = devices.setdefault(device.name, {"name": device.name, "driver": device.driver, "queues": []})
+        plain = one.plain()
+        if tried is not None:
+            plain["tried"] = {
+                "errno": None if not tried.errno else outcome(tried), "text": tried.text,
+                "memory": tried.memory or None, "agrees": tried.agrees(one),
+            }  # fmt: skip
+        entry["queues"].append(plain)
+    return document("explain", {"kernel": kernel.release, "devices": list(devices.values())})
+
+
+def _print(kernel: KernelState, device: DeviceState, found: list[Explanation], tried: Tried | None) -> None:
+    console = _console()
+    state = "up" if device.up else "down"
+    what = kernel.release if device.own else f"Linux {kernel.release}"
+    queues = f"{device.rx_queues} receive queue{'s' if device.rx_queues != 1 else ''}"
+    console.print(Text(f"{device.name}: {device.driver}, {state}, {queues}; {what}", style="bold"))
+    for group in _alike(found):
+        _print_queues(console, group)
+    if tried is not None:
+        text = f"tried: {outcome(tried)}{f' ({tried.text})' if tried.text else ''}"
+        if not tried.memory and tried.errno == errno.EBADF:
+            text += ", since nothing here exports a dma-buf: all that comes before it was accepted"
+        agrees = tried.agrees(found[0])
+        console.print(Text(f"{text}; {AGREES[agrees]}", style="bold red" if agrees is False else "bold"))
+
+
+def _alike(found: list[Explanation]) -> list[list[Explanation]]:
+    """Queues of which the same is to be said, together."""
+    groups: dict[tuple[Finding, ...], list[Explanation]] = {}
+    for one in found:
+        groups.setdefault(one.findings, []).append(one)
+    return list(groups.values())
+
+
+def _print_queues(console: Console, group: list[Explanation]) -> None:
+    numbers = ", ".join(str(one.ask.queue) for one in group)
+    one = group[0]
+    verdict, why = _verdict(one)
+    style = STYLES[Verdict.REFUSES if one.refused else Verdict.HOLDS]
+    console.print(Text(f"\nqueue{'s' if len(group) > 1 else ''} {numbers}: {verdict}: {why}", style=style))
+    console.print(_table(one.findings))
+    cures = [f.cure for f in one.findings if f.cure]
+    if cures:
+        console.print(Text("what would help, in this order:"))
+        for number, cure in enumerate(cures, 1):
+            console.print(Text(f"  {number}. {cure}"))
+    told = [f for f in one.around if f.verdict is not Verdict.HOLDS]
+    if told:
+        console.print(Text("settings that are refused as things stand:"))
+        console.print(_table(told))
+
+
+def _table(findings: Any) -> Any:
+    rows = [
+        [
+            Text(one.verdict.value, style=STYLES[one.verdict]),
+            one.rule.error if one.verdict is not Verdict.HOLDS else "",
+            one.rule.text,
+            one.why,
+        ]
+        for one in findings
+    ]
+    return table("<|<errno|<rule|<what is known", rows)
