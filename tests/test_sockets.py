@@ -11,8 +11,8 @@ import pytest
 from conftest import make_provider, offer, payload
 from netmem.base.clock import MS, SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.base.frags import FRAG
 from netmem.hw.softnic import regs as r
-from netmem.inet.tokens import FRAG
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.testing import frames

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
+    from netmem.base.frags import FRAG, DevmemMessage
     from netmem.inet.aio import AsyncConnection, AsyncStack
     from netmem.inet.listener import TcpListener
     from netmem.inet.socket import TcpSocket
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import TcpConfig
-    from netmem.inet.tokens import FRAG, DevmemMessage
     from netmem.inet.udp import DATAGRAM, UdpSocket
     from netmem.lab.device import Device, Tap, open_device
     from netmem.lab.observe import observe
@@ -35,8 +35,8 @@ _WHERE = {
     "DeviceGoneError": "base.errors",
     "MissingError": "base.errors",
     "NetmemError": "base.errors",
-    "FRAG": "inet.tokens",
-    "DevmemMessage": "inet.tokens",
+    "FRAG": "base.frags",
+    "DevmemMessage": "base.frags",
     "TcpListener": "inet.listener",
     "TcpSocket": "inet.socket",
     "AsyncConnection": "inet.aio",

@@ -20,7 +20,7 @@ BEGIN, END = "<!-- explain: begin -->\n", "<!-- explain: end -->"
 RUN = """
 echo {code} | base64 -d > /tmp/explain_rules.py
 {setup}
-PYTHONPATH=/netmem/python PYTHONPYCACHEPREFIX=/tmp/pycache python3 /tmp/explain_rules.py {devices}
+python3 /tmp/explain_rules.py {devices}
 """
 
 

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
+from netmem.base.frags import DevmemMessage
 from netmem.inet.listener import TcpListener
 from netmem.inet.reader import AsyncReader
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.tcb import TcpState
-from netmem.inet.tokens import DevmemMessage
 from netmem.inet.udp import UdpMessage, UdpSocket
 
 if TYPE_CHECKING:

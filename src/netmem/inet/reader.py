@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from netmem.base.errors import NetmemError
+from netmem.base.frags import DevmemMessage
 from netmem.inet.later import Later
-from netmem.inet.tokens import DevmemMessage
 from netmem.inet.views import Filling, Gatherer
 from netmem.netdev.device import NetDevice
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from netmem.base.address import ip_text
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.base.frags import FRAG, NO_FRAGS, DevmemMessage
 from netmem.inet.poller import Poller
 from netmem.inet.reader import Reader
 from netmem.inet.tcp import calls
@@ -17,14 +18,7 @@ from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.connections import ENDS
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
-from netmem.inet.tokens import (
-    FRAG,
-    NO_FRAGS,
-    DevmemMessage,
-    Tokens,
-    blame_caller,
-    pool_of,
-)
+from netmem.inet.tokens import Tokens, blame_caller, pool_of
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from netmem.base.arena import Arena, Words
 from netmem.base.errors import NetmemError
+from netmem.base.frags import FRAG
 from netmem.inet.tcp.connections import Connections
 from netmem.inet.tcp.receive import (
     Returned,
@@ -24,42 +25,9 @@ from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.netdev.device import NetDevice
 
-FRAG = np.dtype(
-    [
-        ("frag_offset", "<u8"),
-        ("frag_size", "<u4"),
-        ("frag_token", "<u4"),
-        ("dmabuf_id", "<u4"),
-        ("flags", "<u4"),
-    ]
-)
-"""struct dmabuf_cmsg (include/uapi/linux/uio.h)."""
 TOKEN = FRAG["frag_token"]
-assert FRAG.itemsize == 24
-assert FRAG.fields is not None
-assert FRAG.fields["dmabuf_id"][1] == 16
-
-Frags = npt.NDArray[np.void]
 MAX_TOKENS = (1 << 31) - 1
 RELEASED, OTHERS = int(Returned.RELEASED), int(Returned.OTHERS)
-NO_FRAGS = np.zeros(0, FRAG)
-
-
-class DevmemMessage(NamedTuple):
-    """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``.
-
-    ``copied``: the linear bytes came by a queue without bound memory, not with their headers; where memory is
-    bound for the flow, it has left its queue (counter ``left_queue``, and a warning).
-    """
-
-    linear: bytes
-    frags: Frags
-    copied: bool = False
-
-    @property
-    def size(self) -> int:
-        """Payload bytes of the message; 0 at the end of the stream."""
-        return len(self.linear) + int(self.frags["frag_size"].sum())
 
 
 def named_tokens(tokens: npt.ArrayLike, capacity: int) -> Words:

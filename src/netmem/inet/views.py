@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from netmem.base.arena import Region, Words
 from netmem.base.errors import NetmemError
+from netmem.base.frags import DevmemMessage
 from netmem.inet.later import Later
-from netmem.inet.tokens import DevmemMessage
 from netmem.memory.calls import gather, hold_frags, run_of
 from netmem.memory.layout import NetmemRecord
 from netmem.memory.page_pool import PagePool

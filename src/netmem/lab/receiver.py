@@ -15,9 +15,9 @@ import numpy as np
 
 from netmem.base.arena import Bytes, Region
 from netmem.base.errors import NetmemError
+from netmem.base.frags import DevmemMessage
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
-from netmem.inet.tokens import DevmemMessage
 from netmem.lab.device import Device, open_device, wire_of
 from netmem.memory.calls import gather
 from netmem.memory.netmem import netmem_address

@@ -13,6 +13,7 @@ from netmem.base import folders, jit
 from netmem.base.address import ip
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
+from netmem.base.frags import FRAG
 from netmem.base.record import address_of
 from netmem.drivers.igb import kernels as igb
 from netmem.drivers.igb.regs import IgbTxRing
@@ -25,7 +26,6 @@ from netmem.inet.neighbour import arp_request
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
-from netmem.inet.tokens import FRAG
 from netmem.lab.local import LocalHost, pair
 from netmem.memory.layout import PoolRecord
 from netmem.memory.providers.dmabuf import DmabufProvider

@@ -15,6 +15,7 @@ from netmem.base.arena import Arena
 from netmem.base.checksum import inet_checksum
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
+from netmem.base.frags import FRAG, Frags
 from netmem.base.headers import IP_DF, PROTO_UDP, EtherType, IpHdr, UdpHdr
 from netmem.base.record import clear
 from netmem.inet.icmp import IcmpError, port_unreachable
@@ -22,7 +23,7 @@ from netmem.inet.ip import address_of
 from netmem.inet.poller import Poller
 from netmem.inet.tcp.connections import Connections
 from netmem.inet.tcp.tcb import RELEASE_ROOM
-from netmem.inet.tokens import FRAG, Frags, Tokens, pool_of
+from netmem.inet.tokens import Tokens, pool_of
 from netmem.inet.udp import kernels as k
 from netmem.inet.udp.table import SOCKETS, DatagramRow, Receive, UdpSocketRecord
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges

@@ -31,7 +31,7 @@ SETS: dict[str, tuple[tuple[str, str], ...]] = {
         for name in (
             "bash", "dash", "coreutils", "python3", "python3-yaml", "ethtool", "iproute2", "socat", "iperf3",
             "kmod", "iputils-ping", "procps", "util-linux", "mount", "tcpdump", "grep", "sed", "gawk",
-            "hostname", "diffutils", "findutils", "less", "tar", "gzip",
+            "hostname", "diffutils", "findutils", "less", "tar", "gzip", "python3-numpy",
         )
     ),
     "build": (

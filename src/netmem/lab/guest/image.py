@@ -302,6 +302,11 @@ def _finish(tree: Path) -> None:
         path = tree / name
         path.unlink(missing_ok=True)
         path.write_text(text)
+    libraries = tree / "usr/lib/x86_64-linux-gnu"
+    for name in ("blas", "lapack"):  # update-alternatives would do it
+        place = libraries / f"lib{name}.so.3"
+        if (libraries / name).is_dir() and not os.path.lexists(place):
+            place.symlink_to(f"{name}/lib{name}.so.3")
     shutil.copyfile(GUEST_FILES / "netmem", usr / "netmem")
     (usr / "netmem").chmod(0o755)
     for script in ("setup", "nics", "agent", "pools"):
