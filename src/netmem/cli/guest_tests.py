@@ -31,7 +31,10 @@ from netmem.lab.guest.config import GuestError
 from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.scripts import program
 
-WAYS = {"recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "zcrx": "io_uring zcrx"}
+WAYS = {
+    "recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "python": "the same, from Python",
+    "zcrx": "io_uring zcrx",
+}  # fmt: skip
 
 
 @click.command("test")
@@ -108,6 +111,8 @@ def _print_results(runner: tests.Runner, about: dict[str, str]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
     """Receive the same bytes by recv into ordinary memory, by devmem into a udmabuf, and by io_uring zcrx.
+
+    In C, and devmem from Python as well (netmem.kernel.devmem), with the same buffers.
 
     One guest, one sender, one queue, medians of the rounds; nobody looks at the payload. Under emulation only
     the ratios mean something, and not for hardware.

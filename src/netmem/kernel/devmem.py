@@ -1,7 +1,8 @@
 """TCP sockets of the kernel's that receive into bound memory and send from it (devmem TCP).
 
 Calls, names and results are those of ``netmem.inet.socket.TcpSocket``. One libc call each, on a message whose
-buffers are made once: control messages of devmem TCP are all of one size, and are read as one array.
+buffers are made once. Control messages of devmem TCP are all of one size, and are read as one array; a run of
+tokens goes back as one range.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+import mmap
 import os
-import select
 import socket
+import struct
 import time
 from collections import deque
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +28,11 @@ from netmem.base.frags import FRAG, NO_FRAGS, DevmemMessage
 SO_DEVMEM_LINEAR, SO_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED = 78, 79, 80
 MSG_SOCK_DEVMEM, MSG_CTRUNC = 0x2000000, 8
 MOST_RANGES, MOST_TOKENS = 128, 1024  # of one SO_DEVMEM_DONTNEED (net/core/sock.c)
+MOST_FRAGS = 2048
 LINEAR_MOST = 4 << 20  # bytes that a call may bring at most: address space, touched by linear data only
 CMSG = np.dtype([("len", "<u8"), ("level", "<i4"), ("type", "<i4"), ("frag", FRAG)])
+NO_TOKENS = np.zeros(0, np.int64)
+RUN = struct.Struct("=II")
 RANGE = np.dtype([("token_start", "<u4"), ("token_count", "<u4")])
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -52,22 +58,29 @@ class Msghdr(ctypes.Structure):
 class KernelSocket:
     """A connection of the kernel's TCP whose payload lies in bound memory. ``sock``: the socket itself."""
 
-    def __init__(self, sock: socket.socket, *, max_frags: int = 1024) -> None:
+    def __init__(self, sock: socket.socket, *, max_frags: int = MOST_FRAGS) -> None:
         self.sock = sock
-        sock.setblocking(False)
+        sock.setblocking(True)  # the kernel waits, as long as SO_RCVTIMEO says
         self.peer = sock.getpeername()[:2]
         self.timeout: float | None = None
-        self._linear = np.empty(LINEAR_MOST, np.uint8)
-        self._control = np.zeros(max_frags, CMSG)
-        self._iov = Iovec(self._linear.ctypes.data, LINEAR_MOST)
-        self._message = Msghdr(iov=ctypes.pointer(self._iov), iovlen=1, control=self._control.ctypes.data)
+        self._waits: dict[int, float | None] = {socket.SO_RCVTIMEO: None, socket.SO_SNDTIMEO: None}
+        self._buffer = mmap.mmap(-1, LINEAR_MOST)
+        self._linear = memoryview(self._buffer)
+        self._most = max_frags * CMSG.itemsize
+        control = (ctypes.c_char * self._most)()
+        self._control = memoryview(control).cast("B")
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        self._iov = Iovec(base, LINEAR_MOST)
+        self._message = Msghdr(
+            iov=ctypes.pointer(self._iov), iovlen=1, control=ctypes.addressof(control), controllen=self._most
+        )
         self._at = ctypes.byref(self._message)
         self._ready: deque[DevmemMessage] = deque()
 
     # -- receive ------------------------------------------------------------------------------
 
     def recvmsg_devmem(
-        self, bufsize: int = LINEAR_MOST, *, max_frags: int = 1024, timeout: float | None = None
+        self, bufsize: int = LINEAR_MOST, *, max_frags: int = MOST_FRAGS, timeout: float | None = None
     ) -> DevmemMessage:
         """recvmsg(..., MSG_SOCK_DEVMEM): what has arrived, payload by reference.
 
@@ -77,53 +90,68 @@ class KernelSocket:
         """
         if self._ready:
             return self._ready.popleft()
+        self._set_wait(socket.SO_RCVTIMEO, timeout)
+        message, fd = self._message, self.sock.fileno()
         self._iov.len = min(bufsize, LINEAR_MOST)
-        room = min(max_frags, len(self._control)) * CMSG.itemsize
-        fd, message = self.sock.fileno(), self._message
+        room = min(max_frags * CMSG.itemsize, self._most)
         while True:
             message.controllen = room
-            n = LIBC.recvmsg(fd, self._at, MSG_SOCK_DEVMEM | socket.MSG_DONTWAIT)
+            n = LIBC.recvmsg(fd, self._at, MSG_SOCK_DEVMEM)
             if n >= 0:
-                return self._sorted(n, message.controllen // CMSG.itemsize)
+                return self._sorted(n, message.controllen)
             code = ctypes.get_errno()
-            if code not in (errno.EAGAIN, errno.EINTR):
+            if code == errno.EAGAIN:
+                self._timed_out("data")
+            if code != errno.EINTR:
                 raise NetmemError(code, f"recvmsg from {self.peer[0]}:{self.peer[1]}: {_text(code)}")
-            self._wait(select.POLLIN, timeout, "data")
 
-    def _sorted(self, n: int, number: int) -> DevmemMessage:
+    def _sorted(self, n: int, used: int) -> DevmemMessage:
         """The message of a call, and for later those that begin at the next linear data behind frags."""
-        found = self._control[:number]
-        linear = found["type"] == SO_DEVMEM_LINEAR
-        if not linear.any():
-            if not number:
-                return DevmemMessage(self._linear[:n].tobytes(), NO_FRAGS, n > 0)
-            return DevmemMessage(b"", found["frag"].copy())
-        at = 0
+        if not used:
+            return DevmemMessage(bytes(self._linear[:n]), NO_FRAGS, n > 0)
+        found = np.frombuffer(bytes(self._control[:used]), CMSG)
+        kinds = found["type"]
+        if kinds.min() == SO_DEVMEM_DMABUF:
+            return DevmemMessage(b"", found["frag"])
+        linear, at = kinds == SO_DEVMEM_LINEAR, 0
         # A message begins where linear data follows frags, or is the first of all.
-        begins = [0, *(np.flatnonzero(linear[1:] & ~linear[:-1]) + 1).tolist(), number]
+        begins = [0, *(np.flatnonzero(linear[1:] & ~linear[:-1]) + 1).tolist(), len(found)]
         for first, last in itertools.pairwise(begins):
             part, flat = found["frag"][first:last], linear[first:last]
             size = int(part["frag_size"][flat].sum())
-            self._ready.append(DevmemMessage(self._linear[at : at + size].tobytes(), part[~flat].copy()))
+            self._ready.append(DevmemMessage(bytes(self._linear[at : at + size]), part[~flat]))
             at += size
         return self._ready.popleft()
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
-        """SO_DEVMEM_DONTNEED: give frags back; how many tokens were freed. Unknown ones are skipped."""
-        wanted = np.atleast_1d(np.asarray(tokens)).astype(np.int64)
-        if not wanted.size:
+        """SO_DEVMEM_DONTNEED: give frags back; how many tokens were freed. Unknown ones are skipped.
+
+        ``tokens``: one or an array of them, or (first, count) ranges, an array of shape (n, 2).
+        """
+        wanted = np.asarray(tokens)
+        if wanted.ndim == 2:
+            if wanted.shape[1] != 2:
+                raise NetmemError(errno.EINVAL, f"ranges are (first, count), not {wanted.shape[1]} numbers")
+            wanted = np.concatenate([NO_TOKENS, *(np.arange(at, at + n) for at, n in wanted.tolist())])
+        wanted = wanted.reshape(-1)
+        number = len(wanted)
+        if not number:
             return 0
-        freed, pieces = 0, ranges(wanted)
-        for first in range(0, len(pieces), MOST_RANGES):
-            part = pieces[first : first + MOST_RANGES]
+        first = int(wanted[0])
+        # What a receive brought is one run nearly always.
+        if number <= MOST_TOKENS and (wanted == np.arange(first, first + number, dtype=wanted.dtype)).all():
+            return self._dontneed(RUN.pack(first, number))
+        freed, pieces = 0, ranges(wanted.astype(np.int64))
+        for begin in range(0, len(pieces), MOST_RANGES):
+            part = pieces[begin : begin + MOST_RANGES]
             # Of more tokens than that the kernel looks at the first only.
             for group in np.split(part, _cuts(part["token_count"])):
-                freed += self._dontneed(group)
+                freed += self._dontneed(group.tobytes())
         return freed
 
-    def _dontneed(self, group: npt.NDArray[np.void]) -> int:
-        data = group.tobytes()
-        n = LIBC.setsockopt(self.sock.fileno(), socket.SOL_SOCKET, SO_DEVMEM_DONTNEED, data, len(data))
+    def _dontneed(self, group: bytes) -> int:
+        """One call for ranges (struct dmabuf_token)."""
+        n = LIBC.setsockopt(self.sock.fileno(), socket.SOL_SOCKET, SO_DEVMEM_DONTNEED, group, len(group))
         if n < 0:
             code = ctypes.get_errno()
             raise NetmemError(code, f"SO_DEVMEM_DONTNEED: {_text(code)}")
@@ -134,11 +162,12 @@ class KernelSocket:
     def sendall(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """All of ``data``, by copy; each step within ``timeout``."""
         view = memoryview(data).cast("B")
+        self._set_wait(socket.SO_SNDTIMEO, timeout)
         while len(view):
             try:
                 view = view[self.sock.send(view) :]
             except BlockingIOError:
-                self._wait(select.POLLOUT, timeout, "room to send")
+                self._timed_out("room to send")
 
     def shutdown(self) -> None:
         """No more will be sent."""
@@ -148,13 +177,18 @@ class KernelSocket:
         """Close the socket: the kernel takes back all tokens that are still out."""
         self.sock.close()
 
-    def _wait(self, events: int, timeout: float | None, what: str) -> None:
+    def _set_wait(self, option: int, timeout: float | None) -> None:
+        """How long the kernel waits from now on: SO_RCVTIMEO or SO_SNDTIMEO, where that changes."""
         limit = self.timeout if timeout is None else timeout
-        poll = select.poll()
-        poll.register(self.sock.fileno(), events)
-        if not poll.poll(None if limit is None else max(0, limit) * 1000):
-            text = f"no {what} within {limit:g} s: {self.peer[0]}:{self.peer[1]}"
-            raise NetmemError(errno.ETIMEDOUT, text)
+        if self._waits[option] != limit:
+            micro = 0 if limit is None else max(1, int(limit * 1e6))  # 0 is for ever
+            value = struct.pack("=qq", *divmod(micro, 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, option, value)
+            self._waits[option] = limit
+
+    def _timed_out(self, what: str) -> NoReturn:
+        text = f"no {what} within the time set: {self.peer[0]}:{self.peer[1]}"
+        raise NetmemError(errno.ETIMEDOUT, text)
 
     def __enter__(self) -> KernelSocket:
         return self

@@ -22,7 +22,7 @@ from netmem.lab.guest.packages import Store, digest
 from netmem.lab.guest.sources import SELFTESTS, unpacked_source
 
 LIMIT_S = 900.0
-OURS = ("rx.c", "bind.py")  # at /usr/src/netmem
+OURS = ("rx.c", "rx.py", "bind.py")  # at /usr/src/netmem
 # Targets by folder below the selftests: what scripts run that is not a script.
 PROGRAMS = {
     "net/lib": ("csum", "gro", "xdp_helper"),
