@@ -349,7 +349,7 @@ def test_memory_that_something_else_exported(dev):
         assert whole.map()[5] == part.map()[5] == 77
         dev.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
         dev.bind_rx([1], same).close()
-    os.fstat(whole.fd)
+    assert os.lseek(whole.fd, 0, os.SEEK_CUR) == 0  # it is the caller's
     with pytest.raises(NetmemError) as error:
         DmabufProvider(2 << 20, fd=whole.fd)
     assert error.value.errno == errno.EINVAL

@@ -69,6 +69,15 @@ def test_the_kernel_s_errno_is_passed_on(pair):
     assert "no room for a control message" in devmem._text(ETOOSMALL)
 
 
+def test_a_connection_that_is_reset_before_it_is_accepted():
+    with KernelListener(0) as listener:
+        plain = socket.create_connection(("127.0.0.1", listener.port), timeout=LIMIT_S)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        plain.close()
+        with listener.accept(timeout=LIMIT_S) as ours, pytest.raises(ConnectionResetError):
+            ours.recvmsg_devmem()
+
+
 # -- what a call brings, against the slow reading of it ---------------------------------------------
 
 CONTROL = st.lists(st.tuples(st.booleans(), st.integers(1, 5000)), max_size=40)
@@ -135,8 +144,13 @@ def test_only_dma_bufs_are_bound():
         Dmabuf(1 << 20)
     assert error.value.errno == errno.ENODEV
     fd = os.memfd_create("x")
+    os.truncate(fd, 4096)
     with pytest.raises(NetmemError) as error:
         Dmabuf(fd=fd)
     assert error.value.errno == errno.ENODEV
     os.fstat(fd)
     os.close(fd)
+    for size in (0, 5000, -4096):
+        with pytest.raises(NetmemError) as error:
+            Dmabuf(size)
+        assert error.value.errno == errno.EINVAL

@@ -23,7 +23,7 @@ from netmem.base.errors import NetmemError, errno_name
 from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.explain import attempt, explain, outcome
 from netmem.kernel.netdev_family import NetdevFamily
-from netmem.kernel.rules import Ask, Verdict
+from netmem.kernel.rules import BIND_RX, Ask, Verdict
 from netmem.kernel.state import device_state, kernel_state
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -33,6 +33,7 @@ SOL_XDP, XDP_RX_RING, XDP_UMEM_REG, XDP_UMEM_FILL_RING, XDP_UMEM_COMPLETION_RING
 XDP_COPY = 1 << 1
 AF_XDP = 44
 OFF, ON = 1, 2
+SPLIT = next(rule for rule in BIND_RX if rule.text.startswith("tcp-data-split"))
 
 
 def xdp_program(flags: int) -> int:
@@ -126,7 +127,8 @@ def tell(what: str, name: str, queue: int, rx_page_size: int = 0) -> None:
     tried = attempt(explanation.ask)
     refused = explanation.refused
     last = explanation.findings[-1].rule
-    asks = [one for one in explanation.unknown if one.rule is not last]  # of the driver nothing is ever known
+    # Of the driver nothing is ever known, nor whether split was set: here it was.
+    asks = [one for one in explanation.unknown if one.rule not in (last, SPLIT)]
     line = {
         "state": what, "device": name, "driver": explanation.ask.device.driver,
         "predicted": refused.rule.error if refused else "unknown" if asks or not device_state(name).up

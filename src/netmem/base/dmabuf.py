@@ -87,7 +87,11 @@ def look_at(fd: int) -> tuple[int, str]:
         raise NetmemError(errno.EBADF, f"{fd} is no open file descriptor") from None
     if not what.startswith(("/dmabuf:", "/memfd:")):
         raise NetmemError(errno.EBADF, f"descriptor {fd} ({what}) is neither a dma-buf nor a memfd")
-    return os.lseek(fd, 0, os.SEEK_END), "memfd" if what.startswith("/memfd:") else "given"
+    if what.startswith("/memfd:"):
+        return os.fstat(fd).st_size, "memfd"
+    size = os.lseek(fd, 0, os.SEEK_END)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return size, "given"
 
 
 @contextlib.contextmanager

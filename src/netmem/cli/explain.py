@@ -44,12 +44,13 @@ def command(where: str | None, rx_page_size: int, tries: bool, pid: int | None, 
 
     Without DEVICE: all devices, a line each. A device of a running `netmem recv` is explained likewise.
 
-    Exit status 0 when nothing known refuses, 1 when something does, or when --try came out otherwise.
+    Exit status 0 when nothing known refuses (without DEVICE: not everywhere), 1 when something does, or when
+    the kernel refused what --try asked for.
     """
     try:
         if where is None:
-            if tries:
-                raise click.UsageError("--try needs DEVICE:QUEUE: it restarts that queue")
+            if tries or pid is not None:
+                raise click.UsageError("--try and --pid need DEVICE:QUEUE")
             bad = _all(rx_page_size, as_json)
         else:
             bad = _one(where, pid, rx_page_size, tries, as_json)
@@ -74,6 +75,7 @@ def _split(where: str) -> tuple[str, int | None]:
 def _find(name: str, pid: int | None) -> tuple[KernelState, DeviceState]:
     """A device of the kernel's, or one of a running receiver."""
     if pid is not None:
+        need("lab", "explain --pid")
         found = _own(name, pid)
         if found is None:
             raise NetmemError(errno.ENODEV, f"process {pid} has no device {name}")
@@ -132,7 +134,7 @@ def _one(where: str, pid: int | None, rx_page_size: int, tries: bool, as_json: b
         print(json.dumps(_document(kernel, [(one, tried) for one in found])))
     else:
         _print(kernel, device, found, tried)
-    return any(one.refused for one in found) or (tried is not None and tried.agrees(found[0]) is False)
+    return any(one.refused for one in found) or (tried is not None and tried.agrees(found[0]) is not True)
 
 
 def _document(kernel: KernelState, found: list[tuple[Explanation, Tried | None]]) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def _print_queues(console: Console, group: list[Explanation]) -> None:
             console.print(Text(f"  {number}. {cure}"))
     told = [f for f in one.around if f.verdict is not Verdict.HOLDS]
     if told:
-        console.print(Text("settings that are refused as things stand:"))
+        console.print(Text("settings that are, or may be, refused as things stand:"))
         console.print(_table(told))
 
 

@@ -58,10 +58,12 @@ class Msghdr(ctypes.Structure):
 class KernelSocket:
     """A connection of the kernel's TCP whose payload lies in bound memory. ``sock``: the socket itself."""
 
-    def __init__(self, sock: socket.socket, *, max_frags: int = MOST_FRAGS) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: tuple[str, int] | None = None, *, max_frags: int = MOST_FRAGS
+    ) -> None:
         self.sock = sock
         sock.setblocking(True)  # the kernel waits, as long as SO_RCVTIMEO says
-        self.peer = sock.getpeername()[:2]
+        self.peer = peer or sock.getpeername()[:2]  # of an accepted one that was reset there is none
         self.timeout: float | None = None
         self._waits: dict[int, float | None] = {socket.SO_RCVTIMEO: None, socket.SO_SNDTIMEO: None}
         self._buffer = mmap.mmap(-1, LINEAR_MOST)
@@ -242,7 +244,8 @@ class KernelListener:
         end = None if timeout is None else time.monotonic() + timeout
         self.sock.settimeout(None if end is None else max(end - time.monotonic(), 0.001))
         try:
-            return KernelSocket(self.sock.accept()[0])
+            sock, address = self.sock.accept()
+            return KernelSocket(sock, address[:2])
         except TimeoutError:
             raise NetmemError(
                 errno.ETIMEDOUT, f"no connection to port {self.port} within {timeout:g} s"

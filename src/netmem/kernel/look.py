@@ -75,11 +75,19 @@ def _pools(family: NetdevFamily) -> list[dict[str, Any]]:
     return [{**pool, **counters.get(pool["id"], {})} for pool in pools]
 
 
+def sysfs(link: Any) -> Path:
+    """A device's folder in sysfs; one that is not there where /sys is another namespace's."""
+    folder = SYS / str(link.get_attr("IFLA_IFNAME"))
+    with contextlib.suppress(OSError):
+        if int((folder / "ifindex").read_text()) == link["index"]:
+            return folder
+    return Path("/nonexistent")
+
+
 def driver_of(link: Any) -> str:
     """The driver below, or what kind of device it is by itself."""
-    name = link.get_attr("IFLA_IFNAME")
     with contextlib.suppress(OSError):
-        return os.path.basename(os.readlink(SYS / name / "device" / "driver"))
+        return os.path.basename(os.readlink(sysfs(link) / "device" / "driver"))
     info = link.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
     return kind or ("loopback" if link["flags"] & 8 else "no driver")

@@ -24,12 +24,16 @@ class Dmabuf:
     """
 
     def __init__(self, size: int = 0, *, exporter: str = "auto", fd: int | None = None) -> None:
+        have, self.exporter_used = (size, "") if fd is None else dmabuf.look_at(fd)
+        self.fd, self.size, why = -1, size or have, ""
+        if not 0 < self.size <= have or self.size % mmap.PAGESIZE:
+            raise NetmemError(
+                errno.EINVAL, f"{self.size} bytes: a multiple of {mmap.PAGESIZE}, and no more than there is"
+            )
         if fd is None:
             self.fd, self.exporter_used, why = dmabuf.export(size, exporter)
-            self.size = size
         else:
-            have, self.exporter_used = dmabuf.look_at(fd)
-            self.fd, self.size, why = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), size or have, ""
+            self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         if self.exporter_used == "memfd":
             self.close()
             raise NetmemError(errno.ENODEV, f"the kernel binds dma-bufs only: {why or 'this is a memfd'}")

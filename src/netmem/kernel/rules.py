@@ -111,6 +111,8 @@ def queue_exists(ask: Ask) -> Answer:
 
 
 def dma_device(ask: Ask) -> Answer:
+    if ask.device.dma is False and ask.device.queue(ask.queue).leased:
+        return unknown("the queue is leased from another device, which decides")
     if ask.device.dma is None:
         return unknown(ask.device.dma_why)
     return holds(ask.device.dma_why) if ask.device.dma else refuses(ask.device.dma_why, "a device with DMA")
@@ -147,7 +149,7 @@ def pieces(ask: Ask) -> Answer:
 
 
 def leased(ask: Ask) -> Answer:
-    if ask.device.queue(ask.queue).leased:
+    if ask.device.queue(ask.queue).leased and ask.device.dma is not False:
         return refuses("this queue is leased", "bind at the device that leases it, or take another queue")
     return holds()
 
@@ -166,7 +168,7 @@ def split(ask: Ask) -> Answer:
         return refuses(f"{device.driver} does not tell it", f"{cure} (where the driver offers it)")
     if device.tcp_data_split != "enabled":
         return refuses(f"it is {device.tcp_data_split}", cure)
-    return holds("enabled; a driver's own default does not count, only what was set")
+    return unknown("it is enabled: whether it was set, or the driver says so by itself, nobody tells", cure)
 
 
 def threshold(ask: Ask) -> Answer:
@@ -176,9 +178,15 @@ def threshold(ask: Ask) -> Answer:
     return holds("0" if device.hds_thresh == 0 else f"{device.driver} has none")
 
 
+def xdp_off(device: DeviceState) -> str:
+    """How a program is taken away: in the way that it was attached, since none other is looked at."""
+    how = device.xdp if device.xdp.startswith("xdp") else "xdp"
+    return f"ip link set {device.name} {how} off"
+
+
 def no_xdp(ask: Ask) -> Answer:
     if ask.device.xdp:
-        return refuses(f"one is attached ({ask.device.xdp})", f"ip link set {ask.device.name} xdp off")
+        return refuses(f"one is attached ({ask.device.xdp})", xdp_off(ask.device))
     return holds()
 
 
@@ -193,8 +201,7 @@ def no_provider(ask: Ask) -> Answer:
     if not queue.provider:
         return holds()
     what = f"dma-buf, binding {queue.binding}" if queue.provider == "dmabuf" else "io_uring zcrx"
-    return refuses(f"{what} is bound", "take another queue, or end the process that bound it "
-                   "(`netmem leaks --kernel` names processes)")  # fmt: skip
+    return refuses(f"{what} is bound", "take another queue, or end the process that bound it")
 
 
 def no_xsk(ask: Ask) -> Answer:
@@ -252,7 +259,7 @@ def split_stays(ask: Ask) -> Answer:
 def split_on(ask: Ask) -> Answer:
     if ask.device.xdp:
         return unknown("an XDP program is attached: one that takes single buffers only refuses (EINVAL)",
-                       f"ip link set {ask.device.name} xdp off")  # fmt: skip
+                       xdp_off(ask.device))  # fmt: skip
     return holds()
 
 

@@ -18,10 +18,10 @@ from pyroute2 import IPRoute
 from netmem.base.dmabuf import DEVICES
 from netmem.base.errors import NetmemError
 from netmem.kernel.ethtool_family import EthtoolFamily
-from netmem.kernel.look import driver_of
+from netmem.kernel.look import driver_of, sysfs
 from netmem.kernel.netdev_family import NetdevFamily, QueueType
 
-PROC, SYS = Path("/proc"), Path("/sys/class/net")
+PROC = Path("/proc")
 CAP_NET_ADMIN = 12
 QUEUE_MGMT = re.compile(r"queue_mgmt_ops|queue_mem_alloc")  # netdev_queue_mgmt_ops, and ndo_queue_mem_alloc
 SPLIT = {0: "unknown", 1: "disabled", 2: "enabled"}
@@ -107,9 +107,11 @@ def kernel_symbols() -> dict[str, list[str]] | None:
     """
     wanted = re.compile(rf"{QUEUE_MGMT.pattern}|net_devmem_bind_dmabuf$|io_register_zcrx")
     found: dict[str, list[str]] = {"": []}
+    lines_read = False
     try:
         with open(PROC / "kallsyms") as lines:
             for line in lines:
+                lines_read = True
                 parts = line.split()
                 module = parts[3].strip("[]") if len(parts) > 3 else ""
                 found.setdefault(module, [])
@@ -117,7 +119,7 @@ def kernel_symbols() -> dict[str, list[str]] | None:
                     found[module].append(parts[2])
     except (OSError, IndexError):
         return None
-    return found
+    return found if lines_read else None  # empty where somebody hides it
 
 
 def queue_mgmt(driver: str, module: str) -> tuple[bool | None, str]:
@@ -135,6 +137,8 @@ def queue_mgmt(driver: str, module: str) -> tuple[bool | None, str]:
     mine = [symbol for symbol in known if symbol.startswith((f"{driver}_", driver.split("_")[0] + "_"))]
     if mine:
         return True, f"the kernel has {mine[0]}"
+    if known:
+        return None, f"the kernel has {known[0]}, of a driver that is built in, and {driver} is, too"
     return False, f"the kernel has no function of {driver} to restart one queue"
 
 
@@ -151,7 +155,7 @@ def device_state(name: str) -> DeviceState:
     if not links:
         raise NetmemError(errno.ENODEV, f"there is no device {name} in this network namespace")
     link, index, driver = links[0], links[0]["index"], driver_of(links[0])
-    has, why = queue_mgmt(driver, _module_of(name))
+    has, why = queue_mgmt(driver, _module_of(link))
     dma, dma_why = _dma(link)
     rings = _rings(index)
     queues, listed = _queues(index)
@@ -160,7 +164,7 @@ def device_state(name: str) -> DeviceState:
         ifindex=index,
         driver=driver,
         up=bool(link["flags"] & 1),
-        rx_queues=_rx_queues(name) or listed or link.get_attr("IFLA_NUM_RX_QUEUES") or 0,
+        rx_queues=listed or _rx_queues(link) or link.get_attr("IFLA_NUM_RX_QUEUES") or 0,
         queue_mgmt=has,
         queue_mgmt_why=why,
         dma=dma,
@@ -172,9 +176,9 @@ def device_state(name: str) -> DeviceState:
     )
 
 
-def _module_of(name: str) -> str:
+def _module_of(link: Any) -> str:
     with contextlib.suppress(OSError):
-        return os.path.basename(os.readlink(SYS / name / "device/driver/module"))
+        return os.path.basename(os.readlink(sysfs(link) / "device/driver/module"))
     return ""
 
 
@@ -188,10 +192,10 @@ def _dma(link: Any) -> tuple[bool | None, str]:
     return None, f"below it is {parent} on bus {bus}, of which nobody says whether it does DMA"
 
 
-def _rx_queues(name: str) -> int:
-    """real_num_rx_queues, 0 where sysfs is another namespace's."""
+def _rx_queues(link: Any) -> int:
+    """real_num_rx_queues; 0 where that is not told."""
     with contextlib.suppress(OSError):
-        return sum(one.startswith("rx-") for one in os.listdir(SYS / name / "queues"))
+        return sum(one.startswith("rx-") for one in os.listdir(sysfs(link) / "queues"))
     return 0
 
 

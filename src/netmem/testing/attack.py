@@ -423,6 +423,7 @@ def main() -> int:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     raise_file_limit()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup, receivers would rightly ignore it
     if args.role:
         host, _, port = args.address.rpartition(":")
         for _ in ROLES[args.role]((host, int(port))):

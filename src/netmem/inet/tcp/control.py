@@ -76,6 +76,7 @@ class Control:
             if self.segment(c, self.conns.tcbs[c].snd_nxt, RST | ACK) < 0:
                 self.conns.set_flag(c, Flag.ORPHAN | Flag.ABORTED)
                 self.conns.timer(c, "xmit", MS)
+                self.conns.release_queues(c)
                 return
             self.conns.stats.out_rst += 1
         self.conns.set_flag(c, Flag.ORPHAN)

@@ -70,7 +70,7 @@ def predict(stack: StackRecord, tcb: Tcb, batch: BatchRecord, i: int) -> bool:
     length, ack, seq = row.len, row.ack, row.seq
     if row.tcp_flags & ~PSH != ACK or seq != tcb.rcv_nxt or tcb.oq_head != 0:
         return False
-    if tcb.flags & (Flag.RECOVERY | Flag.LOSS | Flag.FIN_SEEN) or tcb.queue != stack.queue:
+    if tcb.flags & (Flag.RECOVERY | Flag.LOSS | Flag.FIN_SEEN | Flag.ABORTED) or tcb.queue != stack.queue:
         return False
     if row.sack != 0 or tcb.sacked != 0 or tcb.tlp_end >= 0 or tcb.dupacks != 0:
         return False

@@ -77,7 +77,7 @@ class Tcp:
         if tcb.sb_size >= wanted or (tcb.sb_size and not calls.send_buffer_unused(self.conns.at, c)):
             return
         size = tx.fair_size(wanted)
-        if size < wanted:
+        if size < wanted and self.conns.record.now >= self._reclaim_at:
             self._reclaim_send_buffers(c)
             size = tx.fair_size(wanted)
         if size <= tcb.sb_size:
@@ -86,6 +86,9 @@ class Tcp:
         while offset is None and size > max(BUFFER_LEAST, 2 * tcb.sb_size):
             size >>= 1
             offset = tx.alloc_buffer(size)
+        if offset is None and not tcb.sb_size:
+            self._reclaim_send_buffers(c)
+            offset = tx.alloc_buffer(size)
         if offset is not None:
             self.conns.release_send_buffer(c)
             tcb.sb_offset, tcb.sb_size = offset, size
@@ -93,11 +96,8 @@ class Tcp:
             raise NetmemError(errno.ENOBUFS, "no transmit memory is left for a send buffer")
 
     def _reclaim_send_buffers(self, but: int) -> None:
-        """Connections that have nothing to send give their buffers back; looked for now and then only."""
-        now = self.conns.record.now
-        if now < self._reclaim_at:
-            return
-        self._reclaim_at = now + RECLAIM_NS
+        """Connections that have nothing to send give their buffers back."""
+        self._reclaim_at = self.conns.record.now + RECLAIM_NS
         c = -1
         while (c := calls.idle_send_buffer(self.conns.at, c + 1)) >= 0:
             if c != but:

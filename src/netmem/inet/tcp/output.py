@@ -186,7 +186,7 @@ def tcp_output(stack: StackRecord, tcb: Tcb, force: int) -> int:
     used, or -1 when rows or entries ran out and it has to be called again.
     """
     used = 0
-    if can_send(tcb.state):
+    if can_send(tcb.state) and tcb.flags & Flag.ABORTED == 0:
         if tcb.lost > tcb.retrans:
             used = send_lost(stack, tcb)
             if used < 0:

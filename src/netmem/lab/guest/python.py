@@ -27,7 +27,10 @@ def _packages(name: str, seen: set[str]) -> Iterator[Path]:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         raise NetmemError(errno.ENOENT, f"{name} is not installed: pip install 'pynetmem[lab]'") from None
-    for top in sorted({file.parts[0] for file in found.files or () if file.suffix == ".py"}):
+    tops = sorted({file.parts[0] for file in found.files or () if file.suffix == ".py"})
+    if not tops:
+        raise NetmemError(errno.ENOENT, f"{name} does not say what it consists of: pip install {name}")
+    for top in tops:
         if not top.startswith((".", "_")):
             yield Path(str(found.locate_file(top)))
     for line in found.requires or ():
