@@ -104,6 +104,7 @@ def test_the_first_that_is_broken_decides(numbers):
     device(queue_mgmt=None), device(dma=None), kernel(devmem=None), kernel(exporters={}),
     kernel(exporters={"udmabuf": False}), device(up=False),
     lambda ask: replace(ask, rx_page_size=16384),
+    lambda ask: replace(kernel(release="7.2.12+deb13")(ask), rx_page_size=4096),
 ])  # fmt: skip
 def test_what_is_not_known_is_said(change):
     found = explain(change(GOOD))

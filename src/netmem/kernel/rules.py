@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,6 +74,13 @@ def privilege(ask: Ask) -> Answer:
     if ask.kernel.net_admin:
         return holds("this process has it")
     return refuses("this process lacks it", "run as root, or with CAP_NET_ADMIN (the answers below are read)")
+
+
+def page_size_known(ask: Ask) -> Answer:
+    found = re.match(r"(\d+)\.(\d+)", ask.kernel.release)
+    if ask.rx_page_size and found and (int(found[1]), int(found[2])) < (7, 3):
+        return unknown(f"Linux 7.3 has the attribute, {ask.kernel.release} need not", "no --rx-page-size")
+    return holds()
 
 
 def page_size_range(ask: Ask) -> Answer:
@@ -224,6 +232,7 @@ MEMORY = Rule("something exports a dma-buf", errno.EBADF, DEVMEM, exporter)
 BIND_RX = (
     Rule("the kernel has the netlink family netdev", errno.EOPNOTSUPP, "net/netlink/genetlink.c", family),
     Rule("CAP_NET_ADMIN", errno.EPERM, "net/netlink/genetlink.c", privilege),
+    Rule("the kernel knows rx-page-size", errno.EINVAL, "net/netlink/genetlink.c", page_size_known),
     Rule("rx-page-size is a page at least", errno.ERANGE, NETLINK, page_size_range),
     Rule("rx-page-size is a power of two", errno.EINVAL, NETLINK, page_size_power),
     Rule("the device is locked by itself (ops lock)", errno.EOPNOTSUPP, NETLINK, instance_lock),
