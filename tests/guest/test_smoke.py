@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_explain import check, compared
+from test_rules import check, compared
 
 from netmem.lab.guest import tests
 from netmem.lab.guest.scripts import program
