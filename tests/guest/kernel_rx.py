@@ -4,6 +4,7 @@ A line for each: its bytes' SHA-256, how many came as frags, linear and by copy,
 """
 
 import hashlib
+import socket
 import sys
 import threading
 import time
@@ -11,7 +12,6 @@ import time
 from netmem.kernel.devmem import KernelListener
 from netmem.kernel.memory import Dmabuf
 from netmem.kernel.netdev_family import NetdevFamily
-from netmem.kernel.state import device_state
 
 SIZE = 16 << 20
 
@@ -39,7 +39,7 @@ def main() -> None:
     name, exporter, queues, *ports = sys.argv[1:]
     hashed = "-" not in ports
     with Dmabuf(SIZE, exporter=exporter) as memory, NetdevFamily() as family:
-        family.bind_rx(device_state(name).ifindex, [int(q) for q in queues.split(",")], memory.fd)
+        family.bind_rx(socket.if_nametoindex(name), [int(q) for q in queues.split(",")], memory.fd)
         view, out = memory.map(), []
         listeners = [KernelListener(int(port)) for port in ports if port != "-"]
         bound = [queue["id"] for queue in family.queue_get() if "dmabuf" in queue]
