@@ -157,10 +157,11 @@ def run(*words, inside=(), **more):
 
 
 def test_predictions_on_this_kernel_come_true(family):
-    names = [name for name in state.device_names() if not device_state(name).queue_mgmt]
+    kernel = kernel_state()
+    names = [name for name in state.device_names() if not device_state(name, kernel).queue_mgmt]
     assert "lo" in names
     for name in names:
-        found = explain(Ask(kernel_state(), device_state(name), 0))
+        found = explain(Ask(kernel, device_state(name, kernel), 0))
         assert attempt(found.ask).agrees(found), name
         assert found.refused is not None
 
@@ -215,16 +216,18 @@ def test_names_of_functions_tell_who_restarts_queues(tmp_path, monkeypatch):
         "0 t e1000_open\t[e1000e]\n0 T net_devmem_bind_dmabuf\n"
     )
     monkeypatch.setattr(state, "PROC", tmp_path)
-    assert state.queue_mgmt("gve", "gve")[0] is True
-    assert state.queue_mgmt("igb", "igb")[0] is False
-    assert state.queue_mgmt("netkit", "")[0] is True
-    assert state.queue_mgmt("virtio_net", "")[0] is None  # built in, as something that does it
+    assert state.queue_mgmt("gve", "gve", state.kernel_symbols())[0] is True
+    assert state.queue_mgmt("igb", "igb", state.kernel_symbols())[0] is False
+    assert state.queue_mgmt("netkit", "", state.kernel_symbols())[0] is True
+    assert (
+        state.queue_mgmt("virtio_net", "", state.kernel_symbols())[0] is None
+    )  # built in, as something that does it
     (tmp_path / "kallsyms").write_text("0 T start\n")
-    assert state.queue_mgmt("virtio_net", "")[0] is False
+    assert state.queue_mgmt("virtio_net", "", state.kernel_symbols())[0] is False
     (tmp_path / "kallsyms").write_text("")
-    assert state.queue_mgmt("gve", "gve")[0] is None
+    assert state.queue_mgmt("gve", "gve", state.kernel_symbols())[0] is None
     (tmp_path / "kallsyms").unlink()
-    assert state.queue_mgmt("gve", "gve")[0] is None
+    assert state.queue_mgmt("gve", "gve", state.kernel_symbols())[0] is None
 
 
 @pytest.mark.process

@@ -69,6 +69,12 @@ def xdp(index: int, mode: str = "generic", flags: int = BPF_F_XDP_HAS_FRAGS):
         os.close(fd)
 
 
+def ask(name: str, queue: int, rx_page_size: int = 0) -> Ask:
+    """For a queue of a device, as both are now."""
+    kernel = kernel_state()
+    return Ask(kernel, device_state(name, kernel), queue, rx_page_size)
+
+
 @contextlib.contextmanager
 def af_xdp(name: str, index: int, queue: int):
     """An AF_XDP socket, in copy mode, on a queue; the kernel takes its time to forget it."""
@@ -83,7 +89,7 @@ def af_xdp(name: str, index: int, queue: int):
             raise OSError(ctypes.get_errno(), "bind(AF_XDP)")
         yield
     end = time.monotonic() + 10
-    while device_state(name).queue(queue).xsk and time.monotonic() < end:
+    while ask(name, queue).device.queue(queue).xsk and time.monotonic() < end:
         time.sleep(0.02)
 
 
@@ -123,7 +129,7 @@ def split(index: int, value: int) -> None:
 
 
 def tell(what: str, name: str, queue: int, rx_page_size: int = 0) -> None:
-    explanation = explain(Ask(kernel_state(), device_state(name), queue, rx_page_size))
+    explanation = explain(ask(name, queue, rx_page_size))
     tried = attempt(explanation.ask)
     refused = explanation.refused
     last = explanation.findings[-1].rule
@@ -131,7 +137,7 @@ def tell(what: str, name: str, queue: int, rx_page_size: int = 0) -> None:
     asks = [one for one in explanation.unknown if one.rule not in (last, SPLIT)]
     line = {
         "state": what, "device": name, "driver": explanation.ask.device.driver,
-        "predicted": refused.rule.error if refused else "unknown" if asks or not device_state(name).up
+        "predicted": refused.rule.error if refused else "unknown" if asks or not explanation.ask.device.up
         else "accepted",
         "rule": refused.rule.text if refused else "", "returned": outcome(tried), "text": tried.text,
         "agrees": tried.agrees(explanation),
@@ -141,7 +147,7 @@ def tell(what: str, name: str, queue: int, rx_page_size: int = 0) -> None:
 
 def around(what: str, name: str, rule: str, change) -> None:
     """A setting that is refused while memory is bound."""
-    explanation = explain(Ask(kernel_state(), device_state(name), 0))
+    explanation = explain(ask(name, 0))
     (found,) = (one for one in explanation.around if one.rule.text.startswith(rule))
     try:
         change()

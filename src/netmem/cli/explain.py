@@ -80,8 +80,9 @@ def _find(name: str, pid: int | None) -> tuple[KernelState, DeviceState]:
         if found is None:
             raise NetmemError(errno.ENODEV, f"process {pid} has no device {name}")
         return found
+    kernel = kernel_state()
     try:
-        return kernel_state(), device_state(name)
+        return kernel, device_state(name, kernel)
     except NetmemError as error:
         found = _own(name, None) if error.errno == errno.ENODEV else None
         if found is None:
@@ -103,7 +104,7 @@ def _all(rx_page_size: int, as_json: bool) -> bool:
     kernel, found = kernel_state(), []
     for name in device_names():
         with contextlib.suppress(NetmemError):  # gone since it was listed
-            found.append(explain(Ask(kernel, device_state(name), 0, rx_page_size)))
+            found.append(explain(Ask(kernel, device_state(name, kernel), 0, rx_page_size)))
     if as_json:
         print(json.dumps(_document(kernel, [(one, None) for one in found])))
     else:

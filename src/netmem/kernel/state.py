@@ -23,6 +23,7 @@ from netmem.kernel.netdev_family import NetdevFamily, QueueType
 
 PROC = Path("/proc")
 CAP_NET_ADMIN = 12
+Symbols = dict[str, list[str]]
 QUEUE_MGMT = re.compile(r"queue_mgmt_ops|queue_mem_alloc")  # netdev_queue_mgmt_ops, and ndo_queue_mem_alloc
 SPLIT = {0: "unknown", 1: "disabled", 2: "enabled"}
 
@@ -37,6 +38,7 @@ class KernelState:
     net_admin: bool  # CAP_NET_ADMIN in this process's user namespace
     page_size: int
     exporters: dict[str, bool]
+    symbols: Symbols | None = field(default=None, repr=False)  # kernel_symbols()
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def kernel_state() -> KernelState:
         exporters={
             name: os.access(path, os.R_OK | os.W_OK) for name, path in DEVICES.items() if os.path.exists(path)
         },
+        symbols=symbols,
     )
 
 
@@ -100,13 +103,13 @@ def _capabilities() -> int:
     return 0
 
 
-def kernel_symbols() -> dict[str, list[str]] | None:
+def kernel_symbols() -> Symbols | None:
     """Symbols that bear on netmem, by module, "" for the kernel itself; None when it does not say.
 
     Whoever may read them, addresses are not needed.
     """
     wanted = re.compile(rf"{QUEUE_MGMT.pattern}|net_devmem_bind_dmabuf$|io_register_zcrx")
-    found: dict[str, list[str]] = {"": []}
+    found: Symbols = {"": []}
     lines_read = False
     try:
         with open(PROC / "kallsyms") as lines:
@@ -122,9 +125,8 @@ def kernel_symbols() -> dict[str, list[str]] | None:
     return found if lines_read else None  # empty where somebody hides it
 
 
-def queue_mgmt(driver: str, module: str) -> tuple[bool | None, str]:
+def queue_mgmt(driver: str, module: str, symbols: Symbols | None) -> tuple[bool | None, str]:
     """Whether a driver has netdev_queue_mgmt_ops, by the names of its functions; and why."""
-    symbols = kernel_symbols()
     if symbols is None:
         return None, f"{PROC}/kallsyms cannot be read"
     for name in (module, driver):
@@ -148,14 +150,14 @@ def device_names() -> list[str]:
         return [str(link.get_attr("IFLA_IFNAME")) for link in route.get_links()]
 
 
-def device_state(name: str) -> DeviceState:
-    """A device of this network namespace. ENODEV for a name that none has."""
+def device_state(name: str, kernel: KernelState) -> DeviceState:
+    """A device of this network namespace, below ``kernel``. ENODEV for a name that none has."""
     with IPRoute() as route:
         links = [link for link in route.get_links() if link.get_attr("IFLA_IFNAME") == name]
     if not links:
         raise NetmemError(errno.ENODEV, f"there is no device {name} in this network namespace")
     link, index, driver = links[0], links[0]["index"], driver_of(links[0])
-    has, why = queue_mgmt(driver, _module_of(link))
+    has, why = queue_mgmt(driver, _module_of(link), kernel.symbols)
     dma, dma_why = _dma(link)
     rings = _rings(index)
     queues, listed = _queues(index)
