@@ -14,11 +14,11 @@ import pytest
 
 from conftest import payload, scaled
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.inet.aio import AsyncStack
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import TcpDataSplit
 
 pytestmark = pytest.mark.process
 PORT = 5001

@@ -10,11 +10,11 @@ import pytest
 
 from conftest import make_provider, offer, payload, take, transfer
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
 from netmem.memory.page_pool import PagePool
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.binding import open_rxq
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.queues import RxQueues
 from netmem.testing import frames

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from conftest import NIC_MEMORY, need_qemu, payload, scaled
+from netmem.base.ethtool import TcpDataSplit
 from netmem.lab.device import open_device
 from netmem.lab.observe import observe
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import TcpDataSplit
 
 LIMIT = 90
 NETMEM = [sys.executable, "-m", "netmem.cli.entry"]

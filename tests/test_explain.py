@@ -232,10 +232,10 @@ def test_names_of_functions_tell_who_restarts_queues(tmp_path, monkeypatch):
 
 @pytest.mark.process
 def test_a_device_of_ours(compiled):
+    from netmem.base.ethtool import TcpDataSplit
     from netmem.lab.device import open_device
     from netmem.lab.own import own_device
     from netmem.memory.providers.dmabuf import DmabufProvider
-    from netmem.netdev.driver import TcpDataSplit
 
     with open_device() as device:
         name = device.dev.name

@@ -19,6 +19,7 @@ import pytest
 
 from conftest import make_provider, need_qemu, payload, transfer
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import Child
 from netmem.inet.aio import AsyncStack
@@ -30,7 +31,6 @@ from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.memory.sanitizer import SanitizerError
-from netmem.netdev.driver import TcpDataSplit
 from netmem.netdev.napi import PacketType
 from netmem.testing.net import OURS, PORT
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from conftest import make_provider, need_qemu, offer, payload, scaled, take
 from netmem.base.address import ip4
 from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.memfd import memfd
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.igb import regs as r
@@ -31,7 +32,6 @@ from netmem.lab.device import open_device
 from netmem.lab.observe import observe
 from netmem.lab.qemu import QemuHost, bar_memory, start_stream
 from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames
 from test_nic import harvest
 from test_process import client

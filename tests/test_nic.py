@@ -12,7 +12,7 @@ import pytest
 from conftest import NIC_MEMORY, make_provider, offer, payload, take
 from netmem.base.address import ip4
 from netmem.base.errors import NetmemError
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import RSS_KEY
 from netmem.testing import frames
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_provider, offer, payload, take, transfer
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.hw.softnic.regs import OPEN_BUFFERS
 from netmem.lab.leaks import leaks
 from netmem.netdev.batch import Shared
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.napi import PacketType
 from netmem.netdev.ring import RxRingRecord
 from netmem.testing import frames

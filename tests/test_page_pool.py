@@ -51,7 +51,7 @@ class Device:
     def __init__(self):
         self.maps, self.watchers = {}, []
 
-    def dma_map(self, fd, offset, length, direction, *, peer=False):
+    def dma_map(self, fd, offset, length, direction, *, peer=False, exporter=""):
         io = 0x1000_0000 * (len(self.maps) + 1)
         self.maps[io] = (length, direction, peer)
         return io

@@ -11,12 +11,13 @@ import pytest
 from conftest import make_provider, need_qemu, payload
 from netmem.base import board
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.lab.device import open_device
 from netmem.lab.leaks import leaks
 from netmem.lab.observe import observe
 from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams
-from netmem.netdev.driver import NetmemTx, SteeringRule, TcpDataSplit
+from netmem.netdev.driver import NetmemTx
 from netmem.testing import frames
 from netmem.testing.net import PORT
 

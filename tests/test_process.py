@@ -18,8 +18,8 @@ import pytest
 import netmem
 from conftest import need, payload, scaled
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.base.jit import COMPILED
-from netmem.netdev.driver import TcpDataSplit
 
 pytestmark = pytest.mark.process
 LIMIT = 60.0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import payload
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.jit import kernel
 from netmem.base.record import address_of
 from netmem.hw.softnic import kernels, look
@@ -20,7 +21,6 @@ from netmem.hw.softnic.state import DmaMap, NicState
 from netmem.hw.wire import Frame, FrameRow
 from netmem.memory import sanitizer
 from netmem.memory.ref import offset_of
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ethtool import RSS_KEY
 from netmem.testing import frames
 from netmem.testing.wire import PacketWire

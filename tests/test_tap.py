@@ -17,6 +17,7 @@ import pytest
 
 from conftest import make_provider, need, payload, scaled, take
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.hw.tap import TapWire, open_tap
 from netmem.hw.tap import kernels as tap
 from netmem.hw.wrap import FaultyWire, TraceWire
@@ -24,7 +25,6 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.device import steer
 from netmem.lab.local import LocalHost
-from netmem.netdev.driver import TcpDataSplit
 
 OURS4, HOST4, OURS6, HOST6 = "10.20.0.2", "10.20.0.1", "fd00::2", "fd00::1"
 PORT = 5001

@@ -26,7 +26,7 @@ from netmem.lab.local import LocalHost, pair
 from netmem.lab.gateway import Gateway
 from netmem.base.clock import ManualClock
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 
 clock = ManualClock()
 ours, theirs = pair(clock)

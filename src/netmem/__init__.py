@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from netmem.base.errors import DeviceGoneError, MissingError, NetmemError
+    from netmem.base.ethtool import SteeringRule, TcpDataSplit
     from netmem.base.frags import FRAG, DevmemMessage
     from netmem.inet.aio import AsyncConnection, AsyncStack
     from netmem.inet.listener import TcpListener
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from netmem.memory.providers.dmabuf import DmabufProvider
     from netmem.memory.providers.pages import PagesProvider
     from netmem.netdev.device import NetDevice
-    from netmem.netdev.driver import SteeringRule, TcpDataSplit
 
 __version__ = "0.1.0"
 
@@ -55,8 +55,8 @@ _WHERE = {
     "DmabufProvider": "memory.providers.dmabuf",
     "PagesProvider": "memory.providers.pages",
     "NetDevice": "netdev.device",
-    "SteeringRule": "netdev.driver",
-    "TcpDataSplit": "netdev.driver",
+    "SteeringRule": "base.ethtool",
+    "TcpDataSplit": "base.ethtool",
 }
 
 __all__ = [*_WHERE, "__version__"]

@@ -28,12 +28,14 @@ class DmaDevice(Protocol):
     watchers: list[DmaWatcher]
 
     def dma_map(
-        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False
-    ) -> int:
+        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False,
+        exporter: str = "",
+    ) -> int:  # fmt: skip
         """Map a range of a memory file descriptor for the device and return its I/O address.
 
         ``peer`` says that the memory is not the host's to read (dma_buf_map_attachment): a bus
-        that bounces passes it straight through.
+        that bounces passes it straight through. ``exporter``: who made it, where that is more than
+        a file to be mapped (``cuda:UUID``). EOPNOTSUPP on a bus whose device cannot reach such memory.
         """
 
     def dma_map_resource(self, address: int, length: int) -> int:

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
+from netmem.base.ethtool import TcpDataSplit
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import TcpDataSplit
 
 PORT, ITEMS = 5001, 1 << 17  # of 8 bytes
 

@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 
+from netmem.base.ethtool import TcpDataSplit
 from netmem.bench.figures import LIMIT_S
 from netmem.hw.process import python_argv
 from netmem.inet.listener import TcpListener
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import TcpDataSplit
 
 SIZE, PORT = 1024, 5001
 

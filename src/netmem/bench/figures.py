@@ -18,6 +18,7 @@ import numpy as np
 
 from netmem.base.clock import MonotonicClock
 from netmem.base.dma import DmaDirection, DmaWatcher
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.bench import kernels as ck
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.process import python_argv
@@ -27,7 +28,6 @@ from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_DMA_MA
 from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames
 
 BULK = 64
@@ -68,8 +68,9 @@ class _NoDevice:
         return address
 
     def dma_map(
-        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False
-    ) -> int:
+        self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False,
+        exporter: str = "",
+    ) -> int:  # fmt: skip
         return 1 << 32
 
     def dma_unmap(self, io_address: int) -> None: ...

@@ -14,6 +14,7 @@ import numpy as np
 
 from netmem.base.address import ip4
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.base.record import clear
 from netmem.bench import kernels as ck
 from netmem.bench.figures import Figure
@@ -23,7 +24,6 @@ from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.qemu import QemuHost
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import TcpDataSplit
 from netmem.netdev.tx import SLOT_BYTES, TX_ROWS
 from netmem.testing import frames
 from netmem.testing.wire import StreamPackets

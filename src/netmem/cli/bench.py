@@ -12,15 +12,16 @@ from pathlib import Path
 
 import click
 
+from netmem.base import cuda
 from netmem.base.errors import MissingError
-from netmem.bench import echo, figures, igb, lint, tap
+from netmem.bench import echo, figures, gpu, igb, lint, tap
 from netmem.cli.options import SIZE
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled
 
 PACKETS = 400_000
 TAP_TIMES = 4
-STAGES = ["pool", "receive", "goodput-1500", "goodput-9000", "arrays", "echo", "tap", "igb", "lint"]
+STAGES = ["pool", "receive", "goodput-1500", "goodput-9000", "arrays", "echo", "tap", "igb", "lint", "gpu"]
 ECHOES = 3000
 TITLE = """# Benchmarks
 
@@ -91,10 +92,11 @@ def command(
         "tap": lambda: _tap(rounds, size),
         "igb": lambda: _packets(rounds, packets),
         "lint": lambda: _lint(tree),
+        "gpu": lambda: _gpu(rounds, size),
     }
     path = Path(output) if output else None
     failed = []
-    for name in only or STAGES:
+    for name in only or [one for one in STAGES if one != "gpu" or cuda.available()]:
         _progress(name)
         try:
             section = [*stages[name](), _where(rounds, size), ""]
@@ -286,6 +288,31 @@ def _packets(rounds: int, packets: int) -> list[str]:
         f"Ratio of the medians: {ratio:.2f} (to reach: 0.65).",
         "",
     ]
+
+
+def _gpu(rounds: int, size: int) -> list[str]:
+    rows = [f"## Into GPU memory: {cuda.Gpu(0).name}", "", "| receiver | Gbit/s | CPU seconds per GB |"]
+    rows.append("| --- | ---: | ---: |")
+    found = gpu.goodput(rounds, size)
+    names = {
+        "netmem": "`netmem recv --memory cuda:0`, pages of 64 KiB",
+        "pages": "the same, pages of 4 KiB",
+        "host": "`netmem recv` into unreadable memory of the host",
+        "kernel": "kernel socket, `recv_into` pinned memory and one copy to the GPU",
+    }
+    for key, name in names.items():
+        rate, cpu = found[key]
+        rows.append(f"| {name} | {rate.text(2)} | {cpu.text(2)} |")
+    ratio = found["netmem"][0].median / found["kernel"][0].median
+    rows += ["", f"Ratio of the medians: {ratio:.2f} (to reach: 1).", ""]
+    gathered = gpu.gather()
+    whole = gathered.pop("copy").median
+    rows += ["| gathered by the GPU from | GB/s | of a copy from device to device | to reach |"]
+    rows.append("| --- | ---: | ---: | ---: |")
+    for name, limit in (("1448", ""), ("4096", "0.80"), ("65536", "0.95")):
+        rate = gathered[name]
+        rows.append(f"| pieces of {name} bytes | {rate.text()} | {rate.median / whole:.2f} | {limit} |")
+    return [*rows, ""]
 
 
 def _lint(tree: Path) -> list[str]:

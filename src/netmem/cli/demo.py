@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
+from netmem.base import cuda
 from netmem.base.dmabuf import EXPORTERS, export
 from netmem.base.errors import MissingError, NetmemError
 from netmem.cli.options import SIZE
@@ -38,7 +39,7 @@ def setups(qemu: Qemu | None) -> list[Setup]:
             if nic == "igb" and exporter not in ("auto", "memfd"):
                 continue  # QEMU cannot open a DMA-buf
             found.append(Setup(nic=nic, qemu=path, memory=memory, exporter=exporter))
-    return found
+    return found + gpu_memory()
 
 
 def memory_types() -> list[tuple[str, str]]:
@@ -52,6 +53,13 @@ def memory_types() -> list[tuple[str, str]]:
         os.close(fd)
         found.append(("dmabuf", exporter))
     return found
+
+
+def gpu_memory() -> list[Setup]:
+    """Memory of every GPU, which the software NIC alone reaches."""
+    if not cuda.available():
+        return []
+    return [Setup(memory=f"cuda:{gpu.ordinal}", rx_page_size=64 << 10) for gpu in cuda.gpus()]
 
 
 def _write_file(path: Path, size: int) -> str:

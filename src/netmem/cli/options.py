@@ -46,8 +46,22 @@ class Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return host.strip("[]"), int(port)
 
 
-SIZE, ADDRESS = Size(), Address()
-MEMORY = ("none", "pages", "dmabuf", "bar")
+class Memory(click.Choice):  # type: ignore[type-arg, unused-ignore]
+    """One of the kinds of memory, or a GPU's: cuda:N."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"cuda:\d{1,3}", str(value)):
+            return str(value)
+        return str(super().convert(value, param, ctx))
+
+
+SIZE, ADDRESS, MEMORY = Size(), Address(), Memory(("none", "pages", "dmabuf", "bar", "cuda:N"))
+
+
+def _rx_page_size(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+    if value is not None:
+        return value
+    return 64 << 10 if ctx.params["memory"].startswith("cuda:") else 4 << 10
 
 
 def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,9 +77,8 @@ def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--rx-page-size",
             type=SIZE,
-            default="4K",
-            show_default=True,
-            help="Bytes of one netmem, a power of two from 4K to 2M.",
+            callback=_rx_page_size,
+            help="Bytes of one netmem, a power of two from 4K to 2M.  [default: 4K; 64K of cuda:N]",
         ),
         click.option(
             "--memory-size",
@@ -76,11 +89,13 @@ def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--memory",
-            type=click.Choice(MEMORY),
+            type=MEMORY,
             default="dmabuf",
             show_default=True,
+            is_eager=True,  # rx-page-size depends on it
             help="Memory for payload: none leaves the queues unbound, pages is readable by the "
-            "driver, dmabuf is known to it by file descriptor only, bar is another PCI device's (igb).",
+            "driver, dmabuf is known to it by file descriptor only, bar is another PCI device's (igb), "
+            "cuda:0 that of the first GPU (softnic).",
         ),
     ):
         function = option(function)

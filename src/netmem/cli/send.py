@@ -230,7 +230,7 @@ def _from_memory(
     source: Any, sock: TcpSocket, provider: AreaProvider, binding: TxBinding, chunk: int
 ) -> tuple[int, int]:
     """The file through the memory: each part is filled again when all sends from it are over."""
-    view = provider.map(writable=True)
+    view = provider.map(writable=True) if provider.mappable else None
     parts = provider.size // chunk
     last_call = [-1] * parts  # by part: the last call that sent from it
     done = total = calls = part = 0
@@ -239,8 +239,13 @@ def _from_memory(
             for _, last in sock.zerocopy_completions() or sock.wait_zerocopy(sock.timeout):
                 done = last + 1
         at = part * chunk
-        with provider.cpu_access(write=True):
-            size = os.readv(source.fileno(), [view[at : at + chunk].data])
+        if view is None:
+            data = source.read(chunk)
+            provider.write(at, data)
+            size = len(data)
+        else:
+            with provider.cpu_access(write=True):
+                size = os.readv(source.fileno(), [view[at : at + chunk].data])
         if not size:
             return total, calls
         left, start = size, at

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from netmem.base.arena import Region
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.base.record import publish
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic import regs as r
@@ -22,7 +23,7 @@ from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams
 from netmem.memory.ref import offset_of
 from netmem.netdev.batch import Rx, RxBatch, RxRow
-from netmem.netdev.driver import Netdev, QueueConfig, TcpDataSplit
+from netmem.netdev.driver import Netdev, QueueConfig
 from netmem.netdev.rx import RxRing
 from netmem.netdev.tx import Tx
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.inet.socket import TcpSocket
@@ -27,10 +28,10 @@ from netmem.memory.layout import (
 )
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
+from netmem.memory.providers.cuda import CudaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.batch import RxBatch, RxRow
-from netmem.netdev.driver import TcpDataSplit
 from netmem.netdev.napi import PacketType
 from netmem.testing.net import Network
 
@@ -63,8 +64,8 @@ class SpyBus:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bus, name)
 
-    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int:
-        io: int = self._bus.dma_map(fd, offset, length, direction, peer=peer)
+    def dma_map(self, fd: int, offset: int, length: int, direction: int, **more: Any) -> int:
+        io: int = self._bus.dma_map(fd, offset, length, direction, **more)
         self._rig.mapped[io] = (os.fstat(fd).st_ino, length, _caller())
         return io
 
@@ -226,6 +227,8 @@ class Rig:
             return PagesProvider(MEMORY_BYTES, rx_page_size=rx_page_size)
         if self.memory == "dmabuf":
             return DmabufProvider(MEMORY_BYTES, exporter="memfd", rx_page_size=rx_page_size)
+        if self.memory == "cuda":
+            return CudaProvider(MEMORY_BYTES, rx_page_size=rx_page_size)
         if self.memory == "bar":
             return bar_memory(self.net.ours.bus, MEMORY_BYTES, rx_page_size=rx_page_size)  # type: ignore[arg-type]
         return None
@@ -257,7 +260,6 @@ class Rig:
     ) -> tuple[bytes, list[int]]:
         """Have ``data`` sent; (what arrived, tokens kept). TimeoutError when it does not all arrive."""
         left, got, tokens = memoryview(data), bytearray(), list[int]()
-        view = self.provider.map() if self.provider is not None else None
         idle = 0
         for _ in range(MAX_ROUNDS):
             if len(left) and theirs.writable():
@@ -267,14 +269,14 @@ class Rig:
             idle += 1
             if ours.readable():
                 idle = 0
-                if view is None:
+                if self.provider is None:
                     got += ours.recv(1 << 20)
                     continue
                 message = ours.recvmsg_devmem()
                 got += message.linear
                 for frag in message.frags:
                     start = int(frag["frag_offset"])
-                    got += view[start : start + int(frag["frag_size"])].tobytes()
+                    got += self.provider.read(start, int(frag["frag_size"]))
                 if keep:
                     tokens += message.frags["frag_token"].tolist()
                 elif len(message.frags):
@@ -335,6 +337,8 @@ def never_mapped(provider: AreaProvider) -> Iterator[None]:
 
 
 def _times_mapped(provider: AreaProvider) -> int:
+    if not provider.mappable:
+        return 0
     inode = str(os.fstat(provider.fd).st_ino)
     return sum(inode in line.split() for line in Path("/proc/self/maps").read_text().splitlines())
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+from netmem.base import cuda
 from netmem.base.errors import MissingError, NetmemError
 from netmem.contract.conformance import CHECKS, Check
 from netmem.contract.report import BLOCKED, FAIL, PASS, Result
@@ -30,7 +31,7 @@ LIMIT_S = 30.0
 PATIENCE = 2  # checks that may hang before the others get AFTER_HANGS_S only
 AFTER_HANGS_S = 5.0
 START_S = 120.0
-UNREADABLE = ("dmabuf", "bar")
+UNREADABLE = ("dmabuf", "bar", "cuda")
 HUNG = "did not end"
 CONVERSIONS = ("netmem_is_net_iov", "netmem_to_page", "netmem_to_net_iov", "page_to_netmem")
 
@@ -64,6 +65,8 @@ def plan(make_driver: MakeDriver, only: tuple[str, ...] = ()) -> list[tuple[Chec
     """Every (check, memory) that the driver's device model allows, in order, for ``only`` some or all."""
     memory = {"softnic": ("none", "pages", "dmabuf"), "igb": ("none", "pages", "dmabuf", "bar")}
     have = memory[device_model(make_driver)]
+    if device_model(make_driver) == "softnic" and cuda.available():
+        have = (*have, "cuda")
     return [
         (check, kind)
         for check in CHECKS

@@ -96,7 +96,9 @@ class DmaSpace:
         self._mappings: dict[int, _Mapping] = {}
         self.watchers: list[Callable[[str, int, int], None]] = []
 
-    def dma_map(self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False) -> int:
+    def dma_map(
+        self, fd: int, offset: int, length: int, direction: int, *, peer: bool = False, exporter: str = ""
+    ) -> int:
         """dma_map_page(), for a range of a descriptor. EINVAL for an empty or unaligned range."""
         if length <= 0 or offset < 0 or offset % PAGE_SIZE:
             raise NetmemError(errno.EINVAL, f"cannot map {length} bytes at offset {offset}")
@@ -110,7 +112,7 @@ class DmaSpace:
             if int(direction) != DmaDirection.FROM_DEVICE:
                 ctypes.memmove(mapping.bounce.address, mapping.memory.address, length)
         try:
-            io = self._attach(target, at, length, int(direction))
+            io = self._attach(target, at, length, int(direction), exporter)
         except BaseException:
             if mapping.fd >= 0:
                 os.close(mapping.fd)
@@ -175,7 +177,7 @@ class DmaSpace:
         """How many mappings there are."""
         return len(self._mappings)
 
-    def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
+    def _attach(self, fd: int, offset: int, length: int, direction: int, exporter: str) -> int:
         """Let the device reach a range of ``fd``; the I/O address."""
         raise NotImplementedError
 

@@ -259,9 +259,9 @@ class AsyncConnection:
         """``TcpSocket.devmem_dontneed``; never waits."""
         return self.sock.devmem_dontneed(tokens)
 
-    def reader(self) -> AsyncReader:
+    def reader(self, device: str = "") -> AsyncReader:
         """``TcpSocket.reader``, for await."""
-        return AsyncReader(self, self._stack.stack.dev, self._stack.stack.poller.later)
+        return AsyncReader(self, self._stack.stack.dev, self._stack.stack.poller.later, device)
 
     async def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """``TcpSocket.recv``."""

@@ -19,43 +19,29 @@ import numpy.typing as npt
 from netmem.base.errors import NetmemError
 from netmem.base.frags import DevmemMessage
 from netmem.inet.later import Later
+from netmem.inet.place import HOST, Place, Writable
 from netmem.inet.views import Filling, Gatherer
 from netmem.netdev.device import NetDevice
 
 MAX_FRAGS = 1024  # of a receive
-NOT_WRITABLE = "the destination must be writable and contiguous (C order)"
 LINE = 64 << 10  # bytes that readuntil reads ahead, and finds its separator in
 
 
-class SupportsDlpack(Protocol):
-    """Memory of another library: a tensor."""
-
-    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
-
-    def __dlpack_device__(self) -> tuple[Any, Any]: ...
-
-
 Shape = int | Sequence[int]
-Writable = bytearray | memoryview | npt.NDArray[Any] | SupportsDlpack
 
 
-def writable_bytes(destination: Writable) -> npt.NDArray[np.uint8]:
-    """Memory to read into, as bytes. EINVAL for what is read-only or not contiguous, or cannot be reached."""
-    if isinstance(destination, bytearray | memoryview):
-        view = memoryview(destination)
-        if view.readonly or not view.c_contiguous:
-            raise NetmemError(errno.EINVAL, NOT_WRITABLE)
-        return np.frombuffer(view.cast("B") if view.nbytes else b"", np.uint8)
-    if not isinstance(destination, np.ndarray):
-        try:
-            destination = np.from_dlpack(destination)
-        except (AttributeError, TypeError, BufferError, RuntimeError, ValueError) as error:
-            raise NetmemError(
-                errno.EINVAL, f"{type(destination).__name__} is no memory that can be written here: {error}"
-            ) from None
-    if not destination.flags.writeable or not destination.flags.c_contiguous:
-        raise NetmemError(errno.EINVAL, NOT_WRITABLE)
-    return destination.reshape(-1).view(np.uint8)
+def place_of(device: str) -> Place:
+    """Where arrays for a device lie: this host's ("") or a GPU's ("cuda:0"). EINVAL; ENODEV without it."""
+    if not device:
+        return HOST
+    from netmem.inet.gpu import OnGpu  # with all of CUDA: for those only who want it
+
+    return OnGpu(device)
+
+
+def dimensions(shape: Shape) -> tuple[int, ...]:
+    """A shape, as a tuple."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def size_of(shape: Shape, kind: np.dtype[Any]) -> int:
@@ -63,7 +49,7 @@ def size_of(shape: Shape, kind: np.dtype[Any]) -> int:
     if kind.hasobject:
         raise NetmemError(errno.EINVAL, f"dtype {kind} holds Python objects, which no stream carries")
     items = 1
-    for n in (shape,) if isinstance(shape, int) else shape:
+    for n in dimensions(shape):
         if n < 0:
             raise NetmemError(errno.EINVAL, f"shape {shape}: no array has a negative dimension")
         items *= n
@@ -150,13 +136,26 @@ def cut_short(got: bytes, wanted: int | None) -> EOFError:
 class _Reading:
     """What blocking readers and those of asyncio have in common."""
 
-    def __init__(self, dev: NetDevice, later: Later) -> None:
-        self._gatherer, self._ahead = Gatherer(dev, later), _Ahead()
+    def __init__(self, dev: NetDevice, later: Later, device: str = "") -> None:
+        self._host, self._ahead = Gatherer(dev, later), _Ahead()
+        self._gatherer, self._place = self._host, place_of(device)
+        if self._place is not HOST:
+            self._gatherer = Gatherer(dev, later, self._place)
 
-    def _filling(self, size: int, out: npt.NDArray[np.uint8] | None = None, align: int = 1) -> Filling:
+    def _filling(self, size: int, out: Any = None, align: int = 1) -> Filling:
         """A read of ``size`` bytes starts; what was read ahead comes first."""
-        filling = Filling(self._gatherer, size, out, align)
-        filling.begin(self._ahead.take(size))
+        return self._begun(Filling(self._gatherer, size, out, align))
+
+    def _array(self, size: int, kind: np.dtype[Any], copy: bool) -> Filling:
+        """A read of an array starts."""
+        return self._filling(size, self._place.empty(size) if copy else None, kind.alignment)
+
+    def _bytes(self, size: int) -> Filling:
+        """A read of ``size`` bytes for this process starts."""
+        return self._begun(Filling(self._host, size))
+
+    def _begun(self, filling: Filling) -> Filling:
+        filling.begin(self._ahead.take(filling.size))
         return filling
 
     def _broken(self, filling: Filling) -> None:
@@ -165,7 +164,7 @@ class _Reading:
 
     def _append(self, message: DevmemMessage) -> None:
         part = np.empty(message.size, np.uint8)
-        self._gatherer.put(message, part.ctypes.data)
+        self._host.put(message, part.ctypes.data)
         self._ahead.data += part.tobytes()
 
 
@@ -174,11 +173,11 @@ class Reader(_Reading):
     when the stream ends early. ``timeout``: for each step, in seconds.
     """
 
-    def __init__(self, sock: Source, dev: NetDevice, later: Later) -> None:
-        super().__init__(dev, later)
+    def __init__(self, sock: Source, dev: NetDevice, later: Later, device: str = "") -> None:
+        super().__init__(dev, later, device)
         self.sock = sock
 
-    def _fill(self, filling: Filling, timeout: float | None) -> npt.NDArray[np.uint8]:
+    def _fill(self, filling: Filling, timeout: float | None) -> Any:
         try:
             while filling.left:
                 message = self.sock.recvmsg_devmem(filling.left, max_frags=MAX_FRAGS, timeout=timeout)
@@ -197,8 +196,8 @@ class Reader(_Reading):
 
     def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
         """Fill ``destination``: any writable contiguous buffer or array, or a tensor by DLPack."""
-        out = writable_bytes(destination)
-        self._fill(self._filling(len(out), out), timeout)
+        out, size = self._place.writable(destination)
+        self._fill(self._filling(size, out), timeout)
 
     def read_array(
         self,
@@ -207,7 +206,7 @@ class Reader(_Reading):
         *,
         copy: bool = False,
         timeout: float | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> Any:
         """An array of so many items, in C order, writable.
 
         A view of the memory that it was received into, where it lies there end to end; a copy otherwise, or
@@ -216,12 +215,11 @@ class Reader(_Reading):
         """
         kind = np.dtype(dtype)
         size = size_of(shape, kind)
-        out = np.empty(size, np.uint8) if copy else None
-        return self._fill(self._filling(size, out, kind.alignment), timeout).view(kind).reshape(shape)
+        return self._place.shaped(self._fill(self._array(size, kind, copy), timeout), kind, dimensions(shape))
 
     def readexactly(self, n: int, *, timeout: float | None = None) -> bytes:
         """``n`` bytes."""
-        return self._fill(self._filling(n), timeout).tobytes()
+        return bytes(self._fill(self._bytes(n), timeout))
 
     def readuntil(self, separator: bytes = b"\n", *, timeout: float | None = None) -> bytes:
         """Bytes up to and with ``separator``. EMSGSIZE without one in 64 KiB."""
@@ -238,9 +236,7 @@ class Reader(_Reading):
             finally:
                 self.sock.devmem_dontneed(message.frags["frag_token"])
 
-    def read_message(
-        self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None
-    ) -> npt.NDArray[np.uint8]:
+    def read_message(self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None) -> Any:
         """A message behind its length, which ``struct`` reads as ``prefix``. EMSGSIZE over ``limit``.
 
         An array, as ``read_array`` has it.
@@ -259,11 +255,11 @@ class Reader(_Reading):
 class AsyncReader(_Reading):
     """The same for asyncio; see ``Reader``. One task reads at a time."""
 
-    def __init__(self, connection: AsyncSource, dev: NetDevice, later: Later) -> None:
-        super().__init__(dev, later)
+    def __init__(self, connection: AsyncSource, dev: NetDevice, later: Later, device: str = "") -> None:
+        super().__init__(dev, later, device)
         self.connection = connection
 
-    async def _fill(self, filling: Filling, timeout: float | None) -> npt.NDArray[np.uint8]:
+    async def _fill(self, filling: Filling, timeout: float | None) -> Any:
         receive = self.connection.recvmsg_devmem
         try:
             while filling.left:
@@ -283,8 +279,8 @@ class AsyncReader(_Reading):
 
     async def read_into(self, destination: Writable, *, timeout: float | None = None) -> None:
         """``Reader.read_into``."""
-        out = writable_bytes(destination)
-        await self._fill(self._filling(len(out), out), timeout)
+        out, size = self._place.writable(destination)
+        await self._fill(self._filling(size, out), timeout)
 
     async def read_array(
         self,
@@ -293,17 +289,16 @@ class AsyncReader(_Reading):
         *,
         copy: bool = False,
         timeout: float | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> Any:
         """``Reader.read_array``."""
         kind = np.dtype(dtype)
         size = size_of(shape, kind)
-        out = np.empty(size, np.uint8) if copy else None
-        found = await self._fill(self._filling(size, out, kind.alignment), timeout)
-        return found.view(kind).reshape(shape)
+        found = await self._fill(self._array(size, kind, copy), timeout)
+        return self._place.shaped(found, kind, dimensions(shape))
 
     async def readexactly(self, n: int, *, timeout: float | None = None) -> bytes:
         """``Reader.readexactly``."""
-        return (await self._fill(self._filling(n), timeout)).tobytes()
+        return bytes(await self._fill(self._bytes(n), timeout))
 
     async def readuntil(self, separator: bytes = b"\n", *, timeout: float | None = None) -> bytes:
         """``Reader.readuntil``."""
@@ -324,7 +319,7 @@ class AsyncReader(_Reading):
 
     async def read_message(
         self, prefix: str = "!I", *, limit: int = 64 << 20, timeout: float | None = None
-    ) -> npt.NDArray[np.uint8]:
+    ) -> Any:
         """``Reader.read_message``."""
         head = await self.readexactly(struct.calcsize(prefix), timeout=timeout)
         size = length_of(prefix, head, limit)

@@ -156,9 +156,12 @@ class TcpSocket:
             n = rx.frags_out(self._conns.at, self._c, self._tokens.at, pool.at, out, bufsize)
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
-    def reader(self) -> Reader:
-        """Reads exact amounts, arrays and messages, into memory of the application's own."""
-        return Reader(self, self._dev, self._poller.later)
+    def reader(self, device: str = "") -> Reader:
+        """Reads exact amounts, arrays and messages, into memory of the application's own; ``inet/reader.py``.
+
+        ``device``: where arrays are to be, this host's memory or a GPU's, "cuda:0".
+        """
+        return Reader(self, self._dev, self._poller.later, device)
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.

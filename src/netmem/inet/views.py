@@ -8,20 +8,20 @@ that he reads does not stop his peers.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import sys
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from netmem.base.arena import Region, Words
 from netmem.base.errors import NetmemError
 from netmem.base.frags import DevmemMessage
 from netmem.inet.later import Later
-from netmem.memory.calls import gather, hold_frags, run_of
+from netmem.inet.place import HOST, Place
+from netmem.memory.calls import hold_frags, run_of
 from netmem.memory.layout import NetmemRecord
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
@@ -33,23 +33,30 @@ PATIENCE, AGAIN = 4, 16  # arrays that had to be copied, until views are tried f
 
 
 class Mapped:
-    """The application's mapping of a provider's memory: one for all readers of the process."""
+    """The application's mapping of a provider's memory: one for all readers of the process.
 
-    def __init__(self, provider: AreaProvider) -> None:
+    ``address``: of the memory's first byte, on the device that it is on.
+    """
+
+    def __init__(self, provider: AreaProvider, place: Place) -> None:
         self.held = 0  # references to netmems, in views
         self.writable = True
+        if provider.device:
+            self.address = place.base(provider)
+            return
         try:
             self.region = Region(provider.fd, provider.size)
         except (OSError, ValueError):
             self.writable = False
             self.region = Region(provider.fd, provider.size, writable=False)
+        self.address = self.region.address
 
     @classmethod
-    def of(cls, provider: AreaProvider) -> Mapped:
+    def of(cls, provider: AreaProvider, place: Place = HOST) -> Mapped:
         """The mapping, made when it is first asked for."""
         found = _mapped.get(provider)
         if found is None:
-            found = _mapped[provider] = cls(provider)
+            found = _mapped[provider] = cls(provider, place)
         return found
 
 
@@ -104,14 +111,15 @@ class View:
     What arrays over it are based on: the last of them lets it go.
     """
 
-    def __init__(self, address: int, size: int, hold: Hold, later: Later) -> None:
-        self.hold, self._later = hold, later
+    def __init__(self, address: int, size: int, hold: Hold, later: Later, place: Place) -> None:
+        self.hold, self._later, self._place, self.address = hold, later, place, address
         self.__array_interface__ = {
             "version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False),
         }  # fmt: skip
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _finalizing():  # in whatever thread and place that is: the next poll does it
+            self._place.settle()
             self._later.add(self.hold.release)
 
 
@@ -121,9 +129,9 @@ class Gatherer:
     ``later``: what is to be done at the next poll.
     """
 
-    def __init__(self, dev: NetDevice, later: Later) -> None:
-        self.dev, self.later, self.lock = dev, later, dev.lock
-        self._memory: dict[int, tuple[AreaProvider, Mapped]] = {}  # by dmabuf_id
+    def __init__(self, dev: NetDevice, later: Later, place: Place = HOST) -> None:
+        self.dev, self.later, self.lock, self.place = dev, later, dev.lock, place
+        self._memory: dict[int, tuple[AreaProvider, Mapped | None]] = {}  # by dmabuf_id
         self._copied = 0  # arrays since the last view
 
     def expects_views(self) -> bool:
@@ -134,8 +142,8 @@ class Gatherer:
         """An array was made."""
         self._copied = 0 if view else self._copied + 1
 
-    def memory(self, binding: int) -> tuple[AreaProvider, Mapped]:
-        """The memory that frags lie in. EOPNOTSUPP where it cannot be mapped."""
+    def memory(self, binding: int) -> tuple[AreaProvider, Mapped | None]:
+        """The memory that frags lie in, and its mapping if it is where the arrays are. EOPNOTSUPP."""
         found = self._memory.get(binding)
         if found is None:
             with self.lock:
@@ -145,19 +153,20 @@ class Gatherer:
                 raise NetmemError(
                     errno.EOPNOTSUPP, f"the memory of binding {binding} cannot be mapped to be read"
                 )
-            found = self._memory[binding] = provider, Mapped.of(provider)
+            mapped = Mapped.of(provider, self.place) if provider.device == self.place.device else None
+            found = self._memory[binding] = provider, mapped
         return found
 
     def put(self, message: DevmemMessage, to: int) -> int:
-        """Copy a message's bytes to host address ``to``; how many. Its tokens are not given back."""
+        """Copy a message's bytes to address ``to``; how many. Its tokens are not given back."""
         done = len(message.linear)
         if done:
-            ctypes.memmove(to, message.linear, done)
+            self.place.store(to, message.linear)
         if len(message.frags):
             rows = rows_of(message)
             provider, mapped = self.memory(binding_of(rows))
-            with provider.cpu_access():
-                done += gather(mapped.region.address, rows, len(rows), to + done)
+            base = mapped.address if mapped is not None else 0
+            done += self.place.gather(provider, base, rows, to + done)
         return done
 
     def pool_of(self, provider: AreaProvider, offset: int) -> PagePool | None:
@@ -206,36 +215,38 @@ class Run:
         self._binding = binding_of(rows)
         provider, mapped = self._gatherer.memory(self._binding)
         offset = rows.item(0, 0)
-        address = mapped.region.address + offset
         pool = self._gatherer.pool_of(provider, offset)
-        if pool is None or not mapped.writable or address % self._align:
+        if pool is None or mapped is None or not mapped.writable:
+            return False
+        address = mapped.address + offset
+        if address % self._align:
             return False
         self._start = offset
         hold = Hold(self._gatherer.dev, pool, mapped, provider)
-        self._view = View(address, provider.size - offset, hold, self._gatherer.later)
+        later, place = self._gatherer.later, self._gatherer.place
+        self._view = View(address, provider.size - offset, hold, later, place)
         return True
 
-    def array(self) -> npt.NDArray[np.uint8]:
+    def array(self) -> Any:
         """What was taken so far, as bytes, which keep it."""
         if self._view is None:
-            return np.empty(0, np.uint8)
+            return self._gatherer.place.empty(0)
         self._view.hold.open()
-        return np.asarray(self._view)[: self.size]
+        return self._gatherer.place.view(self._view, self.size)
 
 
 class Filling:
     """So many bytes of a stream: in memory of the application's own, or where they lie.
 
-    ``out``: where to; None: a new array, or a view of ``align`` bytes' alignment where that can be had.
+    ``out``: where to, memory of the gatherer's place; None: a new array, or a view of ``align`` bytes'
+    alignment where that can be had.
     """
 
-    def __init__(
-        self, gatherer: Gatherer, size: int, out: npt.NDArray[np.uint8] | None, align: int = 1
-    ) -> None:
-        self._gatherer, self.size, self.done = gatherer, size, 0
+    def __init__(self, gatherer: Gatherer, size: int, out: Any = None, align: int = 1) -> None:
+        self._gatherer, self.size, self.done, self._place = gatherer, size, 0, gatherer.place
         self.out, self._news = out, out is None and size >= LEAST
         if out is None and not (self._news and gatherer.expects_views()):
-            self.out = np.empty(size, np.uint8)
+            self.out = self._place.empty(size)
         self._run = Run(gatherer, align)
 
     @property
@@ -246,7 +257,7 @@ class Filling:
     def begin(self, data: bytes | bytearray) -> None:
         """Bytes that were read before."""
         if data:
-            self._copied()[: len(data)] = np.frombuffer(data, np.uint8)
+            self._place.store(self._place.address(self._copied()), data)
             self.done = len(data)
 
     def add(self, message: DevmemMessage) -> None:
@@ -254,22 +265,23 @@ class Filling:
         if self.out is None and self._run.add(message):
             self.done = self._run.size
             return
-        self.done += self._gatherer.put(message, self._copied().ctypes.data + self.done)
+        self.done += self._gatherer.put(message, self._place.address(self._copied()) + self.done)
 
-    def _copied(self) -> npt.NDArray[np.uint8]:
+    def _copied(self) -> Any:
         """From here on all is copied, and so is what was not so far."""
         if self.out is None:
-            self.out = np.empty(self.size, np.uint8)
-            self.out[: self.done] = self._run.array()
+            self.out = self._place.empty(self.size)
+            if self.done:
+                self._place.move(self._place.address(self.out), self._run.array(), self.done)
             self._run = Run(self._gatherer, 1)  # lets go of it
         return self.out
 
     def taken(self) -> bytes:
         """What came so far."""
-        return bytes((self._run.array() if self.out is None else self.out)[: self.done])
+        return self._place.load(self._run.array() if self.out is None else self.out, self.done)
 
-    def array(self) -> npt.NDArray[np.uint8]:
-        """All of it."""
+    def array(self) -> Any:
+        """All of it, as bytes of the place."""
         if self._news:
             self._gatherer.made(self.out is None)
         return self._run.array() if self.out is None else self.out

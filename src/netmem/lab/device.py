@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from netmem.base.board import boards
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import SteeringRule
 from netmem.base.headers import PROTO_TCP
 from netmem.base.privileges import CAP_DAC_OVERRIDE, drop_capabilities
 from netmem.drivers.igb import IgbDriver
@@ -34,7 +35,6 @@ from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.binding import Binding, TxBinding
 from netmem.netdev.device import NetDevice
-from netmem.netdev.driver import SteeringRule
 from netmem.netdev.ethtool import Ethtool
 
 TAP_ADDRESS = "10.20.0.2/24"

@@ -163,8 +163,9 @@ class NicProcess:
         number = request.get("id")
         try:
             match request:
-                case {"op": "map", "offset": int(at), "length": int(n), "io": int(io), "dir": int(d)}:
-                    self.nic.map(fds[0], at, n, io, d)
+                case {"op": "map", "offset": int(at), "length": int(n), "io": int(io), "dir": int(d),
+                      "exporter": str(exporter)}:  # fmt: skip
+                    self.nic.map(fds[0], at, n, io, d, exporter)
                 case {"op": "unmap", "io": int(io)}:
                     self.nic.unmap(io)
                 case {"op": "forward", "address": str(host), "port": int(p), "guest_port": int(g)}:

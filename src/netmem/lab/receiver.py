@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from netmem.base.arena import Bytes, Region
+from netmem.base.arena import Bytes
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.base.frags import DevmemMessage
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
 from netmem.lab.device import Device, open_device, wire_of
-from netmem.memory.calls import gather
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider, check_size
+from netmem.memory.providers.cuda import CudaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.memory.sanitizer import SanitizerError
-from netmem.netdev.driver import TcpDataSplit
 
 GUEST_PORT = 5001
 BACKLOG = 1024
@@ -82,6 +82,8 @@ def make_memory(
         return device.bar_memory(size, rx_page_size=rx_page_size)
     if memory == "none":
         return None
+    if memory.startswith("cuda:"):
+        return CudaProvider(size, device=int(memory.removeprefix("cuda:")), rx_page_size=rx_page_size)
     if memory == "pages":
         return PagesProvider(size, rx_page_size=rx_page_size)
     # QEMU cannot open a DMA-buf: there is no better exporter for igb than a memfd.
@@ -94,7 +96,6 @@ class Sink:
 
     def __init__(self, provider: AreaProvider | None, write: Callable[[memoryview], Any] | None) -> None:
         self._provider, self._write = provider, write
-        self._region: Region | None = None
         self._staging: Bytes = np.empty(0, np.uint8)
 
     def message(self, message: DevmemMessage) -> None:
@@ -106,14 +107,11 @@ class Sink:
         if not len(message.frags):
             return
         assert self._provider is not None
-        if self._region is None:
-            self._region = Region(self._provider.fd, self._provider.size, writable=False)
         size = int(message.frags["frag_size"].sum())
         if len(self._staging) < size:
             self._staging = np.empty(size, np.uint8)
         rows = message.frags.view(np.int64).reshape(-1, 3)
-        with self._provider.cpu_access():
-            gather(self._region.address, rows, len(rows), self._staging.ctypes.data)
+        self._provider.gather(rows, self._staging.ctypes.data)
         self._write(self._staging[:size].data)
 
     def bytes(self, data: memoryview) -> None:

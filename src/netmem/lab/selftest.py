@@ -13,6 +13,7 @@ from netmem.base import folders, jit
 from netmem.base.address import ip
 from netmem.base.clock import MS, ManualClock
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.frags import FRAG
 from netmem.base.record import address_of
 from netmem.drivers.igb import kernels as igb
@@ -31,7 +32,6 @@ from netmem.memory.layout import PoolRecord
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 from netmem.netdev.batch import RxBatch
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.netdev.ring import RxRingRecord
 from netmem.netdev.tx import TxQueueRecord
 

@@ -9,10 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from netmem.base.arena import PAGE_SIZE, Bytes, Region, Words
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.memory.area import Area
+from netmem.memory.calls import gather
 
 RX_PAGE_MAX = 2 << 20
 CLOSED = "the memory was given up: its provider is closed"
@@ -91,6 +94,9 @@ class AreaProvider:
 
     name = "area"
     unreadable = True
+    mappable = True  # by the application, into a CPU's addresses
+    device = ""  # what reads it best: this host, or a GPU ("cuda:0")
+    exporter = ""  # for ``DmaDevice.dma_map``: who made it, where its descriptor says too little
 
     def __init__(self, fd: int, size: int, rx_page_size: int, *, net_iov: bool, address: int) -> None:
         self.fd, self.size, self.rx_page_size = fd, size, rx_page_size
@@ -100,14 +106,14 @@ class AreaProvider:
         self.pools = 0
         self._mapped: dict[tuple[int, int], _Mapped] = {}
         self._closed = False
+        self._views: dict[bool, Bytes] = {}  # the application's, kept; by whether they can be written
 
     def attach(self, dma: DmaDevice, direction: DmaDirection = DmaDirection.FROM_DEVICE) -> int:
         """dma_buf_map_attachment(): map the memory for the device, once for all its bindings.
 
         EBADF after ``close``.
         """
-        if self._closed:
-            raise NetmemError(errno.EBADF, CLOSED)
+        self._check_open()
         key = self._key(dma, direction)
         if key not in self._mapped:
             self._mapped[key] = _Mapped(self._map_for(dma, direction), dma)
@@ -134,12 +140,11 @@ class AreaProvider:
         return id(dma), int(direction)
 
     def _map_for(self, dma: DmaDevice, direction: DmaDirection) -> int:
-        return dma.dma_map(self.fd, 0, self.size, direction, peer=True)
+        return dma.dma_map(self.fd, 0, self.size, direction, peer=True, exporter=self.exporter)
 
     def init(self, order: int) -> None:
         """net_devmem_dmabuf_init(): E2BIG when pool order and rx page size differ; EBADF after ``close``."""
-        if self._closed:
-            raise NetmemError(errno.EBADF, CLOSED)
+        self._check_open()
         if order != self.area.shift - (PAGE_SIZE.bit_length() - 1):
             raise NetmemError(
                 errno.E2BIG,
@@ -172,6 +177,40 @@ class AreaProvider:
         """A mapping of the memory for the application, as uint8: its own, the driver has none."""
         return Region(self.fd, self.size, writable=writable).bytes
 
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the memory, for the application. EINVAL outside of it, EBADF after ``close``."""
+        self._check_range(offset, size)
+        with self.cpu_access():
+            return self._own()[offset : offset + size].tobytes()
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put the application's bytes there: to be sent. EINVAL outside of it, EBADF after ``close``."""
+        self._check_range(offset, len(data))
+        with self.cpu_access(write=True):
+            self._own(True)[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+    def gather(self, rows: Words, to: int) -> int:
+        """Copy frags end to end to host address ``to``, for the application; how many bytes.
+
+        ``rows`` is the int64 view of received frags, shape (n, 3): offset, size | token << 32, ids.
+        """
+        with self.cpu_access():
+            return gather(self._own().ctypes.data, rows, len(rows), to)
+
+    def _own(self, writable: bool = False) -> Bytes:
+        if writable not in self._views:
+            self._views[writable] = self.map(writable=writable)
+        return self._views[writable]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NetmemError(errno.EBADF, CLOSED)
+
+    def _check_range(self, offset: int, size: int) -> None:
+        self._check_open()
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise NetmemError(errno.EINVAL, f"{size} bytes at {offset} are not within {self.size}")
+
     def cpu_access(self, *, write: bool = False) -> contextlib.AbstractContextManager[None]:
         """Brackets the application's own access to the memory; nothing to do for host memory."""
         return contextlib.nullcontext()
@@ -181,6 +220,7 @@ class AreaProvider:
         if self._closed:
             return
         self._closed = True
+        self._views.clear()
         self._release()
         self._let_go()
 

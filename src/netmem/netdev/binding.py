@@ -8,10 +8,11 @@ import itertools
 
 from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
+from netmem.base.ethtool import TcpDataSplit
 from netmem.memory import calls
 from netmem.memory.area import Area
 from netmem.memory.provider import MemoryProvider, check_size
-from netmem.netdev.driver import NetmemTx, TcpDataSplit
+from netmem.netdev.driver import NetmemTx
 from netmem.netdev.queues import RxQueue, RxQueues
 
 PAGE_SHIFT = 12

@@ -8,18 +8,11 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from netmem.base.arena import Arena
 from netmem.base.dma import DmaDevice
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PoolOwner
 from netmem.netdev.batch import RxBatch
 from netmem.netdev.tx import TxQueue
-
-
-class TcpDataSplit(enum.IntEnum):
-    """ETHTOOL_TCP_DATA_SPLIT_*."""
-
-    UNKNOWN = 0
-    DISABLED = 1
-    ENABLED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +48,6 @@ class QueueConfig:
 
     rx_page_size: int
     ring: RingParams
-
-
-@dataclass(frozen=True, kw_only=True)
-class SteeringRule:
-    """One exact-match rule (ETHTOOL_SRXCLSRLINS): fields left 0 match anything.
-
-    Addresses are IPv4 addresses of 32 bits, or numbers of 128 bits (``base.address.ip``).
-    """
-
-    queue: int
-    src_ip: int = 0
-    dst_ip: int = 0
-    src_port: int = 0
-    dst_port: int = 0
-    proto: int = 6
 
 
 class NetmemTx(enum.IntEnum):

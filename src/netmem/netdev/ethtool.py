@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from netmem.base.errors import NetmemError
-from netmem.netdev.driver import CoalesceOps, CoalesceParams, SteeringRule, TcpDataSplit
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
+from netmem.netdev.driver import CoalesceOps, CoalesceParams
 from netmem.netdev.queues import RxQueues
 
 # A fixed key: hash and so queue of a flow are the same in every run.

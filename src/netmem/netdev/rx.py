@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from netmem.base.arena import Arena, Region
 from netmem.base.dma import DmaDevice, DmaDirection
+from netmem.base.ethtool import TcpDataSplit
 from netmem.base.memfd import memfd
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM, PP_FLAG_DMA_MAP, PP_FLAG_DMA_SYNC_DEV
 from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams
 from netmem.netdev.batch import RxBatch
-from netmem.netdev.driver import Netdev, QueueConfig, TcpDataSplit
+from netmem.netdev.driver import Netdev, QueueConfig
 from netmem.netdev.ring import DMA_ALIGN, HEADER_BYTES, QueueCounters, Refill, RxRingRecord, Slot
 
 

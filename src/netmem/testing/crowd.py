@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 
 from netmem.base.clock import MS, SEC, ManualClock
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.headers import SYN
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
@@ -20,7 +21,6 @@ from netmem.memory import sanitizer
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing import frames
 from netmem.testing.wire import FaultyLink
 

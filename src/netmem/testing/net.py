@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netmem.base.clock import MS, ManualClock
+from netmem.base.ethtool import TcpDataSplit
 from netmem.hw.wire import Wire, cable
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
@@ -19,7 +20,7 @@ from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.netdev.binding import Binding
-from netmem.netdev.driver import Driver, TcpDataSplit
+from netmem.netdev.driver import Driver
 from netmem.testing.frames import OURS, THEIRS
 from netmem.testing.wire import FaultyLink, PacketWire, StreamPackets
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as Path_
 
 from netmem.base.clock import MS, SEC, ManualClock
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
@@ -23,7 +24,6 @@ from netmem.lab.local import LocalHost
 from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
-from netmem.netdev.driver import SteeringRule, TcpDataSplit
 from netmem.testing.wire import FaultyLink
 
 SERVER, CLIENT, PORT = "10.0.2.15", "10.0.2.2", 5001

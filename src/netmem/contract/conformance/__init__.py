@@ -31,7 +31,7 @@ __all__ = [
     "check_tx1_transmit", "check_tx2_declared",
 ]  # fmt: skip
 
-BOUND = ("pages", "dmabuf", "bar")
+BOUND = ("pages", "dmabuf", "bar", "cuda")
 EVERY = ("none", *BOUND)
 
 
@@ -56,7 +56,7 @@ CHECKS = (
     Check("R4", check_r4_pp_flags, ("none",)),
     Check("R1", check_r1_page_pool, BOUND),
     Check("R3", check_r3_netmem, EVERY),
-    Check("R5", check_r5_unreadable, ("dmabuf", "bar")),
+    Check("R5", check_r5_unreadable, ("dmabuf", "bar", "cuda")),
     Check("R5", check_r5_not_split, EVERY),
     Check("R6", check_r6_sync, EVERY),
     Check("R7", check_r7_tokens_held, BOUND),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from netmem.base.ethtool import TcpDataSplit
 from netmem.contract.rig import MakeDriver, Rig, Violation, payload
-from netmem.netdev.driver import TcpDataSplit
 from netmem.testing import frames
 
 HEADERS, SIZE = 54, 1000

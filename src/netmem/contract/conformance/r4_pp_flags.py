@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from netmem.base.ethtool import TcpDataSplit
 from netmem.contract.rig import MakeDriver, Rig, Violation
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
-from netmem.netdev.driver import TcpDataSplit
 
 
 def check_r4_pp_flags(make_driver: MakeDriver, memory: str = "none") -> str:

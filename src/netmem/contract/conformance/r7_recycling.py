@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, Violation, payload
+from netmem.memory.provider import AreaProvider
 
 RING = 64
 KEPT, TURNS = 40_000, 1_200_000
@@ -14,17 +17,17 @@ def check_r7_tokens_held(make_driver: MakeDriver, memory: str = "dmabuf") -> str
         rig.dev.ethtool.set_ringparam(rx_pending=RING)
         rig.bind()
         ours, theirs, _ = rig.net.connect(PORT)
-        assert rig.provider is not None
-        view = rig.provider.map()
+        provider = rig.provider
+        assert provider is not None
         theirs.send(payload(KEPT))
         rig.net.until(lambda: ours.queued() == KEPT, 2000)
         messages = [ours.recvmsg_devmem()]
         while ours.queued():
             messages.append(ours.recvmsg_devmem())
         frags = [frag for message in messages for frag in message.frags]
-        before = [_bytes(view, frag) for frag in frags]
+        before = [_bytes(provider, frag) for frag in frags]
         got, _ = rig.send(theirs, ours, payload(TURNS, 9))
-        changed = sum(_bytes(view, frag) != was for frag, was in zip(frags, before, strict=True))
+        changed = sum(_bytes(provider, frag) != was for frag, was in zip(frags, before, strict=True))
         if changed:
             raise Violation("R7", f"{changed} of {len(frags)} frags changed while the application held them")
         if got != payload(TURNS, 9):
@@ -82,7 +85,5 @@ def check_r7_pool_destroyed_while_held(make_driver: MakeDriver, memory: str = "d
     return f"{len(tokens)} tokens outlived their binding"
 
 
-def _bytes(view: object, frag: object) -> bytes:
-    start, size = int(frag["frag_offset"]), int(frag["frag_size"])  # type: ignore[index]
-    part: bytes = view[start : start + size].tobytes()  # type: ignore[index]
-    return part
+def _bytes(provider: AreaProvider, frag: Any) -> bytes:
+    return provider.read(int(frag["frag_offset"]), int(frag["frag_size"]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from netmem.base.errors import NetmemError
 from netmem.contract.rig import PORT, MakeDriver, Rig, Violation, never_mapped, payload
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -23,7 +21,7 @@ def check_tx1_transmit(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
         data = payload(SIZE)
         provider = DmabufProvider(MEMORY_BYTES, exporter="memfd")
         try:
-            provider.map(writable=True)[:SIZE] = np.frombuffer(data, np.uint8)
+            provider.write(0, data)
             try:
                 binding = rig.dev.bind_tx(provider)
             except NetmemError as error:

@@ -15,13 +15,14 @@ import struct
 from typing import ClassVar
 
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.ethtool import SteeringRule
 from netmem.base.record import items
 from netmem.drivers.base import TX_RING, WAIT_NS, RingDriver
 from netmem.drivers.igb import kernels as k
 from netmem.drivers.igb import regs as r
 from netmem.hw.bus import PciBus
 from netmem.hw.registers import RegisterFile
-from netmem.netdev.driver import CoalesceParams, Netdev, RingParams, SteeringRule
+from netmem.netdev.driver import CoalesceParams, Netdev, RingParams
 from netmem.netdev.ring import HEADER_BYTES, QueueCounters
 from netmem.netdev.rx import DescriptorRing, RxRing
 

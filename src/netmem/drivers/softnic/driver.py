@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from netmem.base.address import ip_words
 from netmem.base.errors import DeviceGoneError, NetmemError
+from netmem.base.ethtool import SteeringRule
 from netmem.base.headers import V4_MAPPED
 from netmem.base.record import address_of, items, publish
 from netmem.drivers.base import WAIT_NS, RingDriver
@@ -17,7 +18,7 @@ from netmem.drivers.softnic import kernels as k
 from netmem.hw.bus import WordBus
 from netmem.hw.softnic import regs as r
 from netmem.hw.softnic.regs import QueueRegs, QueueState
-from netmem.netdev.driver import CoalesceParams, Netdev, QueueConfig, RingParams, SteeringRule
+from netmem.netdev.driver import CoalesceParams, Netdev, QueueConfig, RingParams
 from netmem.netdev.ring import TxRingRecord
 from netmem.netdev.rx import DescriptorRing, RxRing
 

@@ -47,8 +47,12 @@ class QemuBus(DmaSpace):
         with contextlib.suppress(DeviceGoneError):
             self._qtest.post(f"writel {NIC_BAR0 + offset:#x} {value:#x}")
 
-    def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
+    def _attach(self, fd: int, offset: int, length: int, direction: int, exporter: str) -> int:
         """EOPNOTSUPP for a descriptor that has no name to open, as a DMA-buf's: QEMU opens it by name."""
+        if exporter:
+            raise NetmemError(
+                errno.EOPNOTSUPP, f"QEMU's devices do not reach memory of {exporter}: use --nic softnic"
+            )
         if not os.readlink(f"/proc/self/fd/{fd}").startswith("/") or "/dmabuf:" in os.readlink(
             f"/proc/self/fd/{fd}"
         ):

@@ -32,14 +32,14 @@ class _SoftnicBus(DmaSpace):
         self.regs = Region(self.bar_fd, r.BAR_BYTES).record(r.Bar)
         self._next = IO_BASE
 
-    def _attach(self, fd: int, offset: int, length: int, direction: int) -> int:
+    def _attach(self, fd: int, offset: int, length: int, direction: int, exporter: str) -> int:
         io = self._next
-        self._map(fd, offset, length, io, direction)
+        self._map(fd, offset, length, io, direction, exporter)
         # A gap behind each mapping, so that running over its end hits nothing.
         self._next += (length + 2 * PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE + PAGE_SIZE
         return io
 
-    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int, exporter: str) -> None:
         raise NotImplementedError
 
     def irq_arm(self) -> None:
@@ -69,11 +69,11 @@ class LocalBus(_SoftnicBus):
         """Put the NIC on the bus."""
         self.nic = nic
 
-    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int, exporter: str) -> None:
         assert self.nic is not None
         if self._dead:
             raise DeviceGoneError("the NIC was unplugged")
-        self.nic.map(fd, offset, length, io, direction)
+        self.nic.map(fd, offset, length, io, direction, exporter)
 
     def _detach(self, io: int) -> None:
         assert self.nic is not None
@@ -145,9 +145,9 @@ class ProcessBus(_SoftnicBus):
             self._close()
             raise
 
-    def _map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
+    def _map(self, fd: int, offset: int, length: int, io: int, direction: int, exporter: str) -> None:
         request = {"op": "map", "offset": offset, "length": length, "io": io, "dir": direction}
-        self.child.call(request, [fd])
+        self.child.call({**request, "exporter": exporter}, [fd])
 
     def _detach(self, io: int) -> None:
         self.child.call({"op": "unmap", "io": io})

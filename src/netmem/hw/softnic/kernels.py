@@ -18,6 +18,7 @@ from netmem.base.native import (
     store_u8,
 )
 from netmem.base.record import address_of, clear
+from netmem.hw.softnic.copies import from_memory, no_room, send_to, taken_to, tell, to_memory
 from netmem.hw.softnic.look import look, payload_piece
 from netmem.hw.softnic.regs import (
     HDS_ON,
@@ -109,7 +110,7 @@ def nic_rx(nic: NicState, now: int) -> int:
     bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.rx)
     head, tail = queue.head, load_acquire(address_of(queue) + FQ_TAIL)
     handled = 0
-    while head < tail:
+    while head < tail and not no_room(nic):
         frame = frame_of(queue, head)
         if frame.seen == 0:
             if frame.header_len < EthHdr.LEN:
@@ -197,28 +198,47 @@ def nic_rx_one(nic: NicState, frame: FrameRow, size: int, last: bool) -> int:
             nic_header(frame, hdr_host, size, last)
         if into_header > header:
             payload_copy(frame, frame.done, into_header - header, hdr_host + header)
-    offset = into_header  # of the next byte in the packet, headers included
-    if follow > 0:
-        host = translate(nic, open_buffer(work, frame.hash).io, follow, DmaDirection.FROM_DEVICE)
-        if host == 0:
-            return nic_fault(nic, q, work, at)
-        payload_copy(frame, frame.done, follow, host)
-        offset += follow
-    for i in range(need):
-        n = min(buflen, header + size - offset)
-        if n > 0:
-            host = translate(nic, rx_desc(work, work.fetch + i).packet, n, DmaDirection.FROM_DEVICE)
-            if host == 0:
-                return nic_fault(nic, q, work, at)
-            nic_piece(frame, host, offset, n, size, last)
-            offset += n
+    if not nic_payload(nic, frame, into_header, follow, need, size, last):
+        return nic_fault(nic, q, work, at)
     if hds & HDS_ON:
         if status & Rxs.SPH:
             q.split_hit += 1
         else:
             q.split_miss += 1
-    nic_done(q, work, frame, need, into_header, status, rest, follow)
+    nic_done(nic, frame, need, into_header, status, rest, follow)
     return 1
+
+
+@kernel
+def nic_payload(
+    nic: NicState, frame: FrameRow, into_header: int, follow: int, need: int, size: int, last: bool
+) -> bool:
+    """Write what of a packet is not in the header buffer. False for an address that nobody mapped.
+
+    ``follow`` bytes go behind what came before, the rest to ``need`` buffers.
+    """
+    q, work = Bar.at(nic.bar).rxq[frame.queue], nic.rxq[frame.queue]
+    buflen, end = q.buf_len, frame.split + size
+    offset = into_header  # of the next byte in the packet, headers included
+    if follow > 0:
+        host = translate(nic, open_buffer(work, frame.hash).io, follow, DmaDirection.FROM_DEVICE)
+        if host == 0:
+            return False
+        payload_copy(frame, frame.done, follow, host)
+        if not to_memory(nic, nic.last_map, host, follow):
+            return False
+        offset += follow
+    for i in range(need):
+        n = min(buflen, end - offset)
+        if n > 0:
+            host = translate(nic, rx_desc(work, work.fetch + i).packet, n, DmaDirection.FROM_DEVICE)
+            if host == 0:
+                return False
+            nic_piece(frame, host, offset, n, size, last)
+            if not to_memory(nic, nic.last_map, host, n):
+                return False
+            offset += n
+    return True
 
 
 @kernel
@@ -244,20 +264,20 @@ def nic_header(frame: FrameRow, host: int, size: int, last: bool) -> None:
 
 @kernel
 def nic_done(
-    q: QueueRegs, work: QueueWork, frame: FrameRow, need: int, into_header: int, status: int, rest: int,
-    follow: int,
-) -> None:  # fmt: skip
+    nic: NicState, frame: FrameRow, need: int, into_header: int, status: int, rest: int, follow: int
+) -> None:
     """Tell of a packet: ``into_header`` bytes in the header buffer, ``rest`` elsewhere, in ``need`` buffers.
 
     ``follow`` of these are behind what came before; where the last buffer has room it is left open.
     """
+    q, work = Bar.at(nic.bar).rxq[frame.queue], nic.rxq[frame.queue]
     own = rest - follow
     desc = rx_desc(work, work.head)
     status |= Rxs.DD | keep_open(q, work, frame, need, status, own, follow)
     status |= into_header << RXD_HEADER_SHIFT | own << RXD_BYTES_SHIFT | follow << RXD_BEHIND_SHIFT
     desc.hash = frame.hash | (frame.gso_size << 32 if rest > frame.gso_size else 0)
     q.bytes += into_header + rest
-    store_release(address_of(desc) + RXD_STATUS, status)
+    tell(nic, address_of(desc) + RXD_STATUS, status)
     work.head += 1
     work.fetch += need
     q.head = work.head
@@ -283,7 +303,7 @@ def tx_step(nic_at: int) -> int:
     nic = NicState.at(nic_at)
     bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.tx)
     nic_tx_complete(nic)
-    tail = queue.tail
+    tail = taken_to(nic, queue)
     room = FQ_FRAMES - (tail - nic.tx_done)
     taken = 0
     for number in range(min(bar.tx_queues, MAX_QUEUES)):
@@ -292,7 +312,7 @@ def tx_step(nic_at: int) -> int:
             continue
         posted = posted_to(q)
         at = work.fetch
-        while at < posted and room > 0:
+        while at < posted and room > 0 and not no_room(nic):
             frame = frame_of(queue, tail)
             n = nic_tx_one(nic, work, at, posted, frame)
             if n < 0:  # a bad address or chain: the queue stops, the driver sees it
@@ -310,7 +330,7 @@ def tx_step(nic_at: int) -> int:
             bar.counters.tx_frames += 1
             bar.counters.tx_bytes += size
         work.fetch = at
-    store_release(address_of(queue) + FQ_TAIL, tail)
+    send_to(nic, queue, tail)
     return taken
 
 
@@ -328,7 +348,7 @@ def nic_tx_one(nic: NicState, work: QueueWork, at: int, posted: int, frame: Fram
         word = desc.length
         size, flags = word & 0xFFFFFFFF, word >> 32
         host = translate(nic, desc.address, size, DmaDirection.TO_DEVICE)
-        if host == 0:
+        if host == 0 or not from_memory(nic, nic.last_map, host, size):
             counters.dma_fault += 1
             return -1
         if n > 2:

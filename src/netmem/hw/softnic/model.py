@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterator
 
@@ -9,8 +10,9 @@ from netmem.base.arena import Region
 from netmem.base.errors import NetmemError
 from netmem.base.native import full_fence, read_word
 from netmem.base.record import address_of, clear, field_offset, publish
-from netmem.hw.softnic import look, step
+from netmem.hw.softnic import copies, look, step
 from netmem.hw.softnic import regs as r
+from netmem.hw.softnic.engine import CopyEngine, Staging, engine_for
 from netmem.hw.softnic.regs import QueueRegs, QueueState
 from netmem.hw.softnic.ring import host_address
 from netmem.hw.softnic.state import MAX_MAPS, NicState, QueueWork
@@ -37,7 +39,8 @@ class SoftNic:
         self.at = address_of(self.nic)
         self.nic.irq_fd, self.nic.irq_count = irq_fd, 1
         self.nic.irq_at, self.nic.irq_len = self.at + field_offset(NicState, "irq_count"), 8
-        self._regions: dict[int, Region] = {}
+        self._regions: dict[int, Region | Staging] = {}
+        self._engine: CopyEngine | None = None
         self._key = b""
         self._generation_at = self._region.address + field_offset(r.Bar, "generation")
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
@@ -46,24 +49,37 @@ class SoftNic:
         bar.pause_ns, bar.mtu = PAUSE_NS, 1500
         bar.magic, bar.status = r.MAGIC, r.STATUS_LINK
 
-    def map(self, fd: int, offset: int, length: int, io: int, direction: int) -> None:
-        """Let the device reach ``length`` bytes of ``fd`` at I/O address ``io``."""
+    def map(self, fd: int, offset: int, length: int, io: int, direction: int, exporter: str = "") -> None:
+        """Let the device reach ``length`` bytes of ``fd`` at I/O address ``io`` (``DmaDevice.dma_map``)."""
         if len(self._regions) >= MAX_MAPS:
             raise NetmemError(errno.ENOSPC, f"the NIC has no room for more than {MAX_MAPS} mappings")
+        region: Region | Staging
         try:
-            region = Region(fd, length, offset)
+            region = self._attach(exporter, fd, length) if exporter else Region(fd, length, offset)
         except (OSError, ValueError) as error:
+            if isinstance(error, NetmemError):
+                raise
             raise NetmemError(errno.EINVAL, f"cannot map {length} bytes for the NIC: {error}") from None
         self._regions[io] = region
         n = len(self._regions) - 1
         mapped = self.nic.maps[n]
         mapped.io, mapped.length, mapped.host, mapped.direction = io, length, region.address, direction
+        mapped.far = region.far if isinstance(region, Staging) else 0
         self.nic.maps_used = n + 1
+
+    def _attach(self, exporter: str, fd: int, length: int) -> Staging:
+        if self._engine is None:
+            self._engine = engine_for(exporter)
+        elif self._engine.exporter != exporter:
+            text = f"the copy engine serves {self._engine.exporter}: for {exporter} open another device"
+            raise NetmemError(errno.EBUSY, text)
+        return self._engine.attach(fd, length)
 
     def unmap(self, io: int) -> None:
         """End a mapping; queues whose ring lay in it stop with a fault."""
         if io not in self._regions:
             raise NetmemError(errno.EINVAL, f"I/O address {io:#x} is not mapped")
+        self._settle()
         region = self._regions.pop(io)
         nic = self.nic
         n = nic.maps_used
@@ -74,6 +90,8 @@ class SoftNic:
         for q, work in self._queues():
             if region.address <= work.ring < region.address + region.size:
                 self._stop(q, work, QueueState.FAULT)
+        if isinstance(region, Staging):
+            region.close()
 
     def _queues(self) -> Iterator[tuple[QueueRegs, QueueWork]]:
         bar, nic = self.bar, self.nic
@@ -86,6 +104,7 @@ class SoftNic:
 
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
+        self._settle()
         self.nic.generation = read_word(self._generation_at)
         key = bytes(self.bar.rss_key)
         if key != self._key:
@@ -127,7 +146,28 @@ class SoftNic:
         if did & Step.CONFIGURE:
             self._configure()
             did = step.nic_step(self.at, now)
+        if did & Step.COPY:
+            self._copy()
         return worked or did != 0
+
+    def _settle(self) -> None:
+        """Until no copy is queued or made: memory and rings may go away."""
+        while copies.is_any_waiting(self.at):
+            self._copy()
+
+    def _copy(self) -> None:
+        """Have the engine work while the NIC goes on, and tell of what it has done."""
+        nic, engine = self.nic, self._engine
+        assert engine is not None
+        if nic.flying and engine.is_done():
+            copies.nic_copied(self.at)
+        if not nic.flying:
+            queue = nic.queues[nic.filling]
+            if queue.copies or queue.told or queue.frames:
+                engine.start(queue)
+                copies.nic_fly(self.at)
+                if engine.is_done():
+                    copies.nic_copied(self.at)
 
     def run(self, spin_ns: int, most_ns: int) -> bool:
         """``step`` again and again, for a NIC that reads its wire by itself (``Wire.tap``).
@@ -137,6 +177,8 @@ class SoftNic:
         did = step.nic_run(self.at, spin_ns, most_ns)
         if did & Step.CONFIGURE:
             self._configure()
+        if did & Step.COPY:
+            self._copy()
         return did != 0
 
     def interrupt(self, now: int) -> None:
@@ -154,9 +196,16 @@ class SoftNic:
 
     def close(self) -> None:
         """Stop all queues and let go of all memory."""
+        with contextlib.suppress(NetmemError):  # of a GPU that fails
+            self._settle()
         self.bar.status = 0
         for q, work in self._queues():
             self._stop(q, work, QueueState.STOPPED)
         self.nic.maps_used = 0
+        for region in self._regions.values():
+            if isinstance(region, Staging):
+                region.close()
         self._regions.clear()
+        if self._engine is not None:
+            self._engine.close()
         self.wire.close()

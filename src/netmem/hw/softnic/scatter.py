@@ -12,6 +12,7 @@ from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, readv, store_release
 from netmem.base.record import address_of, clear
+from netmem.hw.softnic.copies import no_room, to_memory
 from netmem.hw.softnic.kernels import nic_done, nic_header, nic_rx
 from netmem.hw.softnic.look import look
 from netmem.hw.softnic.regs import HDS_ON, Bar, Rxs
@@ -55,19 +56,21 @@ def landing(nic: NicState, tap: TapRecord) -> int:
         return 0
     if translate(nic, rx_desc(work, work.head).header, nic.land_header, DmaDirection.FROM_DEVICE) == 0:
         return 0
-    first, nic.land_room = 2, 0
+    first, nic.land_room, open_map = 2, 0, -1
     if left.flow == nic.land_hash + 1 and left.room > 0:
         host = translate(nic, left.io, left.room, DmaDirection.FROM_DEVICE)
         if host == 0:
             return 0
         iovec(tap, first, host, left.room)
+        open_map = nic.last_map
         first, nic.land_room = first + 1, left.room
     for i in range(count):
         host = translate(nic, rx_desc(work, at + i).packet, buflen, DmaDirection.FROM_DEVICE)
-        if host == 0:
+        if host == 0 or (i > 0 and nic.last_map != nic.land_map):
             return 0
+        nic.land_map = nic.last_map
         iovec(tap, first + i, host, buflen)
-    return first + count - 2
+    return first + count - 2 if open_map in (-1, nic.land_map) else 0
 
 
 @kernel
@@ -105,6 +108,8 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
                 break  # the wire is held
         frame = frame_of(queue, queue.tail)
         count = 0
+        if no_room(nic):
+            break
         if queue.head == queue.tail:
             count = landing(nic, tap)
         if count == 0:
@@ -127,7 +132,7 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
             fits = header - frame.l3 + frame.gso_size <= bar.mtu and frame.payload_len + header <= IP_MAX
             same = frame.queue == nic.land_queue - 1 and frame.hash == nic.land_hash
             if frame.l4 != 0 and frame.split == header and same and fits:
-                nic_landed(nic, frame)
+                nic_landed(nic, tap, frame)
                 nic.landed += 1
                 handled += 1
                 continue
@@ -145,7 +150,7 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
 
 
 @kernel
-def nic_landed(nic: NicState, frame: FrameRow) -> None:
+def nic_landed(nic: NicState, tap: TapRecord, frame: FrameRow) -> None:
     """The payload lies where it belongs: its headers, and the descriptors."""
     bar = Bar.at(nic.bar)
     q, work = bar.rxq[frame.queue], nic.rxq[frame.queue]
@@ -158,4 +163,9 @@ def nic_landed(nic: NicState, frame: FrameRow) -> None:
     bar.counters.rx_bytes += segments * frame.split + size
     buflen, follow = q.buf_len, min(nic.land_room, size)
     need = (size - follow + buflen - 1) // buflen
-    nic_done(q, work, frame, need, frame.split, frame.status | Rxs.SPH, size, follow)
+    left, i = size, 2
+    while left > 0:
+        piece = Iovec.nth(tap.iov, i)
+        to_memory(nic, nic.land_map, piece.base, min(left, piece.len))
+        left, i = left - piece.len, i + 1
+    nic_done(nic, frame, need, frame.split, frame.status | Rxs.SPH, size, follow)

@@ -10,6 +10,8 @@ from netmem.hw.softnic.regs import MAX_QUEUES, OPEN_BUFFERS
 
 HASH_BYTES = 36  # two IPv6 addresses and two ports
 MAX_MAPS = 256
+COPIES = 2048  # copies, and completions, that a copy engine can be left with in one go
+COPIES_LEAST = 64  # with room for fewer no more work is begun
 
 
 class DmaMap(Record):
@@ -19,6 +21,7 @@ class DmaMap(Record):
     length: i64
     host: i64
     direction: i64  # DmaDirection
+    far: i64  # address for the copy engine, where ``host`` is its staging; 0: ``host`` is the memory itself
 
 
 class OpenBuffer(Record):
@@ -40,6 +43,19 @@ class QueueWork(Record):
     open: Annotated[Items[OpenBuffer], OpenBuffer * OPEN_BUFFERS]
 
 
+class CopyQueue(Record):
+    """What a copy engine has to do in one go, and what is told when that is done."""
+
+    copies: i64
+    to: Annotated[Items[int], ctypes.c_int64 * COPIES]  # addresses
+    source: Annotated[Items[int], ctypes.c_int64 * COPIES]
+    size: Annotated[Items[int], ctypes.c_int64 * COPIES]  # bytes
+    told: i64
+    tell_at: Annotated[Items[int], ctypes.c_int64 * COPIES]  # addresses of descriptors' status words
+    tell: Annotated[Items[int], ctypes.c_int64 * COPIES]  # ... and what is written there
+    frames: i64  # frames that go onto the wire
+
+
 class NicState(Record):
     """The device."""
 
@@ -54,6 +70,7 @@ class NicState(Record):
     land_queue: i64  # queue + 1 that the next frame is expected on, 0: nothing is expected
     land_header: i64  # ... its header bytes, and its flow's hash
     land_hash: i64
+    land_map: i64  # the mapping that they lie in
     land_room: i64  # bytes of it that are read behind what the flow brought before
     landed: i64  # frames that were read straight into their buffers, and those that were guessed wrong
     mislanded: i64
@@ -69,4 +86,7 @@ class NicState(Record):
     maps: Annotated[Items[DmaMap], DmaMap * MAX_MAPS]
     rxq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]
     txq: Annotated[Items[QueueWork], QueueWork * MAX_QUEUES]
+    filling: i64  # the queue of copies that is filled, 0 or 1
+    flying: i64  # 1: a copy engine works on the other
+    queues: Annotated[Items[CopyQueue], CopyQueue * 2]
     toeplitz: Annotated[Items[int], ctypes.c_int64 * (HASH_BYTES * 256)]  # each value of each input byte

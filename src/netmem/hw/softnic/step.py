@@ -14,6 +14,7 @@ from netmem.base.native import (
     writev,
 )
 from netmem.base.record import address_of, field_offset
+from netmem.hw.softnic.copies import is_waiting
 from netmem.hw.softnic.kernels import nic_rx, tx_step
 from netmem.hw.softnic.regs import Bar
 from netmem.hw.softnic.scatter import scatter_step
@@ -34,6 +35,7 @@ class Step(enum.IntEnum):
 
     MOVED = 1
     CONFIGURE = 2  # nothing was done: the driver has changed what only Python looks at
+    COPY = 4  # a copy engine has something to do, or is at work
 
 
 @inline_kernel
@@ -92,6 +94,8 @@ def nic_step(nic_at: int, now: int) -> int:
         sent += tap_tx(nic.tap, nic.tx)
     if got > 0:
         nic.pending = 1
+    if is_waiting(nic):
+        return int(Step.MOVED | Step.COPY)  # the driver is told when all is there
     gather = min(nic.gather_ns, bar.itr_ns) if bar.adaptive != 0 else bar.itr_ns
     if nic.pending != 0 and now - nic.last_irq >= gather:
         nic_interrupt(nic, now)
@@ -107,7 +111,7 @@ def nic_run(nic_at: int, spin_ns: int, most_ns: int) -> int:
     start = busy = now = monotonic_ns()
     while now - start < most_ns:
         did = nic_step(nic_at, now)
-        if did & Step.CONFIGURE:
+        if did & (Step.CONFIGURE | Step.COPY):
             return did
         now = monotonic_ns()
         if did:
