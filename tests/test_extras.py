@@ -89,7 +89,7 @@ def test_what_needs_more_says_so_in_one_line(base, words):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["open_device", "TcpSocket", "PagePool", "NetDevice", "DmabufProvider"])
+@pytest.mark.parametrize("name", ["Device", "TcpSocket", "PagePool", "NetDevice", "DmabufProvider"])
 def test_names_that_need_more_say_so(base, name):
     done = base(
         "-c", f"import netmem\ntry:\n    netmem.{name}\nexcept ImportError as error:\n    print(error)"

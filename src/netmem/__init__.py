@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from netmem.inet.stack import Stack
     from netmem.inet.tcp.connections import TcpConfig
     from netmem.inet.udp import DATAGRAM, UdpSocket
-    from netmem.lab.device import Device, Tap, open_device
+    from netmem.lab.device import Device, Tap
     from netmem.lab.observe import observe
     from netmem.memory.page_pool import PagePool
     from netmem.memory.params import PagePoolParams
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from netmem.memory.providers.dmabuf import DmabufProvider
     from netmem.memory.providers.pages import PagesProvider
     from netmem.netdev.device import NetDevice
+    from netmem.opening import open_device
 
 __version__ = "0.1.0"
 
@@ -47,7 +48,7 @@ _WHERE = {
     "TcpConfig": "inet.tcp.connections",
     "Device": "lab.device",
     "Tap": "lab.device",
-    "open_device": "lab.device",
+    "open_device": "opening",
     "observe": "lab.observe",
     "PagePool": "memory.page_pool",
     "PagePoolParams": "memory.params",

@@ -23,7 +23,13 @@ VERBS = {
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }
 
-NEEDS = {"check": "", "convert": "", "explain": "kernel", "show": "kernel"}  # an extra; all else: lab
+NEEDS = {
+    "check": "",
+    "convert": "",
+    "explain": "kernel",
+    "recv": "",
+    "show": "kernel",
+}  # an extra; all else: lab
 
 
 class _Verbs(click.Group):
@@ -77,13 +83,13 @@ def main() -> None:
     except click.ClickException as error:
         print(f"netmem: {error.format_message()}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except MissingExtraError as error:
+        _end(str(error))
     except OSError as error:
         if type(error) is BrokenPipeError:  # whoever read our output has gone
             sys.stderr.close()
             sys.exit(1)
         _end(describe(error))
-    except MissingExtraError as error:
-        _end(str(error))
 
 
 def _end(why: str) -> NoReturn:

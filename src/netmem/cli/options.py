@@ -55,6 +55,15 @@ class Memory(click.Choice):  # type: ignore[type-arg, unused-ignore]
         return str(super().convert(value, param, ctx))
 
 
+class Nic(click.Choice):  # type: ignore[type-arg, unused-ignore]
+    """One of our NICs, or a device of the kernel's: kernel:DEVICE."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if re.fullmatch(r"kernel:[^\s/:]{1,15}", str(value)):
+            return str(value)
+        return str(super().convert(value, param, ctx))
+
+
 SIZE, ADDRESS, MEMORY = Size(), Address(), Memory(("none", "pages", "dmabuf", "bar", "cuda:N"))
 
 
@@ -102,20 +111,22 @@ def memory_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--nic, --qemu."""
-    for option in (
-        click.option("--qemu", metavar="PATH", help="The QEMU to use; by default the one on PATH."),
-        click.option(
+def nic_options(*, kernel: bool = False) -> Callable[..., Any]:
+    """--nic, --qemu. ``kernel``: a device of the kernel's will do, too."""
+    more = " kernel:DEVICE is a network interface of this machine, set up and put back." if kernel else ""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        nic = click.option(
             "--nic",
-            type=click.Choice(list(NICS)),
+            type=Nic((*NICS, "kernel:DEVICE")) if kernel else click.Choice(NICS),
             default="softnic",
             show_default=True,
-            help="softnic is our own NIC in software, igb Intel's 82576 as QEMU emulates it.",
-        ),
-    ):
-        function = option(function)
-    return function
+            help=f"softnic is our own NIC in software, igb Intel's 82576 as QEMU emulates it.{more}",
+        )
+        qemu = click.option("--qemu", metavar="PATH", help="The QEMU to use; by default the one on PATH.")
+        return nic(qemu(function))
+
+    return add
 
 
 def wire_options(function: Callable[..., Any]) -> Callable[..., Any]:

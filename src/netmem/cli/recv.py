@@ -10,16 +10,20 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from netmem.base.errors import NetmemError
+from netmem.base.extras import need
 from netmem.base.schema import document
+from netmem.base.transfer import Connection, FileSink
 from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
 from netmem.cli.signals import Interrupted, endings
-from netmem.lab.receiver import Connection, FileSink, Receiver, Setup, Sink
-from netmem.memory import sanitizer
+
+if TYPE_CHECKING:
+    from netmem.kernel.receiver import KernelReceiver
+    from netmem.lab.receiver import Receiver
 
 PROGRESS_S = 0.5
 
@@ -35,7 +39,7 @@ PROGRESS_S = 0.5
     "the port counts.",
 )
 @click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
-@nic_options
+@nic_options(kernel=True)
 @wire_options
 @memory_options
 @click.option(
@@ -44,6 +48,13 @@ PROGRESS_S = 0.5
     metavar="FILE",
     help="Write what arrives; {n} stands for the connection's number. "
     "Without it, payload is counted and given back unread.",
+)
+@click.option(
+    "--queue",
+    "bound",
+    type=click.IntRange(0),
+    multiple=True,
+    help="With --nic kernel:DEVICE: the receive queue to bind; may be given again.  [default: the last]",
 )
 @click.option("--count", type=click.IntRange(1), help="End after this many connections.")
 @click.option(
@@ -112,21 +123,58 @@ def command(
         raise click.UsageError(
             f"-o {output}: {count} connections would overwrite each other; put {{n}} into the name"
         )
+    _check_output("-o", output)
+    _check_output("--capture", options["capture"])
+    try:
+        if options["nic"].startswith("kernel:"):
+            receiver: Receiver | KernelReceiver = _of_the_kernel(address[1], sanitize, **options)
+        else:
+            receiver = _of_ours(address, allow_remote, sanitize, **options)
+    except NetmemError as error:
+        raise usage(error) from None
+    session = _Session(receiver, output, count, as_json, quiet or as_json, sanitize)
+    sys.exit(session.run())
+
+
+def _of_ours(address: tuple[str, int], allow_remote: bool, sanitize: bool, **options: Any) -> Receiver:
+    need("lab", "recv")
+    from netmem.lab.receiver import Receiver, Setup
+    from netmem.memory import sanitizer
+
     if sanitize:
         sanitizer.enable()
+    if options.pop("bound"):
+        raise click.UsageError("--queue is for --nic kernel:DEVICE; --queues says how many our NICs have")
     capture = options.pop("capture")
     switches = {name: options.pop(name) == "on" for name in ("tcp_data_split", "rx_gro_hw")}
     setup = Setup(drop_privileges=True, **switches, **options)
-    _check_output("-o", output)
-    _check_output("--capture", capture)
-    try:
-        receiver = Receiver(setup, address, allow_remote=allow_remote)
-    except NetmemError as error:
-        raise usage(error) from None
+    receiver = Receiver(setup, address, allow_remote=allow_remote)
     if capture:
         receiver.capture(capture)
-    session = _Session(receiver, output, count, as_json, quiet or as_json)
-    sys.exit(session.run())
+    return receiver
+
+
+OURS_ONLY = {
+    "capture": "--capture", "mtu": "--mtu", "queues": "--queues", "wire": "--wire", "addresses": "--address",
+    "gateways": "--gateway", "qemu": "--qemu", "rx_usecs": "--rx-usecs", "rx_gro_hw": "--rx-gro-hw",
+    "hds_thresh": "--hds-thresh", "tcp_data_split": "--tcp-data-split", "sanitize": "--sanitize",
+}  # fmt: skip
+
+
+def _of_the_kernel(port: int, sanitize: bool, **options: Any) -> KernelReceiver:
+    need("kernel", "recv --nic kernel:DEVICE")
+    from netmem.kernel.receiver import KernelReceiver, KernelSetup
+
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for name, text in OURS_ONLY.items():
+        if context.get_parameter_source(name) == given:
+            raise click.UsageError(f"{text} is for our own NICs: what the kernel's needs is set by itself")
+    if options["memory"] != "dmabuf" or options["exporter"] == "memfd":
+        raise click.UsageError("the kernel binds dma-bufs: --memory dmabuf, of udmabuf or the system-heap")
+    names = ("nic", "memory", "memory_size", "exporter")
+    setup = {name: options[name] for name in names}
+    return KernelReceiver(KernelSetup(port=port, queues=options["bound"], **setup))
 
 
 def _check_output(option: str, output: str | None) -> None:
@@ -144,8 +192,10 @@ class _Session:
     """One run of `netmem recv`."""
 
     def __init__(
-        self, receiver: Receiver, output: str | None, count: int | None, as_json: bool, quiet: bool
-    ) -> None:
+        self, receiver: Receiver | KernelReceiver, output: str | None, count: int | None, as_json: bool,
+        quiet: bool, sanitized: bool,
+    ) -> None:  # fmt: skip
+        self.sanitized = sanitized
         self.receiver, self.output, self.count = receiver, output, count
         self.as_json, self.quiet = as_json, quiet
         self.stopped: signal.Signals | None = None
@@ -175,7 +225,7 @@ class _Session:
                 signal.signal(number, handler)
         summary["outstanding"] = self.receiver.outstanding
         summary["interrupted"] = self.stopped is not None
-        summary["sanitized"] = sanitizer.ON
+        summary["sanitized"] = self.sanitized
         self._report(summary)
         if summary["outstanding"]:
             self._say(f"netmem: {summary['outstanding']} netmems never came back")
@@ -230,7 +280,7 @@ class _Session:
             if self.count is not None and self.taken >= self.count and not r.connections:
                 break
             r.wait(PROGRESS_S / 2)
-            while r.listener.pending() and (self.count is None or self.taken < self.count):
+            while r.pending() and (self.count is None or self.taken < self.count):
                 self.taken += 1
                 self._accept(self.taken)
             for connection in r.ready():
@@ -241,8 +291,8 @@ class _Session:
                     self.failed += bool(connection.error)
                     self._ended(connection)
             self._progress()
-            if r.device is not None and r.device.stack.gone is not None and not r.connections:
-                raise r.device.stack.gone
+            self._warn()
+            r.check_alive()
         return self._cut_short() if self.stopped is not None else 1 if self.failed else 0
 
     def _cut_short(self, *, busy: bool = False) -> int:
@@ -260,19 +310,26 @@ class _Session:
     def _accept(self, number: int) -> None:
         r = self.receiver
         if self.output is None:
-            r.accept(number, Sink(r.provider, None))
+            r.accept(number, r.sink(None))
             return
         try:
             with self._output():
                 file = FileSink(self.output.replace("{n}", str(number)))
         except OSError as error:
-            refused = r.accept(number, Sink(r.provider, None))
+            refused = r.accept(number, r.sink(None))
             r.refuse(refused, f"{error.filename}: {error.strerror}")
             self.failed += 1
             self._ended(refused)
             return
         self._files[number] = file
-        r.accept(number, Sink(r.provider, functools.partial(self._write, file)), file.close)
+        r.accept(number, r.sink(functools.partial(self._write, file)), file.close)
+
+    def _warn(self) -> None:
+        warnings, self.receiver.warnings = self.receiver.warnings, []
+        for text in warnings:
+            if self.as_json:
+                print(json.dumps(document("recv", {"event": "warning", "text": text})), flush=True)
+            self._say(f"netmem: {text}")
 
     def _ended(self, connection: Connection) -> None:
         peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
@@ -295,9 +352,10 @@ class _Session:
         total = self.receiver.totals.bytes
         rate = (total - self._shown_bytes) / max(now - self._shown, 1e-9) if self._shown else 0.0
         self._shown, self._shown_bytes = now, total
+        level = self.receiver.level()
+        free = f"pool {level:.0%} free  " if level is not None else ""
         line = (
-            f"{total / 1e6:,.0f} MB  {rate * 8 / 1e9:.2f} Gbit/s  "
-            f"pool {self.receiver.level():.0%} free  {len(self.receiver.connections)} open"
+            f"{total / 1e6:,.0f} MB  {rate * 8 / 1e9:.2f} Gbit/s  {free}{len(self.receiver.connections)} open"
         )
         if self._live:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
@@ -310,10 +368,18 @@ class _Session:
             return
         memory = s["memory"] + (f" ({s['exporter']})" if s["exporter"] else "")
         readable = "yes" if s["driver_can_read"] else "no"
-        self._say(
+        told = (
             f"{s['bytes']} bytes in {s['seconds']:.3f} s, {s['goodput_gbit']} Gbit/s, "
             f"{s['connections']} connection(s), {s['failed']} failed\n"
-            f"memory {memory}, driver can read it: {readable}; header split {s['hds_hit']} hits, "
+        )
+        if "queues" in s:
+            queues = ", ".join(map(str, s["queues"]))
+            return self._say(
+                f"{told}memory {memory}, bound to queue {queues}; {s['frags']} frags, {s['linear_bytes']} "
+                f"bytes by copy, {s['copied_bytes']} of them by another queue; all settings undone"
+            )
+        self._say(
+            f"{told}memory {memory}, driver can read it: {readable}; header split {s['hds_hit']} hits, "
             f"{s['hds_miss']} misses; {s['linear_bytes']} linear bytes, {s['frags']} frags\n"
             f"netmems: {s['alloc_fast']} fast and {s['alloc_slow']} slow allocations, "
             f"{s['recycled']} recycled, {s['outstanding']} outstanding"

@@ -32,7 +32,7 @@ SEND_BUFFER = 4 << 20
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.argument("address", type=ADDRESS, metavar="HOST:PORT")
 @click.option("--allow-remote", is_flag=True, help="Let HOST be an address other than loopback.")
-@nic_options
+@nic_options()
 @wire_options
 @memory_options
 @click.option("--mtu", type=int, default=1500, show_default=True, help="Longest IP packet, up to 9000.")

@@ -7,16 +7,18 @@ tokens goes back as one range.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
 import mmap
 import os
+import select
 import socket
 import struct
 import time
 from collections import deque
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,17 +28,20 @@ from netmem.base.frags import FRAG, NO_FRAGS, DevmemMessage
 
 # include/uapi/asm-generic/socket.h, include/linux/socket.h
 SO_DEVMEM_LINEAR, SO_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED = 78, 79, 80
-MSG_SOCK_DEVMEM, MSG_CTRUNC = 0x2000000, 8
+SCM_DEVMEM_DMABUF, SO_ZEROCOPY, SO_EE_ORIGIN_ZEROCOPY = SO_DEVMEM_DMABUF, 60, 5
+MSG_SOCK_DEVMEM, MSG_ZEROCOPY = 0x2000000, 0x4000000
 MOST_RANGES, MOST_TOKENS = 128, 1024  # of one SO_DEVMEM_DONTNEED (net/core/sock.c)
 MOST_FRAGS = 2048
 LINEAR_MOST = 4 << 20  # bytes that a call may bring at most: address space, touched by linear data only
 CMSG = np.dtype([("len", "<u8"), ("level", "<i4"), ("type", "<i4"), ("frag", FRAG)])
 NO_TOKENS = np.zeros(0, np.int64)
 RUN = struct.Struct("=II")
+CONTROL = struct.Struct("=QiiI4x")  # struct cmsghdr with one number, padded
+CONTROL_LEN = 20
 RANGE = np.dtype([("token_start", "<u4"), ("token_count", "<u4")])
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.recvmsg.restype = ctypes.c_ssize_t
+LIBC.recvmsg.restype = LIBC.sendmsg.restype = ctypes.c_ssize_t
 
 
 class Iovec(ctypes.Structure):
@@ -53,6 +58,12 @@ class Msghdr(ctypes.Structure):
         ("iovlen", ctypes.c_size_t), ("control", ctypes.c_void_p), ("controllen", ctypes.c_size_t),
         ("flags", ctypes.c_int),
     )  # fmt: skip
+
+
+class TxBound(Protocol):
+    """A binding to send from."""
+
+    id: int
 
 
 class KernelSocket:
@@ -78,6 +89,7 @@ class KernelSocket:
         )
         self._at = ctypes.byref(self._message)
         self._ready: deque[DevmemMessage] = deque()
+        self._zerocopy, self._calls, self._over = False, 0, 0
 
     # -- receive ------------------------------------------------------------------------------
 
@@ -125,6 +137,18 @@ class KernelSocket:
             at += size
         return self._ready.popleft()
 
+    def has_ready(self) -> bool:
+        """True for messages of an earlier call that wait to be handed out: polling tells nothing of them."""
+        return bool(self._ready)
+
+    def readable(self) -> bool:
+        """True when recvmsg_devmem would not wait: there is payload, the end, or an error."""
+        if self._ready:
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; how many tokens were freed. Unknown ones are skipped.
 
@@ -161,6 +185,101 @@ class KernelSocket:
 
     # -- send, and the rest ---------------------------------------------------------------------
 
+    def sendmsg_devmem(
+        self, frags: npt.ArrayLike, binding: TxBound | int, *, timeout: float | None = None
+    ) -> int:
+        """sendmsg(..., MSG_ZEROCOPY) with SCM_DEVMEM_DMABUF: send straight from device memory.
+
+        As ``TcpSocket.sendmsg_devmem``: ``frags`` are FRAGs or (offset, size) pairs in the memory of
+        ``binding`` (what ``bind_tx`` made, or its id); how many bytes were taken. Errors: EINVAL for an
+        unknown id, or a binding for receiving; ENODEV where the connection does not leave by the binding's
+        device; EFAULT beyond the memory; ETIMEDOUT.
+        """
+        pieces = _pieces(frags)
+        if not pieces:
+            return 0
+        number = binding if isinstance(binding, int) else binding.id
+        if not self._zerocopy:
+            self.sock.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+            self._zerocopy = True
+        self._set_wait(socket.SO_SNDTIMEO, timeout)
+        iov = (Iovec * len(pieces))(
+            *(Iovec(*piece) for piece in pieces)
+        )  # the base of each is its offset in the dma-buf
+        packed = CONTROL.pack(CONTROL_LEN, socket.SOL_SOCKET, SCM_DEVMEM_DMABUF, number)
+        control = ctypes.create_string_buffer(packed, len(packed))
+        message = Msghdr(iov=iov, iovlen=len(pieces), control=ctypes.addressof(control),
+                         controllen=len(packed))  # fmt: skip
+        while True:
+            n = LIBC.sendmsg(self.sock.fileno(), ctypes.byref(message), MSG_ZEROCOPY | socket.MSG_NOSIGNAL)
+            if n >= 0:
+                self._calls += 1
+                return int(n)
+            code = ctypes.get_errno()
+            if code == errno.EAGAIN:
+                self._timed_out("room to send")
+            if code != errno.EINTR:
+                raise NetmemError(code, f"sendmsg to {self.peer[0]}:{self.peer[1]}: {_text(code)}")
+
+    def zerocopy_completions(self) -> list[tuple[int, int]]:
+        """Calls of sendmsg_devmem that are over since last asked, as ranges (first, last); never waits.
+
+        What MSG_ERRQUEUE tells as SO_EE_ORIGIN_ZEROCOPY.
+        """
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                _, control, _, _ = self.sock.recvmsg(0, 256, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            for _, _, data in control:
+                code, origin, first, last = struct.unpack_from("=IBxxxII", data)
+                if origin == SO_EE_ORIGIN_ZEROCOPY and not code:
+                    found.append((first, last))
+                    self._over += last - first + 1
+
+    def zerocopy_done(self) -> bool:
+        """True when every call of sendmsg_devmem is known to be over."""
+        return self._over >= self._calls
+
+    def wait_zerocopy(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Until every call of sendmsg_devmem is over; what ``zerocopy_completions`` has then. ETIMEDOUT."""
+        limit = self.timeout if timeout is None else timeout
+        end = None if limit is None else time.monotonic() + limit
+        found, poll = self.zerocopy_completions(), select.poll()
+        poll.register(self.sock, 0)  # POLLERR is always told
+        while not self.zerocopy_done():
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                self._timed_out("acknowledgement")
+            poll.poll(None if left is None else left * 1e3)
+            more = self.zerocopy_completions()
+            if not more and not self.zerocopy_done():
+                self._check_error()
+            found += more
+        return found
+
+    def _check_error(self) -> None:
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise NetmemError(code, f"the connection to {self.peer[0]}:{self.peer[1]}: {_text(code)}")
+
+    def send(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> int:
+        """Send by copy; how many bytes were taken. ETIMEDOUT."""
+        self._set_wait(socket.SO_SNDTIMEO, timeout)
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            self._timed_out("room to send")
+
+    def recv(self, size: int, *, timeout: float | None = None) -> bytes:
+        """recv(): bytes that came by copy. EFAULT for payload in bound memory."""
+        self._set_wait(socket.SO_RCVTIMEO, timeout)
+        try:
+            return self.sock.recv(size)
+        except BlockingIOError:
+            self._timed_out("data")
+
     def sendall(self, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """All of ``data``, by copy; each step within ``timeout``."""
         view = memoryview(data).cast("B")
@@ -174,6 +293,12 @@ class KernelSocket:
     def shutdown(self) -> None:
         """No more will be sent."""
         self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Close the socket with a reset (SO_LINGER 0)."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+        self.close()
 
     def close(self) -> None:
         """Close the socket: the kernel takes back all tokens that are still out."""
@@ -197,6 +322,19 @@ class KernelSocket:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _pieces(frags: npt.ArrayLike) -> list[tuple[int, int]]:
+    """FRAGs or (offset, size) pairs as pairs. EINVAL for anything else."""
+    array = np.asarray(frags)
+    if array.dtype == FRAG:
+        return list(zip(array["frag_offset"].tolist(), array["frag_size"].tolist(), strict=True))
+    pairs = array.reshape(-1, 2) if array.size and array.shape[-1] == 2 else array.reshape(-1)
+    if pairs.ndim != 2 and array.size:
+        raise NetmemError(errno.EINVAL, "pieces are FRAGs, or (offset, size) pairs")
+    if array.size and array.min() < 0:
+        raise NetmemError(errno.EINVAL, "an offset or a size is negative")
+    return [(int(at), int(size)) for at, size in pairs.tolist()] if array.size else []
 
 
 def ranges(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
@@ -231,12 +369,17 @@ def _text(code: int) -> str:
 
 
 class KernelListener:
-    """A listening socket of the kernel's: ``accept`` hands out KernelSockets. EADDRINUSE and the like."""
+    """A listening socket of the kernel's: ``accept`` hands out KernelSockets. EADDRINUSE and the like.
 
-    def __init__(self, port: int, *, backlog: int = 128) -> None:
+    ``device``: take connections that come by it only.
+    """
+
+    def __init__(self, port: int, *, backlog: int = 128, device: str = "") -> None:
         self.sock = socket.create_server(
             ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
         )
+        if device:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
         self.port = int(self.sock.getsockname()[1])
 
     def accept(self, *, timeout: float | None = None) -> KernelSocket:

@@ -184,10 +184,22 @@ class NetdevFamily:
             *(("NETDEV_A_DMABUF_QUEUES", _rx_queue(queue)) for queue in queues),
             *([("NETDEV_A_DMABUF_RX_PAGE_SIZE", rx_page_size)] if rx_page_size else []),
         ]
-        for answer in self._request(Cmd.BIND_RX, request, NLM_F_ACK):
+        return self._binding(Cmd.BIND_RX, request)
+
+    def bind_tx(self, ifindex: int, fd: int) -> int:
+        """Let sockets send from a dma-buf through a device, until the family is closed; the binding's id.
+
+        Needs no privilege. EOPNOTSUPP from a driver that sends no netmem.
+        """
+        request = netdev_dmabuf()
+        request["attrs"] = [("NETDEV_A_DMABUF_IFINDEX", ifindex), ("NETDEV_A_DMABUF_FD", fd)]
+        return self._binding(Cmd.BIND_TX, request)
+
+    def _binding(self, cmd: Cmd, request: genlmsg) -> int:
+        for answer in self._request(cmd, request, NLM_F_ACK):
             if found := answer.get_attr("NETDEV_A_DMABUF_ID"):
                 return int(found)
-        raise NetmemError(errno.EPROTO, "netdev bind_rx: the kernel did not name the binding")
+        raise NetmemError(errno.EPROTO, f"netdev {cmd.name.lower()}: the kernel did not name the binding")
 
     def queue_get(self) -> list[dict[str, Any]]:
         """id, ifindex, type (QueueType), napi_id, dmabuf (a binding's id), io_uring, xsk."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,8 @@ from netmem.base.arena import Bytes
 from netmem.base.errors import NetmemError
 from netmem.base.ethtool import TcpDataSplit
 from netmem.base.frags import DevmemMessage
+from netmem.base.transfer import CHUNK, Connection, Totals
 from netmem.inet.listener import TcpListener
-from netmem.inet.socket import TcpSocket
 from netmem.lab.device import Device, open_device, wire_of
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
@@ -30,7 +27,6 @@ from netmem.memory.sanitizer import SanitizerError
 
 GUEST_PORT = 5001
 BACKLOG = 1024
-CHUNK = 1 << 20
 MAX_FRAGS = 1024
 
 
@@ -54,24 +50,6 @@ class Setup:
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     drop_privileges: bool = False
-
-
-@dataclass
-class Totals:
-    """What was received, over all connections."""
-
-    bytes: int = 0
-    linear: int = 0
-    frags: int = 0
-    connections: int = 0
-    failed: int = 0
-    started: float = 0.0
-    ended: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """From the first byte to the last."""
-        return max(self.ended - self.started, 1e-9) if self.started else 0.0
 
 
 def make_memory(
@@ -120,20 +98,6 @@ class Sink:
             self._write(data)
 
 
-@dataclass
-class Connection:
-    """One connection being received."""
-
-    number: int
-    sock: TcpSocket
-    sink: Sink
-    close: Callable[[bool], None]  # True: everything came
-    bytes: int = 0
-    error: str = ""
-    done: bool = False
-    buffer: bytearray = field(default_factory=bytearray)
-
-
 class Receiver:
     """An open device with memory bound to its queues, all steered there, and a forwarded port."""
 
@@ -145,6 +109,7 @@ class Receiver:
         self.device: Device | None = None
         self.connections: list[Connection] = []
         self.outstanding: int | None = None
+        self.warnings: list[str] = []
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
         try:
@@ -170,6 +135,19 @@ class Receiver:
         self.device.stack.activity()
         self._by_row: dict[int, Connection] = {}
         self._ready: dict[int, Connection] = {}  # by number: what may have something to receive
+
+    def sink(self, write: Callable[[memoryview], Any] | None) -> Sink:
+        """For the payload of a connection."""
+        return Sink(self.provider, write)
+
+    def pending(self) -> bool:
+        """True when a connection can be accepted."""
+        return self.listener.pending() > 0
+
+    def check_alive(self) -> None:
+        """What the device died of, if it did, and nobody is left to be told."""
+        if self.device is not None and self.device.stack.gone is not None and not self.connections:
+            raise self.device.stack.gone
 
     def exporter(self) -> tuple[str, str]:
         """Where dmabuf memory comes from, and why not from elsewhere; empty for other memory."""
@@ -246,7 +224,7 @@ class Receiver:
         return found
 
     def accept(
-        self, number: int, sink: Sink, close: Callable[[bool], None] = lambda complete: None
+        self, number: int, sink: Any, close: Callable[[bool], None] = lambda complete: None
     ) -> Connection:
         """Take the next connection; ``close`` is called when it ends, with True when all came."""
         connection = Connection(number, self.listener.accept(timeout=0), sink, close)
@@ -360,56 +338,6 @@ class Receiver:
         if self.provider is not None:
             self.outstanding += self.provider.area.count - self.provider.area.free
             self.provider.close()
-
-
-class FileSink:
-    """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came.
-
-    EBUSY when somebody else writes the same file.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        special = os.path.exists(path) and not os.path.isfile(path)
-        self.now = path if special else f"{path}.partial"
-        while True:
-            self.fd = os.open(self.now, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            if special or self._is_ours():
-                return
-
-    def _is_ours(self) -> bool:
-        """Lock and empty the file; False when it got its name in the meantime."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.exists(self.now) and os.path.samestat(os.fstat(self.fd), os.stat(self.now))
-            if mine:
-                os.ftruncate(self.fd, 0)
-                return True
-        except OSError as error:
-            os.close(self.fd)
-            if isinstance(error, BlockingIOError):
-                why = "another connection is writing it; put {n} into the name, or say --count 1"
-                raise OSError(errno.EBUSY, why, self.path) from None
-            raise
-        os.close(self.fd)
-        return False
-
-    def write(self, data: memoryview) -> None:
-        """Write all of ``data``; OSError names the file."""
-        try:
-            while len(data):
-                data = data[os.write(self.fd, data) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self.path) from None
-
-    def close(self, complete: bool) -> None:
-        """Close the file, and give it its name if it is ``complete``; OSError names it."""
-        try:
-            os.close(self.fd)
-            if complete and self.now != self.path:
-                os.replace(self.now, self.path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self.path) from None
 
 
 def hashing_sink(provider: AreaProvider | None) -> tuple[Sink, Any]:

@@ -1,0 +1,94 @@
+"""What programs that receive have in common: totals, connections, files that are whole or partial."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+CHUNK = 1 << 20
+
+
+@dataclass
+class Totals:
+    """What was received, over all connections."""
+
+    bytes: int = 0
+    linear: int = 0
+    frags: int = 0
+    connections: int = 0
+    failed: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From the first byte to the last."""
+        return max(self.ended - self.started, 1e-9) if self.started else 0.0
+
+
+@dataclass
+class Connection:
+    """One connection being received, on one of our sockets or the kernel's. ``sink`` takes its payload."""
+
+    number: int
+    sock: Any
+    sink: Any
+    close: Callable[[bool], None]  # True: everything came
+    bytes: int = 0
+    error: str = ""
+    done: bool = False
+    buffer: bytearray = field(default_factory=bytearray)
+
+
+class FileSink:
+    """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came.
+
+    EBUSY when somebody else writes the same file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        special = os.path.exists(path) and not os.path.isfile(path)
+        self.now = path if special else f"{path}.partial"
+        while True:
+            self.fd = os.open(self.now, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            if special or self._is_ours():
+                return
+
+    def _is_ours(self) -> bool:
+        """Lock and empty the file; False when it got its name in the meantime."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.exists(self.now) and os.path.samestat(os.fstat(self.fd), os.stat(self.now))
+            if mine:
+                os.ftruncate(self.fd, 0)
+                return True
+        except OSError as error:
+            os.close(self.fd)
+            if isinstance(error, BlockingIOError):
+                why = "another connection is writing it; put {n} into the name, or say --count 1"
+                raise OSError(errno.EBUSY, why, self.path) from None
+            raise
+        os.close(self.fd)
+        return False
+
+    def write(self, data: memoryview) -> None:
+        """Write all of ``data``; OSError names the file."""
+        try:
+            while len(data):
+                data = data[os.write(self.fd, data) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from None
+
+    def close(self, complete: bool) -> None:
+        """Close the file, and give it its name if it is ``complete``; OSError names it."""
+        try:
+            os.close(self.fd)
+            if complete and self.now != self.path:
+                os.replace(self.now, self.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from None

@@ -1,0 +1,77 @@
+"""A device of the kernel's opened from Python and by `netmem recv`: set up, used, and put back as it was."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+SCRIPT = Path(__file__).with_name("kernel_device.py")
+SETTINGS = """set -e
+settings() { ethtool -g eth0; ethtool -x eth0 | sed '/RSS hash key/,$d'; ethtool -k eth0; ethtool -n eth0; }
+settings > /tmp/before
+"""
+PUT_BACK = """
+settings > /tmp/after; diff /tmp/before /tmp/after
+test -z "$(ls /run/netmem)"
+"""
+
+
+@pytest.mark.parametrize("exporter", ["udmabuf", "system-heap"])
+def test_set_up_used_and_put_back(lab, exporter):
+    code = base64.b64encode(SCRIPT.read_bytes()).decode()
+    said = lab.run(f"""
+echo {code} | base64 -d > /tmp/kernel_device.py
+python3 /tmp/kernel_device.py eth0 3 $LOCAL_V4 $REMOTE_V4 {exporter}
+""", 240).splitlines()  # fmt: skip
+    assert said[-1] == "done"
+    assert "refused by the rule 'tcp-data-split is enabled'" in said[0]
+    assert "ethtool -G eth0 tcp-data-split on" in said[0]
+    assert [line.split(":")[0] for line in said[3:]] == [
+        "undone at the end", "undone at the next start", "kept", "undone by the last", "missing", "done",
+    ]  # fmt: skip
+
+
+def test_recv(lab):
+    """Two files by `netmem recv`, one of them over IPv6."""
+    said = lab.run(f"""{SETTINGS}
+head -c 16000000 /dev/urandom > /tmp/sent1
+head -c 3000001 /dev/urandom > /tmp/sent2
+netmem recv --nic kernel:eth0 --queue 3 --memory dmabuf --memory-size 16M --listen [::]:5700 \\
+    -o '/tmp/got{{n}}' --count 2 --json > /tmp/events &
+for _ in $(seq 200); do grep -q listening /tmp/events && break; sleep 0.1; done
+ip netns exec peer socat -u OPEN:/tmp/sent1 TCP4:$LOCAL_V4:5700
+ip netns exec peer socat -u OPEN:/tmp/sent2 "TCP6:[$LOCAL_V6]:5700"
+wait $!
+cmp /tmp/sent1 /tmp/got1
+cmp /tmp/sent2 /tmp/got2
+tail -1 /tmp/events
+{PUT_BACK}""", 240)  # fmt: skip
+    assert '"bytes": 19000001' in said
+    assert '"linear_bytes": 0' in said
+    assert '"copied_bytes": 0' in said
+
+
+def test_recv_is_killed(lab):
+    """What it had set is undone by the next one; bytes by another queue are told of."""
+    said = lab.run(f"""{SETTINGS}
+netmem recv --nic kernel:eth0 --queue 2 --memory-size 4M --listen [::]:5701 > /tmp/first 2>&1 &
+first=$!
+for _ in $(seq 200); do grep -q listening /tmp/first && break; sleep 0.1; done
+kill -9 $first
+wait $first || true
+settings > /tmp/between
+! cmp -s /tmp/before /tmp/between
+netmem recv --nic kernel:eth0 --queue 3 --memory-size 4M --listen [::]:5702 --count 1 -q > /tmp/second 2>&1 &
+for _ in $(seq 200); do grep -q listening /tmp/second && break; sleep 0.1; done
+ethtool -X eth0 equal 2
+ethtool -n eth0 | sed -n 's/^Filter: //p' | while read -r n; do ethtool -N eth0 delete $n; done
+head -c 100000 /dev/zero | ip netns exec peer socat -u - TCP4:$LOCAL_V4:5702
+wait $!
+cat /tmp/second
+ethtool -X eth0 default
+{PUT_BACK}""", 240)  # fmt: skip
+    assert "undone what was left behind: tcp-data-split 2, flows over queues 0, 1, 3" in said
+    assert "comes by copy: its flow is not led to queue 3" in said
