@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.timeout(600)
 SCRIPT = Path(__file__).with_name("kernel_device.py")
+PAGE = Path(__file__).parents[2] / "docs" / "kernel.md"
 SETTINGS = """set -e
 settings() { ethtool -g eth0; ethtool -x eth0 | sed '/RSS hash key/,$d'; ethtool -k eth0; ethtool -n eth0; }
 settings > /tmp/before
@@ -75,3 +77,21 @@ ethtool -X eth0 default
 {PUT_BACK}""", 240)  # fmt: skip
     assert "undone what was left behind: tcp-data-split 2, flows over queues 0, 1, 3" in said
     assert "comes by copy: its flow is not led to queue 3" in said
+
+
+def test_the_page(lab):
+    """docs/kernel.md's example, and the sender that it names."""
+    text = PAGE.read_text()
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "open_device" in code]
+    (sender,) = re.findall(r"ip netns exec peer python3 -c '.*?'", text, re.S)
+    code = base64.b64encode(example.encode()).decode()
+    said = lab.run(f"""{SETTINGS}
+echo {code} | base64 -d > /tmp/array.py
+python3 /tmp/array.py > /tmp/said 2>&1 &
+for _ in $(seq 200); do ss -Htln 'sport = :5001' | grep -q . && break; sleep 0.1; done
+export LOCAL_V4
+{sender}
+wait $!
+cat /tmp/said
+{PUT_BACK}""", 240)  # fmt: skip
+    assert said == "(1000, 100) 100000.0\n"

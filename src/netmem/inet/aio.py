@@ -19,11 +19,12 @@ import numpy.typing as npt
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
 from netmem.base.frags import DevmemMessage
+from netmem.base.reader import AsyncReader
 from netmem.inet.listener import TcpListener
-from netmem.inet.reader import AsyncReader
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.udp import UdpMessage, UdpSocket
+from netmem.inet.views import gatherers
 
 if TYPE_CHECKING:
     from netmem.inet.stack import Stack
@@ -261,7 +262,8 @@ class AsyncConnection:
 
     def reader(self, device: str = "") -> AsyncReader:
         """``TcpSocket.reader``, for await."""
-        return AsyncReader(self, self._stack.stack.dev, self._stack.stack.poller.later, device)
+        stack = self._stack.stack
+        return AsyncReader(self, *gatherers(stack.dev, stack.poller.later, device))
 
     async def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """``TcpSocket.recv``."""

@@ -19,7 +19,7 @@ from netmem.base.arena import Words
 from netmem.base.cuda import Copies, Gpu, call
 from netmem.base.cuda_gather import GatherKernel, groups_of
 from netmem.base.errors import NetmemError
-from netmem.inet.place import NOT_WRITABLE, Writable
+from netmem.base.place import NOT_WRITABLE, Writable
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.cuda import CudaProvider
 
@@ -105,7 +105,7 @@ class OnGpu:
             self._copies.copy(at, at + 8, at + 16, 1)
 
     def gather(self, provider: AreaProvider, base: int, rows: Words, to: int) -> int:
-        """Place.gather: by the GPU where the memory is its own, else through the host."""
+        """GpuPlace.gather: by the GPU where the memory is its own, else through the host."""
         if base:
             groups, done = groups_of(rows)
             self._kernel.load(groups)
@@ -118,7 +118,7 @@ class OnGpu:
         return len(part)
 
     def base(self, provider: AreaProvider) -> int:
-        """Place.base."""
+        """GpuPlace.base."""
         assert isinstance(provider, CudaProvider)
         return provider.address
 

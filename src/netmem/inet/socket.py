@@ -11,14 +11,15 @@ from netmem.base.address import ip_text
 from netmem.base.clock import SEC
 from netmem.base.errors import ETOOSMALL, NetmemError
 from netmem.base.frags import FRAG, NO_FRAGS, DevmemMessage
+from netmem.base.reader import Reader
 from netmem.inet.poller import Poller
-from netmem.inet.reader import Reader
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
 from netmem.inet.tcp.connections import ENDS
 from netmem.inet.tcp.machine import Tcp
 from netmem.inet.tcp.tcb import MASK32, EntryKind, Flag, TcpState
 from netmem.inet.tokens import Tokens, blame_caller, pool_of
+from netmem.inet.views import gatherers
 from netmem.inet.zerocopy import Completions, Zerocopy, as_ranges
 from netmem.memory import sanitizer
 from netmem.memory.page_pool import PagePool
@@ -157,11 +158,11 @@ class TcpSocket:
             return DevmemMessage(linear, np.ndarray(n, FRAG, out))
 
     def reader(self, device: str = "") -> Reader:
-        """Reads exact amounts, arrays and messages, into memory of the application's own; ``inet/reader.py``.
+        """Reads exact amounts, arrays and messages, into memory of the application's own; ``base/reader.py``.
 
         ``device``: where arrays are to be, this host's memory or a GPU's, "cuda:0".
         """
-        return Reader(self, self._dev, self._poller.later, device)
+        return Reader(self, *gatherers(self._dev, self._poller.later, device))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """SO_DEVMEM_DONTNEED: give frags back; returns how many tokens were freed.

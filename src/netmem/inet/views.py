@@ -12,24 +12,33 @@ import errno
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from netmem.base.arena import Region, Words
 from netmem.base.errors import NetmemError
 from netmem.base.frags import DevmemMessage
+from netmem.base.place import HOST, Host, Place
 from netmem.inet.later import Later
-from netmem.inet.place import HOST, Place
-from netmem.memory.calls import hold_frags, run_of
+from netmem.memory.calls import gather, hold_frags, run_of
 from netmem.memory.layout import NetmemRecord
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider
 from netmem.netdev.device import NetDevice
 
 PART = 4  # of a memory, at most one in so many bytes is in views
-LEAST = 16 << 10  # bytes of a view: less is copied sooner than held
 PATIENCE, AGAIN = 4, 16  # arrays that had to be copied, until views are tried for one in so many only
+
+
+class GpuPlace(Place, Protocol):
+    """A place that sees the memory on its device, and gathers there (``gpu.py``)."""
+
+    def base(self, provider: AreaProvider) -> int:
+        """Where this place sees a memory of its device."""
+
+    def gather(self, provider: AreaProvider, base: int, rows: Words, to: int) -> int:
+        """Frags of a memory end to end to an address; bytes. ``base``: of the memory here, 0: elsewhere."""
 
 
 class Mapped:
@@ -38,10 +47,10 @@ class Mapped:
     ``address``: of the memory's first byte, on the device that it is on.
     """
 
-    def __init__(self, provider: AreaProvider, place: Place) -> None:
+    def __init__(self, provider: AreaProvider, place: GpuPlace | Host) -> None:
         self.held = 0  # references to netmems, in views
         self.writable = True
-        if provider.device:
+        if not isinstance(place, Host):
             self.address = place.base(provider)
             return
         try:
@@ -52,7 +61,7 @@ class Mapped:
         self.address = self.region.address
 
     @classmethod
-    def of(cls, provider: AreaProvider, place: Place = HOST) -> Mapped:
+    def of(cls, provider: AreaProvider, place: GpuPlace | Host = HOST) -> Mapped:
         """The mapping, made when it is first asked for."""
         found = _mapped.get(provider)
         if found is None:
@@ -129,14 +138,14 @@ class Gatherer:
     ``later``: what is to be done at the next poll.
     """
 
-    def __init__(self, dev: NetDevice, later: Later, place: Place = HOST) -> None:
+    def __init__(self, dev: NetDevice, later: Later, place: GpuPlace | Host = HOST) -> None:
         self.dev, self.later, self.lock, self.place = dev, later, dev.lock, place
         self._memory: dict[int, tuple[AreaProvider, Mapped | None]] = {}  # by dmabuf_id
         self._copied = 0  # arrays since the last view
 
-    def expects_views(self) -> bool:
-        """False when arrays had to be copied of late: to try costs a tenth of the copy."""
-        return self._copied < PATIENCE or self._copied % AGAIN == 0
+    def run(self, align: int) -> Run | None:
+        """None when arrays had to be copied of late: to try costs a tenth of the copy."""
+        return Run(self, align) if self._copied < PATIENCE or self._copied % AGAIN == 0 else None
 
     def made(self, view: bool) -> None:
         """An array was made."""
@@ -166,7 +175,13 @@ class Gatherer:
             rows = rows_of(message)
             provider, mapped = self.memory(binding_of(rows))
             base = mapped.address if mapped is not None else 0
-            done += self.place.gather(provider, base, rows, to + done)
+            if not isinstance(self.place, Host):
+                done += self.place.gather(provider, base, rows, to + done)
+            elif mapped is None:
+                done += provider.gather(rows, to + done)
+            else:
+                with provider.cpu_access():
+                    done += gather(base, rows, len(rows), to + done)
         return done
 
     def pool_of(self, provider: AreaProvider, offset: int) -> PagePool | None:
@@ -235,53 +250,11 @@ class Run:
         return self._gatherer.place.view(self._view, self.size)
 
 
-class Filling:
-    """So many bytes of a stream: in memory of the application's own, or where they lie.
+def gatherers(dev: NetDevice, later: Later, device: str) -> tuple[Gatherer, Gatherer | None]:
+    """For a reader: to this host, and to a GPU ("cuda:0") where arrays are to be there. EINVAL; ENODEV."""
+    host = Gatherer(dev, later)
+    if not device:
+        return host, None
+    from netmem.inet.gpu import OnGpu  # with all of CUDA: for those only who want it
 
-    ``out``: where to, memory of the gatherer's place; None: a new array, or a view of ``align`` bytes'
-    alignment where that can be had.
-    """
-
-    def __init__(self, gatherer: Gatherer, size: int, out: Any = None, align: int = 1) -> None:
-        self._gatherer, self.size, self.done, self._place = gatherer, size, 0, gatherer.place
-        self.out, self._news = out, out is None and size >= LEAST
-        if out is None and not (self._news and gatherer.expects_views()):
-            self.out = self._place.empty(size)
-        self._run = Run(gatherer, align)
-
-    @property
-    def left(self) -> int:
-        """Bytes to come."""
-        return self.size - self.done
-
-    def begin(self, data: bytes | bytearray) -> None:
-        """Bytes that were read before."""
-        if data:
-            self._place.store(self._place.address(self._copied()), data)
-            self.done = len(data)
-
-    def add(self, message: DevmemMessage) -> None:
-        """A message's bytes; its tokens can be given back then."""
-        if self.out is None and self._run.add(message):
-            self.done = self._run.size
-            return
-        self.done += self._gatherer.put(message, self._place.address(self._copied()) + self.done)
-
-    def _copied(self) -> Any:
-        """From here on all is copied, and so is what was not so far."""
-        if self.out is None:
-            self.out = self._place.empty(self.size)
-            if self.done:
-                self._place.move(self._place.address(self.out), self._run.array(), self.done)
-            self._run = Run(self._gatherer, 1)  # lets go of it
-        return self.out
-
-    def taken(self) -> bytes:
-        """What came so far."""
-        return self._place.load(self._run.array() if self.out is None else self.out, self.done)
-
-    def array(self) -> Any:
-        """All of it, as bytes of the place."""
-        if self._news:
-            self._gatherer.made(self.out is None)
-        return self._run.array() if self.out is None else self.out
+    return host, Gatherer(dev, later, OnGpu(device))

@@ -6,22 +6,15 @@ import contextlib
 import errno
 import socket
 from collections.abc import Sequence
-from typing import Protocol
 
 from netmem.base.errors import NetmemError
 from netmem.base.ethtool import SteeringRule
 from netmem.kernel.devmem import KernelListener, KernelSocket
+from netmem.kernel.gather import Memory
 from netmem.kernel.netdev_family import NetdevFamily
 from netmem.kernel.settings import KernelEthtool
 
 PREFIX = "kernel:"
-
-
-class Memory(Protocol):
-    """A dma-buf: ``kernel.memory.Dmabuf``, or any of our providers that has one."""
-
-    fd: int
-    size: int
 
 
 class KernelBinding:
@@ -54,6 +47,7 @@ class KernelDevice:
         self.ethtool = KernelEthtool(name, self.ifindex)
         self.undone = self.ethtool.undone
         self._bindings: list[KernelBinding] = []
+        self._memories: dict[int, Memory] = {}  # by dmabuf_id: sockets may have payload in it after unbinding
 
     @staticmethod
     def index_of(name: str) -> int:
@@ -85,6 +79,7 @@ class KernelDevice:
             except NetmemError as error:
                 raise self._explained(error, queues) from None
             undo.pop_all()
+        self._memories[number] = memory
         return self._bound(KernelBinding(family, number, queues, memory.size))
 
     def _explained(self, error: NetmemError, queues: Sequence[int]) -> NetmemError:
@@ -134,7 +129,7 @@ class KernelDevice:
 
     def listen(self, port: int, *, backlog: int = 128) -> KernelListener:
         """A listening socket for connections that come by this device."""
-        return KernelListener(port, backlog=backlog, device=self.name)
+        return KernelListener(port, backlog=backlog, device=self.name, memories=self._memories)
 
     def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> KernelSocket:
         """A connection by this device. ETIMEDOUT, ECONNREFUSED and the like."""
@@ -149,7 +144,7 @@ class KernelDevice:
             code = errno.ETIMEDOUT if isinstance(error, TimeoutError) else error.errno or errno.EIO
             text = f"cannot connect to {host}:{port} by {self.name}: {error.strerror or error}"
             raise NetmemError(code, text) from None
-        return KernelSocket(sock, (host, port))
+        return KernelSocket(sock, (host, port), memories=self._memories)
 
     def close(self) -> None:
         """Unbind all memory, then undo all settings; an error names what could not be undone."""

@@ -18,6 +18,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -25,6 +26,8 @@ import numpy.typing as npt
 
 from netmem.base.errors import ETOOSMALL, NetmemError, errno_name
 from netmem.base.frags import FRAG, NO_FRAGS, DevmemMessage
+from netmem.base.reader import Reader
+from netmem.kernel.gather import KernelGatherer, Memory
 
 # include/uapi/asm-generic/socket.h, include/linux/socket.h
 SO_DEVMEM_LINEAR, SO_DEVMEM_DMABUF, SO_DEVMEM_DONTNEED = 78, 79, 80
@@ -67,12 +70,16 @@ class TxBound(Protocol):
 
 
 class KernelSocket:
-    """A connection of the kernel's TCP whose payload lies in bound memory. ``sock``: the socket itself."""
+    """A connection of the kernel's TCP whose payload lies in bound memory. ``sock``: the socket itself.
+
+    ``memories``: what was bound, by dmabuf_id, for readers.
+    """
 
     def __init__(
-        self, sock: socket.socket, peer: tuple[str, int] | None = None, *, max_frags: int = MOST_FRAGS
-    ) -> None:
-        self.sock = sock
+        self, sock: socket.socket, peer: tuple[str, int] | None = None, *, max_frags: int = MOST_FRAGS,
+        memories: Mapping[int, Memory] | None = None,
+    ) -> None:  # fmt: skip
+        self.sock, self.memories = sock, memories if memories is not None else {}
         sock.setblocking(True)  # the kernel waits, as long as SO_RCVTIMEO says
         self.peer = peer or sock.getpeername()[:2]  # of an accepted one that was reset there is none
         self.timeout: float | None = None
@@ -272,6 +279,25 @@ class KernelSocket:
         except BlockingIOError:
             self._timed_out("room to send")
 
+    def send_now(self, data: memoryview) -> int:
+        """Send by copy what there is room for, without waiting; how many bytes."""
+        try:
+            return self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def gatherer(self) -> KernelGatherer:
+        """What readers copy by."""
+        return KernelGatherer(self.memories)
+
+    def reader(self) -> Reader:
+        """Reads exact amounts, arrays and messages, into memory of the application's own; ``base/reader.py``.
+
+        Arrays are copies: the memory is the NIC's again at once. EOPNOTSUPP for payload in memory that
+        was bound by somebody else than the device that this socket is of.
+        """
+        return Reader(self, self.gatherer())
+
     def recv(self, size: int, *, timeout: float | None = None) -> bytes:
         """recv(): bytes that came by copy. EFAULT for payload in bound memory."""
         self._set_wait(socket.SO_RCVTIMEO, timeout)
@@ -374,7 +400,11 @@ class KernelListener:
     ``device``: take connections that come by it only.
     """
 
-    def __init__(self, port: int, *, backlog: int = 128, device: str = "") -> None:
+    def __init__(
+        self, port: int, *, backlog: int = 128, device: str = "",
+        memories: Mapping[int, Memory] | None = None,
+    ) -> None:  # fmt: skip
+        self._memories = memories
         self.sock = socket.create_server(
             ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog
         )
@@ -388,7 +418,7 @@ class KernelListener:
         self.sock.settimeout(None if end is None else max(end - time.monotonic(), 0.001))
         try:
             sock, address = self.sock.accept()
-            return KernelSocket(sock, address[:2])
+            return KernelSocket(sock, address[:2], memories=self._memories)
         except TimeoutError:
             raise NetmemError(
                 errno.ETIMEDOUT, f"no connection to port {self.port} within {timeout:g} s"

@@ -1,4 +1,4 @@
-"""Where a reader's arrays lie: in this host's memory, or a GPU's (``gpu.py``)."""
+"""Where a reader's arrays lie: in this host's memory, or a GPU's (``inet/gpu.py``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from netmem.base.arena import Words
 from netmem.base.errors import NetmemError
-from netmem.memory.calls import gather
-from netmem.memory.provider import AreaProvider
 
 NOT_WRITABLE = "the destination must be writable and contiguous (C order)"
 
@@ -31,7 +28,7 @@ Writable = bytearray | memoryview | npt.NDArray[Any] | SupportsDlpack
 class Place(Protocol):
     """Memory of one kind, in pieces of ``Any`` type that only the place itself looks into.
 
-    ``device``: as ``AreaProvider.device`` has it; arrays can be views of a memory on the same.
+    ``device``: "", or "cuda:0". Arrays can be views of a memory that is on the same.
     """
 
     device: str
@@ -53,15 +50,6 @@ class Place(Protocol):
 
     def load(self, memory: Any, size: int) -> bytes:
         """The first bytes, in this process."""
-
-    def gather(self, provider: AreaProvider, base: int, rows: Words, to: int) -> int:
-        """Frags of a memory end to end to an address; bytes.
-
-        ``base``: where this place sees the memory, 0: nowhere.
-        """
-
-    def base(self, provider: AreaProvider) -> int:
-        """Where this place sees a memory of its device."""
 
     def view(self, view: Any, size: int) -> Any:
         """The first bytes of a ``View``, which they keep."""
@@ -117,17 +105,6 @@ class Host:
     def load(self, memory: npt.NDArray[np.uint8], size: int) -> bytes:
         """Place.load."""
         return memory[:size].tobytes()
-
-    def gather(self, provider: AreaProvider, base: int, rows: Words, to: int) -> int:
-        """Place.gather."""
-        if not base:
-            return provider.gather(rows, to)
-        with provider.cpu_access():
-            return gather(base, rows, len(rows), to)
-
-    def base(self, provider: AreaProvider) -> int:
-        """Place.base."""
-        raise NetmemError(errno.EOPNOTSUPP, f"this host does not see memory of {provider.device}")
 
     def view(self, view: Any, size: int) -> npt.NDArray[np.uint8]:
         """Place.view."""

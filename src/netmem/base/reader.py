@@ -18,25 +18,14 @@ import numpy.typing as npt
 
 from netmem.base.errors import NetmemError
 from netmem.base.frags import DevmemMessage
-from netmem.inet.later import Later
-from netmem.inet.place import HOST, Place, Writable
-from netmem.inet.views import Filling, Gatherer
-from netmem.netdev.device import NetDevice
+from netmem.base.place import Place, Writable
 
 MAX_FRAGS = 1024  # of a receive
+LEAST = 16 << 10  # bytes of a view: less is copied sooner than held
 LINE = 64 << 10  # bytes that readuntil reads ahead, and finds its separator in
 
 
 Shape = int | Sequence[int]
-
-
-def place_of(device: str) -> Place:
-    """Where arrays for a device lie: this host's ("") or a GPU's ("cuda:0"). EINVAL; ENODEV without it."""
-    if not device:
-        return HOST
-    from netmem.inet.gpu import OnGpu  # with all of CUDA: for those only who want it
-
-    return OnGpu(device)
 
 
 def dimensions(shape: Shape) -> tuple[int, ...]:
@@ -62,6 +51,92 @@ def length_of(prefix: str, head: bytes, limit: int) -> int:
     if not 0 <= size <= limit:
         raise NetmemError(errno.EMSGSIZE, f"a message of {size} bytes; at most {limit} are allowed")
     return int(size)
+
+
+class Run(Protocol):
+    """Frags that lie end to end: the beginning of an array that needs no copy. ``size``: bytes so far."""
+
+    size: int
+
+    def add(self, message: DevmemMessage) -> bool:
+        """Take a message's frags too. False: they lie elsewhere, or must be copied for another reason."""
+
+    def array(self) -> Any:
+        """What was taken so far, as bytes of the place, which keep it."""
+
+
+class Gathering(Protocol):
+    """Brings payload from where it was received to where arrays lie, ``place``."""
+
+    @property
+    def place(self) -> Place: ...
+
+    def put(self, message: DevmemMessage, to: int) -> int:
+        """Copy a message's bytes to address ``to``; how many. EOPNOTSUPP for memory that cannot be read."""
+
+    def run(self, align: int) -> Run | None:
+        """For an array that may be a view, of that alignment; None where it is to be copied."""
+
+    def made(self, view: bool) -> None:
+        """An array was made."""
+
+
+class Filling:
+    """So many bytes of a stream: in memory of the application's own, or where they lie.
+
+    ``out``: where to, memory of the gatherer's place; None: a new array, or a view of ``align`` bytes'
+    alignment where that can be had.
+    """
+
+    def __init__(self, gatherer: Gathering, size: int, out: Any = None, align: int = 1) -> None:
+        self._gatherer, self.size, self.done, self._place = gatherer, size, 0, gatherer.place
+        self.out, self._news = out, out is None and size >= LEAST
+        self._run = gatherer.run(align) if self._news else None
+        if out is None and self._run is None:
+            self.out = self._place.empty(size)
+
+    @property
+    def left(self) -> int:
+        """Bytes to come."""
+        return self.size - self.done
+
+    def begin(self, data: bytes | bytearray) -> None:
+        """Bytes that were read before."""
+        if data:
+            self._place.store(self._place.address(self._copied()), data)
+            self.done = len(data)
+
+    def add(self, message: DevmemMessage) -> None:
+        """A message's bytes; its tokens can be given back then."""
+        if self.out is None and self._run is not None and self._run.add(message):
+            self.done = self._run.size
+            return
+        self.done += self._gatherer.put(message, self._place.address(self._copied()) + self.done)
+
+    def _copied(self) -> Any:
+        """From here on all is copied, and so is what was not so far."""
+        if self.out is None:
+            self.out = self._place.empty(self.size)
+            if self.done and self._run is not None:
+                self._place.move(self._place.address(self.out), self._run.array(), self.done)
+            self._run = None  # lets go of it
+        return self.out
+
+    def taken(self) -> bytes:
+        """What came so far."""
+        return self._place.load(self._all(), self.done)
+
+    def array(self) -> Any:
+        """All of it, as bytes of the place."""
+        if self._news:
+            self._gatherer.made(self.out is None)
+        return self._all()
+
+    def _all(self) -> Any:
+        if self.out is not None:
+            return self.out
+        assert self._run is not None
+        return self._run.array()
 
 
 class _Ahead:
@@ -136,11 +211,10 @@ def cut_short(got: bytes, wanted: int | None) -> EOFError:
 class _Reading:
     """What blocking readers and those of asyncio have in common."""
 
-    def __init__(self, dev: NetDevice, later: Later, device: str = "") -> None:
-        self._host, self._ahead = Gatherer(dev, later), _Ahead()
-        self._gatherer, self._place = self._host, place_of(device)
-        if self._place is not HOST:
-            self._gatherer = Gatherer(dev, later, self._place)
+    def __init__(self, host: Gathering, there: Gathering | None = None) -> None:
+        self._host, self._ahead = host, _Ahead()
+        self._gatherer = there or host
+        self._place = self._gatherer.place
 
     def _filling(self, size: int, out: Any = None, align: int = 1) -> Filling:
         """A read of ``size`` bytes starts; what was read ahead comes first."""
@@ -173,8 +247,8 @@ class Reader(_Reading):
     when the stream ends early. ``timeout``: for each step, in seconds.
     """
 
-    def __init__(self, sock: Source, dev: NetDevice, later: Later, device: str = "") -> None:
-        super().__init__(dev, later, device)
+    def __init__(self, sock: Source, host: Gathering, there: Gathering | None = None) -> None:
+        super().__init__(host, there)
         self.sock = sock
 
     def _fill(self, filling: Filling, timeout: float | None) -> Any:
@@ -255,8 +329,8 @@ class Reader(_Reading):
 class AsyncReader(_Reading):
     """The same for asyncio; see ``Reader``. One task reads at a time."""
 
-    def __init__(self, connection: AsyncSource, dev: NetDevice, later: Later, device: str = "") -> None:
-        super().__init__(dev, later, device)
+    def __init__(self, connection: AsyncSource, host: Gathering, there: Gathering | None = None) -> None:
+        super().__init__(host, there)
         self.connection = connection
 
     async def _fill(self, filling: Filling, timeout: float | None) -> Any:
