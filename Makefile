@@ -83,12 +83,12 @@ guest-fetch: $(STAMP)
 	$(BIN)/netmem guest fetch --tests
 
 guest: $(STAMP)
-	$(BIN)/python -m pytest -q tests/guest/test_smoke.py
+	$(BIN)/python -m pytest -q tests/guest/test_smoke.py tests/guest/test_kernel_sockets.py
 
 # Kernels, faults, drivers with mistakes, wires; results go to docs/guest-results.md.
 guest-verify: $(STAMP)
 	$(BIN)/python -m pytest -q tests/guest
-	NETMEM_GUEST_KERNEL=7.2 $(BIN)/python -m pytest -q tests/guest/test_smoke.py
+	NETMEM_GUEST_KERNEL=7.2 $(BIN)/python -m pytest -q tests/guest/test_smoke.py tests/guest/test_kernel_sockets.py
 	mkdir -p build
 	$(BIN)/netmem guest test devmem zcrx faults --format markdown > build/guest-results.md
 	tools/guest-results build/guest-results.md docs/guest-results.md
