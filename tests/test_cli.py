@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -35,12 +34,13 @@ def run(*words, **options):
 class Receiver:
     """`netmem recv --json` in the background."""
 
-    def __init__(self, *words):
+    def __init__(self, *words, **env):
         self.process = subprocess.Popen(
             [*NETMEM, "recv", "--json", "--listen", "127.0.0.1:0", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, **env},
         )
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
@@ -249,8 +249,11 @@ def send_until_broken(sock):
 def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
     """An error within a second, no hang, nothing left."""
     need_qemu()
-    before = set(os.listdir(tempfile.gettempdir()))
-    with Receiver("--nic", "igb", "--memory", "bar", "-o", str(tmp_path / "out")) as receiver:
+    folder = tmp_path / "temporary"  # of its own: other tests leave things in the usual one meanwhile
+    folder.mkdir()
+    with Receiver(
+        "--nic", "igb", "--memory", "bar", "-o", str(tmp_path / "out"), TMPDIR=str(folder)
+    ) as receiver:
         below = descendants(receiver.process.pid)
         (qemu,) = [pid for pid, command in below if b"qemu" in command]
         sock = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
@@ -271,7 +274,7 @@ def test_qemu_killed_in_the_middle_of_a_transfer(tmp_path):
     assert events[0]["error"].startswith("nm0: the NIC is gone")
     assert "Traceback" not in err
     assert not [pid for pid, _ in below if Path(f"/proc/{pid}").exists()]
-    assert not {name for name in set(os.listdir(tempfile.gettempdir())) - before if "netmem" in name}
+    assert not os.listdir(folder)
 
 
 def test_a_killed_receiver_takes_qemu_with_it():

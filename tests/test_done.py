@@ -20,9 +20,9 @@ import time
 import pytest
 
 from conftest import need_nic, payload, scaled
+from netmem.base.transfer import FileSink
 from netmem.lab.device import open_device
 from netmem.lab.gateway import RESERVE
-from netmem.lab.receiver import FileSink
 from test_cli import LIMIT, NETMEM, Receiver, run
 
 SIZE = scaled(12_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -43,7 +44,7 @@ head -c 16000000 /dev/urandom > /tmp/sent1
 head -c 3000001 /dev/urandom > /tmp/sent2
 netmem recv --nic kernel:eth0 --queue 3 --memory dmabuf --memory-size 16M --listen [::]:5700 \\
     -o '/tmp/got{{n}}' --count 2 --json > /tmp/events &
-for _ in $(seq 200); do grep -q listening /tmp/events && break; sleep 0.1; done
+for _ in $(seq 600); do grep -q listening /tmp/events && break; sleep 0.1; done
 ip netns exec peer socat -u OPEN:/tmp/sent1 TCP4:$LOCAL_V4:5700
 ip netns exec peer socat -u OPEN:/tmp/sent2 "TCP6:[$LOCAL_V6]:5700"
 wait $!
@@ -61,13 +62,13 @@ def test_recv_is_killed(lab):
     said = lab.run(f"""{SETTINGS}
 netmem recv --nic kernel:eth0 --queue 2 --memory-size 4M --listen [::]:5701 > /tmp/first 2>&1 &
 first=$!
-for _ in $(seq 200); do grep -q listening /tmp/first && break; sleep 0.1; done
+for _ in $(seq 600); do grep -q listening /tmp/first && break; sleep 0.1; done
 kill -9 $first
 wait $first || true
 settings > /tmp/between
 ! cmp -s /tmp/before /tmp/between
 netmem recv --nic kernel:eth0 --queue 3 --memory-size 4M --listen [::]:5702 --count 1 -q > /tmp/second 2>&1 &
-for _ in $(seq 200); do grep -q listening /tmp/second && break; sleep 0.1; done
+for _ in $(seq 600); do grep -q listening /tmp/second && break; sleep 0.1; done
 ethtool -X eth0 equal 2
 ethtool -n eth0 | sed -n 's/^Filter: //p' | while read -r n; do ethtool -N eth0 delete $n; done
 head -c 100000 /dev/zero | ip netns exec peer socat -u - TCP4:$LOCAL_V4:5702
@@ -88,10 +89,74 @@ def test_the_page(lab):
     said = lab.run(f"""{SETTINGS}
 echo {code} | base64 -d > /tmp/array.py
 python3 /tmp/array.py > /tmp/said 2>&1 &
-for _ in $(seq 200); do ss -Htln 'sport = :5001' | grep -q . && break; sleep 0.1; done
+for _ in $(seq 600); do ss -Htln 'sport = :5001' | grep -q . && break; sleep 0.1; done
 export LOCAL_V4
 {sender}
 wait $!
 cat /tmp/said
 {PUT_BACK}""", 240)  # fmt: skip
     assert said == "(1000, 100) 100000.0\n"
+
+
+HOLDER = """
+import os, time, netmem
+from netmem.kernel.memory import Dmabuf
+device, memory = netmem.open_device("kernel:eth0"), Dmabuf(4 << 20)
+device.ethtool.set_ringparam(tcp_data_split=2)
+device.isolate([3])
+binding = device.bind_rx([3], memory)
+device.steer(5002, 3)
+with device.listen(5002) as listener:
+    sock = listener.accept(timeout=60)
+message = sock.recvmsg_devmem(timeout=60)
+print("bound", os.getpid(), flush=True)
+input()
+binding.close()
+print("unbound", flush=True)
+input()
+sock.close()
+device.close()
+print("closed", flush=True)
+"""
+
+
+def test_leaks(lab):
+    """Tokens that are kept: seen while the memory is bound, seen when it is not, and gone with the socket."""
+    code = base64.b64encode(HOLDER.encode()).decode()
+    said = lab.run(f"""{SETTINGS}
+echo {code} | base64 -d > /tmp/holder.py
+mkfifo /tmp/orders
+python3 /tmp/holder.py < /tmp/orders > /tmp/holder.log 2>&1 &
+exec 5> /tmp/orders
+for _ in $(seq 600); do ss -Htln 'sport = :5002' | grep -q . && break; sleep 0.1; done
+(head -c 20000 /dev/zero; sleep 30) | ip netns exec peer socat -u - TCP4:$LOCAL_V4:5002 2> /dev/null &
+said() {{
+    for _ in $(seq 600); do grep -q "$1" /tmp/holder.log && return; sleep 0.1; done
+    cat /tmp/holder.log
+    return 1
+}}
+said bound
+netmem leaks --kernel --json
+echo >&5
+said unbound
+netmem leaks --kernel --json || echo stuck $?
+netmem leaks --kernel > /tmp/table || true
+echo >&5
+said closed
+exec 5>&-
+sleep 1.5
+netmem leaks --kernel
+cat /tmp/table >&2
+{PUT_BACK}""", 240).splitlines()  # fmt: skip
+    print(*said, sep="\n")
+    bound, unbound = json.loads(said[0]), json.loads(said[1])
+    (pool,) = (one for one in bound["pools"] if one["state"] == "bound")
+    assert pool["inflight"] > 0
+    assert pool["seconds"] is None
+    for found in (bound, unbound):
+        assert any("TCP" in row["what"] and ":5002" in row["what"] for row in found["holders"]), found
+        assert any("dma-buf" in row["what"] and row["bytes"] == 4 << 20 for row in found["holders"]), found
+    (pool,) = (one for one in unbound["pools"] if one["state"] == "destroyed")
+    assert pool["seconds"] >= 0
+    assert said[2] == "stuck 1"
+    assert said[-1].startswith("No page pool was destroyed with netmems out")

@@ -14,6 +14,7 @@ VERSIONS = {
     "changes": 1,  # netmem check --compare
     "explain": 1,
     "leaks": 1,
+    "leaks-kernel": 1,
     "show": 1,
     "show-kernel": 1,
     "recv": 1,  # each line

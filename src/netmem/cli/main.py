@@ -28,6 +28,7 @@ NEEDS = {
     "convert": "",
     "explain": "kernel",
     "recv": "",
+    "leaks": "",
     "show": "kernel",
 }  # an extra; all else: lab
 
