@@ -1,5 +1,5 @@
 """The socket layer, one source for every back end: softnic, igb (``test_socket_layer.py``) and the kernel's
-(``python3 socket_layer.py DEVICE QUEUE ADDRESS``, in a guest: ``guest/test_socket_layer.py``).
+(``python3 socket_layer.py DEVICE QUEUE ADDRESS PEER devmem|zcrx``, in a guest: ``guest/test_socket_layer.py``).
 
 Each test gets a ``World``: a device with memory bound to a queue, and what connects to it from the far end.
 """
@@ -284,7 +284,7 @@ class Namespace:
         return made[0]
 
 
-def kernel_world(name: str, queue: int, address: str, other: str):
+def kernel_world(name: str, queue: int, address: str, other: str, api: str):
     from netmem.base.ethtool import TcpDataSplit
     from netmem.kernel.device import KernelDevice
     from netmem.kernel.memory import Dmabuf
@@ -292,7 +292,10 @@ def kernel_world(name: str, queue: int, address: str, other: str):
     device, memory, port = KernelDevice(name), Dmabuf(16 << 20), 5800
     device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
     device.isolate([queue])
-    device.bind_rx([queue], memory)
+    if api == "zcrx":
+        device.bind_zcrx(queue, memory)
+    else:
+        device.bind_rx([queue], memory)
     device.steer(port, queue)
     peer = Namespace("/run/netns/peer")
 
@@ -305,7 +308,7 @@ def kernel_world(name: str, queue: int, address: str, other: str):
 
 
 def main() -> None:
-    world = kernel_world(sys.argv[1], int(sys.argv[2]), *sys.argv[3:5])
+    world = kernel_world(sys.argv[1], int(sys.argv[2]), *sys.argv[3:6])
     with world.device:
         for check in CHECKS:
             try:

@@ -37,12 +37,13 @@ python3 /tmp/kernel_device.py eth0 3 $LOCAL_V4 $REMOTE_V4 {exporter}
     ]  # fmt: skip
 
 
-def test_recv(lab):
+@pytest.mark.parametrize("api", ["devmem", "zcrx"])
+def test_recv(lab, api):
     """Two files by `netmem recv`, one of them over IPv6."""
     said = lab.run(f"""{SETTINGS}
 head -c 16000000 /dev/urandom > /tmp/sent1
 head -c 3000001 /dev/urandom > /tmp/sent2
-netmem recv --nic kernel:eth0 --queue 3 --memory dmabuf --memory-size 16M --listen [::]:5700 \\
+netmem recv --nic kernel:eth0 --queue 3 --api {api} --memory-size 16M --listen [::]:5700 \\
     -o '/tmp/got{{n}}' --count 2 --json > /tmp/events &
 for _ in $(seq 600); do grep -q listening /tmp/events && break; sleep 0.1; done
 ip netns exec peer socat -u OPEN:/tmp/sent1 TCP4:$LOCAL_V4:5700

@@ -1,4 +1,4 @@
-"""The socket layer's one source on the kernel's own devmem sockets."""
+"""The socket layer's one source on the kernel's own devmem sockets, and on io_uring's zero-copy receive."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ pytestmark = pytest.mark.timeout(600)
 SCRIPT = Path(__file__).parents[1] / "socket_layer.py"
 
 
-def test_the_socket_layer(lab):
+@pytest.mark.parametrize("api", ["devmem", "zcrx"])
+def test_the_socket_layer(lab, api):
     code = base64.b64encode(SCRIPT.read_bytes()).decode()
     said = lab.run(f"""
 echo {code} | base64 -d > /tmp/socket_layer.py
-python3 /tmp/socket_layer.py eth0 3 $LOCAL_V4 $REMOTE_V4 2>&1
+python3 /tmp/socket_layer.py eth0 3 $LOCAL_V4 $REMOTE_V4 {api} 2>&1
 """, 240)  # fmt: skip
     print(said, file=sys.stderr)
     lines = said.splitlines()

@@ -56,6 +56,13 @@ PROGRESS_S = 0.5
     multiple=True,
     help="With --nic kernel:DEVICE: the receive queue to bind; may be given again.  [default: the last]",
 )
+@click.option(
+    "--api",
+    type=click.Choice(["devmem", "zcrx"]),
+    default="devmem",
+    show_default=True,
+    help="With --nic kernel:DEVICE: devmem TCP, or io_uring's zero-copy receive.",
+)
 @click.option("--count", type=click.IntRange(1), help="End after this many connections.")
 @click.option(
     "--tcp-data-split",
@@ -145,6 +152,8 @@ def _of_ours(address: tuple[str, int], allow_remote: bool, sanitize: bool, **opt
         sanitizer.enable()
     if options.pop("bound"):
         raise click.UsageError("--queue is for --nic kernel:DEVICE; --queues says how many our NICs have")
+    if options.pop("api") != "devmem":
+        raise click.UsageError("--api zcrx is for --nic kernel:DEVICE")
     capture = options.pop("capture")
     switches = {name: options.pop(name) == "on" for name in ("tcp_data_split", "rx_gro_hw")}
     setup = Setup(drop_privileges=True, **switches, **options)
@@ -172,7 +181,7 @@ def _of_the_kernel(port: int, sanitize: bool, **options: Any) -> KernelReceiver:
             raise click.UsageError(f"{text} is for our own NICs: what the kernel's needs is set by itself")
     if options["memory"] != "dmabuf" or options["exporter"] == "memfd":
         raise click.UsageError("the kernel binds dma-bufs: --memory dmabuf, of udmabuf or the system-heap")
-    names = ("nic", "memory", "memory_size", "exporter")
+    names = ("nic", "memory", "memory_size", "exporter", "api")
     setup = {name: options[name] for name in names}
     return KernelReceiver(KernelSetup(port=port, queues=options["bound"], **setup))
 

@@ -58,8 +58,8 @@ class AsyncKernelConnection:
             yield message
 
     async def _readable(self, timeout: float | None) -> None:
-        if not self.sock.readable():
-            await ready(self.sock.sock.fileno(), write=False, timeout=timeout, what="data")
+        while not self.sock.readable():
+            await ready(self.sock.wait_fd(), write=False, timeout=timeout, what="data")
 
     async def recvmsg_devmem(
         self, bufsize: int = CHUNK, *, max_frags: int = MOST_FRAGS, timeout: float | None = None

@@ -13,6 +13,7 @@ from netmem.kernel.devmem import KernelListener, KernelSocket
 from netmem.kernel.gather import Memory
 from netmem.kernel.netdev_family import NetdevFamily
 from netmem.kernel.settings import KernelEthtool
+from netmem.kernel.zcrx import Zcrx, ZcrxListener
 
 PREFIX = "kernel:"
 
@@ -47,6 +48,7 @@ class KernelDevice:
         self.ethtool = KernelEthtool(name, self.ifindex)
         self.undone = self.ethtool.undone
         self._bindings: list[KernelBinding] = []
+        self._zcrx: list[Zcrx] = []
         self._memories: dict[int, Memory] = {}  # by dmabuf_id: sockets may have payload in it after unbinding
 
     @staticmethod
@@ -99,6 +101,19 @@ class KernelDevice:
                     return NetmemError(error.errno, f"{self.name}, queue {queue}: {rule}{cure}")
         return error
 
+    def bind_zcrx(self, queue: int, memory: Memory) -> Zcrx:
+        """Give a receive queue a dma-buf for io_uring's zero-copy receive, from this thread.
+
+        ``listen`` hands out sockets of it from then on. Errors: as ``bind_rx``.
+        """
+        try:
+            zcrx = Zcrx(self.ifindex, queue, memory)
+        except NetmemError as error:
+            raise self._explained(error, [queue]) from None
+        self._zcrx.append(zcrx)
+        self._memories[zcrx.id] = memory
+        return zcrx
+
     def bind_tx(self, memory: Memory) -> KernelBinding:
         """Let sockets send straight from a dma-buf by this device (netlink bind-tx). EOPNOTSUPP."""
         with contextlib.ExitStack() as undo:
@@ -129,6 +144,9 @@ class KernelDevice:
 
     def listen(self, port: int, *, backlog: int = 128) -> KernelListener:
         """A listening socket for connections that come by this device."""
+        if self._zcrx:
+            zcrx = self._zcrx[-1]
+            return ZcrxListener(zcrx, port, backlog=backlog, device=self.name, memories=self._memories)
         return KernelListener(port, backlog=backlog, device=self.name, memories=self._memories)
 
     def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> KernelSocket:
@@ -150,7 +168,10 @@ class KernelDevice:
         """Unbind all memory, then undo all settings; an error names what could not be undone."""
         for binding in self._bindings:
             binding.close()
+        for zcrx in self._zcrx:
+            zcrx.close()
         self._bindings.clear()
+        self._zcrx.clear()
         self.ethtool.close()
 
     def __enter__(self) -> KernelDevice:

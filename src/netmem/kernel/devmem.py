@@ -144,6 +144,10 @@ class KernelSocket:
             at += size
         return self._ready.popleft()
 
+    def wait_fd(self) -> int:
+        """A descriptor that becomes readable when ``readable`` may have become true."""
+        return self.sock.fileno()
+
     def has_ready(self) -> bool:
         """True for messages of an earlier call that wait to be handed out: polling tells nothing of them."""
         return bool(self._ready)
@@ -418,11 +422,15 @@ class KernelListener:
         self.sock.settimeout(None if end is None else max(end - time.monotonic(), 0.001))
         try:
             sock, address = self.sock.accept()
-            return KernelSocket(sock, address[:2], memories=self._memories)
+            return self.made(sock, address[:2])
         except TimeoutError:
             raise NetmemError(
                 errno.ETIMEDOUT, f"no connection to port {self.port} within {timeout:g} s"
             ) from None
+
+    def made(self, sock: socket.socket, peer: tuple[str, int]) -> KernelSocket:
+        """What an accepted connection becomes."""
+        return KernelSocket(sock, peer, memories=self._memories)
 
     def close(self) -> None:
         self.sock.close()

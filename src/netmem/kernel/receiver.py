@@ -18,6 +18,7 @@ from netmem.base.frags import DevmemMessage
 from netmem.base.transfer import Connection, Totals
 from netmem.kernel.device import PREFIX, KernelDevice
 from netmem.kernel.memory import Dmabuf
+from netmem.kernel.zcrx import Zcrx
 
 BACKLOG = 1024
 
@@ -32,6 +33,7 @@ class KernelSetup:
     memory: str = "dmabuf"
     memory_size: int = 64 << 20
     exporter: str = "auto"
+    api: str = "devmem"  # or zcrx: io_uring's zero-copy receive, of one queue
 
 
 class KernelSink:
@@ -80,12 +82,22 @@ class KernelReceiver:
             if self.device.ethtool.ringparam().get("hds_thresh"):
                 self.device.ethtool.set_ringparam(hds_thresh=0)
             self.device.isolate(self.bound)
-            self.device.bind_rx(self.bound, self.provider)
+            self._zcrx = self._bind()
             self.listener = undo.enter_context(self.device.listen(setup.port, backlog=BACKLOG))
             self.device.steer(self.listener.port, self.bound[0])
             self._undo = undo.pop_all()
         self.address, self.port = self.device.name, self.listener.port
         self._poll.register(self.listener.sock, select.POLLIN)
+        if self._zcrx is not None:
+            self._poll.register(self._zcrx.ring.fd, select.POLLIN)
+
+    def _bind(self) -> Zcrx | None:
+        if self.setup.api != "zcrx":
+            self.device.bind_rx(self.bound, self.provider)
+            return None
+        if len(self.bound) > 1:
+            raise NetmemError(errno.EINVAL, f"a ring has one queue, not {self.bound}")
+        return self.device.bind_zcrx(self.bound[0], self.provider)
 
     def sink(self, write: Callable[[memoryview], Any] | None) -> KernelSink:
         """For the payload of a connection."""
@@ -111,6 +123,8 @@ class KernelReceiver:
 
     def ready(self) -> list[Connection]:
         """Connections to receive from, by number."""
+        if self._zcrx is not None:
+            self._zcrx.wait(0)
         found = {self._by_fd[fd].number: self._by_fd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_fd}
         found |= {one.number: one for one in self._left()}
         return [one for _, one in sorted(found.items())]
@@ -129,8 +143,9 @@ class KernelReceiver:
         """Take the next connection; ``close`` is called when it ends, with True when all came."""
         connection = Connection(number, self.listener.accept(timeout=1.0), sink, close)
         self.connections.append(connection)
-        self._by_fd[connection.sock.sock.fileno()] = connection
-        self._poll.register(connection.sock.sock, select.POLLIN)
+        if self._zcrx is None:
+            self._by_fd[connection.sock.sock.fileno()] = connection
+            self._poll.register(connection.sock.sock, select.POLLIN)
         self.totals.connections += 1
         return connection
 
@@ -177,9 +192,8 @@ class KernelReceiver:
     def _finish(self, connection: Connection, *, abort: bool = False) -> None:
         connection.done = True
         self.connections.remove(connection)
-        sock = connection.sock.sock
-        self._poll.unregister(sock)
-        del self._by_fd[sock.fileno()]
+        if self._by_fd.pop(connection.sock.sock.fileno(), None) is not None:
+            self._poll.unregister(connection.sock.sock)
         try:
             connection.close(not abort)
         except OSError as error:
@@ -195,6 +209,7 @@ class KernelReceiver:
         t = self.totals
         return {
             "nic": self.setup.nic,
+            "api": self.setup.api,
             "memory": self.setup.memory,
             "exporter": self.exporter()[0] or None,
             "fallback": None,
