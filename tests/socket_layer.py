@@ -284,12 +284,24 @@ class Namespace:
         return made[0]
 
 
-def kernel_world(name: str, queue: int, address: str, other: str, api: str):
+def pieces_of(size: int, seed: int, piece: int = 1 << 20):
+    """A reproducible stream in pieces, cheap to make: a block that each piece is a rotation of."""
+    block = payload(piece, seed)
+    for n, at in enumerate(range(0, size, piece)):
+        turn = n * 4099 % piece
+        yield (block[turn:] + block[:turn])[: size - at]
+
+
+def expected_of():
+    return hashlib.sha256()
+
+
+def kernel_world(name: str, queue: int, address: str, other: str, api: str, exporter: str = "auto"):
     from netmem.base.ethtool import TcpDataSplit
     from netmem.kernel.device import KernelDevice
     from netmem.kernel.memory import Dmabuf
 
-    device, memory, port = KernelDevice(name), Dmabuf(16 << 20), 5800
+    device, memory, port = KernelDevice(name), Dmabuf(16 << 20, exporter=exporter), 5800
     device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.ENABLED)
     device.isolate([queue])
     if api == "zcrx":

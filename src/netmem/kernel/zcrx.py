@@ -36,6 +36,7 @@ AREA_SHIFT, PAGE_SHIFT = 48, 12
 ENTRIES, COMPLETIONS = 64, 8192
 MOST_REFILLS = 32768
 REFILL = np.dtype([("off", "<u8"), ("len", "<u4"), ("pad", "<u4")])
+UNREAD_LEAST, UNREAD_MOST = 64 << 10, 1 << 20
 LET_GO_S = 5.0  # for the kernel to give a queue back after the ring was closed
 AREA = struct.Struct("=QQQII16x")  # struct io_uring_zcrx_area_reg
 REGION = struct.Struct("=QQIIQ32x")  # struct io_uring_region_desc
@@ -91,13 +92,17 @@ class Zcrx:
         """Begin to receive on a socket; its number."""
         self._number += 1
         self._sockets[self._number] = sock
-        self._receive(self._number)
         return self._number
 
-    def _receive(self, number: int) -> None:
-        """One request for all that comes (multishot)."""
+    def unread_most(self) -> int:
+        """Bytes that a socket may have received and not read: what is more waits in its TCP's window."""
+        share = self.size // (2 * max(len(self._sockets), 1))
+        return min(max(share, UNREAD_LEAST), UNREAD_MOST)
+
+    def receive(self, number: int, size: int) -> None:
+        """One request for the next ``size`` bytes of a socket, as they come (multishot)."""
         fd = self._sockets[number].sock.fileno()
-        self.ring.submit(SQE.pack(RECV_ZC, 0, RECV_MULTISHOT, fd, 0, 0, 0, 0, number, 0, 0, self.id, 0, 0))
+        self.ring.submit(SQE.pack(RECV_ZC, 0, RECV_MULTISHOT, fd, 0, 0, size, 0, number, 0, 0, self.id, 0, 0))
 
     def wait(self, timeout: float | None) -> bool:
         """Until something came for any socket, and hand it to them; False when ``timeout`` seconds passed."""
@@ -122,13 +127,8 @@ class Zcrx:
         if len(frags):
             sock.put(frags)
         last = cqes[-1]
-        if last["flags"] & CQE_F_MORE:
-            return
-        code = -int(last["res"])
-        if last["res"] > 0 or code == errno.ENOSPC:  # the kernel stopped for want of completions: go on
-            self._receive(number)
-        else:
-            sock.over(code)
+        if not last["flags"] & CQE_F_MORE:
+            sock.ended(-min(int(last["res"]), 0))
 
     def detach(self, number: int) -> None:
         """No more of a socket's is received."""
@@ -191,15 +191,32 @@ class ZcrxSocket(KernelSocket):
         self._held = np.zeros(zcrx.pages, np.int32)  # references that the application has
         self._parts = np.zeros(zcrx.pages, np.int32)  # ... of which so many are pieces of one
         self._code: int | None = None
+        self._unread = self._asked = 0  # bytes that wait here, and that the request is still for
+        self._asking = False
         self._id = zcrx.attach(self)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Have more received, unless enough is unread: a request that goes on for ever would let a socket
+        that nobody reads take all memory."""
+        most = self._zcrx.unread_most()
+        if not self._asking and self._code is None and self._unread <= most // 2:
+            self._asked, self._asking = most - self._unread, True
+            self._zcrx.receive(self._id, self._asked)
 
     def put(self, frags: npt.NDArray[Any]) -> None:
         """For the ring: payload came."""
+        size = int(frags["frag_size"].sum())
+        self._unread, self._asked = self._unread + size, self._asked - size
         self._came.append(frags)
 
-    def over(self, code: int) -> None:
-        """For the ring: nothing more comes; the errno, or 0 at the end."""
-        self._code = code
+    def ended(self, code: int) -> None:
+        """For the ring: the request is over; the errno, or 0."""
+        self._asking = False
+        if code not in (0, errno.ENOSPC) or (not code and self._asked > 0):
+            self._code = code  # an error, or the end: less came than was asked for
+        else:
+            self._ask()  # the kernel had no room for completions, or all that was asked for has come
 
     def wait_fd(self) -> int:
         """KernelSocket.wait_fd: the ring's, which is everybody's."""
@@ -233,6 +250,8 @@ class ZcrxSocket(KernelSocket):
             return DevmemMessage(b"", NO_FRAGS)
         frags = self._cut(self._came.popleft(), max(bufsize, 1), max(max_frags, 1))
         np.add.at(self._held, frags["frag_token"], 1)
+        self._unread -= int(frags["frag_size"].sum())
+        self._ask()
         return DevmemMessage(b"", frags)
 
     def _cut(self, frags: npt.NDArray[Any], bufsize: int, max_frags: int) -> npt.NDArray[Any]:
