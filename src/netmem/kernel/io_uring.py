@@ -6,6 +6,7 @@ in program order, which x86-64 keeps; other processors would need fences.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -24,7 +25,7 @@ SUBMIT_ALL, CQSIZE, CQE32, SINGLE_ISSUER, DEFER_TASKRUN = 1 << 7, 1 << 3, 1 << 1
 GETEVENTS, EXT_ARG = 1 << 0, 1 << 3
 OFF_SQ_RING, OFF_SQES = 0, 0x10000000
 FEAT_SINGLE_MMAP = 1 << 0
-REGISTER_SYNC_CANCEL = 24
+REGISTER_EVENTFD, REGISTER_SYNC_CANCEL = 4, 24
 CQE_F_MORE = 1 << 1
 SQE_BYTES = 64
 CQE = np.dtype([("user_data", "<u8"), ("res", "<i4"), ("flags", "<u4"), ("off", "<u8"), ("pad", "<u8")])
@@ -86,6 +87,12 @@ class Ring:
         self._array = words(self._rings, sq.seventh, params.sq_entries)
         self._sq_mask, self._cq_mask = params.sq_entries - 1, params.cq_entries - 1
         self._cqes = np.frombuffer(self._rings, CQE, params.cq_entries, cq.sixth)
+        # With DEFER_TASKRUN the ring itself does not become readable for work that was put off; this does.
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        code = self.register(REGISTER_EVENTFD, ctypes.byref(ctypes.c_int(self.event_fd)))
+        if code:
+            self.close()
+            raise NetmemError(code, f"io_uring: no event descriptor: {os.strerror(code)}")
         self._timespec = (ctypes.c_int64 * 2)()
         # struct io_uring_getevents_arg: sigmask, its size, min_wait_usec, the address of a timespec
         self._wait = ctypes.create_string_buffer(
@@ -102,12 +109,17 @@ class Ring:
         self._enter(1, 0, 0, None)
 
     def wait(self, timeout: float | None) -> bool:
-        """Until there is a completion; False when ``timeout`` seconds passed. 0 looks, and does not wait."""
-        if self._cq_head[0] != self._cq_tail[0]:
-            return True
+        """Until there is a completion; False when ``timeout`` seconds passed. 0 looks, and does not wait.
+
+        ``event_fd`` is readable when there may be one, and is not any more after this.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.event_fd)
         if timeout is not None:
             self._timespec[0], self._timespec[1] = int(timeout), int(timeout % 1 * 1e9)
-        self._enter(0, 0 if timeout == 0 else 1, GETEVENTS, timeout)
+        # Also where there is something: work that was put off is told of once, and that was read above.
+        there = self._cq_head[0] != self._cq_tail[0]
+        self._enter(0, 0 if timeout == 0 or there else 1, GETEVENTS, timeout)
         return bool(self._cq_head[0] != self._cq_tail[0])
 
     def _enter(self, submit: int, least: int, flags: int, timeout: float | None) -> None:
@@ -149,4 +161,5 @@ class Ring:
             self._rings.close()  # a mapping would keep the ring
             self._sqes.close()
             os.close(self.fd)
+            os.close(self.event_fd)
             self.fd = -1

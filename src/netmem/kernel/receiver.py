@@ -89,7 +89,7 @@ class KernelReceiver:
         self.address, self.port = self.device.name, self.listener.port
         self._poll.register(self.listener.sock, select.POLLIN)
         if self._zcrx is not None:
-            self._poll.register(self._zcrx.ring.fd, select.POLLIN)
+            self._poll.register(self._zcrx.ring.event_fd, select.POLLIN)
 
     def _bind(self) -> Zcrx | None:
         if self.setup.api != "zcrx":

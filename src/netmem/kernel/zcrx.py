@@ -220,7 +220,7 @@ class ZcrxSocket(KernelSocket):
 
     def wait_fd(self) -> int:
         """KernelSocket.wait_fd: the ring's, which is everybody's."""
-        return self._zcrx.ring.fd
+        return self._zcrx.ring.event_fd
 
     def has_ready(self) -> bool:
         """True for payload that came and was not handed out yet, the end, or an error."""
