@@ -43,6 +43,19 @@ class Connection:
     done: bool = False
     buffer: bytearray = field(default_factory=bytearray)
 
+    def finish(self, *, abort: bool) -> bool:
+        """Close socket and output, with a reset or in good order. True when the output did not close."""
+        self.done, failed = True, False
+        try:
+            self.close(not abort)
+        except OSError as error:
+            self.error, failed = self.error or f"{error.filename or ''}: {error.strerror}", True
+        if abort:
+            self.sock.abort()
+        else:
+            self.sock.close()
+        return failed
+
 
 class FileSink:
     """Bytes to a file, by whole writes. A regular file is called FILE.partial until everything came.

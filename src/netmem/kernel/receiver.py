@@ -190,19 +190,10 @@ class KernelReceiver:
         self._finish(connection, abort=True)
 
     def _finish(self, connection: Connection, *, abort: bool = False) -> None:
-        connection.done = True
         self.connections.remove(connection)
         if self._by_fd.pop(connection.sock.sock.fileno(), None) is not None:
             self._poll.unregister(connection.sock.sock)
-        try:
-            connection.close(not abort)
-        except OSError as error:
-            connection.error = connection.error or f"{error.filename or ''}: {error.strerror}"
-            self.totals.failed += not abort
-        if abort:
-            connection.sock.abort()
-        else:
-            connection.sock.close()
+        self.totals.failed += connection.finish(abort=abort) and not abort
 
     def summary(self) -> dict[str, Any]:
         """Everything worth reporting, for people and machines; null is what the kernel does not tell."""
