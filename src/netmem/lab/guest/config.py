@@ -36,6 +36,7 @@ class GuestConfig:
     verbose: bool = False  # the kernel's messages as they come
     folder: str = "/root"
     append: str = ""  # more of the kernel's command line
+    devices: tuple[str, ...] = ()  # more of QEMU's devices, as -device has them
 
 
 class GuestError(NetmemError):

@@ -226,6 +226,8 @@ class Guest:
                 "driver": "vfio-user-pci", "rombar": 0, "bus": bus, "addr": "0" if number and c.iommu else
                 f"{0x10 + number:#x}", "socket": {"type": "unix", "path": name},
             })]  # fmt: skip
+        for device in c.devices:
+            argv += ["-device", device]
         if c.gdb:
             argv += ["-gdb", f"tcp:127.0.0.1:{c.gdb}"]
         return argv
