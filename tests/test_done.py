@@ -231,7 +231,7 @@ def test_a_signal_while_sending_says_how_much_was_handed_over(number, file):
     process.send_signal(number)
     _, err = process.communicate(timeout=LIMIT)
     reader.done()
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, err
     assert err.count("\n") == 1, err
     assert re.search(rf"interrupted by {number.name}: .* has \d+ of {SIZE} bytes", err), err
 
