@@ -292,10 +292,6 @@ def pieces_of(size: int, seed: int, piece: int = 1 << 20):
         yield (block[turn:] + block[:turn])[: size - at]
 
 
-def expected_of():
-    return hashlib.sha256()
-
-
 def kernel_world(name: str, queue: int, address: str, other: str, api: str, exporter: str = "auto"):
     from netmem.base.ethtool import TcpDataSplit
     from netmem.kernel.device import KernelDevice
@@ -347,7 +343,26 @@ async def check_asyncio_of_the_kernel(w: World) -> None:
         assert theirs.recv(100) == b"thanks"
         assert (await ours.recvmsg_devmem(timeout=30)).size == 0
     theirs.close()
+    await several_at_once(w)
     print("asyncio ok")
+
+
+async def several_at_once(w: World) -> None:
+    """Readers that all wait: what comes for one wakes that one, whoever looks."""
+    from netmem.kernel.aio import accept
+
+    ends = []
+    for _ in range(4):
+        theirs = await asyncio.to_thread(w.connect)
+        ends.append((await accept(w.listener, timeout=30), theirs))
+    readers = [asyncio.create_task(ours.reader().readexactly(50_000, timeout=30)) for ours, _ in ends]
+    for n in (2, 0, 3, 1):
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(ends[n][1].sendall, payload(50_000, n))
+    assert await asyncio.gather(*readers) == [payload(50_000, n) for n in range(4)]
+    for ours, theirs in ends:
+        ours.close()
+        theirs.close()
 
 
 if __name__ == "__main__":

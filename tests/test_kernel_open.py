@@ -186,3 +186,23 @@ def test_pieces():
         with pytest.raises(NetmemError) as caught:
             _pieces(wrong)
         assert caught.value.errno == errno.EINVAL
+
+
+def test_a_signal_in_the_middle_leaves_the_setting_noted(loopback, folder):
+    """It may have been made: only what was refused is forgotten."""
+    settings = loopback.ethtool
+
+    def cut():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        settings._made({"setting": "ntuple", "before": False, "after": True}, cut)
+    (path,) = folder.iterdir()
+    assert json.loads(path.read_text())["setting"] == "ntuple"
+
+    def refuse():
+        raise NetmemError(errno.EOPNOTSUPP, "no")
+
+    with pytest.raises(NetmemError):
+        settings._made({"setting": "ntuple", "before": True, "after": False}, refuse)
+    assert len(path.read_text().splitlines()) == 1

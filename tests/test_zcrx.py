@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_a_refusal_leaves_nothing(ring):
 class Fake:
     """The part of a Zcrx that sockets see, on memory that no NIC writes."""
 
-    id, ring = 7, None
+    id, ring, memory = 7, SimpleNamespace(fd=-1), None
 
     def __init__(self, pages: int) -> None:
         self.pages, self.asked, self.given = pages, [], []
@@ -208,3 +209,22 @@ def test_layouts():
     assert REFILL.itemsize == 16
     assert CQE.itemsize == 32
     assert ENTRIES <= COMPLETIONS
+
+
+def test_a_closed_ring_is_looked_at_by_nobody(ring):
+    ring.close()
+    with pytest.raises(NetmemError, match="closed") as caught:
+        ring.wait(0)
+    assert caught.value.errno == errno.EBADF
+
+
+def test_who_watches_is_told(pair):
+    _, sock = pair
+    told = []
+    sock.watch(lambda: told.append(1))
+    sock.put(frags_of((0, 10)))
+    sock.ended(errno.EBADF)
+    assert len(told) == 2
+    sock.watch(None)
+    sock.put(frags_of((4096, 10)))
+    assert len(told) == 2

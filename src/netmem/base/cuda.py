@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from netmem.base.arena import Bytes
 from netmem.base.errors import MissingError, NetmemError
 
@@ -29,7 +31,6 @@ ERRNO = {  # enum cudaError_enum
     "CUDA_ERROR_NOT_PERMITTED": errno.EPERM,
 }
 BATCH_VERSION = 12080  # CUDA 12.8 has cuMemcpyBatchAsync()
-DMABUF_ALIGN = 4096
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 _STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 
@@ -87,8 +88,12 @@ class Gpu:
         self._device = call("cuDeviceGet", ordinal)
         self.name = call("cuDeviceGetName", 64, self._device).rstrip(b"\0").decode()
         self.uuid = bytes(call("cuDeviceGetUuid", self._device).bytes).hex()
-        self._context = call("cuDevicePrimaryCtxRetain", self._device)
         self.granularity = int(call("cuMemGetAllocationGranularity", self.properties(), 0))
+
+    @functools.cached_property
+    def _context(self) -> Any:
+        """Made when it is first needed: it takes memory of the GPU, and a moment."""
+        return call("cuDevicePrimaryCtxRetain", self._device)
 
     @classmethod
     def by_uuid(cls, uuid: str) -> Gpu:
@@ -141,7 +146,7 @@ def gpus() -> list[Gpu]:
 def available() -> bool:
     """True where GPU memory can be had."""
     try:
-        return bool(gpus())
+        return bool(call("cuDeviceGetCount"))
     except NetmemError:
         return False
 
@@ -313,8 +318,6 @@ class PinnedMemory:
     @property
     def bytes(self) -> Bytes:
         """The memory, as uint8, while this object lives."""
-        import numpy as np
-
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
 
     def close(self) -> None:

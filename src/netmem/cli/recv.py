@@ -35,8 +35,8 @@ PROGRESS_S = 0.5
     type=ADDRESS,
     default="127.0.0.1:5001",
     show_default=True,
-    help="Where TCP clients of this host connect; port 0 takes a free one. On a TAP wire only "
-    "the port counts.",
+    help="Where TCP clients of this host connect; port 0 takes a free one. On a TAP wire, "
+    "and with a device of the kernel's, only the port counts.",
 )
 @click.option("--allow-remote", is_flag=True, help="Let --listen name an address other than loopback.")
 @nic_options(kernel=True)
@@ -134,12 +134,12 @@ def command(
     _check_output("--capture", options["capture"])
     try:
         if options["nic"].startswith("kernel:"):
-            receiver: Receiver | KernelReceiver = _of_the_kernel(address[1], sanitize, **options)
+            receiver: Receiver | KernelReceiver = _of_the_kernel(address[1], **options)
         else:
             receiver = _of_ours(address, allow_remote, sanitize, **options)
     except NetmemError as error:
         raise usage(error) from None
-    session = _Session(receiver, output, count, as_json, quiet or as_json, sanitize)
+    session = _Session(receiver, output, count, as_json, quiet or as_json)
     sys.exit(session.run())
 
 
@@ -170,7 +170,7 @@ OURS_ONLY = {
 }  # fmt: skip
 
 
-def _of_the_kernel(port: int, sanitize: bool, **options: Any) -> KernelReceiver:
+def _of_the_kernel(port: int, **options: Any) -> KernelReceiver:
     need("kernel", "recv --nic kernel:DEVICE")
     from netmem.kernel.receiver import KernelReceiver, KernelSetup
 
@@ -183,6 +183,10 @@ def _of_the_kernel(port: int, sanitize: bool, **options: Any) -> KernelReceiver:
         raise click.UsageError("the kernel binds dma-bufs: --memory dmabuf, of udmabuf or the system-heap")
     names = ("nic", "memory", "memory_size", "exporter", "api")
     setup = {name: options[name] for name in names}
+    if context.get_parameter_source("rx_page_size") == given:
+        if options["api"] == "zcrx":
+            raise click.UsageError("--rx-page-size is for --api devmem: zcrx has the kernel's pages")
+        setup["rx_page_size"] = options["rx_page_size"]
     return KernelReceiver(KernelSetup(port=port, queues=options["bound"], **setup))
 
 
@@ -202,9 +206,8 @@ class _Session:
 
     def __init__(
         self, receiver: Receiver | KernelReceiver, output: str | None, count: int | None, as_json: bool,
-        quiet: bool, sanitized: bool,
+        quiet: bool,
     ) -> None:  # fmt: skip
-        self.sanitized = sanitized
         self.receiver, self.output, self.count = receiver, output, count
         self.as_json, self.quiet = as_json, quiet
         self.stopped: signal.Signals | None = None
@@ -234,7 +237,6 @@ class _Session:
                 signal.signal(number, handler)
         summary["outstanding"] = self.receiver.outstanding
         summary["interrupted"] = self.stopped is not None
-        summary["sanitized"] = self.sanitized
         self._report(summary)
         if summary["outstanding"]:
             self._say(f"netmem: {summary['outstanding']} netmems never came back")

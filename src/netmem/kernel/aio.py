@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator, Callable
 
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from netmem.kernel.devmem import MOST_FRAGS, KernelListener, KernelSocket, TxBou
 CHUNK = 1 << 20
 
 
-async def ready(fd: int, *, write: bool, timeout: float | None, what: str) -> None:
-    """Until a descriptor can be read from, or written to. ETIMEDOUT."""
+async def ready(
+    fd: int, *, write: bool, timeout: float | None, what: str, sock: KernelSocket | None = None
+) -> None:
+    """Until a descriptor can be read from, or written to, or ``sock`` was given something. ETIMEDOUT."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     add: Callable[..., None] = loop.add_writer if write else loop.add_reader
@@ -28,12 +31,16 @@ async def ready(fd: int, *, write: bool, timeout: float | None, what: str) -> No
             done.set_result(None)
 
     add(fd, now)
+    if sock is not None:
+        sock.watch(now)
     try:
         await asyncio.wait_for(done, timeout)
     except TimeoutError:
         raise NetmemError(errno.ETIMEDOUT, f"no {what} within {timeout:g} s") from None
     finally:
         remove(fd)
+        if sock is not None:
+            sock.watch(None)
 
 
 async def accept(listener: KernelListener, *, timeout: float | None = None) -> AsyncKernelConnection:
@@ -58,8 +65,13 @@ class AsyncKernelConnection:
             yield message
 
     async def _readable(self, timeout: float | None) -> None:
-        while not self.sock.readable():
-            await ready(self.sock.wait_fd(), write=False, timeout=timeout, what="data")
+        sock = self.sock
+        while not sock.readable():
+            fd = os.dup(sock.wait_fd())  # a ring has one for all its sockets, and a loop knows each but once
+            try:
+                await ready(fd, write=False, timeout=timeout, what="data", sock=sock)
+            finally:
+                os.close(fd)
 
     async def recvmsg_devmem(
         self, bufsize: int = CHUNK, *, max_frags: int = MOST_FRAGS, timeout: float | None = None

@@ -67,24 +67,23 @@ class KernelDevice:
             found = family.queue_get()
         return sorted(one["id"] for one in found if one["ifindex"] == self.ifindex and one["type"] == 0)
 
-    def bind_rx(self, queues: Sequence[int], memory: Memory) -> KernelBinding:
-        """Give receive queues a dma-buf for payload (netlink bind-rx).
+    def bind_rx(self, queues: Sequence[int], memory: Memory, *, rx_page_size: int = 0) -> KernelBinding:
+        """Give receive queues a dma-buf for payload (netlink bind-rx). ``rx_page_size`` 0: the kernel's.
 
         What must be set first: tcp-data-split on, hds-thresh 0. Errors: as ``netmem.kernel.rules`` has them,
         with the rule that refuses, and its cure, as far as it can be told.
         """
-        page = getattr(memory, "rx_page_size", 0)
         with contextlib.ExitStack() as undo:
             family = undo.enter_context(NetdevFamily())
             try:
-                number = family.bind_rx(self.ifindex, queues, memory.fd, page if page != 4096 else 0)
+                number = family.bind_rx(self.ifindex, queues, memory.fd, rx_page_size)
             except NetmemError as error:
-                raise self._explained(error, queues) from None
+                raise self._explained(error, queues, rx_page_size) from None
             undo.pop_all()
         self._memories[number] = memory
         return self._bound(KernelBinding(family, number, queues, memory.size))
 
-    def _explained(self, error: NetmemError, queues: Sequence[int]) -> NetmemError:
+    def _explained(self, error: NetmemError, queues: Sequence[int], rx_page_size: int = 0) -> NetmemError:
         """The kernel's refusal, with the rule behind it."""
         from netmem.kernel.explain import explain
         from netmem.kernel.rules import Ask
@@ -94,7 +93,7 @@ class KernelDevice:
             kernel = kernel_state()
             device = device_state(self.name, kernel)
             for queue in queues:
-                found = explain(Ask(kernel, device, queue)).refused
+                found = explain(Ask(kernel, device, queue, rx_page_size)).refused
                 if found is not None and found.rule.errno == error.errno:
                     rule = f"refused by the rule '{found.rule.text}' ({found.why})"
                     cure = f": {found.cure}" if found.cure else ""
@@ -111,7 +110,6 @@ class KernelDevice:
         except NetmemError as error:
             raise self._explained(error, [queue]) from None
         self._zcrx.append(zcrx)
-        self._memories[zcrx.id] = memory
         return zcrx
 
     def bind_tx(self, memory: Memory) -> KernelBinding:
@@ -145,8 +143,7 @@ class KernelDevice:
     def listen(self, port: int, *, backlog: int = 128) -> KernelListener:
         """A listening socket for connections that come by this device."""
         if self._zcrx:
-            zcrx = self._zcrx[-1]
-            return ZcrxListener(zcrx, port, backlog=backlog, device=self.name, memories=self._memories)
+            return ZcrxListener(self._zcrx[-1], port, backlog=backlog, device=self.name)
         return KernelListener(port, backlog=backlog, device=self.name, memories=self._memories)
 
     def connect(self, host: str, port: int, *, timeout: float | None = 30.0) -> KernelSocket:

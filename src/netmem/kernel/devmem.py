@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -97,6 +97,7 @@ class KernelSocket:
         self._at = ctypes.byref(self._message)
         self._ready: deque[DevmemMessage] = deque()
         self._zerocopy, self._calls, self._over = False, 0, 0
+        self._watch: Callable[[], None] | None = None
 
     # -- receive ------------------------------------------------------------------------------
 
@@ -143,6 +144,15 @@ class KernelSocket:
             self._ready.append(DevmemMessage(bytes(self._linear[at : at + size]), part[~flat]))
             at += size
         return self._ready.popleft()
+
+    def watch(self, call: Callable[[], None] | None) -> None:
+        """Have ``call`` called when payload is put here while another is looked at (zcrx); None: no more."""
+        self._watch = call
+
+    def tell(self) -> None:
+        """Call who watches."""
+        if self._watch is not None:
+            self._watch()
 
     def wait_fd(self) -> int:
         """A descriptor that becomes readable when ``readable`` may have become true."""

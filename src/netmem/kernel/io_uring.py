@@ -113,6 +113,8 @@ class Ring:
 
         ``event_fd`` is readable when there may be one, and is not any more after this.
         """
+        if self.fd < 0:
+            raise NetmemError(errno.EBADF, "the ring is closed")
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event_fd)
         if timeout is not None:

@@ -33,6 +33,7 @@ class KernelSetup:
     memory: str = "dmabuf"
     memory_size: int = 64 << 20
     exporter: str = "auto"
+    rx_page_size: int = 0  # the kernel's
     api: str = "devmem"  # or zcrx: io_uring's zero-copy receive, of one queue
 
 
@@ -93,7 +94,7 @@ class KernelReceiver:
 
     def _bind(self) -> Zcrx | None:
         if self.setup.api != "zcrx":
-            self.device.bind_rx(self.bound, self.provider)
+            self.device.bind_rx(self.bound, self.provider, rx_page_size=self.setup.rx_page_size)
             return None
         if len(self.bound) > 1:
             raise NetmemError(errno.EINVAL, f"a ring has one queue, not {self.bound}")
@@ -206,6 +207,7 @@ class KernelReceiver:
             "fallback": None,
             "queues": self.bound,
             "driver_can_read": False,
+            "sanitized": False,
             "connections": t.connections,
             "failed": t.failed,
             "bytes": t.bytes,

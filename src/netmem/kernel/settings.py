@@ -22,7 +22,6 @@ from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.ethtool_ioctl import EthtoolIoctl, Rule
 from netmem.kernel.journal import Entry, Journal, left_behind, undo_all
 
-RINGS = ("tcp_data_split", "hds_thresh")
 T = TypeVar("T")
 PROTOS = {6: "tcp", 17: "udp"}
 PATIENCE_S = 2.0  # for the kernel to end what a process had bound that is gone
@@ -121,7 +120,7 @@ class KernelEthtool:
         self._journal.note(entry)
         try:
             return make()
-        except BaseException:
+        except NetmemError:  # refused; a signal in the middle leaves it noted, since it may have been set
             self._journal.forget(entry)
             raise
 
@@ -157,13 +156,13 @@ class KernelEthtool:
     def close(self) -> None:
         """Undo everything, and what others had left behind; the first error comes at the end."""
         failed: list[NetmemError] = []
-        if self._journal is not None:
-            failed = self._journal.undo(self._undo)
-            self._journal = None
-            self._recover()
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            failed = journal.undo(self._undo)
+            self._recover()  # what the kernel refuses at first it may allow when a binding has ended
         self._family.close()
         self._ioctl.close()
-        if failed:
+        if failed and journal is not None and journal.path.exists():
             error = failed[0]
             left = f"{self.name} keeps a setting that could not be undone, until it is opened again"
             raise NetmemError(error.errno or errno.EIO, f"{left}: {error.strerror}")

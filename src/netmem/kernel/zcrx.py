@@ -16,7 +16,6 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -155,9 +154,10 @@ class Zcrx:
 
     def close(self) -> None:
         """End it; returns when the queue has ordinary pages again, which the kernel does on its own time."""
-        for number in list(self._sockets):
+        for number, sock in list(self._sockets.items()):
             with contextlib.suppress(NetmemError):
                 self.detach(number)
+            sock.ended(errno.EBADF)
         self.ring.close()
         end = time.monotonic() + LET_GO_S
         with NetdevFamily() as family:
@@ -181,11 +181,8 @@ class ZcrxSocket(KernelSocket):
     Tokens are numbers of pages: one that occurs twice is to be given back twice.
     """
 
-    def __init__(
-        self, zcrx: Zcrx, sock: socket.socket, peer: tuple[str, int] | None = None, *,
-        memories: Mapping[int, Memory] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(sock, peer, memories=memories)
+    def __init__(self, zcrx: Zcrx, sock: socket.socket, peer: tuple[str, int] | None = None) -> None:
+        super().__init__(sock, peer, memories={zcrx.id: zcrx.memory})
         self._zcrx = zcrx
         self._came: deque[npt.NDArray[Any]] = deque()
         self._held = np.zeros(zcrx.pages, np.int32)  # references that the application has
@@ -209,12 +206,14 @@ class ZcrxSocket(KernelSocket):
         size = int(frags["frag_size"].sum())
         self._unread, self._asked = self._unread + size, self._asked - size
         self._came.append(frags)
+        self.tell()
 
     def ended(self, code: int) -> None:
         """For the ring: the request is over; the errno, or 0."""
         self._asking = False
         if code not in (0, errno.ENOSPC) or (not code and self._asked > 0):
             self._code = code  # an error, or the end: less came than was asked for
+            self.tell()
         else:
             self._ask()  # the kernel had no room for completions, or all that was asked for has come
 
@@ -310,20 +309,18 @@ class ZcrxSocket(KernelSocket):
         for tokens in unread:
             self._held += np.bincount(tokens, minlength=len(self._held)).astype(np.int32)
         self._give(self._held.astype(np.int64))
-        self._zcrx.wait(0)  # what was under way when it was detached goes back, too
+        if self._zcrx.ring.fd >= 0:
+            self._zcrx.wait(0)  # what was under way when it was detached goes back, too
         super().close()
 
 
 class ZcrxListener(KernelListener):
     """A listening socket whose connections are received through a ring."""
 
-    def __init__(
-        self, zcrx: Zcrx, port: int, *, backlog: int = 128, device: str = "",
-        memories: Mapping[int, Memory] | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(port, backlog=backlog, device=device, memories=memories)
+    def __init__(self, zcrx: Zcrx, port: int, *, backlog: int = 128, device: str = "") -> None:
+        super().__init__(port, backlog=backlog, device=device)
         self._zcrx = zcrx
 
     def made(self, sock: socket.socket, peer: tuple[str, int]) -> KernelSocket:
         """KernelListener.made."""
-        return ZcrxSocket(self._zcrx, sock, peer, memories=self._memories)
+        return ZcrxSocket(self._zcrx, sock, peer)

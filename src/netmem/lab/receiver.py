@@ -17,13 +17,13 @@ from netmem.base.frags import DevmemMessage
 from netmem.base.transfer import CHUNK, Connection, Totals
 from netmem.inet.listener import TcpListener
 from netmem.lab.device import Device, open_device, wire_of
+from netmem.memory import sanitizer
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.memory.providers.cuda import CudaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
-from netmem.memory.sanitizer import SanitizerError
 
 GUEST_PORT = 5001
 BACKLOG = 1024
@@ -237,7 +237,7 @@ class Receiver:
         """Take what one connection has; at its end, or on an error, close it."""
         try:
             size = self._receive(connection)
-        except SanitizerError:
+        except sanitizer.SanitizerError:
             raise
         except OSError as error:
             what = str(error) if isinstance(error, NetmemError) else f"{error.strerror or error}"
@@ -299,6 +299,7 @@ class Receiver:
             "exporter": self.exporter()[0] or None,
             "fallback": self.exporter()[1] or None,
             "driver_can_read": self.driver_can_read(),
+            "sanitized": sanitizer.ON,
             "connections": t.connections,
             "failed": t.failed,
             "bytes": t.bytes,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -97,8 +98,6 @@ class HostEngine:
 
     def attach(self, fd: int, length: int) -> Staging:
         """CopyEngine.attach."""
-        import os
-
         memory = Region(fd, length)
         staging_fd = memfd("staging", length)
         try:

@@ -56,9 +56,9 @@ class SoftNic:
         region: Region | Staging
         try:
             region = self._attach(exporter, fd, length) if exporter else Region(fd, length, offset)
+        except NetmemError:
+            raise
         except (OSError, ValueError) as error:
-            if isinstance(error, NetmemError):
-                raise
             raise NetmemError(errno.EINVAL, f"cannot map {length} bytes for the NIC: {error}") from None
         self._regions[io] = region
         n = len(self._regions) - 1
