@@ -21,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netmem.base.errors import MissingError, NetmemError
+from netmem.base.kernel_log import COMPLAINT
 from netmem.base.tar import tarfile
 from netmem.lab.guest import prepare, tests
 from netmem.lab.guest.image import Kernel, cpio, own_kernel
-from netmem.lab.guest.machine import COMPLAINT, _Stream
+from netmem.lab.guest.machine import _Stream
 from netmem.lab.guest.out import unpack_out
 from netmem.lab.guest.packages import LOCK, Package, Store, VanishedError, lock_text, read_lock, unpack
 from netmem.lab.guest.prepare import choose_version, versions

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.machine import Guest
-from netmem.lab.guest.prepare import Prepared, prepare
+from netmem.lab.guest.prepare import Prepared, build_module, driver_source, prepare
 from netmem.lab.guest.tests import FOLDER
 
 HW = f"{FOLDER}/drivers/net/hw"
@@ -61,3 +62,36 @@ def lab(machine: Lab) -> Iterator[Lab]:
     machine.guest.complaints.clear()
     yield machine
     machine.clean()
+
+
+class Driver:
+    """A copy of gve's source."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        driver_source(say, "", folder)
+
+    def insert(self, file: str, after: str, text: str) -> Driver:
+        """Put a line after the one place that matches."""
+        path = self.folder / file
+        source = path.read_text()
+        assert len(re.findall(after, source)) == 1, after
+        path.write_text(re.sub(after, lambda match: match[0] + text, source))
+        return self
+
+    def replace(self, file: str, what: str, text: str) -> Driver:
+        """Replace the one place that matches."""
+        path = self.folder / file
+        source, count = re.subn(what, text, path.read_text())
+        assert count == 1, what
+        path.write_text(source)
+        return self
+
+    def boot(self, prepared, config: GuestConfig) -> Iterator[Lab]:
+        """A guest with this driver."""
+        yield from boot(prepared, config, modules=build_module(say, "", self.folder))
+
+
+@pytest.fixture
+def driver(tmp_path):
+    return Driver(tmp_path / "gve")

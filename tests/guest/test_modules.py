@@ -6,50 +6,16 @@ The source is edited in place by rules, and never kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
-from conftest import HW, Lab, boot, say
+from conftest import HW, say
 from netmem.lab.guest import tests
 from netmem.lab.guest.config import GuestConfig
-from netmem.lab.guest.prepare import build_module, driver_source
+from netmem.lab.guest.prepare import build_module
 from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(600)
-
-
-class Driver:
-    """A copy of gve's source."""
-
-    def __init__(self, folder) -> None:
-        self.folder = folder
-        driver_source(say, "", folder)
-
-    def insert(self, file: str, after: str, text: str) -> Driver:
-        """Put a line after the one place that matches."""
-        path = self.folder / file
-        source = path.read_text()
-        assert len(re.findall(after, source)) == 1, after
-        path.write_text(re.sub(after, lambda match: match[0] + text, source))
-        return self
-
-    def replace(self, file: str, what: str, text: str) -> Driver:
-        """Replace the one place that matches."""
-        path = self.folder / file
-        source, count = re.subn(what, text, path.read_text())
-        assert count == 1, what
-        path.write_text(source)
-        return self
-
-    def boot(self, prepared, config: GuestConfig) -> Iterator[Lab]:
-        """A guest with this driver."""
-        yield from boot(prepared, config, modules=build_module(say, "", self.folder))
-
-
-@pytest.fixture
-def driver(tmp_path):
-    return Driver(tmp_path / "gve")
 
 
 def test_an_unchanged_driver_is_good(driver, prepared):

@@ -15,6 +15,7 @@ VERSIONS = {
     "explain": 1,
     "leaks": 1,
     "leaks-kernel": 1,
+    "report": 1,
     "show": 1,
     "show-kernel": 1,
     "recv": 1,  # each line

@@ -57,15 +57,32 @@ SOURCES = ("sarif", "html", "markdown")
     help="A JSON report of before: only what got worse fails.",
 )
 @click.option("--no-cache", is_flag=True, help="Judge anew even what was judged before.")
-def command(what: tuple[str, ...], kind: str, limit: float, sanitize: bool, **words: Any) -> None:
+@click.option("--live", metavar="DEVICE", help="The driver of a device of this kernel, as it runs (root).")
+@click.option("--peer", metavar="netns:NAME|ssh:HOST", help="With --live: who is at the device's other end.")
+def command(
+    what: tuple[str, ...], kind: str, limit: float, sanitize: bool, live: str | None, peer: str | None,
+    **words: Any,
+) -> None:  # fmt: skip
     """Check drivers, requirement by requirement.
 
     \b
     netmem check drivers/net/ethernet/vendor/driver        C sources: a folder, files, a whole tree
     netmem check netmem.drivers.softnic:SoftnicDriver      a driver in Python, on its device model
+    netmem check --live eth0 --peer netns:peer             a driver of this kernel, as it runs
 
     Exit status 0 all pass, 1 something does not, 2 it could not be checked.
     """
+    if live is not None:
+        if what or kind in SOURCES or sanitize or words["diff"] or words["patch"] or words["baseline"]:
+            raise click.UsageError(
+                "--live takes --peer, --only, --verbose, and the formats text, json, junit, ktap"
+            )
+        need("kernel", "checking a running driver")
+        from netmem.cli.check_live import check_live
+
+        sys.exit(check_live(live, peer, words["only"], kind, words["verbose"]))
+    if peer:
+        raise click.UsageError("--peer goes with --live")
     if not what:
         raise click.UsageError("say what to check: a path of C sources, or MODULE:CLASS")
     if len(what) == 1 and ":" in what[0] and not Path(what[0]).exists():

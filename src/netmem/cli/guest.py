@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from netmem.cli.guest_check import check
 from netmem.cli.guest_options import (
     begin,
     config_of,
@@ -78,6 +79,7 @@ def command() -> None:
 
 command.add_command(test)
 command.add_command(bench)
+command.add_command(check)
 
 
 @command.command("run")

@@ -16,6 +16,7 @@ VERBS = {
     "leaks": "Show who holds netmems of running receivers, and for how long.",
     "explain": "Say why memory cannot be bound to a receive queue, and what would cure it.",
     "show": "Show devices, queues, page pools and sockets of running receivers.",
+    "report": "Say in one file what a NIC of this machine can do: to be sent back.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
     "send": "Send a file straight from memory that the driver never maps.",
@@ -29,6 +30,7 @@ NEEDS = {
     "explain": "kernel",
     "recv": "",
     "leaks": "",
+    "report": "kernel",
     "show": "kernel",
 }  # an extra; all else: lab
 

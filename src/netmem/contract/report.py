@@ -11,9 +11,23 @@ from netmem.base.schema import document
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
 
 PASS, FAIL, BLOCKED = "pass", "fail", "blocked"
+UNKNOWN = "unknown"  # what a running driver does not show
+WORST = (FAIL, BLOCKED, PASS)  # a requirement is as good as its worst check, of those that saw something
 READABLE = ("none", "pages")
 # What others need comes first.
 JUDGED = tuple(r.id for r in sorted(REQUIREMENTS, key=lambda r: len(r.needs)))
+
+
+class Violation(Exception):
+    """A requirement was broken: ``requirement`` names it, the text says how, as evidence."""
+
+    def __init__(self, requirement: str, text: str) -> None:
+        super().__init__(text)
+        self.requirement, self.text = requirement, text
+
+
+class Unseen(Exception):
+    """What this kernel or machine cannot show of a running driver, and what would."""
 
 
 @dataclass
@@ -67,7 +81,7 @@ def verdicts(results: list[Result]) -> list[Verdict]:
         mine = [r for r in results if r.requirement == requirement.id]
         if not mine:
             continue
-        worst = next((r for kind in (FAIL, BLOCKED) for r in mine if r.outcome == kind), mine[0])
+        worst = next((r for kind in WORST for r in mine if r.outcome == kind), mine[0])
         where = f" ({worst.memory})" if worst.outcome != PASS and len(mine) > 1 else ""
         found.append(
             Verdict(
@@ -97,10 +111,11 @@ def as_json(driver: str, found: list[Verdict], warnings: list[str]) -> str:
 def as_junit(driver: str, found: list[Verdict], warnings: list[str]) -> str:
     """JUnit XML: a suite for the driver, a case for each check and kind of memory."""
     results = [result for verdict in found for result in verdict.results]
-    count = {kind: sum(r.outcome == kind for r in results) for kind in (FAIL, BLOCKED)}
+    count = {kind: sum(r.outcome == kind for r in results) for kind in (FAIL, BLOCKED, UNKNOWN)}
     suite = xml.Element(
         "testsuite", name=f"netmem check {driver}", tests=str(len(results)), failures=str(count[FAIL]),
-        skipped=str(count[BLOCKED]), errors="0", time=f"{sum(r.seconds for r in results):.3f}",
+        skipped=str(count[BLOCKED] + count[UNKNOWN]), errors="0",
+        time=f"{sum(r.seconds for r in results):.3f}",
     )  # fmt: skip
     for r in results:
         case = xml.SubElement(
@@ -110,6 +125,8 @@ def as_junit(driver: str, found: list[Verdict], warnings: list[str]) -> str:
             xml.SubElement(case, "failure", message=r.evidence).text = r.trace
         elif r.outcome == BLOCKED:
             xml.SubElement(case, "skipped", message=f"blocked by {r.by}: {r.evidence}")
+        elif r.outcome == UNKNOWN:
+            xml.SubElement(case, "skipped", message=f"unknown: {r.evidence}")
         else:
             xml.SubElement(case, "system-out").text = r.evidence
     if warnings:
@@ -134,6 +151,8 @@ def _ktap(outcome: str, by: str, evidence: str, number: int, name: str) -> str:
     text = evidence.replace("#", "")
     if outcome == BLOCKED:
         return f"ok {number} {name} # SKIP blocked by {by}: {text}"
+    if outcome == UNKNOWN:
+        return f"ok {number} {name} # SKIP unknown: {text}"
     return f"{'ok' if outcome == PASS else 'not ok'} {number} {name} # {text}"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from netmem.base.clock import MS
 from netmem.base.errors import NetmemError
 from netmem.base.ethtool import TcpDataSplit
+from netmem.contract.report import Violation
 from netmem.drivers.igb import IgbDriver
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.inet.socket import TcpSocket
@@ -45,14 +46,6 @@ MAX_ROUNDS = 5000
 PATIENCE = 20  # rounds without data before time passes faster
 MEMORY_BYTES = 16 << 20
 IDLE_HOLD = 2  # netmems that a driver may keep in ring slots it has not posted yet
-
-
-class Violation(Exception):
-    """A requirement was broken: ``requirement`` names it, the text says how, as evidence."""
-
-    def __init__(self, requirement: str, text: str) -> None:
-        super().__init__(text)
-        self.requirement, self.text = requirement, text
 
 
 class SpyBus:

@@ -20,8 +20,8 @@ from typing import Any
 from netmem.base import cuda
 from netmem.base.errors import MissingError, NetmemError
 from netmem.contract.conformance import CHECKS, Check
-from netmem.contract.report import BLOCKED, FAIL, PASS, Result
-from netmem.contract.rig import MADE, MakeDriver, Rig, Violation, device_model
+from netmem.contract.report import BLOCKED, FAIL, PASS, Result, Violation
+from netmem.contract.rig import MADE, MakeDriver, Rig, device_model
 from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.selftest import ensure_compiled

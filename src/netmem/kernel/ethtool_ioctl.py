@@ -20,7 +20,8 @@ import numpy.typing as npt
 from netmem.base.errors import NetmemError
 
 SIOCETHTOOL = 0x8946
-GFLAGS, SFLAGS = 0x25, 0x26
+GDRVINFO, GFLAGS, SFLAGS = 0x03, 0x25, 0x26
+DRVINFO_BYTES = 196  # struct ethtool_drvinfo: driver, version and firmware are three texts of 32 bytes
 GRXCLSRLCNT, GRXCLSRULE, GRXCLSRLALL, SRXCLSRLDEL, SRXCLSRLINS = 0x2E, 0x2F, 0x30, 0x31, 0x32
 GRXFHINDIR, SRXFHINDIR = 0x38, 0x39
 ETH_FLAG_NTUPLE = 1 << 27
@@ -65,6 +66,19 @@ class EthtoolIoctl:
         """Set the RSS table, of as many entries as it has; an empty one: the driver's default."""
         head = struct.pack("=II", SRXFHINDIR, len(table))
         self._call(bytearray(head + table.astype(np.uint32).tobytes()), "set the RSS table")
+
+    def drvinfo(self) -> dict[str, str]:
+        """``ethtool -i``: driver, version, firmware."""
+        request = bytearray(struct.pack("=I", GDRVINFO).ljust(DRVINFO_BYTES, b"\0"))
+        self._call(request, "read what driver it is")
+        words = (bytes(request[at : at + 32]).partition(b"\0")[0] for at in (4, 36, 68))
+        return dict(
+            zip(
+                ("driver", "version", "firmware"),
+                (word.decode(errors="replace") for word in words),
+                strict=True,
+            )
+        )
 
     def ntuple(self) -> bool:
         """Whether flow rules are on (the feature ntuple-filters)."""

@@ -19,6 +19,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from netmem.base.errors import NetmemError
 
 FAMILY, VERSION = "netdev", 1
+SCOPE_QUEUE = 1  # NETDEV_QSTATS_SCOPE_QUEUE
 
 
 class Cmd(enum.IntEnum):
@@ -119,6 +120,24 @@ class netdev_page_pool_stats(genlmsg):
         nla_map = POOL
 
 
+class netdev_qstats(genlmsg):
+    """NETDEV_A_QSTATS_*, as far as every driver has them."""
+
+    nla_map = (
+        ("NETDEV_A_QSTATS_UNSPEC", "none"),
+        ("NETDEV_A_QSTATS_IFINDEX", "uint32"),
+        ("NETDEV_A_QSTATS_QUEUE_TYPE", "uint32"),
+        ("NETDEV_A_QSTATS_QUEUE_ID", "uint32"),
+        ("NETDEV_A_QSTATS_SCOPE", "uint32"),
+        *((f"NETDEV_A_QSTATS_UNUSED{i}", "none") for i in range(5, 8)),
+        ("NETDEV_A_QSTATS_RX_PACKETS", "cdata"),
+        ("NETDEV_A_QSTATS_RX_BYTES", "cdata"),
+        ("NETDEV_A_QSTATS_TX_PACKETS", "cdata"),
+        ("NETDEV_A_QSTATS_TX_BYTES", "cdata"),
+        ("NETDEV_A_QSTATS_RX_ALLOC_FAIL", "cdata"),
+    )
+
+
 class netdev_dmabuf(genlmsg):
     """NETDEV_A_DMABUF_*."""
 
@@ -155,9 +174,13 @@ class NetdevFamily:
                 f"this kernel has no netlink family {FAMILY}: Linux 6.3 has it, queues and page pools 6.8",
             ) from None
 
-    def dump(self, cmd: Cmd, message: type[genlmsg], prefix: str) -> list[dict[str, Any]]:
+    def dump(
+        self, cmd: Cmd, message: type[genlmsg], prefix: str, attributes: Iterable[tuple[str, int]] = ()
+    ) -> list[dict[str, Any]]:
         """All objects that a command lists: attributes by name, without ``prefix``, in lower case."""
-        answers = self._request(cmd, message(), NLM_F_DUMP)
+        request = message()
+        request["attrs"] = list(attributes)
+        answers = self._request(cmd, request, NLM_F_DUMP)
         return [plain(answer["attrs"], prefix) for answer in answers]
 
     def _request(self, cmd: Cmd, request: genlmsg, flags: int) -> list[Any]:
@@ -216,6 +239,13 @@ class NetdevFamily:
     def page_pool_stats_get(self) -> list[dict[str, Any]]:
         """info (of ``page_pool_get``), and counters. EOPNOTSUPP without CONFIG_PAGE_POOL_STATS."""
         return self.dump(Cmd.PAGE_POOL_STATS_GET, netdev_page_pool_stats, "NETDEV_A_PAGE_POOL_STATS_")
+
+    def qstats_get(self, ifindex: int) -> list[dict[str, Any]]:
+        """Of each queue of a device: queue_type, queue_id, and what its driver counts of rx_packets,
+        rx_bytes, tx_packets, tx_bytes, rx_alloc_fail. EOPNOTSUPP from a driver that counts nothing by queue.
+        """
+        wanted = (("NETDEV_A_QSTATS_IFINDEX", ifindex), ("NETDEV_A_QSTATS_SCOPE", SCOPE_QUEUE))
+        return self.dump(Cmd.QSTATS_GET, netdev_qstats, "NETDEV_A_QSTATS_", wanted)
 
     def close(self) -> None:
         self._socket.close()

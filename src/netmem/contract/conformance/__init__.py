@@ -22,7 +22,8 @@ from netmem.contract.conformance.r7_recycling import (
 )
 from netmem.contract.conformance.tx1_transmit import check_tx1_transmit
 from netmem.contract.conformance.tx2_declared import check_tx2_declared
-from netmem.contract.rig import MakeDriver, Rig, Violation
+from netmem.contract.report import Violation
+from netmem.contract.rig import MakeDriver, Rig
 
 __all__ = [
     "CHECKS", "Check", "MakeDriver", "Rig", "Violation", "check_r1_page_pool", "check_r2_data_split",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 
 from netmem.base.errors import NetmemError
-from netmem.contract.rig import QUEUE, MakeDriver, Rig, Violation, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import QUEUE, MakeDriver, Rig, payload
 from netmem.memory.ref import tag_of
 from netmem.testing import frames
 

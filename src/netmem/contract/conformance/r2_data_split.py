@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netmem.base.ethtool import TcpDataSplit
-from netmem.contract.rig import MakeDriver, Rig, Violation, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import MakeDriver, Rig, payload
 from netmem.testing import frames
 
 HEADERS, SIZE = 54, 1000

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netmem.base.ethtool import TcpDataSplit
-from netmem.contract.rig import MakeDriver, Rig, Violation
+from netmem.contract.report import Violation
+from netmem.contract.rig import MakeDriver, Rig
 from netmem.memory.layout import PP_FLAG_ALLOW_UNREADABLE_NETMEM
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.contract.rig import PORT, MakeDriver, Rig, Violation, never_mapped, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import PORT, MakeDriver, Rig, never_mapped, payload
 from netmem.testing import frames
 
 SIZE = 300_000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, Violation, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, payload
 
 SIZE = 60_000
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, Violation, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, payload
 from netmem.memory.provider import AreaProvider
 
 RING = 64

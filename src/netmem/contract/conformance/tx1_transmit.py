@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netmem.base.errors import NetmemError
-from netmem.contract.rig import PORT, MakeDriver, Rig, Violation, never_mapped, payload
+from netmem.contract.report import Violation
+from netmem.contract.rig import PORT, MakeDriver, Rig, never_mapped, payload
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.netdev.driver import NetmemTx
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from netmem.contract.rig import MakeDriver, Rig, Violation
+from netmem.contract.report import Violation
+from netmem.contract.rig import MakeDriver, Rig
 from netmem.netdev.driver import NetmemTx
 
 

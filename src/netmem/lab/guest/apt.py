@@ -15,7 +15,7 @@ from netmem.lab.guest.packages import Lock, Package, Say, mirror
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 SUITES = ("trixie", "trixie-backports", "forky")
 LIMIT_S = 180.0
-FLAVOUR = "cloud-amd64"
+CLOUD, FULL = "cloud-amd64", "amd64"  # flavours: what a cloud needs, and all drivers
 SERIES = 2  # how many the lock holds, the newest of each
 
 # Names, each with its suite. Dependencies come by themselves, except for sets in ALONE.
@@ -119,21 +119,25 @@ class Apt:
 
     def kernels(self, series: str = "") -> list[str]:
         """Versions of the kernels that there are ("7.3.4"), of one series or one version, newest first."""
-        said = self._run("apt-cache", "search", "--names-only", rf"^linux-binary-[0-9.]+\+deb13-{FLAVOUR}$")
+        said = self._run("apt-cache", "search", "--names-only", rf"^linux-binary-[0-9.]+\+deb13-{CLOUD}$")
         found = re.findall(r"^linux-binary-([0-9.]+)\+deb13-", said, re.MULTILINE)
         mine = [one for one in found if not series or one == series or one.startswith(series + ".")]
         return sorted(mine, key=lambda one: [int(part) for part in one.split(".")], reverse=True)
 
     def kernel(self, version: str) -> Lock:
-        """The sets of one kernel: its image and modules, the headers for modules, its source."""
-        full, series = f"{version}+deb13-{FLAVOUR}", ".".join(version.split(".")[:2])
+        """The sets of one kernel: its image and modules, the headers for modules, its source.
+
+        ``version`` is 7.3.4, for clouds, or 7.3.4-amd64, with all drivers, whose source is the same.
+        """
+        number, _, flavour = version.partition("-")
+        full, series = f"{number}+deb13-{flavour or CLOUD}", ".".join(number.split(".")[:2])
         return {
             f"kernel-{version}": self.alone([(f"linux-binary-{full}", ""), (f"linux-modules-{full}", "")]),
             f"headers-{version}": self.with_dependencies(
                 [(f"linux-headers-{full}", _BACKPORTS), ("make", ""), ("gawk", ""), ("sed", ""), ("grep", ""),
                  ("bash", ""), ("coreutils", ""), ("findutils", ""), ("diffutils", ""), ("gcc-14", "")]
             ),
-            f"source-{version}": self.alone([(f"linux-source-{series}", "")]),
+            f"source-{number}": self.alone([(f"linux-source-{series}", "")]),
         }  # fmt: skip
 
     def lock(self) -> Lock:

@@ -91,6 +91,7 @@ def selftests(store: Store, version: str) -> Path:
     texts = "".join((scripts.FOLDER / name).read_text() for name in OURS)
     made_of = tree.name + digest(store.packages("build")) + repr(PROGRAMS) + texts
     mark = hashlib.sha256(made_of.encode()).hexdigest()
+    version = version.partition("-")[0]
     place = store.roots / f"selftests-{version}-{mark[:16]}"
     if place.is_dir():
         return place

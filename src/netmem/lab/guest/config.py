@@ -37,6 +37,7 @@ class GuestConfig:
     folder: str = "/root"
     append: str = ""  # more of the kernel's command line
     devices: tuple[str, ...] = ()  # more of QEMU's devices, as -device has them
+    netdevs: tuple[str, ...] = ()  # and what they are plugged into, as -netdev has it
 
 
 class GuestError(NetmemError):

@@ -22,7 +22,7 @@ from netmem.lab.guest import python
 from netmem.lab.guest.packages import Say, Store, digest
 
 GUEST_FILES = Path(__file__).with_name("files")
-BOOT_MODULES = ("virtio_blk", "overlay")
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "ext4", "overlay")
 NIC_MODULE = "gve"
 DOCS = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian")
 MODULES = "usr/lib/modules"
@@ -116,6 +116,19 @@ class Kernel:
                 if pattern.match(file):
                     return _plain(Path(place) / file)
         return None
+
+    def with_dependencies(self, *names: str) -> dict[str, bytes]:
+        """Modules and all that they need, what is needed first; none of what is built in."""
+        found: dict[str, bytes] = {}
+        for name in names:
+            name = name.replace("-", "_")
+            content = self.module(name) if name not in found else None
+            if content is None:
+                continue
+            needs = re.search(rb"\0depends=([^\0]*)\0", content)
+            found |= self.with_dependencies(*(needs[1].decode().split(",") if needs else ()))
+            found[name] = content
+        return found
 
 
 def _plain(path: Path) -> bytes:
@@ -241,23 +254,20 @@ class Images:
             "init": (GUEST_FILES / "init").read_bytes(),
             "dev/.keep": b"", "proc/.keep": b"", "sys/.keep": b"",
         }  # fmt: skip
-        order = []
-        for name in BOOT_MODULES:
-            content = kernel.module(name)
-            if content is not None:
-                order.append(f"{name}.ko")
-                files[f"modules/{name}.ko"] = content
+        boot = kernel.with_dependencies(*BOOT_MODULES)
+        files |= {f"modules/{name}.ko": content for name, content in boot.items()}
+        order = [f"{name}.ko" for name in boot]
         for path in modules:
             if path.suffix != ".ko":
                 raise NetmemError(errno.EINVAL, f"--module {path}: a module is a .ko; decompress it first")
         given = {path.name for path in modules}
-        nic = kernel.module(NIC_MODULE)
-        later = [path.name for path in modules]
-        if f"{NIC_MODULE}.ko" not in given and nic is not None:
-            files[f"netmem/modules/{NIC_MODULE}.ko"] = nic
-            later.append(f"{NIC_MODULE}.ko")
         for path in modules:
             files[f"netmem/modules/{path.name}"] = path.read_bytes()
+        nic = {f"{name}.ko": content for name, content in kernel.with_dependencies(NIC_MODULE).items()}
+        mine = [name for name in nic if name not in given]
+        files |= {f"netmem/modules/{name}": nic[name] for name in mine}
+        later = [*(name for name in mine if name != f"{NIC_MODULE}.ko"), *(path.name for path in modules)]
+        later += [f"{NIC_MODULE}.ko"] if f"{NIC_MODULE}.ko" in mine else []
         files["modules/order"] = "".join(f"{name}\n" for name in order).encode()
         files["netmem/modules/order"] = "".join(f"{name}\n" for name in later).encode()
         return cpio(files, executable=("bin/busybox", "init"))

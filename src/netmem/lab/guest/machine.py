@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from netmem.base.errors import DeviceGoneError
+from netmem.base.kernel_log import COMPLAINT
 from netmem.base.text import printable
 from netmem.hw.process import Child, Process, Watchdog, python_argv, undisturbed
 from netmem.lab.guest.config import Done, GuestConfig, GuestError
@@ -35,12 +36,6 @@ BOOT_S, END_S = 120.0, 10.0
 CONSOLE_LINES, LAST_LINES, LONGEST = 4000, 8, 1000
 MOST_OUT, MOST_SAID = 1 << 30, 64 << 20  # bytes of /out, and of what ``run`` keeps
 CHUNK = 1 << 16
-# What a kernel says when something is wrong with it or with a driver.
-COMPLAINT = re.compile(
-    r"\b(WARNING: (?!.*out-of-tree)|BUG: |Oops|Kernel panic|general protection fault|UBSAN: |KASAN: |KCSAN: |"
-    r"INFO: task .* blocked|rcu: INFO: .*stall|NETDEV WATCHDOG|DMAR: .*fault|DMA-API: |"
-    r"page_pool.*stalled|refcount_t: |list_(add|del) corruption|unregister_netdevice: waiting)"
-)
 
 
 class _Stream:
@@ -226,6 +221,8 @@ class Guest:
                 "driver": "vfio-user-pci", "rombar": 0, "bus": bus, "addr": "0" if number and c.iommu else
                 f"{0x10 + number:#x}", "socket": {"type": "unix", "path": name},
             })]  # fmt: skip
+        for netdev in c.netdevs:
+            argv += ["-netdev", netdev]
         for device in c.devices:
             argv += ["-device", device]
         if c.gdb:

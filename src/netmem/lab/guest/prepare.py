@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netmem.base.errors import NetmemError
-from netmem.lab.guest.apt import ALONE, SETS, Apt
+from netmem.lab.guest.apt import ALONE, FULL, SETS, Apt
 from netmem.lab.guest.build import module, selftests
 from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.image import Images, Kernel, debian_kernel, own_kernel
@@ -27,20 +27,31 @@ GVE = "drivers/net/ethernet/google/gve"
 def versions(store: Store) -> list[str]:
     """The kernels that the lock has, newest first."""
     found = [name.removeprefix("kernel-") for name in store.lock if name.startswith("kernel-")]
-    return sorted(found, key=lambda one: [int(part) for part in one.split(".")], reverse=True)
+    return sorted(found, key=lambda one: [int(part) for part in number_of(one).split(".")], reverse=True)
+
+
+def number_of(version: str) -> str:
+    """A version without its flavour."""
+    return version.partition("-")[0]
 
 
 def choose_version(store: Store, asked: str) -> str:
     """The newest kernel of a series or version, asked of the index when the lock has none. ENOENT, EINVAL."""
-    if asked and not re.fullmatch(r"\d+\.\d+(\.\d+)?", asked):
+    if asked and not re.fullmatch(rf"\d+\.\d+(\.\d+)?(-{FULL})?", asked):
         raise NetmemError(
-            errno.EINVAL, f"--kernel {asked}: neither a file, a folder nor a version such as 7.3"
+            errno.EINVAL,
+            f"--kernel {asked}: neither a file, a folder nor a version such as 7.3 or 7.3-{FULL}",
         )
-    known = [one for one in versions(store) if not asked or one == asked or one.startswith(asked + ".")]
+    series, dash, flavour = asked.partition("-")
+    known = [
+        one
+        for one in versions(store)
+        if one.partition("-")[2] == flavour and (f"{number_of(one)}.".startswith(f"{series}.") or not series)
+    ]
     if known:
         return known[0]
     apt = Apt(store.folder, store.say)
-    found = apt.kernels(asked)
+    found = [f"{one}{dash}{flavour}" for one in apt.kernels(series)]
     if not found:
         have = ", ".join(versions(store))
         raise NetmemError(
@@ -66,8 +77,9 @@ def supply(
     except VanishedError as gone:
         store.say(f"{gone.strerror}: taking the newest of its series")
     apt = Apt(store.folder, store.say)
-    series = ".".join(version.split(".")[:2])
-    newest = (apt.kernels(series) or apt.kernels())[:1]
+    number, dash, flavour = version.partition("-")
+    series = ".".join(number.split(".")[:2])
+    newest = [f"{one}{dash}{flavour}" for one in (apt.kernels(series) or apt.kernels())[:1]]
     if not newest:
         raise NetmemError(errno.ENOENT, "the mirror has no kernel of this kind at all")
     if newest[0] != version:
@@ -87,7 +99,7 @@ def all_sets(version: str, *, tests: bool = False, headers: bool = False, source
     """The sets that a guest with this kernel needs."""
     sets = [*RUN_SETS, f"kernel-{version}"]
     sets += TEST_SETS if tests else ()
-    sets += [f"source-{version}"] if tests or source else []
+    sets += [f"source-{number_of(version)}"] if tests or source else []
     sets += [f"headers-{version}"] if headers else []
     return sets
 

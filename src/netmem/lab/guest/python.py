@@ -15,7 +15,7 @@ import netmem
 from netmem.base.errors import NetmemError
 
 WANTED = ("click", "rich", "pyroute2")  # pure Python, as everything that they need
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "tests", "*.so", "lab", "hw", "bench", "testing", "contract")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "tests", "*.so", "lab", "hw", "bench", "testing", "lint")
 
 
 def _packages(name: str, seen: set[str]) -> Iterator[Path]:

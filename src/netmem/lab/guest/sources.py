@@ -21,6 +21,7 @@ PARTS = (
 
 def unpacked_source(store: Store, version: str, parts: Sequence[str] = PARTS) -> Path:
     """A folder with those parts of a kernel's source. MissingError when its package was not fetched."""
+    version = version.partition("-")[0]  # all flavours are made of the same
     (package,) = store.packages(f"source-{version}")
     mark = hashlib.sha256((package.sha256 + " ".join(parts)).encode()).hexdigest()
     place = store.roots / f"source-{version}-{mark[:16]}"

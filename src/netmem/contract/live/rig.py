@@ -1,0 +1,332 @@
+"""A device of the kernel's with memory bound to one of its queues, and a connection that is led there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pyroute2 import IPRoute
+
+from netmem.base.errors import NetmemError, errno_name
+from netmem.base.ethtool import TcpDataSplit
+from netmem.base.frags import DevmemMessage
+from netmem.base.kernel_log import KernelLog
+from netmem.contract.live.other_end import digest
+from netmem.contract.live.peer import Peer
+from netmem.contract.report import Unseen, Violation
+from netmem.kernel.device import KernelBinding, KernelDevice
+from netmem.kernel.devmem import KernelListener, KernelSocket
+from netmem.kernel.leaks import Row
+from netmem.kernel.look import kernel_devices
+from netmem.kernel.memory import Bytes, Dmabuf
+from netmem.kernel.netdev_family import NetdevFamily
+
+AREA = 16 << 20
+WAIT_S = 6.0  # for a connection, or for more of its data
+DRAIN_S = 10.0  # for pools to be empty
+NOWHERE: Bytes = np.zeros(0, np.uint8)
+COMMAND_LINE = Path("/proc/cmdline")
+GIVEN_UP = "page_pool_disable_direct_recycling"
+UNIVERSE = 0  # rtnetlink's scope of addresses that others reach
+
+
+class Silence(Violation):
+    """No connection comes up by a queue with memory."""
+
+
+@dataclass
+class Received:
+    """What came by one connection."""
+
+    bytes: int = 0
+    linear: int = 0  # beside frags, in packets whose payload is not readable
+    copied: int = 0  # without memory: by another queue, or of a queue that has none
+    sizes: list[int] = field(default_factory=list)  # of frags
+    unknown: int = 0  # tokens that the kernel did not know when they were given back
+    outside: int = 0  # frags that do not lie in the memory
+    digest: str = ""
+
+
+class Rig:
+    """What checks work with. ``queue`` is what memory is bound to: the device's last.
+
+    Errors: ENODEV for a device that is not there; EOPNOTSUPP for one with a single queue, or no flow rules;
+    EADDRNOTAVAIL for one without an address.
+    """
+
+    def __init__(self, device: KernelDevice, peer: Peer, log: KernelLog) -> None:
+        self.device, self.peer, self.log = device, peer, log
+        queues = device.queues()
+        if len(queues) < 2:
+            have = "one receive queue" if queues else "no receive queues"
+            text = f"{device.name} has {have}, and two are needed, one for other traffic"
+            raise NetmemError(errno.EOPNOTSUPP, f"{text}: ethtool -L {device.name} rx 2")
+        self.queues, self.queue = queues, queues[-1]
+        self.addresses = _addresses(device)
+        self.memory: Dmabuf | None = None
+        self._view = NOWHERE
+        self._other = ""
+        self.complaints: list[str] = []  # of the kernel's, not told yet
+        self._seed = 0
+        device.isolate([self.queue])
+        self.listener = self._listen()
+
+    def _listen(self) -> KernelListener:
+        listener = self.device.listen(0)
+        try:
+            self.device.steer(listener.port, self.queue)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    # -- settings ---------------------------------------------------------------------------------
+
+    def split(self, value: TcpDataSplit) -> int:
+        """Set tcp-data-split; what the driver says of it then."""
+        self.device.ethtool.set_ringparam(tcp_data_split=value)
+        return self.device.ethtool.ringparam().get("tcp_data_split", 0)
+
+    def pools(self) -> list[Row]:
+        """The device's page pools, and those that are of no device any more."""
+        with NetdevFamily() as family:
+            pools = family.page_pool_get()
+        return [pool for pool in pools if pool.get("ifindex") in (self.device.ifindex, None)]
+
+    def counters(self) -> list[Row]:
+        """The device's page pools that count what is taken from them; empty where the kernel does not."""
+        (found,) = kernel_devices(self.device.name)
+        return [pool for pool in found["pools"] if "alloc_fast" in pool]
+
+    def other(self) -> str:
+        """The other end's address, as its connections had it."""
+        if not self._other:
+            self.receive(1)
+        return self._other
+
+    def napi(self) -> dict[int, int]:
+        """Receive queues by the NAPI that serves them."""
+        with NetdevFamily() as family:
+            queues = family.queue_get()
+        return {
+            one["napi_id"]: one["id"]
+            for one in queues
+            if one["ifindex"] == self.device.ifindex and one["type"] == 0 and "napi_id" in one
+        }
+
+    def counted(self) -> dict[int, Row]:
+        """What the driver counts of each receive queue; empty where it does not."""
+        with contextlib.suppress(NetmemError), NetdevFamily() as family:
+            rows = family.qstats_get(self.device.ifindex)
+            return {row["queue_id"]: row for row in rows if row.get("queue_type") == 0}
+        return {}
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def bound(self, queue: int | None = None, size: int = AREA) -> Iterator[Dmabuf]:
+        """Memory on a queue, for as long as the block. Errors: those of ``bind``."""
+        queue = self.queue if queue is None else queue
+        if self.split(TcpDataSplit.ENABLED) != TcpDataSplit.ENABLED:
+            raise Violation("R2", "tcp-data-split was turned on, and the driver says that it is not")
+        with Dmabuf(size) as memory:
+            binding = self.bind(queue, memory)
+            silent: Silence | None = None
+            try:
+                with self.into(memory):
+                    yield memory
+            except Silence as silence:
+                silent = silence
+            finally:
+                binding.close()
+        if silent is not None:
+            raise self._silent_since_when(silent)
+
+    def bind(self, queue: int, memory: Dmabuf) -> KernelBinding:
+        """Memory on a queue. Violation for a refusal, of whom it tells; Unseen where it is nobody's fault."""
+        try:
+            return self.device.bind_rx([queue], memory)
+        except NetmemError as error:
+            raise self._refused(queue, error) from None
+
+    @contextlib.contextmanager
+    def into(self, memory: Dmabuf) -> Iterator[None]:
+        """What comes within the block lies there."""
+        self.memory, self._view = memory, memory.map()
+        try:
+            yield
+        finally:
+            self.memory, self._view = None, NOWHERE
+
+    def _refused(self, queue: int, error: NetmemError) -> Exception:
+        """Whose fault it is that memory was refused, though all that can be set was set."""
+        code = error.errno or 0
+        if "swiotlb=force" in COMMAND_LINE.read_text():
+            return Unseen(
+                "with swiotlb=force no dma-buf of this size can be mapped: boot without, and check again"
+            )
+        # A pool that is given up before its queue ran is complained of by the kernel, whoever refused.
+        self.complaints += [text for text in self.log.complaints() if GIVEN_UP not in text]
+        if any("gave up with errno" in line for line in self.complaints):
+            flags = "it lacks PP_FLAG_DMA_MAP or PP_FLAG_DMA_SYNC_DEV"
+            text = f"no page pool could be made for queue {queue}: {flags} ({errno_name(code)})"
+            return Violation("R4", text)
+        if code != errno.ENODATA:
+            return Violation("R1", f"queue {queue} could not be opened with memory: {errno_name(code)}")
+        accepted = [one for one in self.queues if one != queue and self._accepts(one)]
+        if accepted:
+            text = (
+                f"the pool of queue {queue} was not made for it (queue_idx): ENODATA, and queue {accepted[0]}"
+            )
+            return Violation("R1", f"{text} takes memory")
+        text = f"no pool with PP_FLAG_ALLOW_UNREADABLE_NETMEM was made for queue {queue}"
+        return Violation("R4", f"{text}: ENODATA")
+
+    def _accepts(self, queue: int) -> bool:
+        """True when this queue's pool takes memory, whatever its driver says of it afterwards."""
+        code = 0
+        with Dmabuf(1 << 20) as memory, NetdevFamily() as family:
+            try:
+                family.bind_rx(self.device.ifindex, [queue], memory.fd)
+            except NetmemError as error:
+                code = error.errno or 0
+        self.log.complaints()  # what the kernel says of a refusal that was asked for
+        return code != errno.ENODATA
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def seed(self) -> int:
+        """Another one for each transfer: what lies in the memory from the last is not taken for this one."""
+        self._seed += 1
+        return self._seed
+
+    @contextlib.contextmanager
+    def connection(
+        self, size: int, *, seed: int, piece: int = 1 << 16, family: int = 0
+    ) -> Iterator[KernelSocket]:
+        """A connection by which ``size`` bytes come. Violation when none comes up."""
+        host = self.addresses.get(family) or next(iter(self.addresses.values()))
+        order = self.peer.order("send", host=host, port=self.listener.port, size=size, seed=seed, piece=piece)
+        try:
+            sock = self.listener.accept(timeout=WAIT_S)
+        except NetmemError:
+            self.listener.close()
+            self.listener = self._listen()  # what was too late must not be taken for another
+            raise self._silent() from None
+        self._other = sock.peer[0]
+        with sock:
+            yield sock
+        self.peer.wait(order, WAIT_S)
+
+    def _silent(self) -> Violation:
+        """No connection came up."""
+        if self.memory is None:
+            return Violation("R1", f"no connection comes up by queue {self.queue}, which has ordinary memory")
+        text = f"no connection comes up by queue {self.queue} with memory bound, "
+        return Silence("R2", f"{text}not even packets without payload: headers stay with the payload")
+
+    def _silent_since_when(self, silence: Silence) -> Violation:
+        """Whose fault it is: of the memory, or of the restart, after which ordinary memory does not help."""
+        try:
+            self.receive(1)
+        except (Violation, NetmemError):
+            return Violation(
+                "R1", f"queue {self.queue} is silent since it was restarted, whatever its memory"
+            )
+        return silence
+
+    def receive(self, size: int, *, piece: int = 1 << 16, family: int = 0) -> Received:
+        """Receive, give everything back at once, and hold what came against what was sent.
+
+        Violation: nothing comes any more (R3), other bytes came than were sent (R3), they came by another
+        queue (R1), or beside the memory (R2).
+        """
+        seed, found, mark = self.seed(), Received(), hashlib.sha256()
+        with self.connection(size, seed=seed, piece=piece, family=family) as sock:
+            while (message := self.message(sock, found)).size:
+                self.take(message, found, mark)
+                if len(message.frags):
+                    tokens = message.frags["frag_token"]
+                    found.unknown += len(tokens) - sock.devmem_dontneed(tokens)
+        found.digest = mark.hexdigest()
+        self.judge(found, size, seed)
+        return found
+
+    def message(self, sock: KernelSocket, found: Received) -> DevmemMessage:
+        """The next message. Violation when none comes."""
+        try:
+            return sock.recvmsg_devmem(timeout=WAIT_S)
+        except NetmemError as error:
+            if error.errno == errno.ETIMEDOUT:
+                text = f"nothing comes any more after {found.bytes} bytes, on a connection that came up"
+            else:
+                text = f"recvmsg after {found.bytes} bytes: {errno_name(error.errno or 0)}"
+            raise Violation("R3", text) from None
+
+    def take(self, message: DevmemMessage, found: Received, mark: hashlib._Hash) -> None:
+        """Look at what a message brought, where it lies."""
+        found.bytes += message.size
+        if message.copied:
+            found.copied += len(message.linear)
+        else:
+            found.linear += len(message.linear)
+        mark.update(message.linear)
+        if not len(message.frags):
+            return
+        assert self.memory is not None
+        with self.memory.cpu_access():
+            for at, size in message.frags[["frag_offset", "frag_size"]].tolist():
+                found.sizes.append(size)
+                if at + size > self.memory.size:
+                    found.outside += 1
+                else:
+                    mark.update(self._view[at : at + size].data)
+
+    def judge(self, found: Received, size: int, seed: int) -> None:
+        """Violation for what is wrong with what came."""
+        if found.outside:
+            raise Violation("R3", f"{found.outside} frags lie outside of the memory")
+        if found.bytes != size:
+            raise Violation("R3", f"{found.bytes} of {size} bytes came")
+        if self.memory is not None and found.copied:
+            raise Violation("R1", f"{found.copied} of {size} bytes came by a queue without the memory")
+        if found.linear:
+            text = f"{found.linear} of {size} bytes lay beside the memory, with the headers"
+            raise Violation("R2", text)
+        if found.digest != digest(seed, size):
+            where = "the memory" if self.memory is not None else "ordinary memory"
+            raise Violation("R3", f"{size} bytes came into {where}, and they are not those that were sent")
+        if found.unknown:
+            raise Violation("R7", f"the kernel did not know {found.unknown} tokens that it had given")
+
+    def drained(self) -> list[Row]:
+        """Pools that were destroyed and still hold netmems, after waiting for them to be empty."""
+        end = time.monotonic() + DRAIN_S
+        while True:
+            left = [pool for pool in self.pools() if "detach_time" in pool]
+            if not left or time.monotonic() > end:
+                return left
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+def _addresses(device: KernelDevice) -> dict[int, str]:
+    """What others reach the device by: one address of each family (4, 6)."""
+    found: dict[int, str] = {}
+    with IPRoute() as route:
+        for message in route.get_addr(index=device.ifindex):
+            if message["scope"] == UNIVERSE:
+                found.setdefault(6 if message["family"] == 10 else 4, str(message.get_attr("IFA_ADDRESS")))
+    if not found:
+        raise NetmemError(
+            errno.EADDRNOTAVAIL, f"{device.name} has no address: ip addr add ... dev {device.name}"
+        )
+    return found
