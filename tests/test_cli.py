@@ -168,6 +168,11 @@ def test_counting_into_each_memory(nic, memory):
     assert summary["driver_can_read"] == (memory in ("none", "pages"))
     assert summary["hds_hit"] > 0
     assert (summary["frags"] > 0) == (memory != "none")
+    for closed in events[:2]:  # how each of them came
+        told = [closed[name] for name in ("frag_bytes", "linear_bytes", "copied_bytes")]
+        assert sum(told) == closed["bytes"] == len(data)
+        assert (closed["copied_bytes"] == len(data)) == (memory == "none")
+        assert len(closed["bindings"]) == (memory != "none")
 
 
 def test_unbound_memory_may_go_without_split():

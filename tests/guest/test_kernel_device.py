@@ -51,11 +51,15 @@ ip netns exec peer socat -u OPEN:/tmp/sent2 "TCP6:[$LOCAL_V6]:5700"
 wait $!
 cmp /tmp/sent1 /tmp/got1
 cmp /tmp/sent2 /tmp/got2
+grep closed /tmp/events | head -1
 tail -1 /tmp/events
 {PUT_BACK}""", 240)  # fmt: skip
     assert '"bytes": 19000001' in said
     assert '"linear_bytes": 0' in said
     assert '"copied_bytes": 0' in said
+    first = json.loads(said.splitlines()[0])
+    assert first["frag_bytes"] + first["linear_bytes"] == first["bytes"] in (16_000_000, 3_000_001)
+    assert len(first["bindings"]) == 1
 
 
 def test_recv_is_killed(lab):

@@ -22,10 +22,12 @@ DmaWatcher = Callable[[str, int, int], None]
 class DmaDevice(Protocol):
     """A device behind a bus. Memory is named by file descriptor; nobody hands over a pointer.
 
-    ``watchers``: who wants to see its unmaps and syncs (the sanitiser).
+    ``watchers``: who wants to see its unmaps and syncs (the sanitiser). ``pins``: what is mapped is pinned,
+    and costs memory whether it is touched or not.
     """
 
     watchers: list[DmaWatcher]
+    pins: bool
 
     def dma_map(
         self, fd: int, offset: int, length: int, direction: DmaDirection, *, peer: bool = False,

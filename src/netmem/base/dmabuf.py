@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from netmem.base.errors import NetmemError
 from netmem.base.memfd import memfd
@@ -23,7 +23,10 @@ SYNC_READ, SYNC_WRITE, SYNC_END = 1, 2, 4
 UDMABUF_FLAGS_CLOEXEC = 1
 
 
-def _from_udmabuf(size: int) -> int:
+Keep = Callable[[int], None]
+
+
+def _from_udmabuf(size: int, keep: Keep | None) -> int:
     device = os.open(DEVICES["udmabuf"], os.O_RDWR | os.O_CLOEXEC)
     try:
         source = os.memfd_create("netmem:udmabuf", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -32,14 +35,17 @@ def _from_udmabuf(size: int) -> int:
             fcntl.fcntl(source, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
             # Of bytes that cannot be changed, ioctl() returns a copy, not the descriptor.
             request = bytearray(struct.pack("=IIQQ", source, UDMABUF_FLAGS_CLOEXEC, 0, size))
-            return fcntl.ioctl(device, UDMABUF_CREATE, request)
+            made = fcntl.ioctl(device, UDMABUF_CREATE, request)
+            if keep is not None:
+                keep(fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, 0))
+            return made
         finally:
             os.close(source)
     finally:
         os.close(device)
 
 
-def _from_system_heap(size: int) -> int:
+def _from_system_heap(size: int, keep: Keep | None) -> int:
     heap = os.open(DEVICES["system-heap"], os.O_RDWR | os.O_CLOEXEC)
     try:
         request = bytearray(struct.pack("=QIIQ", size, 0, os.O_RDWR | os.O_CLOEXEC, 0))
@@ -49,10 +55,11 @@ def _from_system_heap(size: int) -> int:
         os.close(heap)
 
 
-def export(size: int, exporter: str = "auto") -> tuple[int, str, str]:
+def export(size: int, exporter: str = "auto", keep: Keep | None = None) -> tuple[int, str, str]:
     """Memory of ``size`` bytes as (descriptor, exporter used, why a better one was passed over).
 
-    ``auto`` tries udmabuf, then the system heap, then an ordinary memfd. Errors: EINVAL for an
+    ``auto`` tries udmabuf, then the system heap, then an ordinary memfd. ``keep`` gets a descriptor of the
+    memfd that a udmabuf consists of: the same memory, for who cannot import a dma-buf. Errors: EINVAL for an
     unknown exporter, ENODEV when the one asked for is not there, and what the exporter says.
     """
     if exporter not in EXPORTERS:
@@ -64,7 +71,7 @@ def export(size: int, exporter: str = "auto") -> tuple[int, str, str]:
             continue
         path = DEVICES[name]
         try:
-            return make(size), name, "; ".join(why)
+            return make(size, keep), name, "; ".join(why)
         except OSError as error:
             text = f"{path} is not there" if error.errno == errno.ENOENT else f"{path}: {error.strerror}"
             if name == "udmabuf" and error.errno == errno.EINVAL:

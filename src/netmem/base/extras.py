@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 EXTRAS = {
@@ -17,9 +18,11 @@ class MissingExtraError(ImportError):
 def need(extra: str, module: str) -> None:
     """Refuse to import ``module`` without the packages of an extra (see ``pyproject.toml``).
 
-    MissingExtraError.
+    Numba is not needed where it would not be used (NUMBA_DISABLE_JIT). MissingExtraError.
     """
-    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    uncompiled = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+    wanted = [name for name in EXTRAS[extra] if not (uncompiled and name == "numba")]
+    missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         raise MissingExtraError(
             f"{module} needs packages that are not here ({', '.join(missing)}): "

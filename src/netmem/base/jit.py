@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import pickle
 import re
 import sys
 import time
@@ -23,22 +22,24 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
 
-import numba
-from numba.core import caching
-from numba.core import config as _config
-from numba.core.dispatcher import Dispatcher
-
 from netmem.base import folders
 
-_numba_config: Any = _config
+COMPILED: bool = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+"""False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python, and Numba need not be there."""
+
+if COMPILED:
+    import numba
+    from numba.core import config as _config
+    from numba.core.dispatcher import Dispatcher
+
+    from netmem.base.kernel_cache import KernelCache, read_checked
+
+    _numba_config: Any = _config
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _compiled: list[CodeType] = []  # of every kernel
 _plain: set[Callable[..., Any]] = set()  # kernels that stay Python
-
-COMPILED: bool = not _numba_config.DISABLE_JIT
-"""False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python."""
 
 DIGEST = 16
 KEPT = 4  # versions of a file's kernels
@@ -142,69 +143,12 @@ def _compile(func: F, *, forceinline: bool) -> F:
         # Numba picks the folder when the cache is made; put its setting back for everyone else.
         _numba_config.CACHE_DIR = str(folder / _name_of(source.resolve()))
         try:
-            compiled._cache = _KernelCache(func)
+            compiled._cache = KernelCache(func, _digest_of(source.resolve()))
         finally:
             _numba_config.CACHE_DIR = before
     _compiled.append(func.__code__)
     made: F = compiled
     return made
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=DIGEST).digest()
-
-
-def _read(path: str | Path) -> bytes | None:
-    """What a file of the cache holds, None when it is missing or damaged."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError:
-        return None
-    return data[DIGEST:] if data[:DIGEST] == _digest(data[DIGEST:]) else None
-
-
-class _CheckedFile(caching.IndexDataCacheFile):
-    """One kernel's files, each behind its digest. What cannot be written is not kept, and no error."""
-
-    def _write(self, path: str, data: bytes) -> None:
-        with contextlib.suppress(OSError), self._open_for_write(path) as file:
-            file.write(_digest(data) + data)
-
-    def _load_index(self) -> dict[Any, str]:
-        data = _read(self._index_path)
-        if data is None:
-            return {}
-        stamp, overloads = pickle.loads(data)
-        return overloads if stamp == self._source_stamp else {}
-
-    def _save_index(self, overloads: dict[Any, str]) -> None:
-        self._write(self._index_path, self._dump((self._source_stamp, overloads)))
-
-    def _load_data(self, name: str) -> Any:
-        data = _read(self._data_path(name))
-        if data is None:
-            raise FileNotFoundError(name)  # compiled anew, then
-        return pickle.loads(data)
-
-    def _save_data(self, name: str, data: Any) -> None:
-        self._write(self._data_path(name), self._dump(data))
-
-
-class _KernelCache(caching.FunctionCache):
-    """Numba's cache of one function, over checked files."""
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        super().__init__(func)
-        self._cache_file = _CheckedFile(
-            cache_path=self._cache_path,
-            filename_base=self._impl.filename_base,
-            source_stamp=_digest_of(Path(func.__code__.co_filename).resolve()),
-        )
-
-    def _save_overload(self, sig: Any, data: Any) -> None:
-        with contextlib.suppress(OSError):  # a disk that is full, a folder that is gone
-            super()._save_overload(sig, data)
 
 
 def mark_warm() -> None:
@@ -260,7 +204,7 @@ def is_warm(*, thorough: bool = False) -> bool:
         return False
     if not thorough:
         return True
-    damaged = [name for name in names if _read(folder / name) is None]
+    damaged = [name for name in names if read_checked(folder / name) is None]
     with contextlib.suppress(OSError):
         if damaged:
             mark.unlink(missing_ok=True)

@@ -7,7 +7,10 @@ import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netmem.base.frags import DevmemMessage
 
 CHUNK = 1 << 20
 
@@ -31,6 +34,36 @@ class Totals:
 
 
 @dataclass
+class Flow:
+    """How the payload of one connection came: bytes as frags, of which bindings, and beside the memory.
+
+    ``linear``: with the headers; ``copied``: by a queue that has no memory.
+    """
+
+    frags: int = 0
+    linear: int = 0
+    copied: int = 0
+    bindings: set[int] = field(default_factory=set)
+
+    def take(self, message: DevmemMessage) -> bool:
+        """Count a message. True when it is the first that came by another queue."""
+        size, first = len(message.linear), message.copied and not self.copied
+        if message.copied:
+            self.copied += size
+        else:
+            self.linear += size
+        if len(message.frags):
+            self.frags += int(message.frags["frag_size"].sum())
+            self.bindings.update(message.frags["dmabuf_id"].tolist())
+        return first
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        found = {"frag_bytes": self.frags, "linear_bytes": self.linear, "copied_bytes": self.copied}
+        return {**found, "bindings": sorted(self.bindings)}
+
+
+@dataclass
 class Connection:
     """One connection being received, on one of our sockets or the kernel's. ``sink`` takes its payload."""
 
@@ -42,6 +75,7 @@ class Connection:
     error: str = ""
     done: bool = False
     buffer: bytearray = field(default_factory=bytearray)
+    flow: Flow = field(default_factory=Flow)
 
     def finish(self, *, abort: bool) -> bool:
         """Close socket and output, with a reset or in good order. True when the output did not close."""

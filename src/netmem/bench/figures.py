@@ -61,6 +61,8 @@ def repeat(run: Callable[[], float], times: int) -> Figure:
 class _NoDevice:
     """A DMA device that maps anything: the pool benchmarks move no data."""
 
+    pins = False
+
     def __init__(self) -> None:
         self.watchers: list[DmaWatcher] = []
 

@@ -36,9 +36,11 @@ def setups(qemu: Qemu | None) -> list[Setup]:
     for nic in ("softnic", "igb") if qemu else ("softnic",):
         path = qemu.path if qemu else None
         for memory, exporter in memory_types() + ([("bar", "auto")] if nic == "igb" else []):
-            if nic == "igb" and exporter not in ("auto", "memfd"):
-                continue  # QEMU cannot open a DMA-buf
-            found.append(Setup(nic=nic, qemu=path, memory=memory, exporter=exporter))
+            if nic == "igb" and exporter == "system-heap":
+                continue  # QEMU cannot open a dma-buf, but for the memfd that a udmabuf is made of
+            found.append(
+                Setup(nic=nic, bus=f"qemu:{path}" if path else "qemu", memory=memory, exporter=exporter)
+            )
     return found + gpu_memory()
 
 

@@ -130,19 +130,29 @@ def nic_options(*, kernel: bool = False) -> Callable[..., Any]:
 
 
 def wire_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--wire, --address, --gateway."""
+    """--wire, --bus, --address, --gateway."""
     for option in (
         click.option("--gateway", "gateways", multiple=True, metavar="ADDRESS",
-                     help="Router of the stack on a TAP wire; once for each family."),
+                     help="Router of the stack on a TAP wire or a --bus vfio; once for each family."),
         click.option("--address", "addresses", multiple=True, metavar="ADDRESS/LENGTH",
-                     help="The stack's address on a TAP wire, IPv4 or IPv6; may be given again.  "
+                     help="The stack's address there, IPv4 or IPv6; may be given again.  "
                      "[default: 10.20.0.2/24]"),
+        click.option("--bus", metavar="qemu|vfio:FUNCTION", default="qemu", show_default=True,
+                     help="Where an igb is: QEMU's, or a PCI function of this machine that vfio-pci has, "
+                     "such as vfio:0000:03:00.0."),
         click.option("--wire", metavar="user|tap:NAME", default="user", show_default=True,
                      help="What the NIC is plugged into: a gateway to ports of this host, or a TAP "
                      "interface that is made for it (root)."),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def bus_of(qemu: str | None, bus: str) -> str:
+    """--qemu and --bus in one."""
+    if qemu and bus != "qemu":
+        raise click.UsageError("--qemu and --bus exclude each other")
+    return f"qemu:{qemu}" if qemu else bus
 
 
 def usage(error: NetmemError) -> Exception:

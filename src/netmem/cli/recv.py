@@ -18,7 +18,7 @@ from netmem.base.errors import NetmemError
 from netmem.base.extras import need
 from netmem.base.schema import document
 from netmem.base.transfer import Connection, FileSink
-from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
+from netmem.cli.options import ADDRESS, bus_of, memory_options, nic_options, usage, wire_options
 from netmem.cli.signals import Interrupted, endings
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def _of_ours(address: tuple[str, int], allow_remote: bool, sanitize: bool, **opt
         raise click.UsageError("--queue is for --nic kernel:DEVICE; --queues says how many our NICs have")
     if options.pop("api") != "devmem":
         raise click.UsageError("--api zcrx is for --nic kernel:DEVICE")
-    capture = options.pop("capture")
+    capture, qemu = options.pop("capture"), options.pop("qemu")
+    options["bus"] = bus_of(qemu, options["bus"])
     switches = {name: options.pop(name) == "on" for name in ("tcp_data_split", "rx_gro_hw")}
     setup = Setup(drop_privileges=True, **switches, **options)
     receiver = Receiver(setup, address, allow_remote=allow_remote)
@@ -164,9 +165,10 @@ def _of_ours(address: tuple[str, int], allow_remote: bool, sanitize: bool, **opt
 
 
 OURS_ONLY = {
-    "capture": "--capture", "mtu": "--mtu", "queues": "--queues", "wire": "--wire", "addresses": "--address",
-    "gateways": "--gateway", "qemu": "--qemu", "rx_usecs": "--rx-usecs", "rx_gro_hw": "--rx-gro-hw",
-    "hds_thresh": "--hds-thresh", "tcp_data_split": "--tcp-data-split", "sanitize": "--sanitize",
+    "capture": "--capture", "mtu": "--mtu", "queues": "--queues", "wire": "--wire", "bus": "--bus",
+    "addresses": "--address", "gateways": "--gateway", "qemu": "--qemu", "rx_usecs": "--rx-usecs",
+    "rx_gro_hw": "--rx-gro-hw", "hds_thresh": "--hds-thresh", "tcp_data_split": "--tcp-data-split",
+    "sanitize": "--sanitize",
 }  # fmt: skip
 
 
@@ -348,7 +350,7 @@ class _Session:
         partial = file.now if file is not None and connection.error and file.now != file.path else None
         if self.as_json:
             event = {"event": "closed", "connection": connection.number, "bytes": connection.bytes}
-            event |= {"error": connection.error or None, "partial": partial}
+            event |= {"error": connection.error or None, "partial": partial, **connection.flow.plain()}
             print(json.dumps(document("recv", event)), flush=True)
         if connection.error:
             kept = f"; {partial} has what came" if partial else ""

@@ -14,12 +14,12 @@ import click
 
 from netmem.base.errors import NetmemError
 from netmem.base.schema import document
-from netmem.cli.options import ADDRESS, memory_options, nic_options, usage, wire_options
+from netmem.cli.options import ADDRESS, bus_of, memory_options, nic_options, usage, wire_options
 from netmem.cli.signals import Interrupted
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
-from netmem.lab.device import Device, open_device, wire_of
+from netmem.lab.device import Device, network_of, open_device
 from netmem.lab.receiver import make_memory
 from netmem.memory.provider import AreaProvider, check_size
 from netmem.netdev.binding import TxBinding
@@ -59,13 +59,13 @@ def command(**words: Any) -> None:
     closed the other. Otherwise the exit status is 1 (130 after SIGINT, 143 after SIGTERM), and one line says
     how many bytes the reader's host has.
     """
-    job = _Job(**words)
+    job = _Job(**{**words, "bus": bus_of(words.pop("qemu"), words["bus"])})
     try:
         if job.memory != "none":
             check_size(job.memory_size, job.rx_page_size)
         summary = _run(job)
     except NetmemError as error:
-        raise usage(_named(error, job.wire, job.address)) from None
+        raise usage(_named(error, job, job.address)) from None
     if job.as_json:
         print(json.dumps(document("send", summary)), flush=True)
     else:
@@ -85,8 +85,8 @@ class _Job:
     address: tuple[str, int]
     allow_remote: bool
     nic: str
-    qemu: str | None
     wire: str
+    bus: str
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
     memory: str
@@ -103,8 +103,7 @@ def _run(job: _Job) -> dict[str, Any]:
     with open_device(
         job.nic,
         mtu=job.mtu,
-        qemu=job.qemu,
-        wire=wire_of(job.wire, job.addresses, job.gateways) or "user",
+        **network_of(job.wire, job.bus, job.addresses, job.gateways),
         config=TcpConfig(sndbuf=SEND_BUFFER),
         drop_privileges=True,
     ) as device:
@@ -123,11 +122,16 @@ def _run(job: _Job) -> dict[str, Any]:
     return summary
 
 
-def _named(error: NetmemError, wire: str, address: tuple[str, int]) -> NetmemError:
+def _named(error: NetmemError, job: _Job, address: tuple[str, int]) -> NetmemError:
     """The error as one of the address that the user named: on the user wire the gateway stands for it."""
     if isinstance(error, _CutShort):
         error.strerror = f"{address[0]}:{address[1]} {error.strerror}"
-        if wire == "user" and error.errno == errno.ECONNRESET and not error.handed:
+        if (
+            job.wire == "user"
+            and job.bus.startswith("qemu")
+            and error.errno == errno.ECONNRESET
+            and not error.handed
+        ):
             error.strerror += ": does anybody listen there?"
     return error
 

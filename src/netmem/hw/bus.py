@@ -89,6 +89,8 @@ class DmaSpace:
     when somebody syncs (as swiotlb does). Mappings of ``peer`` memory are never bounced.
     """
 
+    pins = False
+
     def __init__(self, *, bounce: bool = False) -> None:
         self.bounce = bounce
         self.irq_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

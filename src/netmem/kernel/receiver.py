@@ -171,14 +171,8 @@ class KernelReceiver:
         totals.linear += len(message.linear)
         totals.frags += len(message.frags)
         connection.bytes += message.size
-        if message.copied:
-            self._warn_of_copies(connection, len(message.linear))
-
-    def _warn_of_copies(self, connection: Connection, size: int) -> None:
-        """Bytes came by another queue: said once for each connection."""
-        self.copied += size
-        if not connection.buffer:
-            connection.buffer = bytearray(b"!")
+        self.copied += len(message.linear) if message.copied else 0
+        if connection.flow.take(message):
             peer, name = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}", self.device.name
             queues, look = ", ".join(map(str, self.bound)), f"ethtool -n {name}; ethtool -x {name}"
             text = f"comes by copy: its flow is not led to queue {queues} ({look})"

@@ -6,9 +6,11 @@ import contextlib
 import errno
 import ipaddress
 import os
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from netmem.base.board import boards
 from netmem.base.errors import NetmemError
@@ -22,6 +24,7 @@ from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
 from netmem.hw.tap.wire import configure_tap, open_tap
+from netmem.hw.vfio.bus import VfioBus
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
 from netmem.inet.stack import Stack
@@ -31,14 +34,15 @@ from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
 from netmem.lab.local import MAC_BASE, both, open_netdev
 from netmem.lab.selftest import ensure_compiled, warm_up
+from netmem.lab.vfio import DEFAULT_ADDRESS, Vfio, open_vfio, vfio_of
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
 from netmem.netdev.binding import Binding, TxBinding
 from netmem.netdev.device import NetDevice
 from netmem.netdev.ethtool import Ethtool
 
-TAP_ADDRESS = "10.20.0.2/24"
 NETWORK, ADDRESS, GATEWAY = "10.0.2.0/24", "10.0.2.15", "10.0.2.2"
+NicBus = ProcessBus | QemuBus | VfioBus
 NICS: dict[str, type[SoftnicDriver] | type[IgbDriver]] = {"softnic": SoftnicDriver, "igb": IgbDriver}
 MAX_QUEUES = 16
 LINGER_S, LINGER_MOST_S = 5.0, 60.0  # for the last bytes: without progress, and in all
@@ -50,7 +54,7 @@ class Tap:
     """A wire to an interface of this host. ``addresses``: ours, ADDRESS/LENGTH; ``gateways``: our routers."""
 
     name: str
-    addresses: Sequence[str] = (TAP_ADDRESS,)
+    addresses: Sequence[str] = (DEFAULT_ADDRESS,)
     gateways: Sequence[str] = ()
 
 
@@ -60,10 +64,20 @@ def wire_of(wire: str, addresses: Sequence[str] = (), gateways: Sequence[str] = 
     if kind not in ("user", "tap") or (kind == "user") == bool(name):
         raise NetmemError(errno.EINVAL, f"unknown wire {wire!r}: user, or tap:NAME")
     if kind == "tap":
-        return Tap(name, tuple(addresses) or (TAP_ADDRESS,), tuple(gateways))
+        return Tap(name, tuple(addresses) or (DEFAULT_ADDRESS,), tuple(gateways))
     if addresses or gateways:
         raise NetmemError(errno.EINVAL, "the user wire has addresses of its own: choose some on a TAP wire")
     return None
+
+
+def network_of(
+    wire: str, bus: str, addresses: Sequence[str] = (), gateways: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``open_device`` takes for --wire and --bus, with the stack's addresses there. EINVAL."""
+    vfio = vfio_of(bus, addresses, gateways)
+    if vfio is not None:
+        return {"wire": wire, "bus": vfio}
+    return {"wire": wire_of(wire, addresses, gateways) or "user", "bus": bus}
 
 
 def steer(dev: NetDevice, port: int, queue: int, proto: int = PROTO_TCP) -> int | None:
@@ -96,15 +110,21 @@ def _host_address(address: str, allow_remote: bool) -> str:
 class Device:
     """An open device. ``dev`` is the net device, ``stack`` the stack on it. Close it when done.
 
-    ``pid`` is the NIC's process: our own, or QEMU. ``hosts``: this host's addresses on a `tap` wire.
+    ``pid`` is the NIC's process: our own, or QEMU; this one for a NIC of this machine's. ``hosts``: this
+    host's addresses on a `tap` wire.
     """
 
-    def __init__(
-        self, bus: ProcessBus | QemuBus, dev: NetDevice, stack: Stack, hosts: list[str] | None = None
-    ) -> None:
+    def __init__(self, bus: NicBus, dev: NetDevice, stack: Stack, hosts: list[str] | None = None) -> None:
         self.bus, self.dev, self.stack = bus, dev, stack
         self.hosts = hosts or []
-        self.pid = bus.machine.process.pid if isinstance(bus, QemuBus) else bus.child.pid
+        self._direct = hosts is not None  # no gateway is between the stack and its network
+        match bus:
+            case QemuBus():
+                self.pid = bus.machine.process.pid
+            case ProcessBus():
+                self.pid = bus.child.pid
+            case _:
+                self.pid = os.getpid()
 
     @property
     def ethtool(self) -> Ethtool:
@@ -142,6 +162,8 @@ class Device:
         host = _host_address(address, allow_remote)
         if isinstance(self.bus, QemuBus):
             return lab_qemu.forward(self.bus, host, port, ADDRESS, guest_port)
+        if not isinstance(self.bus, ProcessBus) or self._direct:
+            raise NetmemError(errno.EOPNOTSUPP, "the stack has addresses of its own: nothing is forwarded")
         request = {"op": "forward", "address": host, "port": port, "guest_port": guest_port}
         return int(self.bus.child.call(request))
 
@@ -151,13 +173,18 @@ class Device:
         On the user wire the gateway leads to this host's address. EACCES for another than loopback unless
         ``allow_remote``; EINVAL.
         """
-        if self.hosts:
+        if self._direct:
             return address, port
         host = _host_address(address, allow_remote)
         if isinstance(self.bus, QemuBus):  # slirp's gateway is this host's loopback
             return (GATEWAY if ipaddress.ip_address(host).is_loopback else host), port
+        assert isinstance(self.bus, ProcessBus)
         self.bus.child.call({"op": "outward", "address": host, "port": port})
         return GATEWAY, port
+
+    def dma_faults(self) -> list[str]:
+        """Accesses that an IOMMU stopped, of a NIC that has one before it."""
+        return self.bus.dma_faults() if isinstance(self.bus, VfioBus) else []
 
     def bind_tx(self, provider: MemoryProvider) -> TxBinding:
         """Let sockets send straight from a provider's memory (netlink bind-tx)."""
@@ -165,7 +192,7 @@ class Device:
 
     def udp_socket(self, port: int = 0) -> UdpSocket:
         """A UDP socket of the stack behind the NIC. EOPNOTSUPP on the user wire, which carries TCP only."""
-        if not self.hosts:
+        if not self._direct:
             text = "the user wire carries TCP only: for UDP open the device on a TAP (wire='tap:NAME')"
             raise NetmemError(errno.EOPNOTSUPP, text)
         return self.stack.udp_socket(port)
@@ -183,7 +210,7 @@ class Device:
 
         On the software NIC's user wire that is this host's kernel, beyond the gateway.
         """
-        if isinstance(self.bus, QemuBus) or self.hosts:
+        if not isinstance(self.bus, ProcessBus) or self._direct:
             return sock.acknowledged(), sock.state() == TcpState.CLOSED
         handed, over = self.bus.child.call({"op": "handed", "port": sock.port})
         return int(handed), bool(over)
@@ -191,7 +218,7 @@ class Device:
     def _linger(self, seconds: float) -> None:
         """Wait until what closed connections sent has reached whom it is for, as long as it moves."""
         self.stack.linger(seconds, LINGER_MOST_S)
-        if isinstance(self.bus, QemuBus) or self.hosts:
+        if not isinstance(self.bus, ProcessBus) or self._direct:
             return
         end = time.monotonic() + LINGER_MOST_S
         seen, until = -1, 0.0
@@ -234,21 +261,23 @@ def open_device(
     mtu: int = 1500,
     bounce: bool = False,
     config: TcpConfig | None = None,
-    qemu: str | None = None,
     wire: str | Tap = "user",
+    bus: str | Vfio = "qemu",
     drop_privileges: bool = False,
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
-    ``nic``: softnic, or igb, an 82576 that QEMU emulates (``qemu``: its path, if not on PATH).
+    ``nic``: softnic, or igb, an 82576 that QEMU emulates, or of this machine.
     ``wire``: ``user``, or a ``Tap``, an interface of this host, made and brought up here (root); ``tap:NAME``
     is one with the default address. On the user wire the stack has addresses 10.0.2.15 and fd00::f, and a
     gateway offers host ports (``Device.forward``); on a TAP it has the addresses and routers of the ``Tap``.
     On either, segments that the sender's NIC would cut arrive as one packet (rx-gro-hw, which
-    ``ethtool.set_features`` turns off). ``bounce``: a bus on
-    which page memory must be synced. ``drop_privileges``: once what needs them is open, this thread, and all
-    that it starts from then on, gives up all capabilities but CAP_DAC_OVERRIDE (files are written whoever
-    they belong to); the NIC's process of a softnic has none in any case.
+    ``ethtool.set_features`` turns off). ``bounce``: a bus on which page memory must be synced.
+    ``bus``: of an igb, ``qemu`` (``qemu:PATH``, if it is not on PATH), or a ``Vfio``, a PCI function of this
+    machine that vfio-pci has (``vfio:0000:03:00.0``), whose cable is the wire. ``drop_privileges``: once
+    what needs them is open, this thread, and all that it starts from then on, gives up all capabilities but
+    CAP_DAC_OVERRIDE (files are written whoever they belong to); the NIC's process of a softnic has none in
+    any case.
 
     Errors: EINVAL for arguments that no device can have; EPERM for a TAP
     without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
@@ -261,7 +290,11 @@ def open_device(
     if not 576 <= mtu <= NICS[nic].max_mtu:
         raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
     tap = wire_of(wire) if isinstance(wire, str) else wire
-    if nic == "igb":
+    vfio = vfio_of(bus) if isinstance(bus, str) else bus
+    qemu = bus.partition(":")[2] or None if isinstance(bus, str) else None
+    if vfio is not None and (nic != "igb" or tap is not None):
+        raise NetmemError(errno.EINVAL, "a PCI function is an igb, and what it is plugged into is its wire")
+    if nic == "igb" and vfio is None:
         find_qemu(qemu)  # before a compilation that may take a minute
     ensure_compiled()
     if nic == "igb":
@@ -269,16 +302,18 @@ def open_device(
     wanted = _Wanted(nic, queues, mtu, bounce, qemu, *_free_name(), drop_privileges)
     if tap is not None:
         return _open_on_tap(wanted, tap, config)
+    if vfio is not None:
+        return _open_on_vfio(wanted, vfio, config)
     raise_file_limit()
     wanted.drop_privileges()
-    bus: ProcessBus | QemuBus
+    made: ProcessBus | QemuBus
     if nic == "igb":
-        bus = lab_qemu.start_user(
+        made = lab_qemu.start_user(
             qemu, network=NETWORK, gateway=GATEWAY, number=wanted.number, guest=ADDRESS, bounce=bounce
         )
     else:
-        bus = _start_softnic(mtu, bounce, wanted.number)
-    return _on(bus, wanted.open(bus), both(ADDRESS), (), config)
+        made = _start_softnic(mtu, bounce, wanted.number)
+    return _on(made, wanted.open(made), both(ADDRESS), (), config)
 
 
 @dataclass(frozen=True)
@@ -309,7 +344,7 @@ class _Wanted:
 
 
 def _on(
-    bus: ProcessBus | QemuBus, dev: NetDevice, addresses: Sequence[str], gateways: Sequence[str],
+    bus: NicBus, dev: NetDevice, addresses: Sequence[str], gateways: Sequence[str],
     config: TcpConfig | None, hosts: list[str] | None = None,
 ) -> Device:  # fmt: skip
     """A stack on a net device, served; the NIC ends when that fails."""
@@ -320,6 +355,16 @@ def _on(
         raise
     stack.serve()
     return Device(bus, dev, stack, hosts)
+
+
+def _open_on_vfio(wanted: _Wanted, vfio: Vfio, config: TcpConfig | None) -> Device:
+    bus, dev = open_vfio(
+        vfio, rx_queues=wanted.queues, mtu=wanted.mtu, name=wanted.name, bounce=wanted.bounce
+    )
+    with contextlib.suppress(ValueError):  # memory that is mapped later is pinned as well
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    wanted.drop_privileges()
+    return _on(bus, dev, vfio.addresses, vfio.gateways, config, [])
 
 
 def _open_on_tap(wanted: _Wanted, tap: Tap, config: TcpConfig | None) -> Device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from netmem.base.ethtool import TcpDataSplit
 from netmem.base.frags import DevmemMessage
 from netmem.base.transfer import CHUNK, Connection, Totals
 from netmem.inet.listener import TcpListener
-from netmem.lab.device import Device, open_device, wire_of
+from netmem.lab.device import Device, network_of, open_device
 from netmem.memory import sanitizer
 from netmem.memory.netmem import netmem_address
 from netmem.memory.page_pool import PagePool
@@ -35,7 +36,6 @@ class Setup:
     """How to receive: the options of `netmem recv`."""
 
     nic: str = "softnic"
-    qemu: str | None = None
     memory: str = "dmabuf"
     memory_size: int = 64 << 20
     rx_page_size: int = 4096
@@ -47,6 +47,7 @@ class Setup:
     mtu: int = 1500
     queues: int = 2
     wire: str = "user"
+    bus: str = "qemu"
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     drop_privileges: bool = False
@@ -64,9 +65,12 @@ def make_memory(
         return CudaProvider(size, device=int(memory.removeprefix("cuda:")), rx_page_size=rx_page_size)
     if memory == "pages":
         return PagesProvider(size, rx_page_size=rx_page_size)
-    # QEMU cannot open a DMA-buf: there is no better exporter for igb than a memfd.
-    used = "memfd" if (nic, exporter) == ("igb", "auto") else exporter
-    return DmabufProvider(size, exporter=used, rx_page_size=rx_page_size)
+    if (nic, exporter) == ("igb", "auto"):
+        # A dma-buf is known to the kernel's drivers alone: what stands behind a udmabuf is reached as well.
+        with contextlib.suppress(NetmemError):
+            return DmabufProvider(size, exporter="udmabuf", rx_page_size=rx_page_size)
+        exporter = "memfd"
+    return DmabufProvider(size, exporter=exporter, rx_page_size=rx_page_size)
 
 
 class Sink:
@@ -103,19 +107,21 @@ class Receiver:
 
     def __init__(self, setup: Setup, address: tuple[str, int], *, allow_remote: bool = False) -> None:
         self.setup, self.totals = setup, Totals()
-        # On a TAP wire the port is the stack's own.
-        self.guest_port = GUEST_PORT if setup.wire == "user" else address[1] or GUEST_PORT
+        # On a TAP wire, or a NIC of this machine's, the port is the stack's own.
+        user = setup.wire == "user" and not setup.bus.startswith("vfio:")
+        self.guest_port = GUEST_PORT if user else address[1] or GUEST_PORT
         self.provider: AreaProvider | None = None
         self.device: Device | None = None
         self.connections: list[Connection] = []
         self.outstanding: int | None = None
         self.warnings: list[str] = []
+        self._faults = 0  # that were told
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
         try:
             self.device = open_device(
-                setup.nic, queues=setup.queues, mtu=setup.mtu, qemu=setup.qemu,
-                wire=wire_of(setup.wire, setup.addresses, setup.gateways) or "user",
+                setup.nic, queues=setup.queues, mtu=setup.mtu,
+                **network_of(setup.wire, setup.bus, setup.addresses, setup.gateways),
                 drop_privileges=setup.drop_privileges,
             )  # fmt: skip
             self.provider = make_memory(
@@ -124,7 +130,7 @@ class Receiver:
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
             self._configure(self.device)
             self.listener: TcpListener = self.device.listen(self.guest_port, backlog=BACKLOG)
-            if setup.wire == "user":
+            if user:
                 self.address = address[0]
                 self.port = self.device.forward(address[0], address[1], GUEST_PORT, allow_remote=allow_remote)
             else:
@@ -199,6 +205,7 @@ class Receiver:
     def wait(self, timeout: float) -> bool:
         """Until something can be accepted or received; False when ``timeout`` seconds passed."""
         assert self.device is not None
+        self._tell_faults()
         try:
             self.device.stack.wait(
                 lambda: bool(self.listener.pending() or self._look()),
@@ -208,6 +215,13 @@ class Receiver:
         except TimeoutError:
             return False
         return True
+
+    def _tell_faults(self) -> None:
+        """A warning for each access of the NIC's that an IOMMU stopped since."""
+        assert self.device is not None
+        found = self.device.dma_faults()
+        self.warnings += [f"the NIC was stopped: {text}" for text in found[self._faults :]]
+        self._faults = len(found)
 
     def _look(self) -> dict[int, Connection]:
         """Connections that can be received from, of those at which something happened."""
@@ -265,9 +279,18 @@ class Receiver:
             n = sock.recv_into(connection.buffer)
             sink.bytes(memoryview(connection.buffer)[:n])
             self.totals.linear += n
+            connection.flow.copied += n
             return n
         message = sock.recvmsg_devmem(max_frags=MAX_FRAGS)
         sink.message(message)
+        assert self.device is not None
+        if (
+            connection.flow.take(message) and not self.device.stack.conns.stats.left_queue
+        ):  # which is told there
+            queues = ", ".join(map(str, self.bound))
+            text = f"comes by copy: its flow is not led to queue {queues} (device.steer, set_rxfh_indir)"
+            peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
+            self.warnings.append(f"connection {connection.number} from {peer} {text}")
         if len(message.frags):
             sock.devmem_dontneed(message.frags["frag_token"])
         self.totals.linear += len(message.linear)

@@ -19,7 +19,7 @@ from netmem.netdev.driver import Driver
 from netmem.netdev.ethtool import Ethtool
 from netmem.netdev.napi import Napi, PacketType, Stage, blame_queue, net_rx_action
 from netmem.netdev.queues import RxQueue, RxQueues
-from netmem.netdev.tx import TxQueue
+from netmem.netdev.tx import PINNED, SPARSE, TxQueue
 from netmem.netdev.watch import Watch
 
 BUDGET = 256
@@ -39,7 +39,8 @@ class NetDevice:
         self.page_pools = self.queues.page_pools
         self.mtu = 0
         self.ethtool = Ethtool(self.queues)
-        self.tx = TxQueue()
+        dma = driver.dma_device()
+        self.tx = TxQueue(PINNED if dma is not None and dma.pins else SPARSE)
         self.batch = RxBatch()
         self.napi = Napi(self.queues, driver, self.batch)
         self.tx_bindings: list[TxBinding] = []

@@ -17,6 +17,7 @@ from netmem.base.memfd import memfd
 from netmem.base.record import Record, clear, i64
 
 TX_ROWS = 512
+SPARSE, PINNED = 2 << 30, 64 << 20  # for send buffers: address space, or where all of it is memory
 SLOT_BYTES = 256
 BUFFER_LEAST = 64 << 10
 
@@ -70,7 +71,7 @@ class TxQueue:
     memory. A power of two, so that it fits a PCI BAR.
     """
 
-    def __init__(self, size: int = 2 << 30) -> None:
+    def __init__(self, size: int = SPARSE) -> None:
         self.slots_size = TX_ROWS * SLOT_BYTES
         self.size = size
         self.fd = memfd("tx", self.size)

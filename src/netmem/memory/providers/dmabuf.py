@@ -13,6 +13,7 @@ from typing import Any
 
 from netmem.base import dmabuf
 from netmem.base.arena import PAGE_SIZE
+from netmem.base.dma import DmaDevice, DmaDirection
 from netmem.base.errors import NetmemError
 from netmem.memory.provider import AreaProvider, check_size
 
@@ -33,9 +34,10 @@ class DmabufProvider(AreaProvider):
     def __init__(
         self, size: int = 0, *, exporter: str = "auto", fd: int | None = None, rx_page_size: int = PAGE_SIZE
     ) -> None:
+        self._source = -1  # of a udmabuf: the memfd that it consists of
         if fd is None:
             check_size(size, rx_page_size)
-            fd, self.exporter_used, self.fallback = dmabuf.export(size, exporter)
+            fd, self.exporter_used, self.fallback = dmabuf.export(size, exporter, self._keep)
         else:
             have, self.exporter_used = dmabuf.look_at(fd)
             size, self.fallback = size or have, ""
@@ -44,6 +46,14 @@ class DmabufProvider(AreaProvider):
             check_size(size, rx_page_size)
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
         super().__init__(fd, size, rx_page_size, net_iov=True, address=0)
+
+    def _keep(self, source: int) -> None:
+        self._source = source
+
+    def _map_for(self, dma: DmaDevice, direction: DmaDirection) -> int:
+        """Our NICs are no devices of the kernel's, which alone can import a dma-buf: they map its memory."""
+        fd = self._source if self._source >= 0 else self.fd
+        return dma.dma_map(fd, 0, self.size, direction, peer=True, exporter=self.exporter)
 
     def cpu_access(self, *, write: bool = False) -> contextlib.AbstractContextManager[None]:
         """Brackets the application's own access to the memory (DMA_BUF_IOCTL_SYNC).
@@ -58,5 +68,7 @@ class DmabufProvider(AreaProvider):
         return {**super().describe(), "exporter": self.exporter_used, "fallback": self.fallback}
 
     def _release(self) -> None:
-        os.close(self.fd)
-        self.fd = -1
+        for fd in (self.fd, self._source):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._source = -1
