@@ -95,7 +95,7 @@ def test_linear_data_and_frags_keep_their_order(control):
     for i, (linear, n) in enumerate(control):
         found[i]["type"] = SO_DEVMEM_LINEAR if linear else SO_DEVMEM_DMABUF
         found[i]["frag"] = (i * 4096, n, 0 if linear else i + 1, 0 if linear else 3, 0)
-    messages = [sock._sorted(size, found.nbytes), *sock._ready]
+    messages = [sock._sorted(sum(n for _, n in control), found.nbytes), *sock._ready]
     stream, at = [], 0
     for linear, n in control:
         if linear:

@@ -37,17 +37,22 @@ def request(opcode: int, user_data: int) -> bytes:
     return SQE.pack(opcode, 0, 0, -1, 0, 0, 0, 0, user_data, 0, 0, 0, 0, 0)
 
 
+def taken(ring):
+    with ring.completions() as parts:
+        return np.concatenate(parts)
+
+
 def test_requests_and_completions(ring):
     for first in range(0, 120, 12):  # around the rings, several times
         for n in range(12):
             ring.submit(request(NOP, first + n))
         assert ring.wait(5)
-        found = ring.completions()
+        found = taken(ring)
         assert found.dtype == CQE
         assert found["user_data"].tolist() == list(range(first, first + 12))
         assert not found["res"].any()
     assert not ring.wait(0)
-    assert len(ring.completions()) == 0
+    assert len(taken(ring)) == 0
 
 
 def test_a_wait_ends(ring):
@@ -63,7 +68,7 @@ def test_the_event_descriptor_tells(ring):
     ring.submit(request(NOP, 1))
     assert poll.poll(1000)
     assert ring.wait(0)
-    ring.completions()
+    taken(ring)
     assert not poll.poll(0)
 
 

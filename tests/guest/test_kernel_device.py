@@ -85,6 +85,40 @@ ethtool -X eth0 default
     assert "comes by copy: its flow is not led to queue 3" in said
 
 
+@pytest.mark.parametrize("api", ["devmem", "zcrx"])
+def test_recv_is_killed_in_the_middle(lab, api):
+    """The sender is told, the queue has ordinary memory again, and the next one undoes the settings."""
+    said = lab.run(f"""{SETTINGS}
+netmem recv --nic kernel:eth0 --queue 3 --api {api} --memory-size 8M --listen [::]:5703 -o /tmp/got \\
+    > /tmp/first 2>&1 &
+first=$!
+for _ in $(seq 600); do grep -q listening /tmp/first && break; sleep 0.1; done
+(head -c 400000000 /dev/zero | ip netns exec peer socat -u - TCP4:$LOCAL_V4:5703 || echo sender failed > /tmp/sender) 2> /tmp/why &
+size() {{ stat -c %s /tmp/got.partial 2> /dev/null || echo 0; }}
+for _ in $(seq 600); do [ $(size) -gt 4000000 ] && break; sleep 0.05; done
+kill -9 $first
+wait $first || true
+for _ in $(seq 600); do [ -e /tmp/sender ] && break; sleep 0.1; done
+cat /tmp/sender
+[ $(size) -gt 4000000 ] && [ $(size) -lt 400000000 ] && echo cut
+bound() {{ netmem show --kernel eth0 --json | grep -cE '"(dmabuf|io_uring)"' || true; }}
+for _ in $(seq 100); do [ $(bound) = 0 ] && break; sleep 0.2; done
+echo bound $(bound)
+netmem recv --nic kernel:eth0 --queue 3 --api {api} --memory-size 8M --listen [::]:5703 --count 1 -q > /tmp/second 2>&1 &
+for _ in $(seq 600); do grep -q listening /tmp/second && break; sleep 0.1; done
+head -c 5000000 /dev/zero | ip netns exec peer socat -u - TCP4:$LOCAL_V4:5703
+wait $!
+cat /tmp/second
+rm -f /tmp/sender /tmp/got*
+netmem leaks --kernel
+{PUT_BACK}""", 240)  # fmt: skip
+    assert "sender failed" in said
+    assert "\ncut\nbound 0\n" in said
+    assert "undone what was left behind" in said
+    assert "5000000 bytes" in said
+    assert "No page pool was destroyed with netmems out" in said
+
+
 def test_the_page(lab):
     """docs/kernel.md's example, and the sender that it names."""
     text = PAGE.read_text()

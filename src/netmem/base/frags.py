@@ -29,14 +29,18 @@ class DevmemMessage(NamedTuple):
     """What recvmsg_devmem received: ``linear`` bytes first in the stream, then ``frags``.
 
     ``copied``: the linear bytes came by a queue without bound memory, not with their headers; where memory is
-    bound for the flow, it has left its queue (counter ``left_queue``, and a warning).
+    bound for the flow, it has left its queue (counter ``left_queue``, and a warning). ``received``: payload
+    bytes, where whoever made the message knew them.
     """
 
     linear: bytes
     frags: Frags
     copied: bool = False
+    received: int = -1
 
     @property
     def size(self) -> int:
         """Payload bytes of the message; 0 at the end of the stream."""
+        if self.received >= 0:
+            return self.received
         return len(self.linear) + int(self.frags["frag_size"].sum())

@@ -33,7 +33,7 @@ from netmem.lab.guest.scripts import program
 
 WAYS = {
     "recv": "recv, ordinary memory", "devmem": "devmem TCP, udmabuf", "python": "the same, from Python",
-    "zcrx": "io_uring zcrx",
+    "zcrx": "io_uring zcrx", "zcrx_python": "the same, from Python",
 }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _print_results(runner: tests.Runner, about: dict[str, str]) -> None:
 def bench(size: int, rounds: int, as_json: bool, **o: Any) -> None:
     """Receive the same bytes by recv into ordinary memory, by devmem into a udmabuf, and by io_uring zcrx.
 
-    In C, and devmem from Python as well (netmem.kernel.devmem), with the same buffers.
+    In C, and from Python as well (netmem.kernel), with the same buffers.
 
     One guest, one sender, one queue, medians of the rounds; nobody looks at the payload. Under emulation only
     the ratios mean something, and not for hardware.

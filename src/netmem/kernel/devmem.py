@@ -130,11 +130,11 @@ class KernelSocket:
     def _sorted(self, n: int, used: int) -> DevmemMessage:
         """The message of a call, and for later those that begin at the next linear data behind frags."""
         if not used:
-            return DevmemMessage(bytes(self._linear[:n]), NO_FRAGS, n > 0)
+            return DevmemMessage(bytes(self._linear[:n]), NO_FRAGS, n > 0, n)
         found = np.frombuffer(bytes(self._control[:used]), CMSG)
         kinds = found["type"]
         if kinds.min() == SO_DEVMEM_DMABUF:
-            return DevmemMessage(b"", found["frag"])
+            return DevmemMessage(b"", found["frag"], False, n)
         linear, at = kinds == SO_DEVMEM_LINEAR, 0
         # A message begins where linear data follows frags, or is the first of all.
         begins = [0, *(np.flatnonzero(linear[1:] & ~linear[:-1]) + 1).tolist(), len(found)]
@@ -180,13 +180,15 @@ class KernelSocket:
             if wanted.shape[1] != 2:
                 raise NetmemError(errno.EINVAL, f"ranges are (first, count), not {wanted.shape[1]} numbers")
             wanted = np.concatenate([NO_TOKENS, *(np.arange(at, at + n) for at, n in wanted.tolist())])
-        wanted = wanted.reshape(-1)
+        elif wanted.ndim != 1:
+            wanted = wanted.reshape(-1)
         number = len(wanted)
         if not number:
             return 0
         first = int(wanted[0])
-        # What a receive brought is one run nearly always.
-        if number <= MOST_TOKENS and (wanted == np.arange(first, first + number, dtype=wanted.dtype)).all():
+        # What a receive brought is one run nearly always; as bytes it is compared soonest.
+        run = np.arange(first, first + number, dtype=wanted.dtype)
+        if number <= MOST_TOKENS and wanted.tobytes() == run.tobytes():
             return self._dontneed(RUN.pack(first, number))
         freed, pieces = 0, ranges(wanted.astype(np.int64))
         for begin in range(0, len(pieces), MOST_RANGES):

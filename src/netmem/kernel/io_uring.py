@@ -13,6 +13,7 @@ import mmap
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ OFF_SQ_RING, OFF_SQES = 0, 0x10000000
 FEAT_SINGLE_MMAP = 1 << 0
 REGISTER_EVENTFD, REGISTER_SYNC_CANCEL = 4, 24
 CQE_F_MORE = 1 << 1
+MIN_WAIT_AT, TIMESPEC_AT = 12, 16  # in struct io_uring_getevents_arg
+GATHER_US = 1000  # how long to wait for more where there is something already
 SQE_BYTES = 64
 CQE = np.dtype([("user_data", "<u8"), ("res", "<i4"), ("flags", "<u4"), ("off", "<u8"), ("pad", "<u8")])
 Cqes = npt.NDArray[Any]
@@ -108,10 +111,11 @@ class Ring:
         self._sq_tail[0] = (tail + 1) & 0xFFFFFFFF
         self._enter(1, 0, 0, None)
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None, least: int = 1) -> bool:
         """Until there is a completion; False when ``timeout`` seconds passed. 0 looks, and does not wait.
 
-        ``event_fd`` is readable when there may be one, and is not any more after this.
+        ``least``: so many, if they come within GATHER_US. ``event_fd`` is readable when there may be one, and
+        is not any more after this.
         """
         if self.fd < 0:
             raise NetmemError(errno.EBADF, "the ring is closed")
@@ -121,27 +125,36 @@ class Ring:
             self._timespec[0], self._timespec[1] = int(timeout), int(timeout % 1 * 1e9)
         # Also where there is something: work that was put off is told of once, and that was read above.
         there = self._cq_head[0] != self._cq_tail[0]
-        self._enter(0, 0 if timeout == 0 or there else 1, GETEVENTS, timeout)
+        wanted = 0 if timeout == 0 or (there and least == 1) else least
+        struct.pack_into("=I", self._wait, MIN_WAIT_AT, GATHER_US if wanted > 1 else 0)
+        self._enter(0, wanted, GETEVENTS, timeout)
         return bool(self._cq_head[0] != self._cq_tail[0])
 
     def _enter(self, submit: int, least: int, flags: int, timeout: float | None) -> None:
         arg, size = (None, 0)
-        if timeout:
+        if timeout or least > 1:
             flags |= EXT_ARG
             arg, size = self._wait, len(self._wait)
+            struct.pack_into("=Q", arg, TIMESPEC_AT, ctypes.addressof(self._timespec) if timeout else 0)
         if LIBC.syscall(ENTER, self.fd, submit, least, flags, arg, ctypes.c_size_t(size)) < 0:
             code = ctypes.get_errno()
             if code not in (errno.ETIME, errno.EINTR):
                 raise NetmemError(code, f"io_uring_enter: {os.strerror(code)}")
 
-    def completions(self) -> Cqes:
-        """All completions that there are, as copies (CQE); they are the kernel's again."""
+    @contextlib.contextmanager
+    def completions(self) -> Iterator[list[Cqes]]:
+        """All completions that there are (CQE), where they lie, in one array or two; the kernel's again after
+        the block.
+        """
         head, tail = int(self._cq_head[0]), int(self._cq_tail[0])
-        count = (tail - head) & 0xFFFFFFFF
-        places = (head + np.arange(count)) & self._cq_mask
-        found = self._cqes[places]
-        self._cq_head[0] = tail
-        return found
+        first, count = head & self._cq_mask, (tail - head) & 0xFFFFFFFF
+        parts = [self._cqes[first : first + count]]
+        if len(parts[0]) < count:  # the rest is at the ring's beginning
+            parts.append(self._cqes[: count - len(parts[0])])
+        try:
+            yield parts
+        finally:
+            self._cq_head[0] = tail
 
     def register(self, what: int, argument: Any, count: int = 1) -> int:
         """io_uring_register; the errno, or 0."""

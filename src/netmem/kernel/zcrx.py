@@ -31,11 +31,13 @@ from netmem.kernel.netdev_family import NetdevFamily
 REGISTER_ZCRX_IFQ = 32
 RECV_ZC, RECV_MULTISHOT = 58, 1 << 1
 AREA_DMABUF, REGION_USER = 1, 1
-AREA_SHIFT, PAGE_SHIFT = 48, 12
+AREA_MASK, PAGE_SHIFT = (1 << 48) - 1, 12
 ENTRIES, COMPLETIONS = 64, 8192
 MOST_REFILLS = 32768
 REFILL = np.dtype([("off", "<u8"), ("len", "<u4"), ("pad", "<u4")])
-UNREAD_LEAST, UNREAD_MOST = 64 << 10, 1 << 20
+UNREAD_LEAST, UNREAD_MOST = 64 << 10, 8 << 20
+GATHER_LEAST, GATHER_MOST = 64, 256  # completions
+NO_TOKENS = np.zeros(0, np.uint32)
 LET_GO_S = 5.0  # for the kernel to give a queue back after the ring was closed
 AREA = struct.Struct("=QQQII16x")  # struct io_uring_zcrx_area_reg
 REGION = struct.Struct("=QQIIQ32x")  # struct io_uring_region_desc
@@ -60,7 +62,7 @@ class Zcrx:
             self.ring.close()
             raise
         self._sockets: dict[int, ZcrxSocket] = {}
-        self._number = 0
+        self._number = self._last = 0
         self._late: deque[npt.NDArray[np.int64]] = deque()  # pages that the refill ring had no room for
 
     def _register(self, ifindex: int, queue: int, memory: Memory) -> None:
@@ -84,6 +86,7 @@ class Zcrx:
         (self._area,) = struct.unpack_from("=Q", area, TOKEN_AT)
         self._head, self._tail = words(self._region, head), words(self._region, tail)
         self._rqes = np.frombuffer(self._region, REFILL, entries, rqes)
+        self._offsets = self._rqes["off"].view(np.int64)
 
     # -- sockets ----------------------------------------------------------------------------------
 
@@ -105,29 +108,43 @@ class Zcrx:
 
     def wait(self, timeout: float | None) -> bool:
         """Until something came for any socket, and hand it to them; False when ``timeout`` seconds passed."""
-        if not self.ring.wait(timeout):
+        # Of a flow that runs as many are taken at a time as came the last time: Python's cost is by the call.
+        least = min(self._last, GATHER_MOST) if self._last >= GATHER_LEAST else 1
+        self._last = 0
+        if not self.ring.wait(timeout, least):
             return False
-        found = self.ring.completions()
-        numbers = found["user_data"]
-        for number in [int(numbers[0])] if (numbers == numbers[0]).all() else np.unique(numbers).tolist():
-            self._came(number, found[numbers == number])
+        with self.ring.completions() as parts:
+            self._last = sum(map(len, parts))
+            for part in parts:
+                if self._number == 1:  # there has been one socket only
+                    self._came(1, part)
+                    continue
+                numbers = part["user_data"]
+                for number in np.unique(numbers).tolist():
+                    self._came(number, part[numbers == number])
         return True
 
     def _came(self, number: int, cqes: npt.NDArray[Any]) -> None:
-        sock = self._sockets.get(number)
-        payload = cqes[cqes["res"] > 0]
-        frags = np.zeros(len(payload), FRAG)
-        frags["frag_offset"] = payload["off"] & ((1 << AREA_SHIFT) - 1)
-        frags["frag_size"], frags["dmabuf_id"] = payload["res"], self.id
-        frags["frag_token"] = frags["frag_offset"] >> PAGE_SHIFT
+        """Of one socket. Only the last completion of a request may be without payload: the next is asked for
+        behind it.
+        """
+        sock, res, more = self._sockets.get(number), int(cqes["res"][-1]), int(cqes["flags"][-1]) & CQE_F_MORE
+        payload = cqes if res > 0 else cqes[:-1]
+        made = np.empty((len(payload), 3), np.uint64)  # FRAG, in words
+        offsets, sizes = made[:, 0], made[:, 1]
+        np.bitwise_and(payload["off"], np.uint64(AREA_MASK), out=offsets)
+        np.right_shift(offsets, np.uint64(PAGE_SHIFT), out=sizes)
+        pages = sizes.astype(np.int64)
+        np.left_shift(sizes, np.uint64(32), out=sizes)
+        np.add(sizes, payload["res"], out=sizes, casting="unsafe")
+        made[:, 2] = self.id
         if sock is None:  # it was closed meanwhile
-            self.refill(frags["frag_token"].astype(np.int64))
+            self.refill(pages)
             return
-        if len(frags):
-            sock.put(frags)
-        last = cqes[-1]
-        if not last["flags"] & CQE_F_MORE:
-            sock.ended(-min(int(last["res"]), 0))
+        if len(payload):
+            sock.put(made.view(FRAG)[:, 0])
+        if not more:
+            sock.ended(-min(res, 0))
 
     def detach(self, number: int) -> None:
         """No more of a socket's is received."""
@@ -145,8 +162,12 @@ class Zcrx:
             tail = int(self._tail[0])
             room = len(self._rqes) - ((tail - int(self._head[0])) & 0xFFFFFFFF)
             now = pages[:room]
-            places = (tail + np.arange(len(now))) % len(self._rqes)
-            self._rqes["off"][places] = now.astype(np.uint64) << np.uint64(PAGE_SHIFT) | np.uint64(self._area)
+            offsets = (now << PAGE_SHIFT) | self._area
+            first = tail % len(self._rqes)
+            straight = min(len(now), len(self._rqes) - first)
+            self._offsets[first : first + straight] = offsets[:straight]
+            if straight < len(now):
+                self._offsets[: len(now) - straight] = offsets[straight:]
             self._tail[0] = (tail + len(now)) & 0xFFFFFFFF
             if len(now) < len(pages):
                 self._late.appendleft(pages[room:])
@@ -184,9 +205,11 @@ class ZcrxSocket(KernelSocket):
     def __init__(self, zcrx: Zcrx, sock: socket.socket, peer: tuple[str, int] | None = None) -> None:
         super().__init__(sock, peer, memories={zcrx.id: zcrx.memory})
         self._zcrx = zcrx
-        self._came: deque[npt.NDArray[Any]] = deque()
-        self._held = np.zeros(zcrx.pages, np.int32)  # references that the application has
+        self._came: deque[tuple[npt.NDArray[Any], int]] = deque()  # frags, and how many bytes they are
+        self._out: deque[npt.NDArray[np.uint32]] = deque()  # tokens of messages that the application has
+        self._held = np.zeros(zcrx.pages, np.int32)  # ... and references that are counted by page
         self._parts = np.zeros(zcrx.pages, np.int32)  # ... of which so many are pieces of one
+        self._pieces = 0  # of all pages
         self._code: int | None = None
         self._unread = self._asked = 0  # bytes that wait here, and that the request is still for
         self._asking = False
@@ -205,7 +228,7 @@ class ZcrxSocket(KernelSocket):
         """For the ring: payload came."""
         size = int(frags["frag_size"].sum())
         self._unread, self._asked = self._unread + size, self._asked - size
-        self._came.append(frags)
+        self._came.append((frags, size))
         self.tell()
 
     def ended(self, code: int) -> None:
@@ -246,34 +269,39 @@ class ZcrxSocket(KernelSocket):
                 raise NetmemError(
                     self._code, f"from {self.peer[0]}:{self.peer[1]}: {os.strerror(self._code)}"
                 )
-            return DevmemMessage(b"", NO_FRAGS)
-        frags = self._cut(self._came.popleft(), max(bufsize, 1), max(max_frags, 1))
-        np.add.at(self._held, frags["frag_token"], 1)
-        self._unread -= int(frags["frag_size"].sum())
+            return DevmemMessage(b"", NO_FRAGS, False, 0)
+        frags, size = self._came.popleft()
+        if size > bufsize or len(frags) > max_frags:
+            frags = self._cut(frags, max(bufsize, 1), max(max_frags, 1))
+            size = int(frags["frag_size"].sum())
+        self._out.append(frags["frag_token"])
+        self._unread -= size
         self._ask()
-        return DevmemMessage(b"", frags)
+        return DevmemMessage(b"", frags, False, size)
 
     def _cut(self, frags: npt.NDArray[Any], bufsize: int, max_frags: int) -> npt.NDArray[Any]:
-        """No more than was asked for; the rest comes first the next time."""
-        if len(frags) > max_frags:
-            self._came.appendleft(frags[max_frags:])
-            frags = frags[:max_frags]
+        """No more than was asked for; the rest comes first the next time. A frag that is too large by itself
+        comes in pieces.
+        """
         ends = np.cumsum(frags["frag_size"], dtype=np.int64)
-        if int(ends[-1]) <= bufsize:
+        whole = min(int(np.searchsorted(ends, bufsize, side="right")), max_frags)
+        if whole == len(frags):
             return frags
-        whole = int(np.searchsorted(ends, bufsize, side="right"))
-        rest = frags[whole:].copy()
-        frags = frags[: whole + 1].copy()
-        part = bufsize - (int(ends[whole - 1]) if whole else 0)
-        if part:  # a piece of this one now, and the other piece later
-            rest["frag_offset"][0] += part
-            rest["frag_size"][0] -= part
-            frags["frag_size"][-1] = part
-            self._parts[frags["frag_token"][-1]] += 1
-        else:
-            frags = frags[:-1]
-        self._came.appendleft(rest)
-        return frags
+        rest = frags[whole:]
+        if whole:
+            self._later(rest)
+            return frags[:whole]
+        part, rest = rest[:1].copy(), rest.copy()
+        part["frag_size"] = bufsize
+        rest["frag_offset"][0] += bufsize
+        rest["frag_size"][0] -= bufsize
+        self._parts[part["frag_token"][0]] += 1
+        self._pieces += 1
+        self._later(rest)
+        return part
+
+    def _later(self, frags: npt.NDArray[Any]) -> None:
+        self._came.appendleft((frags, int(frags["frag_size"].sum())))
 
     def devmem_dontneed(self, tokens: npt.ArrayLike) -> int:
         """``KernelSocket.devmem_dontneed``, over the refill ring: no system call."""
@@ -282,18 +310,32 @@ class ZcrxSocket(KernelSocket):
             wanted = np.concatenate(
                 [np.zeros(0, np.int64), *(np.arange(a, a + n) for a, n in wanted.tolist())]
             )
-        wanted = wanted.reshape(-1).astype(np.int64)
-        wanted = wanted[(wanted >= 0) & (wanted < len(self._held))]
+        elif wanted.ndim != 1:
+            wanted = wanted.reshape(-1)
         if not len(wanted):
             return 0
+        # Messages are given back as they came nearly always; as bytes it is compared soonest.
+        first = self._out[0] if self._out and not self._pieces else NO_TOKENS
+        if wanted.dtype == first.dtype and wanted.tobytes() == first.tobytes():
+            self._zcrx.refill(self._out.popleft().astype(np.int64))
+            return len(wanted)
+        self._count()
+        wanted = wanted.astype(np.int64)
+        wanted = wanted[(wanted >= 0) & (wanted < len(self._held))]
         give = np.minimum(np.bincount(wanted, minlength=len(self._held)), self._held)
         return self._give(give)
+
+    def _count(self) -> None:
+        """Count what was handed out page by page: it comes back in another way."""
+        while self._out:
+            np.add.at(self._held, self._out.popleft(), 1)
 
     def _give(self, give: npt.NDArray[np.int64]) -> int:
         """Give up so many references of each page."""
         self._held -= give.astype(np.int32)
         pieces = np.minimum(give, self._parts)
         self._parts -= pieces.astype(np.int32)
+        self._pieces -= int(pieces.sum())
         give = give - pieces
         pages = np.flatnonzero(give)
         self._zcrx.refill(np.repeat(pages, give[pages]))
@@ -304,8 +346,9 @@ class ZcrxSocket(KernelSocket):
         if self.sock.fileno() < 0:
             return
         self._zcrx.detach(self._id)
-        unread = [frags["frag_token"].astype(np.int64) for frags in self._came]
+        unread = [frags["frag_token"].astype(np.int64) for frags, _ in self._came]
         self._came.clear()
+        self._count()
         for tokens in unread:
             self._held += np.bincount(tokens, minlength=len(self._held)).astype(np.int32)
         self._give(self._held.astype(np.int64))
