@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from netmem.contract.live.run import blame, wanted
 from netmem.contract.report import BLOCKED, FAIL, PASS, UNKNOWN, Result
 from netmem.contract.requirements import BY_ID
 from netmem.kernel.report import nameless
+from netmem.lab.guest.config import GuestError
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
 
@@ -87,7 +89,7 @@ def test_a_peer_that_is_killed(namespace):
         number = peer.order("take", port=0)
         peer.wait(number, 10)
         peer._child.kill()
-        with pytest.raises(NetmemError, match="has ended"):
+        with pytest.raises(NetmemError, match="the other end has ended"):
             peer.wait(number, 10)
 
 
@@ -154,12 +156,15 @@ def test_a_kernel_that_died_is_judged_by_its_last_words():
         "[    9.1] BUG: kernel NULL pointer dereference, address: 0",
         "[    9.2] RIP: 0010:gve_rx+0x1 Code: 1",
     ]
-    found = guest._died(("R1", "R2", "R5"), done, "bound_memory_is_written", console, "it ended")
+    ended = GuestError(errno.EIO, "it ended")
+    found = guest._died(("R1", "R2", "R5"), done, "bound_memory_is_written", console, ended)
     outcomes = {(one.requirement, one.outcome, one.by) for one in found}
     assert ("R5", FAIL, "") in outcomes
     assert {("R1", BLOCKED, "R5"), ("R2", BLOCKED, "R5")} <= outcomes
     assert "split_can_be_set" not in {one.check for one in found}
     assert "gve_rx+0x1" in found[-1].evidence
+    late = guest._died(("R1", "R7"), done, "tokens_can_be_held", ["devmem: fine"], ended)
+    assert {(one.requirement, one.outcome) for one in late} == {("R1", BLOCKED), ("R7", FAIL)}
     assert guest._stopped(["port 0: DMA read of 8", "port 0: DMA write of 8"])[0].requirement == "TX1"
 
 
@@ -211,6 +216,7 @@ def test_a_report_is_a_file_that_names_nobody(tmp_path):
     [
         ("from ::ffff:10.9.0.1:38877.", "from (address):38877."), ("to 10.9.0.1:5001", "to (address):5001"),
         ("fd09::2 and 192.0.2.1", "(address) and (address)"),
+        ("at ::ffff:10.9.0.1 peer:fd00::2, 42:01:0a:09:00:02", "at (address) peer:(address), (address)"),
         ("PCI device 0000:00:05.0, Linux 7.3.4, 12:30:01", "PCI device 0000:00:05.0, Linux 7.3.4, 12:30:01"),
     ],
 )  # fmt: skip

@@ -62,6 +62,10 @@ def main() -> None:
         binding.close()
         provider.close()
     assert not is_master()
+    with netmem.open_device("igb", bus=f"vfio:{FUNCTION}") as again:  # the first one has given it back
+        assert is_master()
+        assert again.dev.running
+    assert not is_master()
     print("done", flush=True)
 
 

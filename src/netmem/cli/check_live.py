@@ -40,8 +40,15 @@ def examine(name: str, peer: str, only: tuple[str, ...]) -> list[Result]:
             f"\r\033[K{check.requirement} {check.name} ...", end="", file=sys.stderr, flush=True
         ) if shown else None
 
+    results: list[Result] = []
     try:
-        return list(run(name, peer, only, begin))
+        for result in run(name, peer, only, begin):
+            results.append(result)
+    except NetmemError as error:
+        if not results:
+            raise
+        print(f"netmem: {error.strerror}", file=sys.stderr)  # what was found is told all the same
     finally:
         if shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return results

@@ -39,18 +39,24 @@ def command(device: str, peer: str | None, output: Path | None) -> None:
     peer = peer or default_peer(dict(os.environ))
     try:
         body: dict[str, Any] = describe(device)
-        results = examine(device, peer, ()) if peer else []
     except NetmemError as error:
         raise usage(error) from None
-    body["check"] = [
-        {**asdict(one), "evidence": nameless(one.evidence), "trace": nameless(one.trace)} for one in results
-    ]
+    results, why = [], ""
+    if peer:
+        try:
+            results = examine(device, peer, ())
+        except NetmemError as error:
+            why = error.strerror or str(error)
+    body["check"] = [{**asdict(one), "evidence": nameless(one.evidence), "trace": ""} for one in results]
+    body["check_error"] = nameless(why.replace(peer, "peer")) or None
     path = output or Path(f"netmem-report-{body['nic']['driver']}.json")
     try:
         path.write_text(json.dumps(document("report", body), indent=1) + "\n")
     except OSError as error:
         raise click.UsageError(f"{path}: {error.strerror}") from None
-    status = write(f"kernel:{device}", results, "text") if results else 0
+    status = write(f"kernel:{device}", results, "text") if results else 2 if why else 0
+    if why:
+        print(f"netmem: its driver was not checked: {why}", file=sys.stderr)
     print(_summary(body))
     print(f"{path} has all of it, and no addresses: read it, and attach it to {ISSUES}")
     sys.exit(status)

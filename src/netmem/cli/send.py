@@ -59,7 +59,8 @@ def command(**words: Any) -> None:
     closed the other. Otherwise the exit status is 1 (130 after SIGINT, 143 after SIGTERM), and one line says
     how many bytes the reader's host has.
     """
-    job = _Job(**{**words, "bus": bus_of(words.pop("qemu"), words["bus"])})
+    words["bus"] = bus_of(words.pop("qemu"), words["bus"])
+    job = _Job(**words)
     try:
         if job.memory != "none":
             check_size(job.memory_size, job.rx_page_size)

@@ -11,6 +11,7 @@ from netmem.base.schema import document
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
 
 PASS, FAIL, BLOCKED = "pass", "fail", "blocked"
+ELSEWHERE = "seen_elsewhere"  # by a check that is of another requirement, or from outside
 UNKNOWN = "unknown"  # what a running driver does not show
 WORST = (FAIL, BLOCKED, PASS)  # a requirement is as good as its worst check, of those that saw something
 READABLE = ("none", "pages")
@@ -44,6 +45,7 @@ class Result:
     attributed: bool = False  # the violation names this requirement itself
     trace: str = ""
     conversions: list[str] = field(default_factory=list)  # that the driver called
+    notes: list[tuple[str, str]] = field(default_factory=list)  # which requirement was broken, and how
 
 
 @dataclass
@@ -64,6 +66,7 @@ def verdicts(results: list[Result]) -> list[Verdict]:
     A requirement cannot be judged any more when one that it needs has failed. What fails with unreadable
     memory only, and for no reason that names another requirement, is R5's.
     """
+    results += _seen_elsewhere(results)
     for requirement in (BY_ID[id_] for id_ in JUDGED):
         failed = {r.requirement for r in results if r.outcome == FAIL}
         broken = [need for need in requirement.needs if need in failed]
@@ -90,6 +93,20 @@ def verdicts(results: list[Result]) -> list[Verdict]:
             )
         )  # fmt: skip
     return found
+
+
+def _seen_elsewhere(results: list[Result]) -> list[Result]:
+    """A failure of each requirement that a check of another one saw broken, and none of its own."""
+    failed = {r.requirement for r in results if r.outcome == FAIL}
+    found: dict[str, Result] = {}
+    for r in results:
+        blocking = [(r.by, r.evidence)] if r.outcome == BLOCKED else []
+        for requirement, text in (*blocking, *r.notes):
+            if requirement not in failed and requirement in BY_ID and requirement not in found:
+                found[requirement] = Result(
+                    requirement, ELSEWHERE, r.memory, FAIL, text, attributed=True, trace=r.trace
+                )
+    return list(found.values())
 
 
 def warnings_of(results: list[Result]) -> list[str]:

@@ -120,6 +120,8 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
         notes.insert(0, (error.requirement, error.text))
     elif isinstance(error, NetmemError) and "(R3)" in str(error):
         notes.insert(0, ("R3", str(error)))
+    elif isinstance(error, NetmemError) and "page_pool_create()" in str(error):
+        notes.insert(0, ("R4", str(error)))
     # Checks know better whose fault it is; the sanitiser sees what they do not.
     traps = [] if notes else [(trap.requirement, str(trap)) for trap in trapped if trap.requirement]
     notes += traps
@@ -127,13 +129,15 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
     own = [text for requirement, text in notes if requirement == check.requirement]
     if own:
         outcome, by, text = FAIL, "", own[0]
-    elif error is None and not traps:
+    elif error is None and not traps:  # what others are to be blamed for, they are
         outcome, by, text = PASS, "", evidence
     elif notes:
         outcome, by, text = BLOCKED, notes[0][0], notes[0][1]
     else:
         outcome, by, text = FAIL, "", f"{type(error).__name__}: {error}"
-    return Result(check.requirement, check.name, memory, outcome, text, seconds, by, bool(own), trace, called)
+    return Result(
+        check.requirement, check.name, memory, outcome, text, seconds, by, bool(own), trace, called, notes
+    )
 
 
 def run(

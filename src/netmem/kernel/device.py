@@ -163,13 +163,14 @@ class KernelDevice:
 
     def close(self) -> None:
         """Unbind all memory, then undo all settings; an error names what could not be undone."""
-        for binding in self._bindings:
-            binding.close()
-        for zcrx in self._zcrx:
-            zcrx.close()
-        self._bindings.clear()
-        self._zcrx.clear()
-        self.ethtool.close()
+        with contextlib.ExitStack() as ends:  # each of them, whatever becomes of the others
+            ends.callback(self.ethtool.close)
+            for zcrx in self._zcrx:
+                ends.callback(zcrx.close)
+            for binding in self._bindings:
+                ends.callback(binding.close)
+            self._bindings.clear()
+            self._zcrx.clear()
 
     def __enter__(self) -> KernelDevice:
         return self

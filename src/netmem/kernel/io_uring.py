@@ -13,7 +13,6 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,6 +127,8 @@ class Ring:
         wanted = 0 if timeout == 0 or (there and least == 1) else least
         struct.pack_into("=I", self._wait, MIN_WAIT_AT, GATHER_US if wanted > 1 else 0)
         self._enter(0, wanted, GETEVENTS, timeout)
+        while wanted > 1 and timeout is None and self._cq_head[0] == self._cq_tail[0]:
+            self._enter(0, 1, GETEVENTS, None)
         return bool(self._cq_head[0] != self._cq_tail[0])
 
     def _enter(self, submit: int, least: int, flags: int, timeout: float | None) -> None:
@@ -141,20 +142,15 @@ class Ring:
             if code not in (errno.ETIME, errno.EINTR):
                 raise NetmemError(code, f"io_uring_enter: {os.strerror(code)}")
 
-    @contextlib.contextmanager
-    def completions(self) -> Iterator[list[Cqes]]:
-        """All completions that there are (CQE), where they lie, in one array or two; the kernel's again after
-        the block.
-        """
+    def completions(self) -> Cqes:
+        """All completions that there are, as copies (CQE); they are the kernel's again."""
         head, tail = int(self._cq_head[0]), int(self._cq_tail[0])
         first, count = head & self._cq_mask, (tail - head) & 0xFFFFFFFF
-        parts = [self._cqes[first : first + count]]
-        if len(parts[0]) < count:  # the rest is at the ring's beginning
-            parts.append(self._cqes[: count - len(parts[0])])
-        try:
-            yield parts
-        finally:
-            self._cq_head[0] = tail
+        found = self._cqes[first : first + count].copy()
+        if len(found) < count:  # the rest is at the ring's beginning
+            found = np.concatenate((found, self._cqes[: count - len(found)]))
+        self._cq_head[0] = tail
+        return found
 
     def register(self, what: int, argument: Any, count: int = 1) -> int:
         """io_uring_register; the errno, or 0."""
@@ -173,8 +169,9 @@ class Ring:
         """Close the ring: what is registered with it ends some time after that."""
         if self.fd >= 0:
             del self._sq_tail, self._cq_head, self._cq_tail, self._array, self._cqes
-            self._rings.close()  # a mapping would keep the ring
-            self._sqes.close()
-            os.close(self.fd)
-            os.close(self.event_fd)
-            self.fd = -1
+            fds, self.fd = (self.fd, self.event_fd), -1
+            for mapping in (self._rings, self._sqes):  # which would keep the ring
+                with contextlib.suppress(BufferError):  # a traceback may have a view; it goes with it
+                    mapping.close()
+            for fd in fds:
+                os.close(fd)

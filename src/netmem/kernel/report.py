@@ -10,9 +10,9 @@ import ipaddress
 import os
 import platform
 import re
-from importlib.metadata import version
 from typing import Any
 
+from netmem import __version__
 from netmem.base.errors import NetmemError
 from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.ethtool_ioctl import EthtoolIoctl
@@ -32,7 +32,7 @@ def describe(name: str) -> dict[str, Any]:
     queues = [explain(Ask(kernel, device, queue)) for queue in range(device.rx_queues)]
     (looked,) = _devices(name)
     return {
-        "netmem": version("pynetmem"),
+        "netmem": __version__,
         "python": platform.python_version(),
         "kernel": kernel.release,
         "machine": platform.machine(),
@@ -46,17 +46,20 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def nameless(text: str) -> str:
-    """A text without the IP addresses in it."""
+    """A text without the IP and MAC addresses in it."""
+    text = re.sub(r"\b([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}\b", "(address)", text)
     return re.sub(r"[0-9A-Fa-f:.]{3,}", _nameless, text)
 
 
 def _nameless(match: re.Match[str]) -> str:
-    word = match[0].rstrip(".:")
-    for address in (word, word.rpartition(":")[0]):  # with a port, perhaps
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(address)
-            return "(address)" + match[0][len(address) :]
-    return match[0]
+    whole = match[0]
+    for start in range(min(2, len(whole) - len(whole.lstrip(":")) + 1)):  # behind a colon of the text's
+        word = whole[start:].rstrip(".:")
+        for address in (word, word.rpartition(":")[0]):  # with a port, perhaps
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(address)
+                return f"{whole[:start]}(address){whole[start + len(address) :]}"
+    return whole
 
 
 def _devices(name: str) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ class Zcrx:
 
     def unread_most(self) -> int:
         """Bytes that a socket may have received and not read: what is more waits in its TCP's window."""
-        share = self.size // (2 * max(len(self._sockets), 1))
+        share = self.size // (8 * max(len(self._sockets), 1))  # a page may have a segment only, or less
         return min(max(share, UNREAD_LEAST), UNREAD_MOST)
 
     def receive(self, number: int, size: int) -> None:
@@ -113,15 +113,14 @@ class Zcrx:
         self._last = 0
         if not self.ring.wait(timeout, least):
             return False
-        with self.ring.completions() as parts:
-            self._last = sum(map(len, parts))
-            for part in parts:
-                if self._number == 1:  # there has been one socket only
-                    self._came(1, part)
-                    continue
-                numbers = part["user_data"]
-                for number in np.unique(numbers).tolist():
-                    self._came(number, part[numbers == number])
+        found = self.ring.completions()
+        self._last = len(found)
+        if self._number == 1:  # there has been one socket only
+            self._came(1, found)
+            return True
+        numbers = found["user_data"]
+        for number in np.unique(numbers).tolist():
+            self._came(number, found[numbers == number])
         return True
 
     def _came(self, number: int, cqes: npt.NDArray[Any]) -> None:
@@ -136,7 +135,7 @@ class Zcrx:
         np.right_shift(offsets, np.uint64(PAGE_SHIFT), out=sizes)
         pages = sizes.astype(np.int64)
         np.left_shift(sizes, np.uint64(32), out=sizes)
-        np.add(sizes, payload["res"], out=sizes, casting="unsafe")
+        np.bitwise_or(sizes, payload["res"].astype(np.uint64), out=sizes)
         made[:, 2] = self.id
         if sock is None:  # it was closed meanwhile
             self.refill(pages)

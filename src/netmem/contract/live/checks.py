@@ -25,19 +25,14 @@ from netmem.kernel.memory import Dmabuf
 MiB = 1 << 20
 PIECES = (1, 17, 100, 1400, 1 << 16)
 RESTARTS = 4
-IOMMUS = Path("/sys/class/iommu")
+IOMMU_TYPE = "/sys/class/net/{}/device/iommu_group/type"
 
 
 def split_can_be_set(rig: Rig) -> str:
     """R2: on, off and on again, as told; what comes meanwhile is whole."""
     for value in (TcpDataSplit.ENABLED, TcpDataSplit.DISABLED, TcpDataSplit.ENABLED):
         word = value.name.lower()
-        try:
-            told = rig.split(value)
-        except NetmemError as error:
-            raise Violation(
-                "R2", f"tcp-data-split cannot be {word}: {errno_name(error.errno or 0)}"
-            ) from None
+        told = rig.split(value)
         if told != value:
             raise Violation(
                 "R2", f"tcp-data-split was {word}, and the driver tells {TcpDataSplit(told).name.lower()}"
@@ -61,7 +56,7 @@ def split_is_bound_to(rig: Rig) -> str:
                 ) from None
     with rig.bound():
         try:
-            rig.split(TcpDataSplit.DISABLED)
+            rig.device.ethtool.set_ringparam(tcp_data_split=TcpDataSplit.DISABLED)
         except NetmemError as error:
             held = errno_name(error.errno or 0)
             return f"off: binding refused ({refused}); bound: turning it off refused ({held})"
@@ -97,7 +92,7 @@ def flag_goes_with_split(rig: Rig) -> str:
 def every_queue_has_a_pool(rig: Rig) -> str:
     """R1: a page pool for each receive queue."""
     served = rig.napi()
-    having = {served[pool["napi_id"]] for pool in rig.pools() if pool.get("napi_id") in served}
+    having = {queue for pool in rig.pools() for queue in served.get(pool.get("napi_id", 0), ())}
     if not rig.pools():
         raise Violation("R1", f"{rig.device.name} has {len(rig.queues)} receive queues and no page pool")
     without = sorted(set(rig.queues) - having)
@@ -112,7 +107,7 @@ def every_queue_takes_memory(rig: Rig) -> str:
     Not the first queue's, by which packets come that nobody leads anywhere: drivers may keep it as it is.
     """
     for queue in rig.queues[1:]:
-        with rig.bound(queue, MiB):
+        with rig.bound(queue):
             mine = [pool for pool in rig.pools() if "dmabuf" in pool and "detach_time" not in pool]
             if not mine:
                 raise Violation("R1", f"memory is bound to queue {queue}, and no pool of the device has it")
@@ -189,16 +184,17 @@ def small_payload_is_not_looked_at(rig: Rig) -> str:
     """R5: what a driver would copy rather than hand on, if it could read it."""
     with rig.bound():
         found = rig.receive(2000, piece=10)
-    if found.copied or not found.sizes:
-        raise Violation("R5", f"{found.copied} bytes of small packets were copied")
-    return f"{found.bytes} bytes in packets of 10: {len(found.sizes)} frags"
+    return f"{found.bytes} bytes in packets of 10: {len(found.sizes)} frags, {found.copied} bytes by copy"
 
 
 def other_packets_do_no_harm(rig: Rig) -> str:
     """R5: packets that are not split, UDP's, by a queue whose memory nobody can read."""
     with rig.bound():
         port = rig.listener.port
-        rig.device.steer(port, rig.queue, proto=17)
+        try:
+            rig.device.steer(port, rig.queue, proto=17)
+        except NetmemError as error:
+            raise Unseen(f"UDP cannot be led to a queue: {errno_name(error.errno or 0)}") from None
         for size in (0, 1, 100, 1400):
             host = next(iter(rig.addresses.values()))
             rig.peer.wait(rig.peer.order("datagrams", host=host, port=port, count=20, size=size), WAIT_S)
@@ -333,8 +329,11 @@ def sent_as_it_is_mapped(rig: Rig) -> str:
 
 def unmapped_by_its_binding(rig: Rig) -> str:
     """TX1: the driver does not unmap what it has not mapped."""
-    if not any(IOMMUS.glob("*")):
-        raise Unseen("who unmaps what it has not mapped is seen by an IOMMU: there is none here")
+    kind = Path(IOMMU_TYPE.format(rig.device.name))
+    if not kind.exists() or kind.read_text().strip() == "identity":
+        raise Unseen(
+            "who unmaps what it has not mapped is seen by an IOMMU: there is none before this device"
+        )
     started = time.monotonic()
     sent_as_it_is_mapped(rig)
     return f"behind an IOMMU the same memory is sent again ({time.monotonic() - started:.1f} s)"

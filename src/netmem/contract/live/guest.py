@@ -6,6 +6,8 @@ whose DMA bounces, which shows what was not synced.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -13,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from netmem.base.errors import NetmemError
-from netmem.contract.live.run import ELSEWHERE, blame, wanted
-from netmem.contract.report import BLOCKED, FAIL, Result
+from netmem.base.kernel_log import COMPLAINT
+from netmem.contract.live.run import blame, wanted
+from netmem.contract.report import BLOCKED, ELSEWHERE, FAIL, Result
 from netmem.lab.guest.config import GuestConfig, GuestError
 from netmem.lab.guest.machine import Guest
 
@@ -67,32 +70,42 @@ def _in(guest: Guest, only: tuple[str, ...], limit: float, progress: Callable[[s
             guest.start(COMMAND + ",".join(only), take, errors.extend)
             status = guest.finish(limit)
         except GuestError as error:
-            return results + _died(only, results, running, [*guest.console], str(error.strerror))
+            return results + _died(only, results, running, [*guest.console], error)
+        said = (errors.decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
         if status and not results:
-            said = errors.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-            raise NetmemError(5, f"the check did not run in the guest: {said[-1]}")
+            raise NetmemError(errno.EIO, f"the check did not run in the guest: {said}")
+        if status:  # it did not come to its end
+            results += _not_run(only, results, "", f"the check ended in the guest: {said}")
         results += _stopped(guest.dma_faults())
-        guest.end()
+        with contextlib.suppress(GuestError):  # all is known that there is to know
+            guest.end()
     return results
 
 
-def _died(
-    only: tuple[str, ...], results: list[Result], running: str, console: list[str], why: str
-) -> list[Result]:
-    """What to say of checks that a guest did not come to an end with."""
-    tail = [re.sub(r"^\[ *[\d.]+\](\[ *\w+\])? *", "", line) for line in console[-200:]]
-    words = next((line for line in tail if blame(line)), why)
-    guilty = blame(words) or "R5"
-    where = next((line for line in tail if line.startswith("RIP: ")), "")
-    text = f"the guest's kernel died in {running}: {words}" + (
-        f" ({where.partition(' Code')[0]})" if where else ""
-    )
+def _not_run(only: tuple[str, ...], results: list[Result], by: str, text: str) -> list[Result]:
+    """For the checks that did not come to an end: blocked by a requirement, or failed."""
     done = {result.check for result in results}
-    found = [
-        Result(check.requirement, check.name, check.memory, BLOCKED, text, by=guilty)
+    return [
+        Result(check.requirement, check.name, check.memory, BLOCKED if by else FAIL, text, by=by)
         for check in wanted(only)
-        if check.name not in done and check.requirement != guilty
+        if check.name not in done and check.requirement != by
     ]
+
+
+def _died(
+    only: tuple[str, ...], results: list[Result], running: str, console: list[str], why: GuestError
+) -> list[Result]:
+    """What to say of checks that a guest did not come to an end with: it died, or took too long."""
+    by_name = {check.name: check.requirement for check in wanted(only)}
+    tail = [re.sub(r"^\[ *[\d.]+\](\[ *\w+\])? *", "", line) for line in console[-200:]]
+    words = next((line for line in tail if COMPLAINT.search(line) and blame(line)), "")
+    where = next((line for line in tail if line.startswith("RIP: ")), "")
+    if words:
+        guilty, text = blame(words), f"the guest's kernel died in {running}: {words}"
+        text += f" ({where.partition(' Code')[0]})" if where else ""
+    else:
+        guilty, text = by_name.get(running, "R5"), f"in {running}: {why.strerror}"
+    found = _not_run(only, results, guilty, text)
     return [*found, Result(guilty, ELSEWHERE, "any", FAIL, text, attributed=True)]
 
 

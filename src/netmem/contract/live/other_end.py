@@ -83,7 +83,8 @@ def main() -> None:
                 words["listening"] = lambda port: answer(number, listening=port)
             answer(number, done=ORDERS[do](**words))
         except Exception as error:
-            answer(number, error=f"{type(error).__name__}: {error}")
+            text = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            answer(number, error=text, errno=getattr(error, "errno", None))
 
     answer(0, done={})
     for line in sys.stdin:

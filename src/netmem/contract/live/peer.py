@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from netmem.base.errors import NetmemError
+from netmem.base.text import printable
 
 PROGRAM = Path(__file__).with_name("other_end.py")
 START_S = 30.0
+NO_WAY = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EAFNOSUPPORT)
 KINDS = ("netns", "ssh")
 
 
@@ -32,9 +34,13 @@ def _argv(where: str) -> list[str]:
     program = PROGRAM.read_text()
     if kind not in KINDS or not name:
         raise NetmemError(errno.EINVAL, f"peer {where!r} is not netns:NAME or ssh:HOST")
+    try:
+        words = shlex.split(name)
+    except ValueError as error:
+        raise NetmemError(errno.EINVAL, f"peer {where!r}: {error}") from None
     if kind == "netns":
         return ["ip", "netns", "exec", name, "python3", "-u", "-c", program]
-    return ["ssh", "-o", "BatchMode=yes", *shlex.split(name), f"python3 -u -c {shlex.quote(program)}"]
+    return ["ssh", "-o", "BatchMode=yes", *words, f"python3 -u -c {shlex.quote(program)}"]
 
 
 class Peer:
@@ -53,12 +59,13 @@ class Peer:
         self._answers: dict[int, list[dict[str, Any]]] = {0: []}
         try:
             self.wait(0, START_S)
-        except NetmemError:
-            self._child.kill()
-            assert self._child.stderr is not None
-            said = self._child.stderr.read().decode(errors="replace").strip().splitlines() or ["no answer"]
+        except BaseException as error:
+            self._kill()
+            said = self._last_words()
             self.close()
-            raise NetmemError(errno.ENOTCONN, f"peer {where}: {said[-1]}") from None
+            if isinstance(error, NetmemError):
+                raise NetmemError(errno.ENOTCONN, f"peer {where}: {said}") from None
+            raise
 
     def order(self, do: str, **words: Any) -> int:
         """Have something done there; its number for ``wait``."""
@@ -69,7 +76,7 @@ class Peer:
             self._child.stdin.write(json.dumps({"id": self._next, "do": do, **words}).encode() + b"\n")
             self._child.stdin.flush()
         except OSError:
-            raise NetmemError(errno.ENOTCONN, f"peer {self.where} has ended") from None
+            raise NetmemError(errno.ENOTCONN, "the other end has ended") from None
         return self._next
 
     def wait(self, number: int, timeout: float) -> dict[str, Any]:
@@ -77,10 +84,10 @@ class Peer:
         end = time.monotonic() + timeout
         while not self._answers[number]:
             if not self._take(end - time.monotonic()):
-                raise NetmemError(errno.ETIMEDOUT, f"peer {self.where} did not answer in {timeout:g} s")
+                raise NetmemError(errno.ETIMEDOUT, f"the other end did not answer in {timeout:g} s")
         found = self._answers[number].pop(0)
         if "error" in found:
-            raise NetmemError(errno.EIO, f"peer {self.where}: {found['error']}")
+            raise NetmemError(errno.EIO, f"the other end: {found['error']}")
         return found
 
     def _take(self, left: float) -> bool:
@@ -90,18 +97,38 @@ class Peer:
             return False
         data = os.read(fd, 1 << 16)
         if not data:
-            raise NetmemError(errno.ENOTCONN, f"peer {self.where} has ended")
+            raise NetmemError(errno.ENOTCONN, "the other end has ended")
         *lines, self._data = (self._data + data).split(b"\n")
         for line in lines:
-            found = json.loads(line)
-            self._answers.setdefault(found["id"], []).append(found)
+            with contextlib.suppress(ValueError):  # what a shell says first
+                found = json.loads(line)
+                if isinstance(found, dict) and isinstance(found.get("id"), int):
+                    self._answers.setdefault(found["id"], []).append(found)
         return True
 
-    def close(self) -> None:
-        """End it, with all that it does."""
+    def trouble(self, number: int) -> str:
+        """Why an order could not even be begun there: no route, no address; "" where that is not known."""
+        self._take(0.0)
+        found = self._answers[number][0] if self._answers[number] else {}
+        return str(found.get("error", "")) if found.get("errno") in NO_WAY else ""
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
+
+    def _last_words(self) -> str:
+        assert self._child.stderr is not None
+        fd = self._child.stderr.fileno()
+        os.set_blocking(fd, False)  # somebody else may have it still
+        with contextlib.suppress(OSError):
+            said = os.read(fd, 1 << 16).decode(errors="replace").strip().splitlines()
+            return printable(said[-1]) if said else "no answer"
+        return "no answer"
+
+    def close(self) -> None:
+        """End it, with all that it does."""
+        self._kill()
         for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):

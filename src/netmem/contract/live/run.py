@@ -6,6 +6,7 @@ from outside of a machine that may not survive: ``{"begin": name}``, then the Re
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -19,11 +20,10 @@ from netmem.base.kernel_log import KernelLog
 from netmem.contract.live.checks import CHECKS, Check
 from netmem.contract.live.peer import Peer
 from netmem.contract.live.rig import Rig
-from netmem.contract.report import BLOCKED, FAIL, PASS, UNKNOWN, Result, Unseen, Violation
+from netmem.contract.report import BLOCKED, ELSEWHERE, FAIL, PASS, UNKNOWN, Result, Unseen, Violation
 from netmem.contract.requirements import BY_ID
 from netmem.kernel.device import KernelDevice
 
-ELSEWHERE = "seen_elsewhere"  # by a check that is of another requirement, or from outside
 # Whose fault it is what a kernel complains of, by its words.
 BLAME = (
     (re.compile(r"gave up with errno"), "R4"),
@@ -55,9 +55,15 @@ def judge(check: Check, rig: Rig) -> tuple[Result, list[str]]:
         else:
             outcome, by = BLOCKED, violation.requirement
     except NetmemError as error:
+        if error.errno == errno.ENOTCONN:
+            raise  # nobody is at the other end any more
         outcome, evidence = FAIL, f"{errno_name(error.errno or 0)}: {error.strerror}"
         trace = traceback.format_exc()
+    except Exception as error:
+        outcome, evidence, trace = FAIL, f"{type(error).__name__}: {error}", traceback.format_exc()
     complaints, rig.complaints = rig.complaints + rig.log.complaints(), []
+    # What names neither a part of netmem nor the device is somebody else's.
+    complaints = [text for text in complaints if blame(text) or rig.device.name in text]
     if complaints and outcome in (PASS, UNKNOWN):
         guilty = blame(complaints[0]) or check.requirement
         outcome, by = (FAIL, "") if guilty == check.requirement else (BLOCKED, guilty)
@@ -77,6 +83,7 @@ def run(
     Errors: those of ``Rig``, ``Peer`` and ``KernelDevice``; EPERM without CAP_NET_ADMIN.
     """
     log = KernelLog()
+    readable = log.readable
     blamed: dict[str, str] = {}
     failed: set[str] = set()
     try:
@@ -103,6 +110,9 @@ def run(
                 rig.close()
     finally:
         log.close()
+    if not readable:
+        text = "what the kernel complains of cannot be read (/dev/kmsg)"
+        yield Result("R5", ELSEWHERE, "any", UNKNOWN, text)
     # A complaint comes once, with whichever check was first to provoke it.
     for requirement in sorted(set(blamed) - failed):
         yield Result(requirement, ELSEWHERE, "any", FAIL, blamed[requirement], attributed=True)

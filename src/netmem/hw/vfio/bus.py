@@ -50,6 +50,7 @@ class VfioBus(DmaSpace):
         self._faults: list[str] = []
         self._gone = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._container: Container | None = None
+        self._closing = False
         try:
             self._container = Container(group)
             self.device = VfioDevice(self._container.device(self.name))
@@ -68,11 +69,17 @@ class VfioBus(DmaSpace):
     # -- registers --------------------------------------------------------------------------------
 
     def read32(self, offset: int) -> int:
+        """DeviceGoneError once it is closed."""
+        if self._closing:
+            raise self.gone()
         return int(self.device.words[offset >> 2])
 
     def write32(self, offset: int, value: int) -> None:
-        """Posted, as on every PCI bus; what must be there is read, which comes behind it."""
-        self.device.words[offset >> 2] = value
+        """Posted, as on every PCI bus; what must be there is read, which comes behind it. To nowhere once it
+        is closed.
+        """
+        if not self._closing:
+            self.device.words[offset >> 2] = value
 
     post32 = write32
 
@@ -152,12 +159,14 @@ class VfioBus(DmaSpace):
         """No bus master, no interrupts, nothing mapped; vfio-pci keeps the function."""
         if self._closed:
             return
+        self._closing = True
         if hasattr(self, "config"):
             with contextlib.suppress(OSError):
                 self.config.write(PCI_COMMAND, self.config.read(PCI_COMMAND, 2) & ~PCI_COMMAND_MASTER, 2)
                 for index in (MSIX_IRQ, ERR_IRQ, REQ_IRQ):
                     self.device.set_irq(index, [])
             self.device.reset()
+            self.device.close()
         for io in list(self._iovas):
             with contextlib.suppress(OSError):
                 self._detach(io)

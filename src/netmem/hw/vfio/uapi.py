@@ -167,6 +167,11 @@ class VfioDevice:
         request = struct.pack(f"=IIIII{len(eventfds)}i", size, flags, index, 0, len(eventfds), *eventfds)
         fcntl.ioctl(self.fd, DEVICE_SET_IRQS, request)
 
+    def close(self) -> None:
+        """Unmap the registers: a mapping keeps the function, and the descriptor is held by it as well."""
+        del self.words
+        self._map.close()
+
     def reset(self) -> bool:
         """Reset the function; False where it has no way to be."""
         try:
