@@ -127,7 +127,7 @@ class Unmaps(SoftnicDriver):
         (Unmaps, "write by the NIC after unmap", "R4",
          (r"unmapped \(pool \d+\) by test_sanitizer\.py:\d+ in napi_poll", "before: posted to the NIC")),
         (mutants.PutsWhatTheStackHas, "use after return", "R7",
-         ("handed to the application", r"put into the \w+ \(pool \d+\) by mutants\.py:\d+ in rx_refill")),
+         ("handed to the application", r"put into the \w+ \(pool \d+\) by recycling\.py:\d+ in rx_refill")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("memory", ["pages", "dmabuf"])

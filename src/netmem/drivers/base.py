@@ -172,6 +172,14 @@ class RingDriver:
     def queue_mem_free(self, mem: RxRing) -> None:
         mem.free()
 
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        """Give the device the queue and its memory, then ``queue_started``."""
+        raise NotImplementedError
+
+    def queue_stop(self, queue: int) -> RxRing:
+        """Take the queue from the device, then ``queue_stopped``; its memory."""
+        raise NotImplementedError
+
     def queue_started(self, mem: RxRing, queue: int) -> None:
         """The device has the queue: fill its ring."""
         self._rx[queue] = mem

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from netmem.contract.conformance.r1_page_pool import check_r1_page_pool
+from netmem.contract.conformance.r1_page_pool import check_r1_buffer_sizes, check_r1_page_pool
 from netmem.contract.conformance.r2_data_split import check_r2_data_split, check_r2_threshold
 from netmem.contract.conformance.r3_netmem import check_r3_netmem
 from netmem.contract.conformance.r4_pp_flags import check_r4_pp_flags
@@ -26,10 +26,11 @@ from netmem.contract.report import Violation
 from netmem.contract.rig import MakeDriver, Rig
 
 __all__ = [
-    "CHECKS", "Check", "MakeDriver", "Rig", "Violation", "check_r1_page_pool", "check_r2_data_split",
-    "check_r2_threshold", "check_r3_netmem", "check_r4_pp_flags", "check_r5_not_split", "check_r5_unreadable",
-    "check_r6_sync", "check_r7_fragments", "check_r7_pool_destroyed_while_held", "check_r7_tokens_held",
-    "check_tx1_transmit", "check_tx2_declared",
+    "CHECKS", "Check", "MakeDriver", "Rig", "Violation", "check_r1_buffer_sizes", "check_r1_page_pool",
+    "check_r2_data_split", "check_r2_threshold", "check_r3_netmem", "check_r4_pp_flags",
+    "check_r5_not_split", "check_r5_unreadable", "check_r6_sync", "check_r7_fragments",
+    "check_r7_pool_destroyed_while_held", "check_r7_tokens_held", "check_tx1_transmit",
+    "check_tx2_declared",
 ]  # fmt: skip
 
 BOUND = ("pages", "dmabuf", "bar", "cuda")
@@ -56,6 +57,7 @@ CHECKS = (
     Check("R2", check_r2_threshold, ("none",)),
     Check("R4", check_r4_pp_flags, ("none",)),
     Check("R1", check_r1_page_pool, BOUND),
+    Check("R1", check_r1_buffer_sizes, ("none", "dmabuf")),
     Check("R3", check_r3_netmem, EVERY),
     Check("R5", check_r5_unreadable, ("dmabuf", "bar", "cuda")),
     Check("R5", check_r5_not_split, EVERY),

@@ -6,9 +6,11 @@ import errno
 
 from netmem.base.errors import NetmemError
 from netmem.contract.report import Violation
-from netmem.contract.rig import QUEUE, MakeDriver, Rig, payload
+from netmem.contract.rig import PORT, QUEUE, MakeDriver, Rig, payload
 from netmem.memory.ref import tag_of
 from netmem.testing import frames
+
+BUFFERS, SENT = (1024, 2048, 4096), 30_000
 
 
 def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
@@ -25,6 +27,7 @@ def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
         posted = provider.area.count - provider.area.free
         if not posted:
             raise Violation("R1", "the queue runs, and no netmem was taken from the provider")
+        rig.lead(QUEUE)
         rows = rig.rows(frames.tcp(payload(1000)))
         used = [row.netmem for row in rows if row.size]
         if not used:
@@ -42,6 +45,21 @@ def check_r1_page_pool(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
         _raise_own(rig)
     _raise_own(rig)
     return f"{posted} netmems taken from the provider for queue {QUEUE}, all back after unbinding"
+
+
+def check_r1_buffer_sizes(make_driver: MakeDriver, memory: str = "dmabuf") -> str:
+    """Whatever size of buffer is set, a queue receives into it."""
+    with Rig(make_driver, memory) as rig:
+        if "rx_buf_len" not in rig.dev.driver.supported_ring_params:
+            return "no size of buffers to set, and none claimed"
+        rig.bind()
+        ours, theirs, _ = rig.net.connect(PORT)
+        for size in BUFFERS:
+            rig.dev.ethtool.set_ringparam(rx_buf_len=size)
+            got, _ = rig.send(theirs, ours, payload(SENT, size))
+            if got != payload(SENT, size):
+                raise AssertionError("what arrived is not what was sent")
+    return f"{SENT} bytes each through buffers of {', '.join(map(str, BUFFERS))} bytes"
 
 
 def _raise_own(rig: Rig) -> None:

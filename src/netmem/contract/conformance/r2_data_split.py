@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netmem.base.ethtool import TcpDataSplit
 from netmem.contract.report import Violation
-from netmem.contract.rig import MakeDriver, Rig, payload
+from netmem.contract.rig import QUEUES, MakeDriver, Rig, payload
 from netmem.testing import frames
 
 HEADERS, SIZE = 54, 1000
@@ -14,25 +14,30 @@ def check_r2_data_split(make_driver: MakeDriver, memory: str = "none") -> str:
     """Split on, off and on again: headers and payload of a TCP frame land apart, or in one buffer."""
     if "tcp_data_split" not in getattr(make_driver, "supported_ring_params", ("tcp_data_split",)):
         raise Violation("R2", "supported_ring_params lacks tcp_data_split")
-    with Rig(make_driver, alone=True, rx_queues=1) as rig:
+    with Rig(make_driver, alone=True) as rig:
         on, off = TcpDataSplit.ENABLED, TcpDataSplit.DISABLED
         for value in (on, off, on, TcpDataSplit.UNKNOWN):
             rig.split(value)
-            rows = rig.rows(frames.tcp(payload(SIZE)))
-            name = value.name.lower()
-            if len(rows) != 1:
-                raise Violation("R2", f"with split {name} one frame came as {len(rows)} descriptors")
-            got = rows[0].header_len, rows[0].size
-            wanted = {on: (HEADERS, SIZE), off: (HEADERS + SIZE, 0)}.get(value, got)
-            if got != wanted:
-                raise Violation(
-                    "R2", f"with split {name} a frame came as {got[0]} + {got[1]} bytes, "
-                    f"not as {wanted[0]} + {wanted[1]}"
-                )  # fmt: skip
-        hits = rig.dev.driver.get_queue_stats(0)["hds_hit"]
-    if hits < 2:
-        raise Violation("R2", f"hds_hit counts {hits} of at least 2 frames that were split")
-    return f"on: {HEADERS} + {SIZE} bytes; off: {HEADERS + SIZE} in one buffer; hds_hit {hits}"
+            for queue in range(QUEUES):
+                rig.lead(queue)
+                _looks_at_frame(rig, queue, value)
+        hits = [rig.dev.driver.get_queue_stats(queue)["hds_hit"] for queue in range(QUEUES)]
+    if min(hits) < 2:
+        raise Violation("R2", f"hds_hit counts {min(hits)} of at least 2 frames that were split")
+    return f"on: {HEADERS} + {SIZE} bytes; off: all in one buffer; {QUEUES} queues, {sum(hits)} hits"
+
+
+def _looks_at_frame(rig: Rig, queue: int, value: TcpDataSplit) -> None:
+    rows = rig.rows(frames.tcp(payload(SIZE)))
+    name = f"with split {value.name.lower()}, queue {queue},"
+    if len(rows) != 1:
+        raise Violation("R2", f"{name} one frame came as {len(rows)} descriptors")
+    got = rows[0].header_len, rows[0].size
+    on, off = TcpDataSplit.ENABLED, TcpDataSplit.DISABLED
+    wanted = {on: (HEADERS, SIZE), off: (HEADERS + SIZE, 0)}.get(value, got)
+    if got != wanted:
+        text = f"{name} a frame came as {got[0]} + {got[1]} bytes, not as {wanted[0]} + {wanted[1]}"
+        raise Violation("R2", text)
 
 
 def check_r2_threshold(make_driver: MakeDriver, memory: str = "none") -> str:
@@ -40,11 +45,14 @@ def check_r2_threshold(make_driver: MakeDriver, memory: str = "none") -> str:
     with Rig(make_driver, alone=True, rx_queues=1) as rig:
         if "hds_thresh" not in rig.dev.driver.supported_ring_params:
             return "no threshold, and none claimed"
-        rig.split(TcpDataSplit.ENABLED, hds_thresh=SIZE)
-        short, long = rig.rows(frames.tcp(payload(SIZE // 2)), frames.tcp(payload(SIZE)))
-        if short.header_len == HEADERS or long.header_len != HEADERS:
-            raise Violation(
-                "R2", f"threshold {SIZE}: frames of {HEADERS + SIZE // 2} and {HEADERS + SIZE} bytes "
-                f"came with {short.header_len} and {long.header_len} header bytes"
-            )  # fmt: skip
-    return f"threshold {SIZE}: shorter frames stay whole"
+        for threshold in (SIZE, 2 * HEADERS):
+            rig.split(TcpDataSplit.ENABLED, hds_thresh=threshold)
+            for length in (threshold // 2 + HEADERS, threshold - 1, threshold, threshold + 1, 2 * threshold):
+                size = min(length, 1500) - HEADERS
+                (row,) = rig.rows(frames.tcp(payload(size)))
+                if (row.header_len == HEADERS) != (size + HEADERS > threshold) and size > 0:
+                    raise Violation(
+                        "R2", f"threshold {threshold}: a frame of {HEADERS + size} bytes came with "
+                        f"{row.header_len} header bytes"
+                    )  # fmt: skip
+    return f"thresholds {SIZE} and {2 * HEADERS}, to the byte: shorter frames stay whole"
