@@ -134,7 +134,7 @@ export LOCAL_V4
 wait $!
 cat /tmp/said
 {PUT_BACK}""", 240)  # fmt: skip
-    assert said == "(1000, 100) 100000.0\n"
+    assert said == "listening\n(1000, 100) 100000.0\n"
 
 
 HOLDER = """

@@ -12,7 +12,7 @@ from netmem.base.text import printable
 COMPLAINT = re.compile(
     r"\b(WARNING: (?!.*out-of-tree)|BUG: |Oops|Kernel panic|general protection fault|UBSAN: |KASAN: |KCSAN: |"
     r"INFO: task .* blocked|rcu: INFO: .*stall|NETDEV WATCHDOG|DMAR: .*fault|DMA-API: |"
-    r"page_pool.*stalled|refcount_t: |list_(add|del) corruption|unregister_netdevice: waiting)"
+    r"page_pool.*stalled|refcount_t: |list_(add|del) corruption|unregister_netdevice: waiting|page_pool leak)"
 )
 # When a driver's page pool, or its restart of a queue, fails: nothing is wrong where that is provoked.
 REFUSAL = re.compile(r"page_pool.*gave up with errno|RX queue \d+ may be unhealthy")

@@ -70,7 +70,10 @@ def command(
     netmem check netmem.drivers.softnic:SoftnicDriver      a driver in Python, on its device model
     netmem check --live eth0 --peer netns:peer             a driver of this kernel, as it runs
 
-    Exit status 0 all pass, 1 something does not, 2 it could not be checked.
+    R1 to R7 are the kernel document's requirements, TX1 and TX2 those on transmit. Blocked: it cannot be
+    judged, because another one is broken. Unknown: a running driver does not show it; it fails nothing.
+
+    Exit status 0 nothing fails, 1 something does, 2 it could not be checked.
     """
     if live is not None:
         if what or kind in SOURCES or sanitize or words["diff"] or words["patch"] or words["baseline"]:

@@ -40,9 +40,12 @@ def examine(name: str, peer: str, only: tuple[str, ...]) -> list[Result]:
             f"\r\033[K{check.requirement} {check.name} ...", end="", file=sys.stderr, flush=True
         ) if shown else None
 
+    def say(text: str) -> None:
+        print(f"netmem: {text}", file=sys.stderr)
+
     results: list[Result] = []
     try:
-        for result in run(name, peer, only, begin):
+        for result in run(name, peer, only, begin, say):
             results.append(result)
     except NetmemError as error:
         if not results:

@@ -184,7 +184,9 @@ def _print_queues(console: Console, group: list[Explanation]) -> None:
     style = STYLES[Verdict.REFUSES if one.refused else Verdict.HOLDS]
     console.print(Text(f"\nqueue{'s' if len(group) > 1 else ''} {numbers}: {verdict}: {why}", style=style))
     console.print(_table(one.findings))
-    cures = [f.cure for f in one.findings if f.cure]
+    # What refuses comes before what only may.
+    known = sorted(one.findings, key=lambda finding: finding.verdict is not Verdict.REFUSES)
+    cures = [finding.cure for finding in known if finding.cure]
     if cures:
         console.print(Text("what would help, in this order:"))
         for number, cure in enumerate(cures, 1):

@@ -244,7 +244,8 @@ def source_(kernel: str, driver: str, folder: Path) -> None:
     from netmem.lab.guest.prepare import driver_source
 
     driver_source(say, kernel, folder)
-    print(f"{folder}: change it, then `netmem guest build-module {folder}`")
+    chosen = f"--kernel {kernel} " if kernel else ""
+    print(f"{folder}: change it, then `netmem guest build-module {chosen}{folder}`")
 
 
 @command.command("build-module")

@@ -29,7 +29,8 @@ def check(only: tuple[str, ...], kind: str, **o: Any) -> None:
     """Check a running gve driver, the kernel's or yours (--module), requirement by requirement.
 
     As `netmem check --live`, in two guests: one with an IOMMU, where every DMA is seen, and one whose DMA
-    bounces, where a missing sync is. Exit status 0 all pass, 1 something does not, 2 it could not be checked.
+    bounces, where a missing sync is. One to two minutes under emulation. Exit status 0 nothing fails, 1
+    something does, 2 it could not be checked, 124 the time was over.
     """
     start = time.monotonic()
     shown = sys.stderr.isatty()

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from netmem import __version__
 from netmem.base.extras import MissingExtraError, need
 
 VERBS = {
@@ -57,7 +58,7 @@ class _Verbs(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 something failed, 2 wrong usage. `netmem VERB --help` says more.",
 )
-@click.version_option(package_name="pynetmem", prog_name="netmem")
+@click.version_option(__version__, prog_name="netmem")
 def cli() -> None:
     """Receive TCP straight into memory that the network driver cannot read.
 

@@ -27,7 +27,7 @@ ISSUES = "an issue of the project"
 @click.option("--peer", metavar="netns:NAME|ssh:HOST",
               help="Who is at the other end: then the driver is checked as it runs (root).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="[default: netmem-report-DRIVER.json]")  # fmt: skip
+              help="- is standard output.  [default: netmem-report-DRIVER.json]")  # fmt: skip
 def command(device: str, peer: str | None, output: Path | None) -> None:
     """Say in one file what a NIC of this machine can do of netmem.
 
@@ -49,6 +49,9 @@ def command(device: str, peer: str | None, output: Path | None) -> None:
             why = error.strerror or str(error)
     body["check"] = [{**asdict(one), "evidence": nameless(one.evidence), "trace": ""} for one in results]
     body["check_error"] = nameless(why.replace(peer, "peer")) or None
+    if str(output) == "-":
+        print(json.dumps(document("report", body), indent=1))
+        sys.exit(2 if why else 0)
     path = output or Path(f"netmem-report-{body['nic']['driver']}.json")
     try:
         path.write_text(json.dumps(document("report", body), indent=1) + "\n")

@@ -9,16 +9,19 @@ from rich.text import Text
 WIDTH = 160
 
 
-def table(columns: str, rows: list[list[object]]) -> Table:
-    """A plain table; ``columns`` are separated by |, those with < in front are left-aligned.
+def table(columns: str, rows: list[list[object]], *, gives: str = "") -> Table:
+    """A plain table; ``columns`` are separated by |, those with < in front are left-aligned. ``gives``: the
+    column that alone becomes narrower where there is no room.
 
     Markup is what ``Text`` cells have; in all others it is text.
     """
     made = Table(box=None, pad_edge=False, padding=(0, 1))
-    for name in columns.split("|"):
-        left = name.startswith("<")
+    for number, name in enumerate(columns.split("|")):
+        left, title = name.startswith("<"), name.lstrip("<")
         justify: JustifyMethod = "left" if left else "right"
-        made.add_column(name.lstrip("<"), justify=justify, header_style="bold", no_wrap=True)
+        needs = max([len(title), *(len(str(row[number])) for row in rows)])
+        least = needs if gives and title != gives else None
+        made.add_column(title, justify=justify, header_style="bold", no_wrap=True, min_width=least)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made

@@ -39,7 +39,7 @@ def _text(
         for r in verdict.results if verbose else ():
             cells = _cells(r.outcome, r.by, r.evidence)
             rows.append(["", f"  {r.check} ({r.memory})", *cells, f"{r.seconds:.1f}"])
-    console.print(table("<|<requirement|<verdict|<evidence|s", rows))
+    console.print(table("<|<requirement|<verdict|<evidence|s", rows, gives="evidence"))
     if verbose:
         for verdict in found:
             for r in verdict.results:

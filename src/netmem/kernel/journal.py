@@ -63,8 +63,8 @@ class Journal:
         self._write()
 
     def forget(self, entry: Entry) -> None:
-        """It was not set after all."""
-        self.entries.remove(entry)
+        """It was not set after all. Others may say the same, which count: it is this one that goes."""
+        self.entries[:] = [one for one in self.entries if one is not entry]
         self._write()
 
     def _write(self) -> None:
@@ -103,7 +103,7 @@ def undo_all(entries: list[Entry], how: Callable[[Entry], None]) -> list[NetmemE
         except NetmemError as error:
             failed.append(error)
         else:
-            entries.remove(entry)
+            entries[:] = [one for one in entries if one is not entry]
     return failed
 
 

@@ -114,8 +114,9 @@ def queue_management(ask: Ask) -> Answer:
 def queue_exists(ask: Ask) -> Answer:
     have = ask.device.rx_queues
     if ask.queue < have:
-        return holds(f"{ask.device.name} has {have} receive queues")
-    return refuses(f"{ask.device.name} has receive queues 0 to {have - 1}", f"ethtool -L {ask.device.name}")
+        return holds(f"{ask.device.name} has {have} receive queue{'s' if have > 1 else ''}")
+    cure = f"take one of these, or ethtool -L {ask.device.name} rx {ask.queue + 1}"
+    return refuses(f"{ask.device.name} has receive queues 0 to {have - 1}", cure)
 
 
 def dma_device(ask: Ask) -> Answer:

@@ -24,7 +24,7 @@ from netmem.hw.qemu.bus import QemuBus
 from netmem.hw.qemu.find import find_qemu
 from netmem.hw.softnic.bus import ProcessBus
 from netmem.hw.tap.wire import configure_tap, open_tap
-from netmem.hw.vfio.bus import VfioBus
+from netmem.hw.vfio.bus import VfioBus, group_of
 from netmem.inet.listener import TcpListener
 from netmem.inet.socket import TcpSocket
 from netmem.inet.stack import Stack
@@ -292,8 +292,11 @@ def open_device(
     tap = wire_of(wire) if isinstance(wire, str) else wire
     vfio = vfio_of(bus) if isinstance(bus, str) else bus
     qemu = bus.partition(":")[2] or None if isinstance(bus, str) else None
-    if vfio is not None and (nic != "igb" or tap is not None):
-        raise NetmemError(errno.EINVAL, "a PCI function is an igb, and what it is plugged into is its wire")
+    if vfio is not None:
+        if nic != "igb" or tap is not None:
+            text = "a bus vfio: is igb's (--nic igb), and has no other wire than its own cable"
+            raise NetmemError(errno.EINVAL, text)
+        group_of(vfio.function.lower())  # before a compilation that may take a minute
     if nic == "igb" and vfio is None:
         find_qemu(qemu)  # before a compilation that may take a minute
     ensure_compiled()

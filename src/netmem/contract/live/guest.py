@@ -100,6 +100,8 @@ def _died(
     tail = [re.sub(r"^\[ *[\d.]+\](\[ *\w+\])? *", "", line) for line in console[-200:]]
     words = next((line for line in tail if COMPLAINT.search(line) and blame(line)), "")
     where = next((line for line in tail if line.startswith("RIP: ")), "")
+    if not words and (why.errno == errno.ETIMEDOUT or not running):
+        raise why  # it says nothing of the driver
     if words:
         guilty, text = blame(words), f"the guest's kernel died in {running}: {words}"
         text += f" ({where.partition(' Code')[0]})" if where else ""

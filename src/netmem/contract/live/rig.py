@@ -32,7 +32,8 @@ from netmem.kernel.state import device_state, kernel_state
 
 AREA = 16 << 20
 WAIT_S = 6.0  # for a connection, or for more of its data
-SEGMENT = 1400  # bytes of payload that no header buffer has room for
+HEADERS = 60  # of IPv6 and TCP, about
+SEGMENT = 1000  # bytes of payload that no header buffer has room for
 DRAIN_S = 10.0  # for pools to be empty
 NOWHERE: Bytes = np.zeros(0, np.uint8)
 COMMAND_LINE = Path("/proc/cmdline")
@@ -71,10 +72,7 @@ class Rig:
     def __init__(self, device: KernelDevice, peer: Peer, log: KernelLog) -> None:
         self.device, self.peer, self.log = device, peer, log
         queues = device.queues()
-        if len(queues) < 2:
-            have = "one receive queue" if queues else "no receive queues"
-            text = f"{device.name} has {have}, and two are needed, one for other traffic"
-            raise NetmemError(errno.EOPNOTSUPP, f"{text}: ethtool -L {device.name} rx 2")
+        self._look_first(len(queues))
         self.queues, self.queue = queues, queues[-1]
         self.addresses = _addresses(device)
         self.memory: Dmabuf | None = None
@@ -86,8 +84,8 @@ class Rig:
         self._before = {pool["id"] for pool in self.pools() if "detach_time" in pool}
         device.isolate([self.queue])
         self.listener = self._listen()
-        for family in list(self.addresses) if len(self.addresses) > 1 else ():
-            self._keep_family(family)
+        self.mtu = int(kernel_devices(device.name)[0]["mtu"])
+        self._reach()
 
     def _listen(self) -> KernelListener:
         listener = self.device.listen(0)
@@ -224,13 +222,37 @@ class Rig:
 
     # -- connections ------------------------------------------------------------------------------
 
-    def _keep_family(self, family: int) -> None:
-        """Forget an address of ours that the other end does not reach, if it reaches another."""
-        try:
-            self.receive(1, family=family)
-        except (Violation, Unseen):
-            if len(self.addresses) > 1:
+    def _look_first(self, queues: int) -> None:
+        """What makes a check impossible, whatever the driver does."""
+        name, kernel = self.device.name, kernel_state()
+        state = device_state(name, kernel)
+        if not state.up:
+            raise NetmemError(errno.ENETDOWN, f"{name} is down: ip link set {name} up")
+        if state.queue_mgmt is False:
+            why = f"{state.queue_mgmt_why}: no memory can be bound to it (netmem explain {name})"
+            raise NetmemError(errno.EOPNOTSUPP, f"{name}: {why}")
+        if queues < 2:
+            text = f"{name} has {queues} receive queue(s), and two are needed, one for other traffic"
+            raise NetmemError(errno.EOPNOTSUPP, f"{text}: ethtool -L {name} rx 2")
+        for number, queue in state.queues.items():
+            if queue.provider or queue.xsk:
+                text = f"queue {number} of {name} has memory of another process: end that first"
+                raise NetmemError(errno.EBUSY, f"{text} (netmem show --kernel {name})")
+
+    def _reach(self) -> None:
+        """Forget addresses of ours that the other end has no way to. EHOSTUNREACH when none is left."""
+        for family, address in list(self.addresses.items()):
+            try:
+                self.receive(1, family=family)
+            except Unseen as unseen:
                 del self.addresses[family]
+                if not self.addresses:
+                    self.close()
+                    raise NetmemError(errno.EHOSTUNREACH, f"{unseen}: is it at the other end?") from None
+            except Violation:
+                others = [one for one in self.addresses if one != family]
+                if others and address:  # a driver's fault shows over the other family as well
+                    del self.addresses[family]
 
     def seed(self) -> int:
         """Another one for each transfer: what lies in the memory from the last is not taken for this one."""
@@ -288,7 +310,7 @@ class Rig:
                     tokens = message.frags["frag_token"]
                     found.unknown += len(tokens) - sock.devmem_dontneed(tokens)
         found.digest = mark.hexdigest()
-        self.judge(found, size, seed, by_copy=piece < SEGMENT)
+        self.judge(found, size, seed, by_copy=min(piece, self.mtu - HEADERS) < SEGMENT)
         return found
 
     def message(self, sock: KernelSocket, found: Received) -> DevmemMessage:

@@ -27,6 +27,7 @@ from netmem.kernel.device import KernelDevice
 # Whose fault it is what a kernel complains of, by its words.
 BLAME = (
     (re.compile(r"gave up with errno"), "R4"),
+    (re.compile(r"Bad page|page_pool leak"), "R7"),
     (re.compile(r"netmem\.h|NULL pointer dereference|page fault|general protection|Oops"), "R5"),
     (re.compile(r"DMA-API.*sync"), "R6"),
     (re.compile(r"DMAR:.*fault|DMA-API"), "R4"),
@@ -76,7 +77,11 @@ def judge(check: Check, rig: Rig) -> tuple[Result, list[str]]:
 
 
 def run(
-    name: str, peer: str, only: tuple[str, ...] = (), begin: Callable[[Check], None] = lambda check: None
+    name: str,
+    peer: str,
+    only: tuple[str, ...] = (),
+    begin: Callable[[Check], None] = lambda check: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Result]:
     """Each check's result, as it comes. What is set is undone at the end.
 
@@ -88,6 +93,8 @@ def run(
     failed: set[str] = set()
     try:
         with Peer(peer) as other, KernelDevice(name) as device:
+            if device.undone:
+                say(f"{name}: undone what was left behind: {', '.join(device.undone)}")
             rig = Rig(device, other, log)
             try:
                 for check in wanted(only):

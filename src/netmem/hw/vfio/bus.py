@@ -43,7 +43,7 @@ class VfioBus(DmaSpace):
 
     def __init__(self, name: str, *, bounce: bool = False) -> None:
         self.name = name.lower()
-        group = _group_of(self.name)
+        group = group_of(self.name)
         super().__init__(bounce=bounce)
         self._iovas: dict[int, int] = {}  # sizes, by where they begin
         self._log = KernelLog()
@@ -203,13 +203,13 @@ def _bdf(name: str) -> tuple[int, int, int]:
     return int(bus, 16), int(device, 16), int(function)
 
 
-def _group_of(name: str) -> int:
-    """The IOMMU group of a function that vfio-pci has."""
+def group_of(name: str) -> int:
+    """The IOMMU group of a function that vfio-pci has. EINVAL, ENODEV: what it has not, and the cure."""
     if not NAME.fullmatch(name):
         raise NetmemError(errno.EINVAL, f"{name!r} is no PCI function, such as 0000:03:00.0")
     folder = SYS / name
     if not folder.exists():
-        raise NetmemError(errno.ENODEV, f"there is no PCI function {name}: lspci -D lists them")
+        raise NetmemError(errno.ENODEV, f"there is no PCI function {name}: {SYS} has those that there are")
     if not (folder / "iommu_group").exists():
         text = f"{name} is in no IOMMU group: turn the IOMMU on (intel_iommu=on, and in the firmware)"
         raise NetmemError(errno.ENODEV, text)

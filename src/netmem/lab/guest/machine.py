@@ -348,7 +348,9 @@ class Guest:
         """Wait until the guest takes commands."""
         self.pump(time.monotonic() + timeout, lambda: self._ready)
         if self.failures:
-            raise self._error(errno.ENODEV, self.failures[0])
+            other = "Invalid module format" in self.failures[0]
+            cure = ": it is of another kernel (build-module and guests have --kernel)" if other else ""
+            raise self._error(errno.ENODEV, self.failures[0] + cure)
 
     def start(self, command: str, stdout: Callable[[bytes], None], stderr: Callable[[bytes], None]) -> None:
         """Have the guest's bash run a command line; ``finish`` waits for it."""
