@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -196,3 +197,32 @@ class DmaSpace:
         self._mappings.clear()
         self._closed = True
         os.close(self.irq_fd)
+
+
+class PciSpace(DmaSpace):
+    """What buses have in common whose NIC is a PCI function: it moderates its interrupts by itself."""
+
+    def irq_arm(self) -> None:
+        """Nothing to do: the NIC's own moderation keeps interrupts rare."""
+
+    def irq_ack(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.irq_fd)
+
+    def wait(self, ready: Callable[[], bool], what: str, timeout_ns: int) -> None:
+        deadline = time.monotonic_ns() + timeout_ns
+        while not ready():
+            if not self.is_alive():
+                raise self.gone()
+            if time.monotonic_ns() > deadline:
+                text = f"the NIC did not get to {what} in {timeout_ns / 1e9:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, text)
+            time.sleep(0.0005)  # set-up only: link, reset, a queue that starts or stops
+
+    def is_alive(self) -> bool:
+        """False once the device is gone."""
+        raise NotImplementedError
+
+    def gone(self) -> DeviceGoneError:
+        """Why nothing can be done with it any more."""
+        raise NotImplementedError

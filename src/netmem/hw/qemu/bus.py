@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from netmem.base.errors import DeviceGoneError, NetmemError
-from netmem.hw.bus import DmaSpace
+from netmem.hw.bus import PciSpace
 from netmem.hw.pci import PCI_CAP_ID_MSIX, PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE, PciFunction
 from netmem.hw.qemu import doorbell
 from netmem.hw.qemu.find import Qemu
 from netmem.hw.qemu.machine import DOORBELL_BAR0, NIC_BAR0, NIC_BAR3, Machine
 
 
-class QemuBus(DmaSpace):
+class QemuBus(PciSpace):
     """Registers by qtest, DMA by hot-plugged memory, interrupts by eventfd.
 
     Arguments as for ``Machine``. A mapping can be reached by the NIC alone, from ``dma_map`` until
@@ -96,22 +95,9 @@ class QemuBus(DmaSpace):
         at = self.config.capability(PCI_CAP_ID_MSIX) + PCI_MSIX_FLAGS
         self.config.write(at, self.config.read(at, 2) | PCI_MSIX_FLAGS_ENABLE, 2)
 
-    def irq_arm(self) -> None:
-        """Nothing to do: the NIC's own moderation keeps interrupts rare."""
-
-    def irq_ack(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.irq_fd)
-
-    def wait(self, ready: Callable[[], bool], what: str, timeout_ns: int) -> None:
-        deadline = time.monotonic_ns() + timeout_ns
-        while not ready():
-            if not self.is_alive():
-                raise self.machine.gone()
-            if time.monotonic_ns() > deadline:
-                text = f"the NIC did not get to {what} in {timeout_ns / 1e9:g} s"
-                raise TimeoutError(errno.ETIMEDOUT, text)
-            time.sleep(0.0005)  # set-up only: link, reset, a queue that starts or stops
+    def gone(self) -> DeviceGoneError:
+        """How QEMU ended."""
+        return self.machine.gone()
 
     def unplug(self) -> None:
         """Surprise removal: QEMU is killed."""

@@ -9,14 +9,13 @@ import mmap
 import os
 import re
 import select
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from netmem.base.dma import DmaDirection
 from netmem.base.errors import DeviceGoneError, NetmemError
 from netmem.base.kernel_log import KernelLog
-from netmem.hw.bus import DmaSpace
+from netmem.hw.bus import PciSpace
 from netmem.hw.pci import PCI_COMMAND, PCI_COMMAND_MASTER, PciFunction
 from netmem.hw.vfio.uapi import DMA_READ, DMA_WRITE, ERR_IRQ, MSIX_IRQ, REQ_IRQ, Container, VfioDevice
 
@@ -31,7 +30,7 @@ FLAGS = {
 }  # fmt: skip
 
 
-class VfioBus(DmaSpace):
+class VfioBus(PciSpace):
     """Function ``name`` (0000:03:00.0), which the driver vfio-pci has.
 
     What is mapped for DMA is reached by the function alone, and nothing else is: the IOMMU stops it, and
@@ -126,23 +125,6 @@ class VfioBus(DmaSpace):
     def setup_interrupt(self) -> None:
         """Vector 0 writes ``irq_fd``."""
         self.device.set_irq(MSIX_IRQ, [self.irq_fd])
-
-    def irq_arm(self) -> None:
-        """Nothing to do: the NIC's own moderation keeps interrupts rare."""
-
-    def irq_ack(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.irq_fd)
-
-    def wait(self, ready: Callable[[], bool], what: str, timeout_ns: int) -> None:
-        deadline = time.monotonic_ns() + timeout_ns
-        while not ready():
-            if not self.is_alive():
-                raise self.gone()
-            if time.monotonic_ns() > deadline:
-                text = f"{self.name} did not get to {what} in {timeout_ns / 1e9:g} s"
-                raise TimeoutError(errno.ETIMEDOUT, text)
-            time.sleep(0.0005)  # set-up only: link, reset, a queue that starts or stops
 
     def is_alive(self) -> bool:
         """False once the function was pulled, had an error, or somebody asked for it to be given back."""
