@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from netmem import __version__
 from netmem.base.errors import NetmemError
 from netmem.base.schema import document
 from netmem.cli.check_live import examine
@@ -38,7 +39,7 @@ def command(device: str, peer: str | None, output: Path | None) -> None:
     """
     peer = peer or default_peer(dict(os.environ))
     try:
-        body: dict[str, Any] = describe(device)
+        body: dict[str, Any] = {"netmem": __version__, **describe(device)}
     except NetmemError as error:
         raise usage(error) from None
     results, why = [], ""

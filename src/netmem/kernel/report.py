@@ -12,7 +12,6 @@ import platform
 import re
 from typing import Any
 
-from netmem import __version__
 from netmem.base.errors import NetmemError
 from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.ethtool_ioctl import EthtoolIoctl
@@ -32,7 +31,6 @@ def describe(name: str) -> dict[str, Any]:
     queues = [explain(Ask(kernel, device, queue)) for queue in range(device.rx_queues)]
     (looked,) = _devices(name)
     return {
-        "netmem": __version__,
         "python": platform.python_version(),
         "kernel": kernel.release,
         "machine": platform.machine(),
