@@ -336,3 +336,23 @@ def test_the_example_prints_the_sum(nic):
         example.kill()
         example.wait()
         example.stdout.close()
+
+
+def test_what_a_device_is_closed_for_comes_first(monkeypatch):
+    """An error while closing hides neither an error nor a signal; without one it is told."""
+
+    def used(raised):
+        with netmem.open_device() as device:
+            real = device.stack.close
+
+            def fails():
+                real()
+                raise OSError(errno.EIO, "the end went wrong")
+
+            monkeypatch.setattr(device.stack, "close", fails)
+            if raised:
+                raise raised
+
+    for raised in (KeyError, None):
+        with pytest.raises(raised or OSError):
+            used(raised)

@@ -250,8 +250,12 @@ class Device:
     def __enter__(self) -> Device:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if kind is None:  # what it is closed for comes first: an error, or a signal
+                raise
 
 
 def open_device(
