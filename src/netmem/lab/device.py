@@ -287,12 +287,7 @@ def open_device(
     without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
     QEMU that has the NIC.
     """
-    if nic not in NICS:
-        raise NetmemError(errno.EINVAL, f"unknown NIC {nic!r}; one of {', '.join(NICS)}")
-    if not 1 <= queues <= MAX_QUEUES:
-        raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to {MAX_QUEUES} are possible")
-    if not 576 <= mtu <= NICS[nic].max_mtu:
-        raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
+    _check_arguments(nic, queues, mtu)
     tap = wire_of(wire) if isinstance(wire, str) else wire
     vfio = vfio_of(bus) if isinstance(bus, str) else bus
     qemu = bus.partition(":")[2] or None if isinstance(bus, str) else None
@@ -321,6 +316,15 @@ def open_device(
     else:
         made = _start_softnic(mtu, bounce, wanted.number)
     return _on(made, wanted.open(made), both(ADDRESS), (), config)
+
+
+def _check_arguments(nic: str, queues: int, mtu: int) -> None:
+    if nic not in NICS:
+        raise NetmemError(errno.EINVAL, f"unknown NIC {nic!r}; one of {', '.join(NICS)}")
+    if not 1 <= queues <= MAX_QUEUES:
+        raise NetmemError(errno.EINVAL, f"{queues} receive queues: 1 to {MAX_QUEUES} are possible")
+    if not 576 <= mtu <= NICS[nic].max_mtu:
+        raise NetmemError(errno.EINVAL, f"mtu {mtu}: 576 to {NICS[nic].max_mtu} are possible")
 
 
 @dataclass(frozen=True)
