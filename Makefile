@@ -7,7 +7,7 @@ DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
 
-.PHONY: layouts demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
+.PHONY: layouts mutants demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
   guest-fetch guest guest-verify bench-short verify check-tree convert-compile clean
 
 $(STAMP): pyproject.toml
@@ -33,6 +33,10 @@ test-kernels: $(STAMP)
 
 test-uncompiled: $(STAMP)
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4
+
+# Every driver with a mistake, with every kind of memory, on both NICs.
+mutants: $(STAMP)
+	NETMEM_MUTANTS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 tests/test_contract.py
 
 # Ten thousand connections on networks that lose, reorder, duplicate and damage; a seed that fails is printed.
 RUNS ?= 1000

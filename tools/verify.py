@@ -15,6 +15,7 @@ STAGES = [
     ("lint, types, layers", ["make", "lint"]),
     ("tests, compiled", ["make", "test"]),
     ("tests, everything uncompiled", ["make", "test-uncompiled"]),
+    ("drivers with mistakes, on both NICs", ["make", "mutants"]),
     ("100,000 simulated connections", ["make", "simulate", "RUNS=10000"]),
     ("crowds of a thousand, simulated", ["make", "crowd"]),
     ("10,000 short connections, a GiB each way", ["make", "soak"]),

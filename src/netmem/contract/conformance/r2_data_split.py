@@ -21,6 +21,9 @@ def check_r2_data_split(make_driver: MakeDriver, memory: str = "none") -> str:
             for queue in range(QUEUES):
                 rig.lead(queue)
                 _looks_at_frame(rig, queue, value)
+                if value == on:  # and stays on when the queue is restarted
+                    rig.dev.queues.restart(rig.dev.rx_queues[queue])
+                    _looks_at_frame(rig, queue, value)
         hits = [rig.dev.driver.get_queue_stats(queue)["hds_hit"] for queue in range(QUEUES)]
     if min(hits) < 2:
         raise Violation("R2", f"hds_hit counts {min(hits)} of at least 2 frames that were split")
