@@ -206,10 +206,14 @@ def test_a_report_is_a_file_that_names_nobody(tmp_path):
     found = json.loads(path.read_text())
     assert found["schema"] == "netmem.report/1"
     assert found["explain"][0]["refused"]
+    assert (found["check"], found["check_error"]) == ([], None)
     text = path.read_text()
     assert socket.gethostname() not in text or len(socket.gethostname()) < 4
     assert "127.0.0.1" not in text
     assert netmem("report", "there-is-none", cwd=tmp_path).returncode == 1
+    unchecked = netmem("report", "lo", "-o", "-", "--peer", "ssh:", cwd=tmp_path)
+    assert unchecked.returncode == 2
+    assert "'peer'" in json.loads(unchecked.stdout)["check_error"]
     refused = netmem("report", "lo", "-o", "nowhere/report.json", cwd=tmp_path)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
 

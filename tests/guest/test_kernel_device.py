@@ -119,6 +119,27 @@ netmem leaks --kernel
     assert "No page pool was destroyed with netmems out" in said
 
 
+def test_a_live_check_puts_split_back_where_it_was_on(lab):
+    """It turns it off and on, and is refused in between: settings that say the same are undone in order."""
+    said = lab.run(
+        """ethtool -G eth0 tcp-data-split on
+netmem check --live eth0 --only R2 --format json
+ethtool -g eth0 | awk '/split/ {now = $4} END {print "split", now}'
+ls -A /run/netmem
+ethtool -G eth0 tcp-data-split auto
+ip netns add lone
+netmem check --live eth0 --peer netns:lone --only R3 2>&1 || echo status $?
+ip netns del lone""",
+        240,
+    )
+    found, _, rest = said.partition("\nsplit ")
+    assert json.loads(found)["requirements"]["R2"]["outcome"] == "pass"
+    put_back, cannot, status = rest.splitlines()
+    assert put_back == "on"
+    assert "is it at the other end?" in cannot
+    assert status == "status 2"
+
+
 def test_the_page(lab):
     """docs/kernel.md's example, and the sender that it names."""
     text = PAGE.read_text()

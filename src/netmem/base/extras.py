@@ -10,6 +10,9 @@ EXTRAS = {
     "lab": ("numpy", "numba", "pyroute2", "pcapng", "debian"),
 }
 
+COMPILED: bool = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+"""False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python, and Numba need not be there."""
+
 
 class MissingExtraError(ImportError):
     """A part of netmem that this installation does not have; the message says how to get it."""
@@ -20,8 +23,7 @@ def need(extra: str, module: str) -> None:
 
     Numba is not needed where it would not be used (NUMBA_DISABLE_JIT). MissingExtraError.
     """
-    uncompiled = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
-    wanted = [name for name in EXTRAS[extra] if not (uncompiled and name == "numba")]
+    wanted = [name for name in EXTRAS[extra] if COMPILED or name != "numba"]
     missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         raise MissingExtraError(

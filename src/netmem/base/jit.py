@@ -23,9 +23,7 @@ from types import CodeType
 from typing import Any, TypeVar
 
 from netmem.base import folders
-
-COMPILED: bool = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
-"""False when NUMBA_DISABLE_JIT is set: kernels then run as ordinary Python, and Numba need not be there."""
+from netmem.base.extras import COMPILED as COMPILED
 
 if COMPILED:
     import numba

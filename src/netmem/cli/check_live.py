@@ -9,8 +9,7 @@ import time
 import click
 
 from netmem.base.errors import NetmemError
-from netmem.cli.verdicts import write
-from netmem.contract.live.checks import Check
+from netmem.cli.verdicts import progress, write
 from netmem.contract.live.peer import default_peer
 from netmem.contract.live.run import run
 from netmem.contract.report import Result
@@ -33,25 +32,17 @@ def check_live(name: str, peer: str | None, only: tuple[str, ...], kind: str, ve
 
 def examine(name: str, peer: str, only: tuple[str, ...]) -> list[Result]:
     """All results, with what is done now on a terminal. Errors: those of ``netmem.contract.live.run.run``."""
-    shown = sys.stderr.isatty()
-
-    def begin(check: Check) -> None:
-        print(
-            f"\r\033[K{check.requirement} {check.name} ...", end="", file=sys.stderr, flush=True
-        ) if shown else None
 
     def say(text: str) -> None:
         print(f"netmem: {text}", file=sys.stderr)
 
     results: list[Result] = []
-    try:
-        for result in run(name, peer, only, begin, say):
-            results.append(result)
-    except NetmemError as error:
-        if not results:
-            raise
-        print(f"netmem: {error.strerror}", file=sys.stderr)  # what was found is told all the same
-    finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    with progress() as show:
+        try:
+            for result in run(name, peer, only, lambda check: show(f"{check.requirement} {check.name}"), say):
+                results.append(result)
+        except NetmemError as error:
+            if not results:
+                raise
+            say(error.strerror or str(error))  # what was found is told all the same
     return results

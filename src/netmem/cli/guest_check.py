@@ -11,7 +11,7 @@ import click
 
 from netmem.base.errors import NetmemError
 from netmem.cli.guest_options import config_of, failed, machine_options, prepared_for, timeout_option
-from netmem.cli.verdicts import write
+from netmem.cli.verdicts import progress, write
 from netmem.contract.live.guest import run
 from netmem.contract.requirements import REQUIREMENTS
 from netmem.lab.guest.config import GuestConfig, GuestError
@@ -33,11 +33,6 @@ def check(only: tuple[str, ...], kind: str, **o: Any) -> None:
     something does, 2 it could not be checked, 124 the time was over.
     """
     start = time.monotonic()
-    shown = sys.stderr.isatty()
-
-    def progress(name: str) -> None:
-        print(f"\r\033[K{name} ...", end="", file=sys.stderr, flush=True) if shown else None
-
     with ExitStack() as ends:
         if o["iommu"] or o["bounce"]:
             raise click.UsageError("both --iommu and --bounce are had by themselves here")
@@ -48,13 +43,11 @@ def check(only: tuple[str, ...], kind: str, **o: Any) -> None:
             return prepared.start(how, o["modules"])
 
         try:
-            results = run(started, config, only=only, limit=o["timeout"], progress=progress)
+            with progress() as show:
+                results = run(started, config, only=only, limit=o["timeout"], progress=show)
         except GuestError as error:
             failed(error)
         except NetmemError as error:
             raise click.UsageError(error.strerror or str(error)) from None
-        finally:
-            if shown:
-                print("\r\033[K", end="", file=sys.stderr, flush=True)
     seconds = time.monotonic() - start
     sys.exit(write("gve", results, kind, verbose=o["verbose"], seconds=seconds))

@@ -16,8 +16,9 @@ from netmem.base.errors import NetmemError
 from netmem.base.schema import document
 from netmem.cli.check_live import examine
 from netmem.cli.options import usage
-from netmem.cli.verdicts import write
+from netmem.cli.verdicts import status_of, write
 from netmem.contract.live.peer import default_peer
+from netmem.contract.report import verdicts
 from netmem.kernel.report import describe, nameless
 
 ISSUES = "an issue of the project"
@@ -49,16 +50,18 @@ def command(device: str, peer: str | None, output: Path | None) -> None:
         except NetmemError as error:
             why = error.strerror or str(error)
     body["check"] = [{**asdict(one), "evidence": nameless(one.evidence), "trace": ""} for one in results]
-    body["check_error"] = nameless(why.replace(peer, "peer")) or None
+    body["check_error"] = nameless(why.replace(peer, "peer")) if why else None
+    status = 2 if why else status_of(verdicts(results))
     if str(output) == "-":
         print(json.dumps(document("report", body), indent=1))
-        sys.exit(2 if why else 0)
+        sys.exit(status)
     path = output or Path(f"netmem-report-{body['nic']['driver']}.json")
     try:
         path.write_text(json.dumps(document("report", body), indent=1) + "\n")
     except OSError as error:
         raise click.UsageError(f"{path}: {error.strerror}") from None
-    status = write(f"kernel:{device}", results, "text") if results else 2 if why else 0
+    if results:
+        write(f"kernel:{device}", results, "text")
     if why:
         print(f"netmem: its driver was not checked: {why}", file=sys.stderr)
     print(_summary(body))

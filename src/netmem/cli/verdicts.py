@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +17,22 @@ from netmem.contract.requirements import BY_ID
 COLOURS = {report.PASS: "green", report.FAIL: "bold red", report.BLOCKED: "yellow", report.UNKNOWN: "yellow"}
 
 
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """What is done now, on one line of a terminal that is clean afterwards; nothing elsewhere."""
+    shown = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if shown:
+            print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 def write(
     driver: str, results: list[report.Result], kind: str, *, verbose: bool = False, seconds: float = 0.0
 ) -> int:
@@ -24,6 +42,11 @@ def write(
         print(report.FORMATS[kind](driver, found, warnings))
     else:
         _text(driver, found, warnings, verbose, seconds)
+    return status_of(found)
+
+
+def status_of(found: list[report.Verdict]) -> int:
+    """The exit status: 1 when something fails."""
     return int(any(verdict.outcome in (report.FAIL, report.BLOCKED) for verdict in found))
 
 

@@ -66,7 +66,7 @@ def verdicts(results: list[Result]) -> list[Verdict]:
     A requirement cannot be judged any more when one that it needs has failed. What fails with unreadable
     memory only, and for no reason that names another requirement, is R5's.
     """
-    results += _seen_elsewhere(results)
+    results = [*results, *_seen_elsewhere(results)]
     for requirement in (BY_ID[id_] for id_ in JUDGED):
         failed = {r.requirement for r in results if r.outcome == FAIL}
         broken = [need for need in requirement.needs if need in failed]

@@ -133,12 +133,11 @@ class Zcrx:
         offsets, sizes = made[:, 0], made[:, 1]
         np.bitwise_and(payload["off"], np.uint64(AREA_MASK), out=offsets)
         np.right_shift(offsets, np.uint64(PAGE_SHIFT), out=sizes)
-        pages = sizes.astype(np.int64)
         np.left_shift(sizes, np.uint64(32), out=sizes)
         np.bitwise_or(sizes, payload["res"].astype(np.uint64), out=sizes)
         made[:, 2] = self.id
         if sock is None:  # it was closed meanwhile
-            self.refill(pages)
+            self.refill(offsets.astype(np.int64) >> PAGE_SHIFT)
             return
         if len(payload):
             sock.put(made.view(FRAG)[:, 0])
