@@ -106,7 +106,7 @@ def test_what_has_no_twin_goes_through_a_page_and_is_listed(edits, text, tmp_pat
           (RX, "buf->page = page;", "buf->page = page;\n\t\ttiny_keep(NULL, page);")], "must be told apart"),
         ([(RX, "if (page == NULL)", "page++;\n\t\tif (page == NULL)")], "calculated with"),
         ([(HEAD, "int tiny_rx_refill", "#define TINY_CLEAR(b) ((b)->page = NULL)\n\nint tiny_rx_refill")], "names a field"),
-        ([(RX, "if (page == NULL)", "page = ERR_PTR(-ENOMEM);\n\t\tif (page == NULL)")], "no place in a netmem_ref"),
+        ([(RX, "if (page == NULL)", "if (!page)\n\t\t\tpage = ERR_PTR(-ENOMEM);\n\t\tif (page == NULL)")], "no place in a netmem_ref"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_to_be_safe_is_refused(edits, why, tmp_path):

@@ -18,9 +18,10 @@ import tree_sitter_c
 
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.check import understand
-from netmem.contract.lint.labels import Frame
-from netmem.contract.lint.lowering import Expr, declared, types_of
+from netmem.contract.lint.lowering import declared
 from netmem.contract.lint.model import Case
+from netmem.contract.lint.nodes import Expr, Field
+from netmem.contract.lint.places import Scope
 from netmem.contract.pages import PAGE, Holders
 from netmem.contract.patch import Refused, patch_of
 
@@ -254,15 +255,15 @@ class _Rewriter:
         if function is None:
             return
         self.function = function
-        self.frame = Frame(function, False, False)
-        self.frame.types.update(types_of(function.body))
+        self.scope = Scope(function)
+        self.scope.types.update(function.types)
         self._signature(node, name, self.path)
         self._walk(node.child_by_field_name("body"))
 
     def _local(self, name: str) -> bool:
         return (
             (self.path, self.function.name, name) in self.locals
-            and self.frame.types.get(name, "").replace(" ", "").rstrip("[]") == "structpage*"
+            and self.scope.types.get(name, "").replace(" ", "").rstrip("[]") == "structpage*"
         )  # fmt: skip
 
     def _is_place(self, node: Any) -> bool:
@@ -281,9 +282,12 @@ class _Rewriter:
         if node.type == "field_expression":
             expr = csource.expression(node, self.source)
             self._kept.append(expr)  # types are remembered by identity
-            tag = self.world.tag(self.flow.type_of(self.frame, expr[1]))
-            return (tag, expr[2]) in self.cells
+            return isinstance(expr, Field) and (self._tag(expr), expr.name) in self.cells
         return False
+
+    def _tag(self, expr: Field) -> str:
+        """The structure that a field belongs to."""
+        return self.flow.values.types.tag(self.scope, expr.base)
 
     def _walk(self, node: Any) -> None:
         for child in node.named_children:
@@ -334,7 +338,7 @@ class _Rewriter:
     def _pointer(self, node: Any) -> None:
         """A function that gets other types must not be handed on as a pointer."""
         name = self._text(node)
-        if node.parent.type == "call_expression" or name not in self.world.named or name in self.frame.types:
+        if node.parent.type == "call_expression" or name not in self.world.named or name in self.scope.types:
             return
         target = self.world.function(name, self.path)
         if target is not None and any(

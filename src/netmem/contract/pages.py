@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netmem.contract.lint.model import Case
+from netmem.contract.lint.nodes import Field, Stmt, walk
 from netmem.contract.patch import Refused
 
 PAGE = "struct page *"
@@ -26,8 +27,8 @@ class Holders:
 
     def _is_payload(self, held: Any, what: str) -> bool:
         """True when only payload's pages are there. Refused for what headers share with payload."""
-        mine = {x for x in held if x[0] == "buf" and x[1] in self._case.payload and x[2] == "page"}
-        if mine and len(mine) < sum(x[0] == "buf" for x in held):
+        mine = {x for x in held if x.kind == "buf" and x.of in self._case.payload and x.api == "page"}
+        if mine and len(mine) < sum(x.kind == "buf" and x.api != "raw" for x in held):
             raise Refused(
                 f"{what} holds pages of payload and of headers: they must be told apart by hand first"
             )
@@ -46,12 +47,7 @@ class Holders:
                     found.add((tag, name))
         return found
 
-    def names_cell(self, part: object) -> bool:
-        if (
-            isinstance(part, tuple)
-            and part
-            and part[0] == "field"
-            and any(part[2] == name for _, name in self.cells)
-        ):
-            return True
-        return isinstance(part, tuple | list) and any(self.names_cell(one) for one in part)
+    def names_cell(self, body: list[Stmt]) -> bool:
+        """True for statements that name a field which holds pages of payload."""
+        names = {name for _, name in self.cells}
+        return any(isinstance(one, Field) and one.name in names for one in walk(body))

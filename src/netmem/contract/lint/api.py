@@ -50,16 +50,21 @@ CPU_ADDRESS = {
     "page_address": 0, "page_to_virt": 0, "lowmem_page_address": 0, "netmem_address": 0, "__netmem_address":
     0,
     "kmap_local_page": 0, "kmap_atomic": 0, "kmap": 0, "skb_frag_address": 0, "page_to_phys": 0,
+    "phys_to_virt": 0, "pfn_to_kaddr": 0, "bus_to_virt": 0,
 }  # fmt: skip
 TO_PAGE = {"netmem_to_page": 0, "__netmem_to_page": 0}
-FROM_ADDRESS = {"virt_to_page": 0, "virt_to_head_page": 0, "virt_to_netmem": 0}
+FROM_ADDRESS = {"virt_to_page": 0, "virt_to_head_page": 0, "virt_to_netmem": 0, "virt_to_folio": 0,
+"phys_to_page": 0,
+                "pfn_to_page": 0}  # fmt: skip
 # The value of the call is that of one argument.
 SAME = {
     "page_to_netmem": 0, "compound_head": 0, "page_folio": 0, "netmem_compound_head": 0, "READ_ONCE": 0,
     "likely": 0, "unlikely": 0, "ERR_CAST": 0, "PTR_ALIGN": 0, "rcu_dereference": 0, "rtnl_dereference": 0,
     "cpu_to_le64": 0, "cpu_to_le32": 0, "cpu_to_be64": 0, "cpu_to_be32": 0, "le64_to_cpu": 0, "le32_to_cpu":
     0,
-    "lower_32_bits": 0, "upper_32_bits": 0, "be64_to_cpu": 0, "smp_load_acquire": 0, "rcu_dereference_bh": 0,
+    "lower_32_bits": 0, "upper_32_bits": 0, "be64_to_cpu": 0, "smp_load_acquire": 0,
+    "rcu_dereference_bh": 0, "rcu_access_pointer": 0, "rcu_dereference_raw": 0, "iommu_iova_to_phys": 1,
+    "dma_to_phys": 1, "PHYS_PFN": 0, "PFN_PHYS": 0,
     "rcu_dereference_protected": 0, "xchg": 0, "FIELD_PREP": 1, "__pp_page_to_nmdesc": 0,
     "pp_page_to_nmdesc": 0,
     "WARN_ON": 0, "WARN_ON_ONCE": 0, "ALIGN": 0, "IS_ERR_OR_NULL": 0, "FIELD_GET": 1,
@@ -67,6 +72,21 @@ SAME = {
 TO_DEVICE_ORDER = re.compile(
     r"^(cpu_to_[lb]e(16|32|64)|write[bwlq](_relaxed)?|iowrite\w+|lower_32_bits|upper_32_bits)$"
 )
+
+# A virtqueue gives back what it was given with a buffer: position of that, and the calls that return it.
+COOKIE_IN = {"virtqueue_add_inbuf": 3, "virtqueue_add_inbuf_ctx": 3, "virtqueue_add_inbuf_premapped": 3}
+COOKIE_OUT = {"virtqueue_get_buf", "virtqueue_get_buf_ctx", "virtqueue_detach_unused_buf"}
+SUBJECT = {**DMA_ADDRESS, **CPU_ADDRESS, **TO_PAGE, **FROM_ADDRESS, "skb_frag_netmem": 0, "skb_frag_page": 0}
+# Memory of no pool: what kind of value it is.
+ALLOC_RAW = {
+    "alloc_page": "buf", "alloc_pages": "buf", "alloc_pages_node": "buf", "dev_alloc_page": "buf",
+    "dev_alloc_pages": "buf", "__dev_alloc_page": "buf", "__dev_alloc_pages": "buf",
+    "__page_frag_alloc_align": "va",
+    "napi_alloc_frag": "va", "netdev_alloc_frag": "va", "napi_alloc_frag_align": "va",
+    "netdev_alloc_frag_align": "va",
+    "page_frag_alloc": "va", "page_frag_alloc_align": "va", "__get_free_page": "va", "__get_free_pages": "va",
+    "get_zeroed_page": "va",
+}  # fmt: skip
 
 # Where a buffer goes: position of page, netmem or address.
 ATTACH_FRAG = {
@@ -121,11 +141,27 @@ REFCOUNT = {
     "page_ref_sub_return", "page_ref_add_unless", "get_page_unless_zero",
 }  # fmt: skip
 HEADER_PULL = {"__pskb_pull_tail", "pskb_may_pull", "skb_linearize", "__skb_linearize"}
-NET_IOV_TESTS = {"netmem_is_net_iov", "page_pool_is_unreadable", "netif_rxq_has_unreadable_mp",
-"skb_frag_is_net_iov",
-                 "net_is_devmem_iov"}  # fmt: skip
+NET_IOV_TESTS = {"netmem_is_net_iov", "skb_frag_is_net_iov", "net_is_devmem_iov"}  # of one buffer
+READABLE_TESTS = {"netmem_address", "skb_frag_readable"}  # the other way round
+POOL_TESTS = {
+    "page_pool_is_unreadable",
+    "netif_rxq_has_unreadable_mp",
+    "netif_rxq_has_mp",
+    "rxq_is_memory_provider",
+}
+WHOLE_TESTS = {"skb_frags_readable"}  # of all that a packet has
+TESTS_BIT = {"test_bit", "__test_bit", "test_and_clear_bit", "test_and_set_bit"}
+RUNS_XDP = {"bpf_prog_run_xdp", "bpf_prog_run", "xdp_do_redirect", "xdp_do_redirect_frame",
+"xdp_convert_buff_to_frame",
+            "do_xdp_generic", "bpf_prog_run_generic_xdp"}  # fmt: skip
+XDP_TYPE = re.compile(r"\b(bpf_prog|xsk_buff_pool|xdp_umem|xdp_frame) \*")
+# Fields of tables of functions through which XDP, self tests and transmit begin.
+ASIDE_OPS = re.compile(r"^(ndo_bpf|ndo_xdp\w*|ndo_xsk_wakeup|xmo_\w+|self_test)$")
+TRANSMITS = "ndo_start_xmit"
+PRINTS = re.compile(r"print|_dbg|_info|_warn|_err|_notice|NL_SET", re.IGNORECASE)
 SPLIT_CALLS = {"netif_rxq_has_unreadable_mp", "netif_rxq_has_mp", "rxq_is_memory_provider"}
 SPLIT_FIELDS = {"tcp_data_split", "hds_config", "mp_params", "mp_priv", "mp_ops"}
+ASKED_FIELDS = {"tcp_data_split", "hds_config"}
 SPLIT_NAME = re.compile(
     r"hds|hdr_?split|header_?(data_)?split|data_split|split_h|h(ea)?d(e)?r_?data_?split|shampo|unreadable|"
     r"memory_provider|mem_provider|_mp_?(priv|params)|devmem|tcp_?data|hsplit|sph_?(en|cap|active)|\bsph\b",

@@ -103,23 +103,25 @@ def _follow(
     driver: tree.Driver, own: list[csource.CFile], libraries: list[csource.CFile], everything: bool
 ) -> Case:
     """Follow payload; ``own`` grows by files that it turns out to go to."""
-    for _ in range(3):
-        world = World(own, libraries)
-        flow = Flow(world)
-        if everything or any(api.MAKES.search(one.text) for one in own):
-            flow.run()
-        more = _passed_to(flow, driver, {one.path for one in own})
-        if not more:
-            break
-        own += [csource.read(path, tree.load(path) or b"") for path in more[:EXTRA_FILES]]
+    world = World(own, libraries)
+    flow = Flow(world)
+
+    def more(names: set[str]) -> list[csource.CFile]:
+        known = {one.path for one in own}
+        fresh = [
+            csource.read(path, tree.load(path) or b"")
+            for path in _defining(driver, names, known)[:EXTRA_FILES]
+        ]
+        own.extend(fresh)
+        return fresh
+
+    if everything or any(api.MAKES.search(one.text) for one in own):
+        flow.run(more)
     return Case(world, flow)
 
 
-def _passed_to(flow: Flow, driver: tree.Driver, known: set[str]) -> list[str]:
-    """The driver's files that define functions which payload is passed to and nobody has read yet."""
-    names = {e.call for e in flow.events if e.what == "passed" and e.call not in flow.world.named}
-    if not names:
-        return []
+def _defining(driver: tree.Driver, names: set[str], known: set[str]) -> list[str]:
+    """The driver's files that define these functions and nobody has read yet."""
     pattern = re.compile(
         rb"^[\w \t*]*\b(" + b"|".join(sorted(re.escape(n.encode()) for n in names)) + rb")\([^;]*?\)\s*\{",
         re.M,
@@ -207,7 +209,7 @@ def _facts(case: Case) -> dict[str, Any]:
             for w in re.findall(r"netmem_tx\s*=\s*(\w+)", one.text.decode("utf-8", "replace"))
         }
     )
-    allocated = {label[1] for e in case.of("alloc") for label in e.labels}
+    allocated = {label.of for e in case.of("alloc") for label in e.labels}
     return {
         "pools": len(case.creates),
         "separate_header_pool": bool(allocated - case.payload),
@@ -218,7 +220,7 @@ def _facts(case: Case) -> dict[str, Any]:
         "xdp": b"ndo_bpf" in words
         or b"bpf_prog_run_xdp" in words
         or any(b"ndo_bpf" in o.text for o in world.own),
-        "modes": sorted({label[2] for e in case.of("alloc") for label in e.labels}),
+        "modes": sorted({label.api for e in case.of("alloc") for label in e.labels}),
     }
 
 

@@ -1,7 +1,7 @@
-"""C source as the rules need it: functions, structures, macros, and bodies lowered to small tuples.
+"""C source as the rules need it: functions, structures, macros, and bodies lowered to nodes.
 
 tree-sitter parses each file by itself: no headers, no kernel configuration. Both branches of #ifdef are
-read, `#if 0` and comments are not. ``lowering`` says what the tuples are.
+read, `#if 0` and comments are not. ``nodes`` says what bodies are made of.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from typing import Any
 import tree_sitter
 import tree_sitter_c
 
-from netmem.contract.lint.lowering import Expr, Lowering, Stmt, declared, node_text, spaced
+from netmem.contract.lint.cfg import Graph, graph_of
+from netmem.contract.lint.lowering import Lowering, declared, node_text, spaced, types_of
+from netmem.contract.lint.nodes import Expr, Stmt
 
 WORD = re.compile(rb"[A-Za-z_]\w*")
+FIELD = re.compile(rb"(?:->|\.)\s*([A-Za-z_]\w*)")
+CALLED = re.compile(rb"([A-Za-z_]\w*)\s*\(")
 
 
 @functools.cache
@@ -26,7 +30,9 @@ def _parser() -> tree_sitter.Parser:
 
 @dataclass(eq=False)
 class Function:
-    """A function, or a macro with parameters. ``body`` is lowered when first asked for."""
+    """A function, or a macro with parameters. ``words``: all it names; ``called``: what stands before a
+    parenthesis,
+    ``fields``: after a dot or arrow. ``body`` is lowered when first asked for."""
 
     name: str
     path: str
@@ -36,10 +42,14 @@ class Function:
     returns: str
     static: bool
     words: frozenset[bytes]
+    called: frozenset[bytes] = frozenset()
+    fields: frozenset[bytes] = frozenset()
     node: Any = None
     source: bytes = b""
     macro: bool = False
     _body: list[Stmt] | None = None
+    _graph: Graph | None = None
+    _types: dict[str, str] | None = None
 
     @property
     def body(self) -> list[Stmt]:
@@ -47,6 +57,20 @@ class Function:
             self._body = Lowering(self.source).block(self.node) if self.node is not None else []
             self.node = None
         return self._body
+
+    @property
+    def graph(self) -> Graph:
+        """Its control flow."""
+        if self._graph is None:
+            self._graph = graph_of(self.body)
+        return self._graph
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Types of its locals, by name."""
+        if self._types is None:
+            self._types = types_of(self.body)
+        return self._types
 
 
 @dataclass(eq=False)
@@ -71,6 +95,7 @@ class CFile:
         return self.text.decode("utf-8", "replace").splitlines()
 
 
+_DEFINE = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+([A-Za-z_]\w*)[ \t]+([^\n\\]+)$", re.MULTILINE)
 _IF0 = re.compile(rb"^[ \t]*#[ \t]*(if|ifdef|ifndef|else|elif|endif)\b[ \t]*([^\n]*)", re.MULTILINE)
 
 
@@ -114,7 +139,34 @@ def _plain(text: bytes) -> bytes:
     def blank(match: re.Match[bytes]) -> bytes:
         return match[0] if match[0] == b"u64_stats_t" else b" " * len(match[0])
 
-    return _TAGLESS.sub(blank, text)
+    return _grouped(_TAGLESS.sub(blank, text))
+
+
+_GROUP = re.compile(rb"\bstruct_group(_tagged|_attr)?\(\s*(\w+)\s*,(?:\s*\w*\s*,)?")
+
+
+def _grouped(text: bytes) -> bytes:
+    """struct_group() and its like become the structures that they stand for, of the same length."""
+    if b"struct_group" not in text:
+        return text
+    out = bytearray(text)
+    for match in _GROUP.finditer(text):
+        kind, end = match[1], match.end()
+        if kind is None and text[match.end(2) : end].strip() != b",":
+            end = text.index(b",", match.end(2)) + 1  # a name alone: the next word is a member's type
+        depth, at = 1, end
+        while at < len(text) and depth:
+            depth += (text[at] == 40) - (text[at] == 41)
+            at += 1
+        if depth:
+            continue
+        head = b"struct " + (match[2] if kind == b"_tagged" else b"") + b" {"
+        for n in range(match.start(), end):
+            if out[n] not in (10, 13):
+                out[n] = 32
+        out[match.start() : match.start() + len(head)] = head
+        out[at - 1] = 125
+    return bytes(out)
 
 
 def expression(node: Any, source: bytes) -> Expr:
@@ -134,6 +186,9 @@ def read(path: str, text: bytes) -> CFile:
     made = CFile(path, text, dead=dead)
     tree = _parser().parse(source)
     _Top(made, source).visit(tree.root_node, 0)
+    if b"define" in source:
+        for name, value in _DEFINE.findall(source):  # inside functions, too
+            made.macros.setdefault(name.decode(), value.decode("utf-8", "replace").strip())
     return made
 
 
@@ -195,7 +250,9 @@ class _Top:
                 node_text(name, self.source), self.made.path, node.start_point[0] + 1, node.end_point[0] + 1,
                 self._params(declarator.child_by_field_name("parameters")),
                 (spaced(node_text(type_, self.source)) if type_ is not None else "") + " *" * stars,
-                b"static" in head, frozenset(WORD.findall(text)), body, self.source,
+                b"static" in head, frozenset(WORD.findall(text)),
+                frozenset(CALLED.findall(text, body.start_byte - node.start_byte)),
+                frozenset(FIELD.findall(text)), body, self.source,
             )
         )  # fmt: skip
 
@@ -226,9 +283,9 @@ class _Top:
         )  # fmt: skip
         line = node.start_point[0] + 1
         if body is not None and name != text.partition("(")[0]:
-            words = frozenset(WORD.findall(code))
+            words, called, dotted = (frozenset(one.findall(code)) for one in (WORD, CALLED, FIELD))
             self.made.functions.append(
-                Function(name, self.made.path, line, line, names, "", True, words, body, code)
+                Function(name, self.made.path, line, line, names, "", True, words, called, dotted, body, code)
             )
             self.made.functions[-1].macro = True
 
@@ -275,6 +332,8 @@ class _Top:
                 inner = type_.child_by_field_name("body")
                 if inner is not None and not declarators:
                     self._fields(inner, tag, fields)  # anonymous: its fields are ours
+                    if type_.child_by_field_name("name") is not None:
+                        self._struct(type_, "")
                     continue
                 name = declared(declarators[0], self.source)[0] if declarators else ""
                 text = self._struct(type_, f"{tag}.{name}")

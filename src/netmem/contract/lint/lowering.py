@@ -1,26 +1,45 @@
-"""C syntax lowered to small tuples, which rules match on.
-
-Expressions are tuples whose first item is the kind:
-
-    ("id", name, line)                ("num", text)               ("str",)
-    ("field", base, name, line)       ("index", base, index)      ("deref", e)      ("addr", e)
-    ("call", function, [args], line)  ("assign", op, left, right, line)
-    ("un", op, e)   ("bin", op, l, r)   ("cond", c, a, b)   ("init", [(designator, e)])   ("seq", [e])
-
-Statements: ("expr", e), ("decl", type, name, init or None, line), ("if", cond, [then], [else], line),
-("loop", cond or None, [body], line), ("switch", e, [(labels or None, [body])], line), ("return", e or None,
-line),
-("jump", line), ("label",), ("block", [...]).
-"""
+"""C syntax lowered to the typed nodes of ``nodes``."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-Expr = tuple[Any, ...]
-Stmt = tuple[Any, ...]
+from netmem.contract.lint.nodes import (
+    Addr,
+    Assign,
+    Binary,
+    Call,
+    Compound,
+    Config,
+    Declare,
+    Deref,
+    Do,
+    Expr,
+    Field,
+    Goto,
+    Id,
+    If,
+    Index,
+    Init,
+    Inner,
+    Label,
+    Leave,
+    Loop,
+    Num,
+    Other,
+    Return,
+    Stmt,
+    Switch,
+    Ternary,
+    Text,
+    Unary,
+    walk,
+)
+
 MAX_DEPTH = 400  # nested deeper than this an expression is not looked at
+_LITERALS = ("number_literal", "char_literal", "true", "false", "null")
+_NAMES = ("identifier", "field_identifier", "type_identifier")
 
 
 def node_text(node: Any, source: bytes) -> str:
@@ -56,52 +75,61 @@ def declared(node: Any, source: bytes) -> tuple[str, str]:
 
 
 class Lowering:
-    """Turns syntax into the tuples described above."""
+    """Turns syntax into nodes."""
 
     def __init__(self, source: bytes) -> None:
         self.source = source
 
+    # -- statements ----------------------------------------------------------------------------
+
     def block(self, node: Any, depth: int = 0) -> list[Stmt]:
+        """The statements in braces."""
         out: list[Stmt] = []
         for child in node.named_children:
             self.stmt(child, out, depth + 1)
         return out
 
     def body(self, node: Any, depth: int) -> list[Stmt]:
+        """A statement that stands alone, or in braces, or is missing."""
         out: list[Stmt] = []
         if node is not None:
             self.stmt(node, out, depth)
         return out
 
     def stmt(self, node: Any, out: list[Stmt], depth: int) -> None:
+        """Add a statement to ``out``; some syntax is several."""
         if depth > MAX_DEPTH:
             return
         kind, line = node.type, node.start_point[0] + 1
         if kind == "expression_statement":
             for child in node.named_children:
-                out.append(("expr", self.expr(child, depth)))
+                out.append(Do(line, self.expr(child, depth)))
         elif kind == "declaration":
-            self._decl(node, out, depth)
+            self._declaration(node, out, depth)
         elif kind == "compound_statement":
-            out.append(("block", self.block(node, depth)))
+            out.append(Compound(line, self.block(node, depth)))
         elif kind == "if_statement":
             other = node.child_by_field_name("alternative")
             if other is not None and other.type == "else_clause":
-                other = other.named_children[0] if other.named_children else None
+                other = next((c for c in other.named_children if c.type != "comment"), None)
             cond = self.expr(node.child_by_field_name("condition"), depth)
             then = self.body(node.child_by_field_name("consequence"), depth + 1)
-            out.append(("if", cond, then, self.body(other, depth + 1), line))
+            out.append(If(line, cond, then, self.body(other, depth + 1)))
         elif kind in ("while_statement", "do_statement", "for_statement"):
             self._loop(node, kind, out, depth)
         elif kind == "switch_statement":
             self._switch(node, out, depth)
         elif kind == "return_statement":
-            value = node.named_children[0] if node.named_children else None
-            out.append(("return", self.expr(value, depth) if value is not None else None, line))
-        elif kind in ("goto_statement", "break_statement", "continue_statement"):
-            out.append(("jump", kind, line))
+            value = next((c for c in node.named_children if c.type != "comment"), None)
+            out.append(Return(line, self.expr(value, depth) if value is not None else None))
+        elif kind in ("break_statement", "continue_statement"):
+            out.append(Leave(line, kind[:-10]))
+        elif kind == "goto_statement":
+            label = node.child_by_field_name("label")
+            out.append(Goto(line, node_text(label, self.source) if label is not None else ""))
         elif kind == "labeled_statement":
-            out.append(("label",))
+            label = node.child_by_field_name("label")
+            out.append(Label(line, node_text(label, self.source) if label is not None else ""))
             for child in node.named_children[1:]:
                 self.stmt(child, out, depth + 1)
         elif kind == "comment" or kind.startswith("preproc_def"):
@@ -117,8 +145,8 @@ class Lowering:
                 ):
                     continue
                 self.stmt(child, out, depth + 1)
-        elif kind.endswith("_expression") or kind in ("identifier", "call_expression"):
-            out.append(("expr", self.expr(node, depth)))
+        elif kind.endswith("_expression") or kind == "identifier":
+            out.append(Do(line, self.expr(node, depth)))
 
     def _either(self, node: Any, out: list[Stmt], depth: int) -> None:
         """#if: nobody knows which branch it is."""
@@ -128,9 +156,11 @@ class Lowering:
         for child in node.named_children:
             if child.start_byte not in starts:
                 self.stmt(child, then, depth + 1)
-        out.append(("if", ("num", "?"), then, self.body(skip[2], depth + 1), node.start_point[0] + 1))
+        line = node.start_point[0] + 1
+        cond = Config(line, configuration(node, self.source))
+        out.append(If(line, cond, then, self.body(skip[2], depth + 1)))
 
-    def _decl(self, node: Any, out: list[Stmt], depth: int) -> None:
+    def _declaration(self, node: Any, out: list[Stmt], depth: int) -> None:
         type_ = node.child_by_field_name("type")
         text = spaced(node_text(type_, self.source)) if type_ is not None else ""
         text = text.partition("{")[0].strip()
@@ -140,22 +170,24 @@ class Lowering:
             name, suffix = declared(inner, self.source)
             if name:
                 init = self.expr(value, depth) if value is not None else None
-                out.append(("decl", text + suffix, name, init, one.start_point[0] + 1))
+                out.append(Declare(one.start_point[0] + 1, text + suffix, name, init))
 
     def _loop(self, node: Any, kind: str, out: list[Stmt], depth: int) -> None:
         line = node.start_point[0] + 1
         first = node.child_by_field_name("initializer")
-        if first is not None:
-            self.stmt(first, out, depth) if first.type == "declaration" else out.append(
-                ("expr", self.expr(first, depth))
-            )
+        if first is not None and first.type == "declaration":
+            self.stmt(first, out, depth)
+        elif first is not None:
+            out.append(Do(line, self.expr(first, depth)))
         cond = node.child_by_field_name("condition")
-        body = self.body(node.child_by_field_name("body"), depth + 1)
         step = node.child_by_field_name("update")
-        if step is not None:
-            body.append(("expr", self.expr(step, depth)))
-        condition = self.expr(cond, depth) if cond is not None and kind != "do_statement" else None
-        out.append(("loop", condition, body, line))
+        out.append(
+            Loop(
+                line, self.expr(cond, depth) if cond is not None else None,
+                self.body(node.child_by_field_name("body"), depth + 1),
+                self.expr(step, depth) if step is not None else None, kind == "do_statement",
+            )
+        )  # fmt: skip
 
     def _switch(self, node: Any, out: list[Stmt], depth: int) -> None:
         cases: list[tuple[list[Expr] | None, list[Stmt]]] = []
@@ -174,24 +206,27 @@ class Lowering:
                 label = None if label is None or before is None else before + label
             cases.append((label, stmts))
         cond = self.expr(node.child_by_field_name("condition"), depth)
-        out.append(("switch", cond, cases, node.start_point[0] + 1))
+        out.append(Switch(node.start_point[0] + 1, cond, cases))
+
+    # -- expressions -----------------------------------------------------------------------------
 
     def expr(self, node: Any, depth: int) -> Expr:
+        """An expression; the number "?" for what is missing or too deep."""
         if node is None or depth > MAX_DEPTH:
-            return ("num", "?")
-        kind = node.type
+            return Num(0, "?")
+        kind, line = node.type, node.start_point[0] + 1
         d = depth + 1
-        if kind in ("identifier", "field_identifier", "type_identifier"):
-            return ("id", node_text(node, self.source), node.start_point[0] + 1)
-        if kind in ("number_literal", "char_literal", "true", "false", "null"):
-            return ("num", node_text(node, self.source))
+        if kind in _NAMES:
+            return Id(line, node_text(node, self.source))
+        if kind in _LITERALS:
+            return Num(line, node_text(node, self.source))
         if kind in ("parenthesized_expression", "condition_clause", "else_clause"):
             inner = [c for c in node.named_children if c.type != "comment"]
             if len(inner) == 1:
-                if inner[0].type == "compound_statement":  # a statement expression: its last value
-                    return ("block", self.block(inner[0], d))
+                if inner[0].type == "compound_statement":
+                    return Inner(line, self.block(inner[0], d))
                 return self.expr(inner[0], d)
-            return ("seq", [self.expr(c, d) for c in inner])
+            return Other(line, [self.expr(c, d) for c in inner])
         if kind == "call_expression":
             args = node.child_by_field_name("arguments")
             given = (
@@ -199,66 +234,66 @@ class Lowering:
                 if args is not None
                 else []
             )
-            return (
-                "call",
-                self.expr(node.child_by_field_name("function"), d),
-                given,
-                node.start_point[0] + 1,
-            )
+            return Call(line, self.expr(node.child_by_field_name("function"), d), given)
         if kind == "initializer_list":
-            return ("init", [self._initialiser(c, d) for c in node.named_children if c.type != "comment"])
+            return self._initialiser(node, d)
         if kind in ("string_literal", "concatenated_string", "sizeof_expression"):
-            return ("str",)
+            return Text(line)
         if kind == "compound_statement":
-            return ("block", self.block(node, d))
-        made = self._operation(node, kind, d)
-        if made is not None:
-            return made
-        return ("seq", [self.expr(c, d) for c in node.named_children if c.type != "comment"])
+            return Inner(line, self.block(node, d))
+        return self._operation(node, kind, line, d) or Other(
+            line, [self.expr(c, d) for c in node.named_children if c.type != "comment"]
+        )
 
-    def _operation(self, node: Any, kind: str, d: int) -> Expr | None:
+    def _operation(self, node: Any, kind: str, line: int, d: int) -> Expr | None:
         """What has operands: fields, elements, pointers, operators; None for anything else."""
+
+        def part(name: str) -> Expr:
+            return self.expr(node.child_by_field_name(name), d)
+
         if kind == "field_expression":
-            name = node.child_by_field_name("field")
-            return (
-                "field", self.expr(node.child_by_field_name("argument"), d), node_text(name, self.source),
-                node.start_point[0] + 1,
-            )  # fmt: skip
+            return Field(line, part("argument"), node_text(node.child_by_field_name("field"), self.source))
         if kind == "subscript_expression":
-            return (
-                "index", self.expr(node.child_by_field_name("argument"), d),
-                self.expr(node.child_by_field_name("index"), d),
-            )  # fmt: skip
+            return Index(line, part("argument"), part("index"))
         if kind == "pointer_expression":
-            what = "addr" if _operator(node, self.source) == "&" else "deref"
-            return (what, self.expr(node.child_by_field_name("argument"), d))
+            of = part("argument")
+            return Addr(line, of) if _operator(node, self.source) == "&" else Deref(line, of)
         if kind == "assignment_expression":
-            return (
-                "assign", _operator(node, self.source), self.expr(node.child_by_field_name("left"), d),
-                self.expr(node.child_by_field_name("right"), d), node.start_point[0] + 1,
-            )  # fmt: skip
+            return Assign(line, _operator(node, self.source), part("left"), part("right"))
         if kind == "binary_expression":
-            return (
-                "bin", _operator(node, self.source), self.expr(node.child_by_field_name("left"), d),
-                self.expr(node.child_by_field_name("right"), d),
-            )  # fmt: skip
+            return Binary(line, _operator(node, self.source), part("left"), part("right"))
         if kind in ("unary_expression", "update_expression"):
-            return ("un", _operator(node, self.source), self.expr(node.child_by_field_name("argument"), d))
+            return Unary(line, _operator(node, self.source), part("argument"))
         if kind in ("cast_expression", "compound_literal_expression"):
-            return self.expr(node.child_by_field_name("value"), d)
+            return part("value")
         if kind == "conditional_expression":
-            first = node.child_by_field_name("condition")
-            then = node.child_by_field_name("consequence")
-            cond = self.expr(first, d)
-            middle = self.expr(then, d) if then is not None else cond
-            return ("cond", cond, middle, self.expr(node.child_by_field_name("alternative"), d))
+            cond = part("condition")
+            then = part("consequence") if node.child_by_field_name("consequence") is not None else cond
+            return Ternary(line, cond, then, part("alternative"))
         return None
 
-    def _initialiser(self, node: Any, depth: int) -> tuple[str, Expr]:
-        if node.type != "initializer_pair":
-            return "", self.expr(node, depth)
-        names = [node_text(c, self.source).strip(".[] ") for c in node.children_by_field_name("designator")]
-        return ".".join(names), self.expr(node.child_by_field_name("value"), depth)
+    def _initialiser(self, node: Any, depth: int) -> Init:
+        made = Init(node.start_point[0] + 1, [], [])
+        for child in node.named_children:
+            if child.type == "comment":
+                continue
+            name, value = "", child
+            if child.type == "initializer_pair":
+                said = [
+                    node_text(c, self.source).strip(".[] ")
+                    for c in child.children_by_field_name("designator")
+                ]
+                name, value = ".".join(said), child.child_by_field_name("value")
+            made.names.append(name)
+            made.values.append(self.expr(value, depth))
+        return made
+
+
+def configuration(node: Any, source: bytes) -> str:
+    """What an #if, #ifdef or #elif asks for."""
+    said = node.child_by_field_name("condition") or node.child_by_field_name("name")
+    asked = spaced(node_text(said, source)) if said is not None else "?"
+    return f"!{asked}" if node.type == "preproc_ifdef" and node.children[0].type == "#ifndef" else asked
 
 
 def _operator(node: Any, source: bytes) -> str:
@@ -266,23 +301,6 @@ def _operator(node: Any, source: bytes) -> str:
     return node_text(operator, source) if operator is not None else ""
 
 
-def callee(e: Expr) -> Expr:
-    """What a call calls, without what stands around it."""
-    while e[0] in ("deref", "seq") and e[1]:
-        e = e[1][-1] if e[0] == "seq" else e[1]
-    return e
-
-
 def types_of(stmts: list[Stmt]) -> dict[str, str]:
     """Types of all locals that statements declare, by name."""
-    types: dict[str, str] = {}
-    for stmt in stmts:
-        if stmt[0] == "decl":
-            types[stmt[2]] = stmt[1]
-        for part in stmt[1:]:
-            for inner in part if isinstance(part, list) else ():
-                if isinstance(inner, tuple) and inner and isinstance(inner[0], str):
-                    types |= types_of([inner])
-                elif isinstance(inner, tuple) and len(inner) == 2 and isinstance(inner[1], list):
-                    types |= types_of(inner[1])
-    return types
+    return {one.name: one.type for one in walk(stmts) if isinstance(one, Declare)}

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netmem.contract.lint import api
-from netmem.contract.lint.flags import Cond, FlagReader, Flags
+from netmem.contract.lint.flags import Conds, FlagReader, Flags
 from netmem.contract.lint.flow import Event, Flow
+from netmem.contract.lint.labels import KINDS
 from netmem.contract.lint.world import World
 
 PASS, PARTIAL, FAIL, NA = "pass", "partial", "fail", "n/a"
@@ -44,7 +45,7 @@ class Pool:
     path: str
     line: int
     flags: Flags
-    conds: list[Cond]
+    conds: Conds
 
     def has(self, name: str) -> bool:
         """True when a flag may be set."""
@@ -80,7 +81,7 @@ class Case:
 
     def _made(self) -> dict[Any, set[Any]]:
         """holder -> places of page_pool_create() whose pool it may hold, through other holders."""
-        holders = {label[1] for e in self.events for label in e.labels if label[0] != "pool"}
+        holders = {label.of for e in self.events for label in e.labels if label.kind in KINDS}
         holders |= set(self.flow.holds)
         found: dict[Any, set[Any]] = {}
         by_name: dict[Any, list[Any]] = defaultdict(list)
@@ -117,35 +118,53 @@ class Case:
     def payload(self) -> set[Any]:
         """Holders of pools that payload comes from; the others' buffers are headers."""
         allocs = [e for e in self.of("alloc") if not e.xdp] or self.of("alloc")
-        holders = {label[1] for e in allocs for label in e.labels}
+        holders = {label.of for e in allocs for label in e.labels}
+        frags, linear = self._holders("frag"), self._holders("linear")
+        if holders & (frags | linear):  # the others' buffers are in no packet: a management channel's
+            holders &= frags | linear
         flagged = {h for h in holders if any(p.has(api.FLAGS[3]) for p in self.pools_of(h))}
         if flagged and flagged != holders:
             return flagged
-        frags = {label[1] for e in self.of("frag") if not e.xdp for label in e.labels if label[0] == "buf"}
-        linear = {label[1] for e in self.of("linear") for label in e.labels}
+        written = self._holders("copied")  # the driver writes there: made for the CPU
+        if written and holders - written and holders & written:
+            holders -= written
         both = holders & frags
         if both and holders - both and (holders - both) & linear:
             return both
         return holders
 
+    def _holders(self, *what: str) -> set[Any]:
+        """Whose buffers these events are about."""
+        return {label.of for e in self.of(*what) if not e.xdp for label in e.labels if label.kind in KINDS}
+
     @functools.cached_property
     def api(self) -> str:
         """netmem when any payload is allocated so outside of XDP: of several modes the best is judged."""
         kinds = {
-            label[2] for e in self.of("alloc") if not e.xdp for label in e.labels if label[1] in self.payload
+            label.api for e in self.of("alloc") if not e.xdp for label in e.labels if label.of in self.payload
         }
         return "netmem" if "netmem" in kinds else "page"
 
     def mine(self, event: Event, *kinds: str) -> bool:
         """True when an event is about payload in the mode that is judged."""
         return any(
-            label[1] in self.payload and label[2] == self.api
-            for label in event.labels if label[0] != "pool" and (not kinds or label[0] in kinds)
+            label.of in self.payload and label.api == self.api
+            for label in event.labels if label.kind != "pool" and (not kinds or label.kind in kinds)
         )  # fmt: skip
 
     def judged(self, *what: str) -> list[Event]:
         """Events about payload, without XDP and tests, in the driver's own files or a library's."""
-        return [e for e in self.of(*what) if not e.xdp and self.mine(e)]
+        return [
+            e for e in self.of(*what)
+            if not e.xdp and self.mine(e) and not any(label.of in self.management for label in e.labels)
+        ]  # fmt: skip
+
+    @functools.cached_property
+    def management(self) -> set[Any]:
+        """Holders of pools whose buffers come in no packet: a management channel's."""
+        holders = {label.of for e in self.of("alloc") for label in e.labels}
+        packets = self._holders("frag", "linear")
+        return holders - packets if holders & packets else set()
 
     @functools.cached_property
     def payload_pools(self) -> list[Pool]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import defaultdict
+from collections.abc import Callable
 
 from netmem.contract.lint import api
 from netmem.contract.lint.csource import Function
@@ -48,14 +48,16 @@ class Selection:
             known = self._relevant[id(function)] = bool(api.RELEVANT.search(b" ".join(function.words)))
         return known
 
-    def choose(self, everything: list[Function], words: set[bytes]) -> list[Function]:
-        """Functions that can matter: those that name an interface, one of ``words``, or one of these."""
-        everything = [
-            f for f in everything if not api.TRANSMIT_NAME.search(f.name) or b"page_pool" in f.words
-        ]
-        interesting = {*words, *_WORDS}
+    def choose(
+        self, everything: list[Function], words: set[bytes], names_one: Callable[[Function], bool]
+    ) -> list[Function]:
+        """Functions that can matter: those that name an interface, a field of ``words`` as ``names_one``
+        sees it, or one of
+        these."""
         chosen = {
-            id(f): f for f in everything if not interesting.isdisjoint(f.words) or self._is_relevant(f)
+            id(f): f for f in everything
+            if not _WORDS.isdisjoint(f.words) or self._is_relevant(f)
+            or (not words.isdisjoint(f.fields) and names_one(f))
         }  # fmt: skip
         for function in list(chosen.values()):  # predicates that they ask
             for word in function.words:
@@ -71,7 +73,7 @@ class Selection:
         self.known = names
         callers: dict[int, set[int]] = defaultdict(set)
         for function in chosen.values():
-            for word in function.words:
+            for word in function.called:
                 name = word.decode()
                 if name in names and name != function.name:
                     target = self.world.function(name, function.path)
@@ -79,9 +81,3 @@ class Selection:
                         callers[id(target)].add(id(function))
         self.callers = callers
         return list(chosen.values())
-
-
-@functools.cache
-def is_aside(name: str) -> bool:
-    """True for functions by whose name they serve XDP, tests or control queues."""
-    return any(one.search(name) for one in (api.XDP_NAME, api.TEST_NAME, api.CONTROL_NAME, api.TRANSMIT_NAME))

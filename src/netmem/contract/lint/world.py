@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from netmem.contract.lint.csource import CFile, Function
-from netmem.contract.lint.lowering import Expr
+from netmem.contract.lint.nodes import Expr
 
+_KEEPS = re.compile(r"\b(page_pool|netmem_ref|page|net_iov) ?\*|^netmem_ref\b")
 _TAG = re.compile(r"\b(?:struct|union)\s+([\w.]+)")
 
 
@@ -16,34 +17,44 @@ class World:
     """``files``: the driver's own first, then those of libraries, which give meaning but no evidence."""
 
     def __init__(self, own: Iterable[CFile], libraries: Iterable[CFile] = ()) -> None:
-        self.own = list(own)
-        self.files = {one.path: one for one in (*self.own, *libraries)}
-        self.own_paths = {one.path for one in self.own}
+        self.own: list[CFile] = []
+        self.files: dict[str, CFile] = {}
+        self.own_paths: set[str] = set()
         self.named: dict[str, list[Function]] = defaultdict(list)
         self.structs: dict[str, dict[str, str]] = {}
-        self.places: dict[str, int] = defaultdict(
-            int
-        )  # structure -> fields that hold or point to it, if any holds it
+        self.places: dict[str, int] = {}  # structure -> fields that hold or point to it, if any holds it
         self.macros: dict[str, str] = {}
         self.typedefs: dict[str, str] = {}
         self.globals: dict[str, tuple[str, Expr, str, int]] = {}
-        for one in self.files.values():
+        self._types: dict[str, str] = {}
+        self.add(own, libraries)
+
+    def add(self, own: Iterable[CFile], libraries: Iterable[CFile] = ()) -> None:
+        """More files."""
+        own = list(own)
+        self.own += own
+        self.own_paths |= {one.path for one in own}
+        for one in (*own, *libraries):
+            self.files[one.path] = one
             for function in one.functions:
                 self.named[function.name].append(function)
             for tag, fields in one.structs.items():
                 self.structs.setdefault(tag, {}).update(fields)
-            for fields_of in one.embedded.values():
-                for _, inner in fields_of:
-                    self.places[inner] += 1
             self.macros.update(one.macros)
             self.typedefs.update(one.typedefs)
             for type_, name, expr, line in one.globals:
                 self.globals[name] = type_, expr, one.path, line
-        self._types: dict[str, str] = {}
+        self._types.clear()
+        places: dict[str, int] = defaultdict(int)
+        for one in self.files.values():
+            for fields_of in one.embedded.values():
+                for _, inner in fields_of:
+                    places[inner] += 1
         for fields in self.structs.values():
             for type_ in fields.values():
-                if type_.endswith("*") and self.tag(type_) in self.places:
-                    self.places[self.tag(type_)] += 1
+                if type_.endswith("*") and self.tag(type_) in places:
+                    places[self.tag(type_)] += 1
+        self.places = places
 
     def function(self, name: str, path: str) -> Function | None:
         """The function that ``name`` means in file ``path``: the file's own before others'."""
@@ -68,6 +79,10 @@ class World:
                 known = match[1] if match else ""
             self._types[type_] = known
         return known
+
+    def keeps_memory(self, tag: str) -> bool:
+        """True for a structure with a pool or a buffer of a pool's in it."""
+        return any(_KEEPS.search(one) for one in self.structs.get(tag, {}).values())
 
     def field_type(self, tag: str, name: str) -> str:
         """Declared type of a structure's field, "" when unknown."""

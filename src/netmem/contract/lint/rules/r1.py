@@ -28,16 +28,22 @@ def judge(case: Case) -> Verdict:
             "the pool serves XDP or tests only",
             case.evidence(allocs, "{call}() for XDP or tests", CURE),
         )
-    holders = {label[1] for e in normal for label in e.labels}
+    holders = {label.of for e in normal for label in e.labels}
+    frags = {label for e in case.of("frag") if not e.xdp for label in e.labels if label.kind == "buf"}
+    if frags and all(label.api == "raw" for label in frags):
+        places = {label.of for label in frags}
+        raw = [e for e in case.of("raw") if any(label.of in places for label in e.labels)]
+        return Verdict(FAIL, "payload does not come from a page pool: the pool serves headers only",
+                       case.evidence(raw, "payload is allocated by {call}()", CURE))  # fmt: skip
 
     def about(*what: str) -> list[Event]:
         return [
             e for e in case.of(*what)
-            if not e.xdp and any(label[0] != "pool" and label[1] in holders for label in e.labels)
+            if not e.xdp and any(label.kind != "pool" and label.of in holders for label in e.labels)
         ]  # fmt: skip
 
     device = about("descriptor", "posted", "passed") + [
-        e for e in about("kept") if any(label[0] == "dma" for label in e.labels)
+        e for e in about("kept") if any(label.kind == "dma" for label in e.labels)
     ]
     if not device and about("copied"):
         return Verdict(PARTIAL, "buffers from the pool serve copies only: none is seen to reach a descriptor",
@@ -46,7 +52,9 @@ def judge(case: Case) -> Verdict:
         return Verdict(PARTIAL, "buffers from the pool are not seen to reach a descriptor",
                        case.evidence(normal, "{call}(), and nothing is posted", CURE))  # fmt: skip
     found = case.evidence([e for e in normal if case.mine(e)] or normal, "payload is allocated by {call}()")
-    posted = [e for e in device if e.line and case.mine(e) and any(label[0] != "pool" for label in e.labels)]
+    posted = [
+        e for e in device if e.line and case.mine(e) and any(label.kind != "pool" for label in e.labels)
+    ]
     posted.sort(key=lambda e: ("descriptor", "kept", "posted", "passed").index(e.what))
     found += [Evidence(e.path, e.line, f"its address goes on through {e.call}") for e in posted[:1]]
     return Verdict(PASS, "payload buffers come from a page pool and are posted", found)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from netmem.contract.lint import api
-from netmem.contract.lint.flags import Cond
+from netmem.contract.lint.flags import Cond, Conds
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Pool, Rule, Verdict
+from netmem.contract.lint.nodes import Binary, text
 
 MAP, SYNC, UNREADABLE = api.FLAGS[0], api.FLAGS[1], api.FLAGS[3]
 ONLY_IF = f"set {UNREADABLE} if and only if header split is on"
@@ -22,7 +23,7 @@ def judge(case: Case) -> Verdict:
     found = [_pool(case, pool) for pool in case.payload_pools]
     others = [p for p in case.creates.values() if p not in case.payload_pools and UNREADABLE in p.flags.sure]
     for pool in others:
-        if not any(_right(case, c) for c in pool.conds):
+        if not _rights(case, pool.conds):
             here = Evidence(pool.path, pool.line, f"another pool has {UNREADABLE} always", ONLY_IF)
             found.append(Verdict(PARTIAL, f"{UNREADABLE} is set whether header split is on or not", [here]))
     order = (FAIL, PARTIAL, PASS)
@@ -46,21 +47,19 @@ def _pool(case: Case, pool: Pool) -> Verdict:
         here.cure = "add " + " | ".join(missing)
         return Verdict(FAIL, f"the payload pool lacks {' and '.join(missing)}", [here])
     if UNREADABLE in flags.sure:
-        split = [c for c in pool.conds if _right(case, c)]
-        if split:
-            here.message += f"; made only when {_says(split[0])}"
+        right = _rights(case, pool.conds)
+        if right:
+            here.message += f"; made only when {_says(right)}"
             return Verdict(PASS, f"{UNREADABLE} follows the provider: the pool is made only then", [here])
         here.cure = ONLY_IF
         return Verdict(PARTIAL, f"{UNREADABLE} is set whether header split is on or not", [here])
     if UNREADABLE in flags.maybe:
-        conds = flags.maybe[UNREADABLE] + pool.conds
-        right = [c for c in conds if _right(case, c)]
-        if right:
-            here.message += f", and {UNREADABLE[8:]} when {_says(right[0])}"
+        ways = [(way, _rights(case, way | pool.conds)) for way in flags.maybe[UNREADABLE]]
+        if all(right for _, right in ways):
+            here.message += f", and {UNREADABLE[8:]} when {' or '.join(sorted(_says(r) for _, r in ways))}"
             return Verdict(PASS, f"{UNREADABLE} follows header split", [here])
         here.cure = ONLY_IF
-        wrong = flags.maybe[UNREADABLE]
-        says = _says(wrong[0]) if wrong else "something else"
+        says = min((_says(way) for way, right in ways if not right), default="") or "something else"
         here.message += f", and {UNREADABLE[8:]} when {says}"
         return Verdict(
             PARTIAL, f"{UNREADABLE} is set under a condition that does not follow header split", [here]
@@ -72,42 +71,23 @@ def _pool(case: Case, pool: Pool) -> Verdict:
     return Verdict(PARTIAL, f"{UNREADABLE} is never set", [here])
 
 
+def _rights(case: Case, conds: Conds) -> Conds:
+    """Those conditions that follow split or provider, the right way round."""
+    return frozenset(cond for cond in conds if _right(case, cond))
+
+
 def _right(case: Case, cond: Cond) -> bool:
-    """True for a condition that follows split or provider, the right way round."""
     expr, positive = cond
-    if expr[0] == "bin" and expr[1] in ("&&", "||"):
-        every = all if (expr[1] == "||") == positive else any
-        return every(_right(case, (part, positive)) for part in expr[2:])
-    split, when_true, when_false = case.flow.conditions.get(id(expr), (False, False, False))
-    if not split:
-        return False
-    return not (when_true if positive else when_false)
+    if isinstance(expr, Binary) and expr.op in ("&&", "||"):
+        every = all if (expr.op == "||") == positive else any
+        return every(_right(case, (part, positive)) for part in (expr.left, expr.right))
+    split, when_true, when_false = case.flow.conditions.get(expr, (False, False, False))
+    return split and not (when_true if positive else when_false)
 
 
-def _says(cond: Cond) -> str:
-    return ("" if cond[1] else "not ") + text(cond[0])
-
-
-def text(e: object) -> str:
-    """An expression as C, roughly."""
-    if not isinstance(e, tuple) or not e:
-        return ""
-    kind = e[0]
-    if kind in ("id", "num"):
-        return str(e[1])
-    if kind == "field":
-        return f"{text(e[1])}->{e[2]}"
-    if kind == "call":
-        return f"{text(e[1])}({', '.join(text(arg) for arg in e[2])})"
-    if kind == "bin":
-        return f"{text(e[2])} {e[1]} {text(e[3])}"
-    if kind == "un":
-        return f"{e[1]}{text(e[2])}"
-    if kind in ("addr", "deref"):
-        return ("&" if kind == "addr" else "*") + text(e[1])
-    if kind == "index":
-        return f"{text(e[1])}[{text(e[2])}]"
-    return "..."
+def _says(conds: Conds) -> str:
+    """Conditions as C."""
+    return " and ".join(("" if positive else "not ") + text(e) for e, positive in conds)
 
 
 RULE = Rule(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from netmem.contract.lint.labels import Event
-from netmem.contract.lint.model import FAIL, NA, PASS, Case, Rule, Verdict
+from netmem.contract.lint.model import FAIL, NA, PASS, Case, Evidence, Rule, Verdict
 
+MESSAGES = {
+    ("topage",): "{call}() turns payload into a page, which it need not be",
+    ("address",): "{call}() turns payload into an address, which it need not have",
+    ("read", "linear"): "{call} reads payload in {function}() without a guard",
+}
 CURE = "look only where netmem_address() is not NULL, or leave it to the stack: skb_frags may be unreadable"
 
 
@@ -12,21 +17,26 @@ def judge(case: Case) -> Verdict:
     """Payload that becomes a page, or is read, without a guard here or in every caller."""
     if not any(case.mine(e) for e in case.of("alloc")):
         return Verdict(NA, "no payload is allocated from a page pool")
-    bad = [e for e in case.judged("topage") if not e.readable]
-    reads = [e for e in case.judged("read", "linear") if not e.readable and _reads(case, e)]
-    turned = [
-        e for e in case.judged("address") if not e.readable and e.call not in ("netmem_address",)
-    ]  # fmt: skip
-    pulls = []
+    heads = {(e.path, e.function) for e in case.judged("linear") if e.first}
+    events = case.judged("topage", "address", "read", "linear")
+    wrong = [e for e in events if not e.readable and e.call != "netmem_address" and _handled(case, e)]
+    begins = [e for e in wrong if e.first and (e.path, e.function) in heads]
+    found: list[Evidence] = []
+    for what, message in MESSAGES.items():
+        of_kind = [e for e in wrong if e.what in what and e not in begins]
+        found += case.evidence(of_kind, message, CURE)
     if case.judged("frag"):  # what is pulled may lie in a frag
         pulls = [e for e in case.of("pull") if not e.xdp and not e.readable and _receives(case, e)]
-    if bad or reads or turned or pulls:
-        found = case.evidence(bad, "{call}() turns payload into a page, which it need not be", CURE)
-        found += case.evidence(turned, "{call}() turns payload into an address, which it need not have", CURE)
-        found += case.evidence(reads, "{call} reads payload in {function}() without a guard", CURE)
         found += case.evidence(pulls, "{call}() pulls headers out of payload in {function}()", CURE)
+    if found:
         return Verdict(FAIL, "payload is taken for readable", found)
-    guards = [e for e in case.judged("topage", "address", "read", "linear") if e.readable]
+    if begins:
+        return Verdict(
+            PASS, "payload is read only where a packet begins with it",
+            case.evidence(begins, "{call} in {function}(): only when no header came before"), "low",
+            "whether a packet can come without its header: then payload is read",
+        )  # fmt: skip
+    guards = [e for e in events if e.readable]
     if guards:
         return Verdict(
             PASS,
@@ -36,10 +46,11 @@ def judge(case: Case) -> Verdict:
     return Verdict(PASS, "payload is never looked at")
 
 
-def _reads(case: Case, event: Event) -> bool:
-    labels = event.labels
-    return any(
-        label[0] in ("va", "buf") and label[1] in case.payload and label[2] == case.api for label in labels
+def _handled(case: Case, event: Event) -> bool:
+    """True when it is payload itself, or its address for the CPU, that is handled."""
+    return event.what in ("topage", "address") or any(
+        label.kind in ("va", "buf") and label.of in case.payload and label.api == case.api
+        for label in event.labels
     )
 
 

@@ -14,11 +14,11 @@ def judge(case: Case) -> Verdict:
     """Reference counts of pages, and places that keep netmems for later."""
     if not any(case.mine(e) for e in case.of("alloc")):
         return Verdict(NA, "no payload is allocated from a page pool")
-    counts = [e for e in case.judged("refcount") if any(label[0] in ("buf", "va") for label in e.labels)]
+    counts = [e for e in case.judged("refcount") if any(label.kind in ("buf", "va") for label in e.labels)]
     kept = [
         e
         for e in case.judged("kept")
-        if CACHE.search(e.call) and any(label[0] == "buf" for label in e.labels)
+        if CACHE.search(e.call) and any(label.kind == "buf" for label in e.labels)
     ]
     if counts or kept:
         found = case.evidence(counts, "{call}() decides by, or changes, a page's own count", CURE)

@@ -1,0 +1,150 @@
+"""Calls: of the kernel's interfaces, which mean something, and of functions that are known here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from netmem.contract.lint import api
+from netmem.contract.lint.interface import is_out, meaning_of
+from netmem.contract.lint.labels import (
+    ASIDE,
+    ASKED,
+    EMPTY,
+    FLAGS,
+    XDP,
+    Labels,
+    memory,
+)
+from netmem.contract.lint.nodes import (
+    Addr,
+    Call,
+    Deref,
+    Expr,
+    Field,
+    Id,
+)
+from netmem.contract.lint.values import Frame
+
+if TYPE_CHECKING:
+    from netmem.contract.lint.walk import Walk
+
+COOKIES = ("", "virtqueue data")
+
+
+class Calls:
+    """For ``walk``, which evaluates the arguments."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk, self.flow, self.values, self.memory = walk, walk.flow, walk.values, walk.memory
+        self.stores = walk.stores
+
+    def call(self, f: Frame, e: Call) -> Labels:
+        name = e.name
+        if not name or name in f.locals:
+            return self._through_pointer(f, e)
+        name = self.flow.meant(name)
+        args, line = e.args, e.line
+        special = self._special(f, name, args, line)
+        if special is not None:
+            return special
+        values = [self.walk.eval(f, arg) for arg in args]
+        if name in api.RUNS_XDP:
+            f.point.facts |= {XDP}
+            return self.values.labels(f, e)
+        if name in api.COOKIE_IN:
+            for value in values[api.COOKIE_IN[name] : api.COOKIE_IN[name] + 1]:
+                self.memory.put(COOKIES, memory(value))
+        elif name in api.COOKIE_OUT:
+            return self.memory.load(f, f.point.env, Field(line, Id(line, "virtqueue"), COOKIES[1]))
+        meaning = meaning_of(name, args, values, lambda: self._unknown_pool(f, args), f.function.path, line)
+        if meaning is not None:
+            for what, labels, at in meaning.notes:
+                self.walk.note(f, what, name, labels, e, args[at] if 0 <= at < len(args) else None)
+            if meaning.stored:
+                self.stores.write(f, args[0], meaning.stored, "|=")
+            result = meaning.result
+            if meaning.about >= 0 and self.values.is_readable(f, args[meaning.about]):
+                result = frozenset(x._replace(safe=True) for x in result)
+            return result
+        target = self.flow.world.function(name, f.function.path)
+        if target is not None and target is not f.function:
+            return self._enter(f, target, args, values)
+        given = EMPTY
+        for value in values:
+            given |= memory(value)
+            if ASKED in value and not api.PRINTS.search(name):
+                self.walk.note(f, "acted", name, frozenset({ASKED}), e, None)
+        if given:
+            self.walk.note(f, "passed", name, given, e, None)
+        return EMPTY
+
+    def _through_pointer(self, f: Frame, e: Call) -> Labels:
+        """A call through a field of a table of functions."""
+        found = EMPTY
+        values = [self.walk.eval(f, arg) for arg in e.args]
+        function = e.function
+        while isinstance(function, Deref):
+            function = function.of
+        for label in self.values.labels(f, function):
+            target = self.flow.world.function(label.of, f.function.path) if label.kind == "fn" else None
+            if target is not None and target is not f.function:
+                found |= self._enter(f, target, e.args, values)
+        return found
+
+    def _special(self, f: Frame, name: str, args: list[Expr], line: int) -> Labels | None:
+        """Macros of the kernel that assign, or name a place."""
+        if (
+            name in ("dma_unmap_addr_set", "netmem_dma_unmap_addr_set", "dma_unmap_len_set")
+            and len(args) >= 3
+        ):
+            at = args[-2].name if isinstance(args[-2], Id) else "?"
+            return self.stores.store(f, Field(line, args[-3], at), args[-1], line)
+        if name in ("dma_unmap_addr", "dma_unmap_len") and len(args) == 2:
+            at = args[1].name if isinstance(args[1], Id) else "?"
+            return self.values.labels(f, Field(line, args[0], at))
+        if name == "container_of" and args:
+            return memory(self.walk.eval(f, args[0]))
+        if (
+            name in ("WRITE_ONCE", "smp_store_release", "rcu_assign_pointer", "RCU_INIT_POINTER")
+            and len(args) == 2
+        ):
+            return self.stores.store(f, args[0], args[1], line)
+        if (
+            name in ("__set_bit", "set_bit", "__assign_bit", "assign_bit")
+            and args
+            and isinstance(args[0], Id)
+        ):
+            on = self.walk.follows(f, args[0])
+            if len(args) > 2:
+                on |= self.walk.eval(f, args[2]) & FLAGS
+            if on:
+                self.memory.add_constant(args[0].name, on)
+            self.values.modes.stored(args[0].name, (f.key, line), bool(f.point.facts & ASIDE))
+        return None
+
+    def _enter(self, f: Frame, target: Any, args: list[Expr], values: list[Labels]) -> Labels:
+        """A call of a function that is known here."""
+        count = len(target.params)
+        values = values[:count] + [EMPTY] * (count - len(values))
+        if target.macro:  # its parameters have the types of what it is given
+            for (_, name), arg in zip(target.params, args, strict=False):
+                known = self.values.types.of(f, arg)
+                if known:
+                    self.values.types.parameters[id(target), name] = known
+        summary = self.flow.called(f, target, values, self.values.handed(f, target, args))
+        if summary is None:
+            return EMPTY
+        for (type_, _), arg, out, given in zip(target.params, args, summary.outs, values, strict=False):
+            written = out - given
+            if written and is_out(type_, arg):
+                inner = arg.of if isinstance(arg, Addr) else arg
+                if isinstance(inner, Id | Field):
+                    self.stores.write(f, inner, written, "|=")
+            elif isinstance(arg, Addr) and isinstance(arg.of, Id):
+                f.point.answers.pop(arg.of.name, None)
+        return summary.returns
+
+    def _unknown_pool(self, f: Frame, args: list[Expr]) -> Any:
+        if args and isinstance(args[0], Field):
+            return self.memory.cells(f, f.point.env, args[0])[0]
+        return ("unknown", f.function.path, args[0].name if args and isinstance(args[0], Id) else "")

@@ -1,0 +1,325 @@
+"""One function, statement by statement along its graph: what its values are, and what happens there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from netmem.contract.lint import api
+from netmem.contract.lint.calls import Calls
+from netmem.contract.lint.cfg import BasicBlock, Graph, graph_of
+from netmem.contract.lint.labels import (
+    ALL_READABLE,
+    ASIDE,
+    ASKED,
+    CARRIED,
+    EMPTY,
+    FIRST,
+    KINDS,
+    SPLIT,
+    UNSPLIT,
+    Event,
+    Fact,
+    Labels,
+    Point,
+    of_kind,
+)
+from netmem.contract.lint.nodes import (
+    Addr,
+    Assign,
+    Binary,
+    Call,
+    Case,
+    Config,
+    Declare,
+    Deref,
+    Do,
+    Expr,
+    Field,
+    Id,
+    Index,
+    Init,
+    Inner,
+    Num,
+    Other,
+    Return,
+    Ternary,
+    Unary,
+    text,
+)
+from netmem.contract.lint.stores import Stores
+from netmem.contract.lint.values import COMPARES, Frame
+
+if TYPE_CHECKING:
+    from netmem.contract.lint.flow import Flow
+
+MAX_VISITS = 12  # of one block: what it leaves has long stopped to change
+
+
+class Walk:
+    """Walks functions for ``flow``, which knows what to do about calls."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self.values, self.memory = flow, flow.values, flow.values.memory
+        self.stores = Stores(self)
+        self.calls = Calls(self)
+        self._graphs: dict[Expr, Graph] = {}
+        self._eval: dict[type, Callable[[Frame, Any], Labels]] = {
+            Id: self._id, Field: self._access, Index: self._access, Deref: self._access, Addr: self._addr,
+            Call: self.calls.call, Assign: self._assign, Binary: self._binary, Unary: self._unary,
+            Ternary: self._ternary, Init: self._init, Other: self._other, Inner: self._inner,
+        }  # fmt: skip
+
+    # -- statements ----------------------------------------------------------------------------
+
+    def function(self, f: Frame) -> Point:
+        """Look at a function whose parameters are in its frame's point."""
+        return self.graph(f, f.function.graph)
+
+    def graph(self, f: Frame, graph: Graph) -> Point:
+        """Walk a graph until nothing changes any more; what is known at its end."""
+        points: dict[BasicBlock, Point] = {graph.blocks[0]: f.point}
+        last, todo, visits = f.point, {0}, [0] * len(graph.blocks)
+        ends: Point | None = None
+        outer = f.block
+        while todo:
+            number = min(todo)
+            todo.discard(number)
+            block = graph.blocks[number]
+            visits[number] += 1
+            if visits[number] > MAX_VISITS:
+                continue
+            f.point = points[block].copy()
+            f.block, f.events[block] = block, set()
+            for action in block.actions:
+                self._action(f, action)
+            if not block.follow:
+                last = f.point
+                ends = last if ends is None else ends.joined(last)
+                continue
+            before, ways = f.point, [f.point] * len(block.follow)
+            if block.cond is not None:
+                self.eval(f, block.cond)
+                self._decided(f, block)
+                before = f.point
+                ways = [self._after(f, before, block.cond, outcome) for outcome in (True, False)]
+            for following, point in zip(block.follow, ways, strict=True):
+                known = points.get(following)
+                merged = point if known is None else known.joined(point)
+                if known is None or not merged.same(known):
+                    points[following] = merged
+                    todo.add(following.number)
+        f.point = ends if ends is not None else last
+        f.block = outer
+        return f.point
+
+    def _decided(self, f: Frame, block: BasicBlock) -> None:
+        """What a user asked for decides where to go on, unless both ways do the same."""
+        cond = block.cond
+        if cond is None or isinstance(cond, Config):
+            return
+        asked = cond.subject if isinstance(cond, Case) else cond
+        if ASKED in self.values.labels(f, asked) and effective(block.follow[0]) is not effective(
+            block.follow[1]
+        ):
+            self.note(f, "acted", text(asked), frozenset({ASKED}), cond, None)
+
+    def _after(self, f: Frame, before: Point, cond: Expr, outcome: bool) -> Point:
+        """What is known behind a condition."""
+        f.point = before
+        facts = self.values.truth(f, cond, outcome) if not isinstance(cond, Config) else frozenset()
+        self._condition(f, cond)
+        made = before.copy()
+        made.facts = before.facts | facts | {Fact("cond", cond, outcome)}
+        f.point = before
+        return made
+
+    def _condition(self, f: Frame, cond: Expr) -> None:
+        """Keep what a condition says of split, for who asks when all is known."""
+        split = self.values.is_split(f, cond)
+        if not split:
+            return
+        true = ALL_READABLE in self.values.truth(f, cond, True)
+        false = ALL_READABLE in self.values.truth(f, cond, False)
+        before = self.flow.conditions.get(cond, (False, False, False))
+        self.flow.conditions[cond] = (True, true or before[1], false or before[2])
+
+    def _action(self, f: Frame, action: Do | Declare | Return) -> None:
+        match action:
+            case Do(expr=expr):
+                self.eval(f, expr)
+            case Declare(name=name, init=init, line=line):
+                held = self.stores.local_object(f, action)
+                if init is None or held:
+                    f.point.forget(name)
+                    f.point.env.pop(name, None)
+                if held:
+                    f.point.env[name] = held
+                if init is not None:
+                    self.stores.store(f, Id(line, name), init, line)
+            case Return(value=value):
+                if value is not None:
+                    f.returns |= self.eval(f, value)
+                    if "bool" in f.function.returns:
+                        f.returns |= self.follows(f, value)
+                    self.stores.remember(f, "", f.returns)
+                    answer = self.values.answer(f, value)
+                    f.answer = answer if f.answer is None else f.answer.joined(answer)
+
+    def follows(self, f: Frame, value: Expr) -> Labels:
+        """A constant chosen by what follows split follows it too, or its opposite."""
+        if not isinstance(value, Num | Id):
+            return EMPTY
+        word = value.text if isinstance(value, Num) else value.name
+        if word not in ("0", "1", "true", "false") and not word.isupper():
+            return EMPTY
+        facts, found = f.point.facts, EMPTY
+        if any(x.kind == "cond" and self.values.is_split(f, x.of) for x in facts):
+            if word.isupper():
+                return found | SPLIT
+            found |= SPLIT if (word in ("1", "true")) != (ALL_READABLE in facts) else UNSPLIT
+        return found
+
+    # -- expressions -----------------------------------------------------------------------------
+
+    def eval(self, f: Frame, e: Expr) -> Labels:
+        """What an expression may hold; notes what happens in it."""
+        handler = self._eval.get(e.__class__)
+        return handler(f, e) if handler is not None else EMPTY
+
+    def _id(self, f: Frame, e: Id) -> Labels:
+        held = f.point.env.get(e.name)
+        return held if held is not None else self.values.labels(f, e)
+
+    def _addr(self, f: Frame, e: Addr) -> Labels:
+        self.eval(f, e.of)
+        return self.values.labels(f, e)
+
+    def _unary(self, f: Frame, e: Unary) -> Labels:
+        held = self.eval(f, e.of)
+        if e.op in ("++", "--") and isinstance(e.of, Id | Field):
+            f.point.forget(e.of.name if isinstance(e.of, Id) else "." + e.of.name)
+        return held
+
+    def _binary(self, f: Frame, e: Binary) -> Labels:
+        left = self.eval(f, e.left)
+        if e.op in ("&&", "||"):
+            right = self._behind(f, e.left, e.op == "&&", e.right)
+        else:
+            right = self.eval(f, e.right)
+        return (left | right) & CARRIED if e.op in COMPARES else left | right
+
+    def _behind(self, f: Frame, cond: Expr, outcome: bool, e: Expr) -> Labels:
+        """An expression that is looked at only where a condition holds."""
+        before = f.point.facts
+        self._condition(f, cond)
+        f.point.facts = before | self.values.truth(f, cond, outcome) | {Fact("cond", cond, outcome)}
+        held = self.eval(f, e)
+        f.point.facts = before & f.point.facts
+        return held
+
+    def _ternary(self, f: Frame, e: Ternary) -> Labels:
+        self.eval(f, e.cond)
+        self._condition(f, e.cond)
+        found = EMPTY
+        if ASKED in self.values.labels(f, e.cond) and text(e.then) != text(e.other):
+            found |= {ASKED}
+        for outcome, part in ((True, e.then), (False, e.other)):
+            before = f.point.facts
+            f.point.facts = before | self.values.truth(f, e.cond, outcome) | {Fact("cond", e.cond, outcome)}
+            value = self.eval(f, part) | self.follows(f, part)
+            if self.values.is_readable(f, part):  # behind a guard: what comes out may be read
+                value = frozenset(x._replace(safe=True) if x.kind == "va" else x for x in value)
+            found |= value
+            f.point.facts = before & f.point.facts
+        return found
+
+    def _init(self, f: Frame, e: Init) -> Labels:
+        for one in e.values:
+            self.eval(f, one)
+        return EMPTY
+
+    def _other(self, f: Frame, e: Other) -> Labels:
+        found = EMPTY
+        for one in e.parts:
+            found = self.eval(f, one)
+        return found
+
+    def _inner(self, f: Frame, e: Inner) -> Labels:
+        graph = self._graphs.get(e)
+        if graph is None:
+            graph = self._graphs[e] = graph_of(e.body)
+        self.graph(f, graph)
+        last = e.body[-1] if e.body else None
+        return self.values.labels(f, last.expr) if isinstance(last, Do) else EMPTY
+
+    def _access(self, f: Frame, e: Field | Index | Deref) -> Labels:
+        """A field, an element, what a pointer points to: reading through payload's address is noted."""
+        match e:
+            case Field(base=Id(name=name)):
+                base = f.point.env.get(name, EMPTY)
+            case Field(base=Field(base=Id() | Field())):
+                base = EMPTY  # nothing happens on the way along fields
+            case Field(base=inner):
+                base = self.eval(f, inner)
+            case Index(base=inner, index=index):
+                base = self.eval(f, inner)
+                self.eval(f, index)
+            case Deref(of=inner):
+                base = self.eval(f, inner)
+        if base and any(x.kind == "va" for x in base):
+            if isinstance(e, Field):
+                self.note(f, "read", "->", base, e, e.base)
+            elif not isinstance(inner, Addr):
+                self.note(f, "read", "*", base, e, inner)
+        return self.values.labels(f, e)
+
+    def _assign(self, f: Frame, e: Assign) -> Labels:
+        return self.stores.store(f, e.left, e.right, e.line, e.op)
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def note(self, f: Frame, what: str, call: str, labels: Labels, e: Expr, about: Expr | None) -> None:
+        """Something happens to payload; ``about``: which expression is handled."""
+        if what not in ("acted",):
+            labels = frozenset(x for x in labels if x.kind in KINDS or x.kind == "pool")
+        if what in ("read", "write"):
+            labels = of_kind(labels, "va")
+        if not labels and what not in ("sync", "unmap", "pull"):
+            return
+        facts = f.point.facts
+        readable = (
+            bool(labels)
+            and all(x.safe for x in labels if x.kind in KINDS)
+            and any(x.kind in KINDS for x in labels)
+        )
+        readable = readable or self.values.is_readable(f, about)
+        labels = frozenset(x._replace(safe=False) if x.safe else x for x in labels)
+        f.events[f.block].add(
+            Event(
+                what,
+                call,
+                labels,
+                f.function.path,
+                e.line,
+                f.function.name,
+                readable,
+                bool(facts & ASIDE),
+                FIRST in facts,
+            )
+        )
+
+
+def effective(block: BasicBlock) -> BasicBlock:
+    """The next block in which something is done that is not only said."""
+    for _ in range(20):
+        if block.cond is not None or len(block.follow) != 1 or not all(map(_only_says, block.actions)):
+            break
+        block = block.follow[0]
+    return block
+
+
+def _only_says(action: Do | Declare | Return) -> bool:
+    return (
+        isinstance(action, Do) and isinstance(action.expr, Call) and bool(api.PRINTS.search(action.expr.name))
+    )
