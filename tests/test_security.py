@@ -25,9 +25,9 @@ from netmem.base.jit import COMPILED
 from netmem.cli import show
 from netmem.contract.lint import check as lint
 from netmem.contract.lint import tree
+from test_check import run as check
 from test_cli import NETMEM, Receiver
 from test_lint import TINY
-from test_lint import run as check
 
 LIMIT = 170
 ROOT = os.geteuid() == 0

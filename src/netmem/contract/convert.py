@@ -22,25 +22,13 @@ from netmem.contract.lint.lowering import declared
 from netmem.contract.lint.model import Case
 from netmem.contract.lint.nodes import Expr, Field
 from netmem.contract.lint.places import Scope
-from netmem.contract.pages import PAGE, Holders
+from netmem.contract.pages import PAGE, PAGE_AT, SAME_ARGUMENTS, WITH_GFP, Holders
 from netmem.contract.patch import Refused, patch_of
 
 TRANSPARENT = {"likely", "unlikely", "READ_ONCE", "WARN_ON", "WARN_ON_ONCE"}
+
+
 # Position of the page in the page calls that have a twin.
-PAGE_AT = {
-    "page_pool_get_dma_addr": 0, "page_pool_put_page": 1, "page_pool_put_full_page": 1,
-    "page_pool_put_unrefed_page": 1, "page_pool_recycle_direct": 1, "page_pool_fragment_page": 0,
-    "page_pool_ref_page": 0, "page_pool_unref_page": 0, "page_pool_dma_sync_for_cpu": 1, "skb_add_rx_frag": 2,
-    "skb_fill_page_desc": 2, "__skb_fill_page_desc": 2, "skb_frag_fill_page_desc": 1,
-    "page_is_pfmemalloc": 0, "page_address": 0,
-}  # fmt: skip
-SAME_ARGUMENTS = {
-    "page_pool_alloc_pages", "page_pool_dev_alloc_pages", "page_pool_alloc_frag", "page_pool_alloc",
-    "page_pool_dev_alloc",
-}  # fmt: skip
-WITH_GFP = {"page_pool_dev_alloc_frag": "page_pool_alloc_frag_netmem"}
-
-
 @dataclass
 class Remaining:
     """One thing to be done by hand."""

@@ -9,6 +9,18 @@ from netmem.contract.lint.nodes import Field, Stmt, walk
 from netmem.contract.patch import Refused
 
 PAGE = "struct page *"
+PAGE_AT = {
+    "page_pool_get_dma_addr": 0, "page_pool_put_page": 1, "page_pool_put_full_page": 1,
+    "page_pool_put_unrefed_page": 1, "page_pool_recycle_direct": 1, "page_pool_fragment_page": 0,
+    "page_pool_ref_page": 0, "page_pool_unref_page": 0, "page_pool_dma_sync_for_cpu": 1, "skb_add_rx_frag": 2,
+    "skb_fill_page_desc": 2, "__skb_fill_page_desc": 2, "skb_frag_fill_page_desc": 1,
+    "page_is_pfmemalloc": 0, "page_address": 0,
+}  # fmt: skip
+SAME_ARGUMENTS = {
+    "page_pool_alloc_pages", "page_pool_dev_alloc_pages", "page_pool_alloc_frag", "page_pool_alloc",
+    "page_pool_dev_alloc",
+}  # fmt: skip
+WITH_GFP = {"page_pool_dev_alloc_frag": "page_pool_alloc_frag_netmem"}
 
 
 class Holders:
