@@ -123,10 +123,31 @@ BAD = {
     "a reference of its own": (
         [(RX, "\tbuf->netmem = 0;\n", "\tget_netmem(buf->netmem);\n\tbuf->netmem = 0;\n")],
         "R7", "fail", ["get_netmem(buf->netmem);"]),
-    "a cache of its own": (
-        [(HEAD, "struct tiny_buf spare;", "netmem_ref recycle_cache[16];"),
-         (RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "q->recycle_cache[0] = buf->netmem;")],
-        "R7", "fail", ["q->recycle_cache[0] = buf->netmem;"]),
+    "a place beside the ring": (
+        [(RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "q->spare.netmem = buf->netmem;"),
+         (RX, "netmem = page_pool_dev_alloc_netmems(q->page_pool);",
+              "netmem = q->spare.netmem;\n\t\tif (!netmem)\n\t\t\tnetmem = page_pool_dev_alloc_netmems(q->page_pool);")],
+        "R7", "fail", ["q->spare.netmem = buf->netmem;"]),
+    "a whole buffer put aside": (
+        [(RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);", "q->spare = *buf;"),
+         (RX, "struct tiny_buf *buf = &q->bufs[i];\n", "struct tiny_buf *buf = &q->bufs[i];\n\n\t\tif (q->spare.netmem) {\n\t\t\t*buf = q->spare;\n\t\t\tcontinue;\n\t\t}\n")],
+        "R7", "fail", ["q->spare = *buf;"]),
+    "a list of pages": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tlist_add(&netmem_to_page(buf->netmem)->lru, &q->priv->spares);\n\tbuf->netmem = 0;\n")],
+        "R5 R7", "fail fail", None),
+    "a table of functions": (
+        [(RX, "static int tiny_fill_head", "static void tiny_nothing(struct tiny_buf *buf)\n{\n}\n\nstatic void tiny_look(struct tiny_buf *buf)\n{\n"
+              "\tprefetch(netmem_address(buf->netmem));\n}\n\nstatic void (*const tiny_ways[])(struct tiny_buf *buf) = { tiny_nothing, tiny_look };\n\n"
+              "static int tiny_fill_head"),
+         (RX, "if (tiny_readable(buf))\n\t\t\tprefetch(netmem_address(buf->netmem));", "tiny_ways[len > 64](buf);")],
+        "R5", "fail", ["prefetch(netmem_address(buf->netmem));"]),
+    "read back from the packet": (
+        [(RX, "\tbuf->netmem = 0;\n", "\tbuf->netmem = 0;\n\tmemcpy(skb->data, skb_frag_address(&skb_shinfo(skb)->frags[0]), 64);\n")],
+        "R5", "fail", None),
+    "one of two ways takes pages": (
+        [(RX, "netmem = page_pool_dev_alloc_netmems(q->page_pool);",
+          "netmem = i & 1 ? page_to_netmem(page_pool_dev_alloc_pages(q->page_pool)) : page_pool_dev_alloc_netmems(q->page_pool);")],
+        "R3", "partial", None),
     "raw sync hidden in a macro": (
         [(HEAD, "int tiny_rx_refill", "#define tiny_see(q, b, l) dma_sync_single_for_cpu((q)->priv->dev, (b)->dma, l, 2)\n\nint tiny_rx_refill"),
          (RX, SYNC, "tiny_see(q, buf, len);")], "R6", "fail", None),
@@ -300,6 +321,10 @@ GOOD = {
         (MAIN, FLAG, "pp.flags = tiny_flags(q);")],
     "the setting checked": [
         (TOOL, "\tpriv->split_on = kernel", "\tif (kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_UNKNOWN)\n\t\treturn -EINVAL;\n\tpriv->split_on = kernel")],
+    "a count that is printed": [
+        (RX, SYNC, SYNC + '\n\tpr_debug("%d", page_ref_count(q->heads[0].page));\n\tpr_debug("%d", netmem_ref_count(buf->netmem));')],
+    "read back from the packet behind a guard": [
+        (RX, "\tbuf->netmem = 0;\n", "\tbuf->netmem = 0;\n\tif (skb_frags_readable(skb))\n\t\tmemcpy(skb->data, skb_frag_address(&skb_shinfo(skb)->frags[0]), 64);\n")],
     "flags as an enumerator": [
         (HEAD, "#define TINY_PP_FLAGS\t\t(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "enum { TINY_PP_FLAGS = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV };")],
 }  # fmt: skip

@@ -49,10 +49,11 @@ DMA_ADDRESS = {"page_pool_get_dma_addr": 0, "page_pool_get_dma_addr_netmem": 0, 
 CPU_ADDRESS = {
     "page_address": 0, "page_to_virt": 0, "lowmem_page_address": 0, "netmem_address": 0, "__netmem_address":
     0,
-    "kmap_local_page": 0, "kmap_atomic": 0, "kmap": 0, "skb_frag_address": 0, "page_to_phys": 0,
+    "kmap_local_page": 0, "kmap_atomic": 0, "kmap": 0, "skb_frag_address": 0, "skb_frag_address_safe": 0,
+    "page_to_phys": 0,
     "phys_to_virt": 0, "pfn_to_kaddr": 0, "bus_to_virt": 0,
 }  # fmt: skip
-TO_PAGE = {"netmem_to_page": 0, "__netmem_to_page": 0}
+TO_PAGE = {"netmem_to_page": 0, "__netmem_to_page": 0, "skb_frag_page": 0}
 FROM_ADDRESS = {"virt_to_page": 0, "virt_to_head_page": 0, "virt_to_netmem": 0, "virt_to_folio": 0,
 "phys_to_page": 0,
                 "pfn_to_page": 0}  # fmt: skip
@@ -128,21 +129,30 @@ RELEASE_PAGE = {"page_pool_put_page", "page_pool_put_full_page", "page_pool_recy
                 "page_pool_free_va"}  # fmt: skip
 RELEASE_NETMEM = {"page_pool_put_netmem", "page_pool_put_full_netmem", "page_pool_recycle_direct_netmem",
                   "page_pool_put_unrefed_netmem"}  # fmt: skip
+# What keeps a buffer for later: position of the buffer, or of a list's node in it.
+CONTAINERS = {
+    "list_add": 0, "list_add_tail": 0, "list_move": 0, "list_move_tail": 0, "llist_add": 0,
+    "hlist_add_head": 0,
+    "ptr_ring_produce": 1, "__ptr_ring_produce": 1, "ptr_ring_produce_any": 1, "ptr_ring_produce_bh": 1,
+    "kfifo_put": 1, "kfifo_in": 1, "xa_store": 2, "__xa_store": 2, "radix_tree_insert": 2,
+}  # fmt: skip
 BIAS = {"page_pool_fragment_page", "page_pool_fragment_netmem", "page_pool_unref_page",
 "page_pool_unref_netmem",
         "page_pool_ref_page", "page_pool_ref_netmem"}  # fmt: skip
 # Counts that are looked at or changed: not the plain frees, which keep nothing.
+COUNTS = {"page_ref_count", "page_count", "folio_ref_count", "page_mapcount", "netmem_ref_count"}
 REFCOUNT = {
-    "page_ref_count", "page_count", "page_ref_add", "page_ref_sub", "page_ref_inc", "page_ref_dec",
+    "page_ref_add", "page_ref_sub", "page_ref_inc", "page_ref_dec",
     "get_page",
     "set_page_count", "init_page_count", "page_ref_dec_and_test", "page_ref_sub_and_test",
     "put_page_testzero",
-    "folio_ref_count", "folio_get", "page_mapcount", "netmem_ref_count", "get_netmem", "page_ref_dec_return",
+    "folio_get", "get_netmem", "page_ref_dec_return",
     "page_ref_sub_return", "page_ref_add_unless", "get_page_unless_zero",
 }  # fmt: skip
 HEADER_PULL = {"__pskb_pull_tail", "pskb_may_pull", "skb_linearize", "__skb_linearize"}
 NET_IOV_TESTS = {"netmem_is_net_iov", "skb_frag_is_net_iov", "net_is_devmem_iov"}  # of one buffer
 READABLE_TESTS = {"netmem_address", "skb_frag_readable"}  # the other way round
+FRAG_READ = {"skb_frag_page", "skb_frag_address", "skb_frag_address_safe", "skb_frag_netmem"}
 POOL_TESTS = {
     "page_pool_is_unreadable",
     "netif_rxq_has_unreadable_mp",

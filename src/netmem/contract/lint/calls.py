@@ -12,8 +12,10 @@ from netmem.contract.lint.labels import (
     EMPTY,
     FLAGS,
     XDP,
+    Label,
     Labels,
     memory,
+    of_kind,
 )
 from netmem.contract.lint.nodes import (
     Addr,
@@ -22,13 +24,15 @@ from netmem.contract.lint.nodes import (
     Expr,
     Field,
     Id,
+    Num,
 )
 from netmem.contract.lint.values import Frame
 
 if TYPE_CHECKING:
     from netmem.contract.lint.walk import Walk
 
-COOKIES = ("", "virtqueue data")
+COOKIES = ("", "virtqueue data")  # what comes back from a virtqueue
+FRAGS = ("", "skb frags")  # what is attached to packets
 
 
 class Calls:
@@ -47,10 +51,23 @@ class Calls:
         special = self._special(f, name, args, line)
         if special is not None:
             return special
-        values = [self.walk.eval(f, arg) for arg in args]
+        values = [self._given(f, arg) for arg in args]
         if name in api.RUNS_XDP:
             f.point.facts |= {XDP}
             return self.values.labels(f, e)
+        at = api.CONTAINERS.get(name, len(args))
+        if at < len(args):  # a list's node in the buffer
+            match args[at]:
+                case Addr(of=Field(base=node)) if self.values.types.tag(f, node) in ("page", "folio", ""):
+                    values[at] |= memory(self.walk.eval(f, node))
+        if name in api.FRAG_READ:
+            kept = self.memory.load(f, f.point.env, Field(line, Id(line, "skb"), FRAGS[1]))
+            values[0] = values[0] | kept if values else kept
+        if name in api.ATTACH_FRAG:
+            for value in values[api.ATTACH_FRAG[name] : api.ATTACH_FRAG[name] + 1]:
+                self.memory.put(
+                    FRAGS, frozenset(x._replace(of=("frag", x.of)) for x in of_kind(value, "buf"))
+                )
         if name in api.COOKIE_IN:
             for value in values[api.COOKIE_IN[name] : api.COOKIE_IN[name] + 1]:
                 self.memory.put(COOKIES, memory(value))
@@ -76,7 +93,16 @@ class Calls:
                 self.walk.note(f, "acted", name, frozenset({ASKED}), e, None)
         if given:
             self.walk.note(f, "passed", name, given, e, None)
+        elif any(self.values.types.tag(f, arg) in self.memory.keeping for arg in args):
+            self.flow.handed_on.add(name)
         return EMPTY
+
+    def _given(self, f: Frame, arg: Expr) -> Labels:
+        """What an argument is; true and false are told apart."""
+        held = self.walk.eval(f, arg)
+        if isinstance(arg, Num) and arg.text in ("true", "false"):
+            return held | {Label("const", arg.text == "true")}
+        return held
 
     def _through_pointer(self, f: Frame, e: Call) -> Labels:
         """A call through a field of a table of functions."""

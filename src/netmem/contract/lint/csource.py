@@ -85,6 +85,7 @@ class CFile:
     embedded: dict[str, list[tuple[str, str]]] = field(
         default_factory=dict
     )  # struct -> by-value struct fields
+    unions: dict[str, list[set[str]]] = field(default_factory=dict)  # struct -> fields that share a place
     macros: dict[str, str] = field(default_factory=dict)
     typedefs: dict[str, str] = field(default_factory=dict)
     globals: list[tuple[str, str, Expr, int]] = field(default_factory=list)  # type, name, initialiser, line
@@ -315,13 +316,16 @@ class _Top:
         if body is not None and tag:
             fields = self.made.structs.setdefault(tag, {})
             self._fields(body, tag, fields)
+            if node.type == "union_specifier":
+                self.made.unions.setdefault(tag, []).append(set(fields))
         return f"struct {tag}"
 
     def _fields(self, body: Any, tag: str, fields: dict[str, str]) -> None:
         for child in body.named_children:
-            if child.type.startswith("preproc_") or child.type == "ERROR":
+            if child.type == "preproc_function_def":
+                self._macro(child)
+            elif child.type.startswith("preproc_") or child.type == "ERROR":
                 self._fields(child, tag, fields)
-                continue
             if child.type != "field_declaration":
                 continue
             type_ = child.child_by_field_name("type")
@@ -331,7 +335,10 @@ class _Top:
             if type_.type in ("struct_specifier", "union_specifier"):
                 inner = type_.child_by_field_name("body")
                 if inner is not None and not declarators:
+                    before = set(fields)
                     self._fields(inner, tag, fields)  # anonymous: its fields are ours
+                    if type_.type == "union_specifier":
+                        self.made.unions.setdefault(tag, []).append(fields.keys() - before)
                     if type_.child_by_field_name("name") is not None:
                         self._struct(type_, "")
                     continue
@@ -343,7 +350,7 @@ class _Top:
                 name, suffix = declared(one, self.source)
                 if name:
                     fields[name] = text + suffix
-                    if text.startswith("struct ") and not suffix:
+                    if text.startswith("struct ") and suffix in ("", "[]"):
                         self.made.embedded.setdefault(tag, []).append((name, text[7:]))
 
     def _declaration(self, node: Any) -> None:

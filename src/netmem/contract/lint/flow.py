@@ -35,7 +35,7 @@ from netmem.contract.lint.labels import (
     both,
     of_kind,
 )
-from netmem.contract.lint.nodes import Addr, Expr, Field, Id, Init, walk
+from netmem.contract.lint.nodes import Addr, Assign, Call, Expr, Field, Id, Init, names, walk
 from netmem.contract.lint.places import Cell, Scope
 from netmem.contract.lint.selection import PREDICATE_LINES, Selection
 from netmem.contract.lint.values import Frame, Key, Values
@@ -84,6 +84,7 @@ class Flow:
         self._known: dict[Key, Summary] = {}
         self._contexts: dict[int, set[Any]] = defaultdict(set)
         self._todo: set[Key] = set()
+        self.handed_on: set[str] = set()  # functions not known here that are given structures with buffers
         self._transmit: set[str] = set()
         self._held: set[Cell] = set()
         self._tags: tuple[set[Cell], dict[str, set[str]]] | None = None
@@ -127,7 +128,9 @@ class Flow:
             self._roots(chosen, aside)
             self._settle()
             for _ in range(MAX_MODES):
-                news = self.values.modes.conclude(lambda key: bool(self._known[key].sites))
+                news = self.values.modes.conclude(
+                    lambda key: bool(self._known[key].sites), self._stored_unseen
+                )
                 if not news:
                     break
                 for name in news:
@@ -141,17 +144,31 @@ class Flow:
             asked |= passed
             files = more(passed) if passed else []
             self.world.add(files)
+            for key in list(self._known) if files else ():
+                if not asked.isdisjoint(name.decode() for name in self._known[key].function.called):
+                    self._later(key)
             aside |= self._operations() if files else set()
             if held == last and not files:
                 break
         self.events = {one for known in self._known.values() if known.sites for one in known.events}
 
+    def _is_called(self, key: Key) -> bool:
+        return bool(self._known[key].sites)
+
+    def _stored_unseen(self, constant: str) -> bool:
+        """True for a constant that is stored, too, where nobody has looked."""
+        word = constant.encode()
+        seen = {key[0] for key, known in self._known.items() if known.looks}
+        return any(
+            _stores(f, constant) for found in self.world.named.values() for f in found
+            if word in f.words and id(f) not in seen
+        )  # fmt: skip
+
     def _passed(self) -> set[str]:
         """Functions that payload is passed to and nobody has seen."""
-        return {
-            e.call for known in self._known.values() if known.sites for e in known.events
-            if e.what == "passed" and e.call not in self.world.named
-        }  # fmt: skip
+        events = (e for known in self._known.values() if known.sites for e in known.events)
+        passed = {e.call for e in events if e.what == "passed"}
+        return {name for name in passed | self.handed_on if name not in self.world.named}
 
     def _names_held(self, function: Function) -> bool:
         """True for a function that names a field in which something is kept that is followed."""
@@ -182,20 +199,28 @@ class Flow:
     def _operations(self) -> set[str]:
         """Tables of functions: what a call through such a field may reach; names of those that serve XDP or
         tests."""
-        names = self.world.named.keys()
         aside: set[str] = set()
-        for type_, expr, _, _ in self.world.globals.values():
-            if not isinstance(expr, Init):
-                continue
-            for name, one in expr.items:
-                one = one.of if isinstance(one, Addr) else one
-                if name and isinstance(one, Id) and one.name in names:
-                    self.values.memory.put((self.world.tag(type_), name), frozenset({Label("fn", one.name)}))
-                    if api.ASIDE_OPS.match(name):
-                        aside.add(one.name)
-                    if name == api.TRANSMITS:
-                        self._transmit.add(one.name)
+        for variable, (type_, expr, _, _) in self.world.globals.items():
+            if isinstance(expr, Init):
+                self._table(variable, self.world.tag(type_), expr, aside)
         return aside
+
+    def _table(self, variable: str, tag: str, init: Init, aside: set[str]) -> None:
+        for name, one in init.items:
+            one = one.of if isinstance(one, Addr) else one
+            if isinstance(one, Init):
+                self._table(variable, tag, one, aside)
+            if not isinstance(one, Id) or one.name not in self.world.named:
+                continue
+            function = frozenset({Label("fn", one.name)})
+            if not name or name[0].isdigit() or name.isupper():  # an array of functions
+                self.values.memory.add_constant(variable, function)
+                continue
+            self.values.memory.put((tag, name.split(".")[-1]), function)
+            if api.ASIDE_OPS.match(name):
+                aside.add(one.name)
+            if name == api.TRANSMITS:
+                self._transmit.add(one.name)
 
     def _roots(self, chosen: list[Function], aside: set[str]) -> None:
         """Start with functions that nobody else calls; others are reached with what they are given."""
@@ -205,6 +230,7 @@ class Flow:
         left = {id(f): f for f in (*own, *(f for f in others if self.selection.is_handed_on(f)))
                 if f.name not in self._transmit}  # fmt: skip
         callers = self.selection.callers
+        self._without_transmit(left, chosen)
         tops = {k: f for k, f in left.items() if not (callers.get(k, set()) & left.keys())}
         for key, known in self._known.items():
             if ROOT in known.sites and key[0] not in tops:
@@ -219,6 +245,18 @@ class Flow:
                 return
             self._root(alone[0], aside)
             self._settle()
+
+    def _without_transmit(self, left: dict[int, Function], chosen: list[Function]) -> None:
+        """Take out what only transmit reaches."""
+        gone = {id(f) for f in chosen if f.name in self._transmit}
+        callers = self.selection.callers
+        while gone:
+            more = {k for k in left if callers.get(k) and callers[k] <= gone}
+            if not more:
+                return
+            for key in more:
+                del left[key]
+            gone |= more
 
     def _root(self, function: Function, aside: set[str]) -> None:
         facts = frozenset({XDP}) if function.name in aside else NO_FACTS
@@ -339,7 +377,7 @@ class Flow:
         """Functions are told apart by the pools and objects that they are given, and by whether they are
         given buffers."""
         context: Any = tuple(
-            of_kind(arg, "pool", "obj") | {Label("buffer", x.api) for x in arg if x.kind in KINDS}
+            of_kind(arg, "pool", "obj", "const") | {Label("buffer", x.api) for x in arg if x.kind in KINDS}
             for arg in args
         )
         contexts = self._contexts[id(target)]
@@ -397,3 +435,14 @@ class Flow:
                 known = text
             self._meant[name] = known
         return known
+
+
+def _stores(function: Function, constant: str) -> bool:
+    """True for a function that assigns a constant, or sets it in a mask."""
+    for one in walk(function.body):
+        match one:
+            case Assign(op="=" | "|=", right=right) if constant in names(right):
+                return True
+            case Call(args=[Id(name=name), *_]) if name == constant and "set_bit" in one.name:
+                return True
+    return False

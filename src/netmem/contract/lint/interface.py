@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from netmem.contract.lint import api
-from netmem.contract.lint.labels import EMPTY, FLAGS, KINDS, SPLIT, Label, Labels
+from netmem.contract.lint.labels import EMPTY, FLAGS, KINDS, SPLIT, Label, Labels, memory
 from netmem.contract.lint.nodes import Addr, Expr, Field, Id, Index, names
 
 FLAG_QUESTIONS = {
@@ -110,6 +110,10 @@ def _names(args: list[Expr]) -> set[str]:
 
 def _reference(name: str, args: list[Expr], given: _Values) -> Meaning | None:
     """References and releases."""
+    if name in api.COUNTS:
+        return Meaning(result=frozenset(x._replace(kind="count", safe=False) for x in memory(given[0])))
+    if name in api.CONTAINERS:
+        return Meaning((("contained", given[api.CONTAINERS[name]], api.CONTAINERS[name]),))
     for table, what, position in (
         (api.REFCOUNT, "refcount", 0), (api.RELEASE_PAGE, "release_page", 1),
         (api.RELEASE_NETMEM, "release_netmem", 1), (api.BIAS, "bias", 0),

@@ -25,6 +25,8 @@ class Label(NamedTuple):
     readable, unreadable  the result of a guard, kept for later
     asked    the setting that a user asks set_ringparam for
     packet   what the device says of a packet: no configuration
+    const    true or false, of an argument
+    count    how many references to a buffer there are
     program  what an XDP program decided
     """
 
@@ -83,6 +85,7 @@ class Event(NamedTuple):
     readable: bool = False  # a guard says that the memory is readable
     xdp: bool = False  # only for XDP, AF_XDP or self tests, or in a mode without page pool
     first: bool = False  # only of memory that a packet begins with
+    cell: tuple[str, str] | None = None  # where a buffer is kept, or taken from
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from netmem.contract.lint.flow import Event, Flow
 from netmem.contract.lint.labels import KINDS
 from netmem.contract.lint.world import World
 
+READS = ("topage", "address", "read", "linear")  # also of what is in a packet already
 PASS, PARTIAL, FAIL, NA = "pass", "partial", "fail", "n/a"
 
 
@@ -147,8 +148,11 @@ class Case:
 
     def mine(self, event: Event, *kinds: str) -> bool:
         """True when an event is about payload in the mode that is judged."""
+        holders = self.payload
+        if event.what in READS:
+            holders = self.payload | {("frag", holder) for holder in self.payload}
         return any(
-            label.of in self.payload and label.api == self.api
+            label.of in holders and label.api == self.api
             for label in event.labels if label.kind != "pool" and (not kinds or label.kind in kinds)
         )  # fmt: skip
 

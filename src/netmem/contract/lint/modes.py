@@ -9,6 +9,7 @@ known.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from netmem.contract.lint.nodes import Expr
@@ -42,9 +43,11 @@ class Modes:
         """A constant is stored, or a bit set."""
         self._stored[constant][site] = aside
 
-    def conclude(self, alive: Any) -> set[str]:
-        """Names of fields and constants of which something else is known now; ``alive``: whether a writer is
-        called."""
+    def conclude(self, alive: Callable[[Any], bool], unseen: Callable[[str], bool]) -> set[str]:
+        """Names of fields and constants of which something else is known now.
+
+        ``alive``: a writer is called; ``unseen``: a constant is stored where nobody has looked, too.
+        """
         fields, constants = set(), set()
         for cell, writes in self._writes.items():
             live = [one for (key, _), one in writes.items() if alive(key)]
@@ -55,7 +58,7 @@ class Modes:
                 fields.add(cell)
         for name, sites in self._stored.items():
             live_sites = [aside for (key, _), aside in sites.items() if alive(key)]
-            if live_sites and all(live_sites):
+            if live_sites and all(live_sites) and not unseen(name):
                 constants.add(name)
         news = {name for _, name in fields ^ self.fields} | (constants ^ self.constants)
         self.fields, self.constants = fields, constants

@@ -128,6 +128,8 @@ class Memory:
         self._read_before: dict[Wanted, Labels] = {}
         self._wanted: dict[Any, set[Wanted]] = defaultdict(set)  # cell, or structure -> what was read of it
         self._made: dict[tuple[Field, Labels], Labels] = {}
+        self._types_of: dict[str, set[str]] = defaultdict(set)  # object -> its structure types
+        self.keeping: set[str] = set()  # structure types with buffers in them
 
     def put(self, cell: Cell, value: Labels) -> None:
         """A field may hold these, too."""
@@ -137,12 +139,17 @@ class Memory:
         if not value <= held:
             self.fields[cell] = held | value
             self._is_news(cell)
+            if any(x.kind in ("buf", "va") for x in value):
+                self.keeping |= self._types_of.get(cell[0]) or {cell[0]}
+                self.keeping.discard("")
 
     def add_object(self, tag: str, *names: str) -> None:
         """Structures of this type lie here, too."""
         known = self.objects[tag]
         if not known.issuperset(names):
             known.update(names)
+            for name in names:
+                self._types_of[name].add(tag)
             self._is_news(tag)
 
     def _is_news(self, what: Any) -> None:
@@ -230,6 +237,8 @@ class Memory:
             asked += [(one, name) for one in self.objects.get(tag, ())]
         if owner:
             asked.append(("", name))
+        others = self.world.shared.get((tag, name), ())  # of a union
+        asked += [(one, other) for other in others for one, _ in asked]
         found = EMPTY
         for one in asked:
             self._wanted[one].add(wanted)

@@ -21,6 +21,7 @@ from netmem.contract.lint.labels import (
     Facts,
     Label,
     Labels,
+    memory,
     of_kind,
 )
 from netmem.contract.lint.nodes import (
@@ -56,6 +57,7 @@ class Stores:
         """An assignment; what was assigned."""
         if isinstance(right, Init):
             return self._fill(f, left, right)
+        self._copied(f, left, right)
         value = self.walk.eval(f, right) | self.walk.follows(f, right)
         values = self.values
         answer = None
@@ -88,6 +90,28 @@ class Stores:
             self._mode(f, left, right, answer)
         self.write(f, left, value, op)
         return value
+
+    def _copied(self, f: Frame, left: Expr, right: Expr) -> None:
+        """A whole structure is assigned: what its fields hold goes with it."""
+        if not isinstance(right, Id | Field | Deref | Index) or not isinstance(
+            left, Id | Field | Deref | Index
+        ):
+            return
+        tag = self.values.types.tag(f, right)
+        if tag not in self.memory.keeping or not self._is_whole(f, left) or not self._is_whole(f, right):
+            return
+        if tag == self.values.types.tag(f, left):
+            for name in self.flow.world.structs.get(tag, ()):
+                held = memory(self.values.labels(f, Field(right.line, right, name)))
+                if held:
+                    self.write(f, Field(left.line, left, name), held, "|=")
+
+    def _is_whole(self, f: Frame, e: Expr) -> bool:
+        """True for a structure itself, not a pointer to one."""
+        stars = self.values.types.of(f, e).count("*") + self.values.types.of(f, e).count("[]")
+        while isinstance(e, Deref | Index):
+            stars, e = stars - 1, e.of if isinstance(e, Deref) else e.base
+        return stars <= 0
 
     def _mode(self, f: Frame, left: Field, right: Expr, answer: Answer | None) -> None:
         """In which mode a field is set."""
@@ -166,6 +190,8 @@ class Stores:
                 if op == "=" and isinstance(base, Id) and any(x.kind == "pool" for x in value):
                     self._other_pool(f, base.name, left)
                 value = self._asked(f, value, left, op)
+                if f.point.facts & ASIDE:  # what another mode keeps there is not taken for payload's
+                    value -= memory(value)
                 for cell in self.memory.cells(f, f.point.env, left):
                     pools = of_kind(value, "pool")
                     if pools:
@@ -176,8 +202,8 @@ class Stores:
                         if pool.of != cell:
                             self.memory.holds[cell].add(pool.of)
                     self.memory.put(cell, value)
-                if any(x.kind in KINDS for x in value):
-                    self.walk.note(f, "kept", name, value, left, left)
+                    if any(x.kind in KINDS for x in value):
+                        self.walk.note(f, "kept", name, value, left, left, cell)
             case Call(args=args):  # a macro that stands for a place
                 for arg in args:
                     if isinstance(arg, Id | Field):

@@ -32,6 +32,7 @@ from netmem.contract.lint.labels import (
     Path,
     Point,
     covers,
+    memory,
     split_name,
 )
 from netmem.contract.lint.modes import Modes
@@ -61,6 +62,11 @@ from netmem.contract.lint.world import World
 Key = tuple[int, Any]  # a function, and the pools and objects that it is given
 COMPARES = frozenset(("==", "!=", "<", ">", "<=", ">=", "&&", "||"))
 DESCRIPTOR_SHARE = 3  # a structure of which a third of the fields has an endianness is the device's
+
+
+def carried(labels: Labels) -> Labels:
+    """What is left of values that are compared."""
+    return frozenset(x for x in labels if x in CARRIED or x.kind == "count") if labels else labels
 
 
 class Frame(Scope):
@@ -110,7 +116,7 @@ class Values:
                 return self.labels(f, of) | self.memory.base(f, f.point.env, of)
             case Binary(op=op, left=left, right=right):
                 found = self.labels(f, left) | self.labels(f, right)
-                return found & CARRIED if op in COMPARES else found
+                return carried(found) if op in COMPARES else found
             case Unary(of=of):
                 return self.labels(f, of)
             case Ternary(then=then, other=other):
@@ -161,9 +167,11 @@ class Values:
             return SPLIT
         if name in api.RUNS_XDP:
             return frozenset({PROGRAM})
+        if name in api.COUNTS and e.args:
+            return frozenset(x._replace(kind="count") for x in memory(self.labels(f, e.args[0])))
         found = EMPTY
         for arg in e.args:
-            found |= self.labels(f, arg) & CARRIED
+            found |= carried(self.labels(f, arg))
         at = api.SAME.get(name)
         if at is not None and at < len(e.args):
             return found | self.labels(f, e.args[at])

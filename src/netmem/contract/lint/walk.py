@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from netmem.contract.lint import api
+from netmem.contract.lint import api, nodes
 from netmem.contract.lint.calls import Calls
 from netmem.contract.lint.cfg import BasicBlock, Graph, graph_of
 from netmem.contract.lint.labels import (
     ALL_READABLE,
     ASIDE,
     ASKED,
-    CARRIED,
     EMPTY,
     FIRST,
     KINDS,
@@ -22,6 +21,7 @@ from netmem.contract.lint.labels import (
     Fact,
     Labels,
     Point,
+    memory,
     of_kind,
 )
 from netmem.contract.lint.nodes import (
@@ -47,8 +47,9 @@ from netmem.contract.lint.nodes import (
     Unary,
     text,
 )
+from netmem.contract.lint.places import Cell
 from netmem.contract.lint.stores import Stores
-from netmem.contract.lint.values import COMPARES, Frame
+from netmem.contract.lint.values import COMPARES, Frame, carried
 
 if TYPE_CHECKING:
     from netmem.contract.lint.flow import Flow
@@ -97,13 +98,16 @@ class Walk:
                 last = f.point
                 ends = last if ends is None else ends.joined(last)
                 continue
-            before, ways = f.point, [f.point] * len(block.follow)
+            before = f.point
+            ways: list[Point | None] = [f.point] * len(block.follow)
             if block.cond is not None:
                 self.eval(f, block.cond)
                 self._decided(f, block)
                 before = f.point
                 ways = [self._after(f, before, block.cond, outcome) for outcome in (True, False)]
             for following, point in zip(block.follow, ways, strict=True):
+                if point is None:
+                    continue
                 known = points.get(following)
                 merged = point if known is None else known.joined(point)
                 if known is None or not merged.same(known):
@@ -119,14 +123,29 @@ class Walk:
         if cond is None or isinstance(cond, Config):
             return
         asked = cond.subject if isinstance(cond, Case) else cond
+        self._counted(f, asked)
         if ASKED in self.values.labels(f, asked) and effective(block.follow[0]) is not effective(
             block.follow[1]
         ):
             self.note(f, "acted", text(asked), frozenset({ASKED}), cond, None)
 
-    def _after(self, f: Frame, before: Point, cond: Expr, outcome: bool) -> Point:
-        """What is known behind a condition."""
+    def _counted(self, f: Frame, cond: Expr) -> None:
+        """A page's own count decides."""
+        counts = of_kind(self.values.labels(f, cond), "count")
+        if counts:
+            call = next(
+                (one for one in nodes.walk(cond) if isinstance(one, Call) and one.name in api.COUNTS), None
+            )
+            held = frozenset(x._replace(kind="buf") for x in counts)
+            self.note(f, "refcount", call.name if call is not None else text(cond), held, call or cond, None)
+
+    def _after(self, f: Frame, before: Point, cond: Expr, outcome: bool) -> Point | None:
+        """What is known behind a condition; None when it is never so."""
         f.point = before
+        if isinstance(cond, Id):
+            said = {x.of for x in f.point.env.get(cond.name, EMPTY) if x.kind == "const"}
+            if said == {not outcome}:
+                return None
         facts = self.values.truth(f, cond, outcome) if not isinstance(cond, Config) else frozenset()
         self._condition(f, cond)
         made = before.copy()
@@ -207,7 +226,7 @@ class Walk:
             right = self._behind(f, e.left, e.op == "&&", e.right)
         else:
             right = self.eval(f, e.right)
-        return (left | right) & CARRIED if e.op in COMPARES else left | right
+        return carried(left | right) if e.op in COMPARES else left | right
 
     def _behind(self, f: Frame, cond: Expr, outcome: bool, e: Expr) -> Labels:
         """An expression that is looked at only where a condition holds."""
@@ -220,6 +239,7 @@ class Walk:
 
     def _ternary(self, f: Frame, e: Ternary) -> Labels:
         self.eval(f, e.cond)
+        self._counted(f, e.cond)
         self._condition(f, e.cond)
         found = EMPTY
         if ASKED in self.values.labels(f, e.cond) and text(e.then) != text(e.other):
@@ -255,6 +275,8 @@ class Walk:
 
     def _access(self, f: Frame, e: Field | Index | Deref) -> Labels:
         """A field, an element, what a pointer points to: reading through payload's address is noted."""
+        if isinstance(e, Field):
+            self._taken(f, e)
         match e:
             case Field(base=Id(name=name)):
                 base = f.point.env.get(name, EMPTY)
@@ -277,37 +299,33 @@ class Walk:
     def _assign(self, f: Frame, e: Assign) -> Labels:
         return self.stores.store(f, e.left, e.right, e.line, e.op)
 
+    def _taken(self, f: Frame, e: Field) -> None:
+        """A buffer is taken from where it was kept."""
+        held = of_kind(self.values.labels(f, e), "buf")
+        if held:
+            for cell in self.memory.cells(f, f.point.env, e):
+                self.note(f, "taken", e.name, held, e, None, cell)
+
     # -- events ------------------------------------------------------------------------------------
 
-    def note(self, f: Frame, what: str, call: str, labels: Labels, e: Expr, about: Expr | None) -> None:
+    def note(
+        self, f: Frame, what: str, call: str, labels: Labels, e: Expr, about: Expr | None,
+        cell: Cell | None = None,
+    ) -> None:  # fmt: skip
         """Something happens to payload; ``about``: which expression is handled."""
-        if what not in ("acted",):
+        if what != "acted":
             labels = frozenset(x for x in labels if x.kind in KINDS or x.kind == "pool")
         if what in ("read", "write"):
             labels = of_kind(labels, "va")
         if not labels and what not in ("sync", "unmap", "pull"):
             return
-        facts = f.point.facts
-        readable = (
-            bool(labels)
-            and all(x.safe for x in labels if x.kind in KINDS)
-            and any(x.kind in KINDS for x in labels)
-        )
-        readable = readable or self.values.is_readable(f, about)
+        facts, held = f.point.facts, memory(labels)
+        readable = (bool(held) and all(x.safe for x in held)) or self.values.is_readable(f, about)
         labels = frozenset(x._replace(safe=False) if x.safe else x for x in labels)
         f.events[f.block].add(
-            Event(
-                what,
-                call,
-                labels,
-                f.function.path,
-                e.line,
-                f.function.name,
-                readable,
-                bool(facts & ASIDE),
-                FIRST in facts,
-            )
-        )
+            Event(what, call, labels, f.function.path, e.line, f.function.name, readable,
+                  bool(facts & ASIDE), FIRST in facts, cell)
+        )  # fmt: skip
 
 
 def effective(block: BasicBlock) -> BasicBlock:

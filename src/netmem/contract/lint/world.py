@@ -10,6 +10,10 @@ from netmem.contract.lint.csource import CFile, Function
 from netmem.contract.lint.nodes import Expr
 
 _KEEPS = re.compile(r"\b(page_pool|netmem_ref|page|net_iov) ?\*|^netmem_ref\b")
+_SHARES = re.compile(
+    r"^(const )?(netmem_ref|(struct (page|net_iov|folio|netmem_desc)|void|u8|char) \*|unsigned long|"
+    r"uintptr_t)$"
+)
 _TAG = re.compile(r"\b(?:struct|union)\s+([\w.]+)")
 
 
@@ -23,6 +27,7 @@ class World:
         self.named: dict[str, list[Function]] = defaultdict(list)
         self.structs: dict[str, dict[str, str]] = {}
         self.places: dict[str, int] = {}  # structure -> fields that hold or point to it, if any holds it
+        self.shared: dict[tuple[str, str], set[str]] = {}  # a union's field -> the others in its place
         self.macros: dict[str, str] = {}
         self.typedefs: dict[str, str] = {}
         self.globals: dict[str, tuple[str, Expr, str, int]] = {}
@@ -40,6 +45,11 @@ class World:
                 self.named[function.name].append(function)
             for tag, fields in one.structs.items():
                 self.structs.setdefault(tag, {}).update(fields)
+            for tag, groups in one.unions.items():
+                for members in groups:
+                    group = {name for name in members if _SHARES.match(self.structs[tag].get(name, ""))}
+                    for name in group:
+                        self.shared[tag, name] = self.shared.get((tag, name), set()) | group - {name}
             self.macros.update(one.macros)
             self.typedefs.update(one.typedefs)
             for type_, name, expr, line in one.globals:

@@ -21,10 +21,15 @@ def judge(case: Case) -> Verdict:
     wrong = [e for e in case.judged("frag") if e.call in api.PAGE_ATTACH]
     wrong += case.judged("release_page")
     wrong += [e for e in case.judged("bias", "pool_sync") if e.call in api.TWINS]
+    kept = {label.of for e in allocs for label in e.labels if label.api == "netmem"}
+    wrong += [
+        e for e in case.of("alloc")
+        if not e.xdp and any(label.api == "page" and label.of in kept for label in e.labels)
+    ]  # fmt: skip
     good = case.evidence(allocs, "{call}() gives a netmem_ref")
     if wrong:
         return Verdict(PARTIAL, "payload is allocated as netmem and handled as pages elsewhere",
-                       case.evidence(wrong, "{call}() takes a page", "use the netmem call"))  # fmt: skip
+                       case.evidence(wrong, "{call}() handles a page", "use the netmem call"))  # fmt: skip
     good += case.evidence(case.judged("frag")[:1], "attached by {call}()")
     return Verdict(PASS, "payload is netmem from allocation to attachment", good)
 

@@ -48,10 +48,7 @@ def judge(case: Case) -> Verdict:
 
 def _handled(case: Case, event: Event) -> bool:
     """True when it is payload itself, or its address for the CPU, that is handled."""
-    return event.what in ("topage", "address") or any(
-        label.kind in ("va", "buf") and label.of in case.payload and label.api == case.api
-        for label in event.labels
-    )
+    return event.what in ("topage", "address") or case.mine(event, "va", "buf")
 
 
 def _receives(case: Case, event: Event) -> bool:

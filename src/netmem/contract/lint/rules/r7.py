@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
+from netmem.contract.lint.labels import Event
 from netmem.contract.lint.model import FAIL, NA, PASS, Case, Rule, Verdict
 
 CURE = "drop it: give the netmem back to the pool, or hold a fragment or reference of the pool's"
-CACHE = re.compile(r"cache|recycl|reuse|re_use|stash|free_?list|spare|backup", re.I)
+
+
+CALLS = 3  # between who allocates a buffer and who puts it into the ring
 
 
 def judge(case: Case) -> Verdict:
@@ -15,14 +16,12 @@ def judge(case: Case) -> Verdict:
     if not any(case.mine(e) for e in case.of("alloc")):
         return Verdict(NA, "no payload is allocated from a page pool")
     counts = [e for e in case.judged("refcount") if any(label.kind in ("buf", "va") for label in e.labels)]
-    kept = [
-        e
-        for e in case.judged("kept")
-        if CACHE.search(e.call) and any(label.kind == "buf" for label in e.labels)
-    ]
-    if counts or kept:
+    kept = _kept_for_later(case)
+    contained = case.judged("contained")
+    if counts or kept or contained:
         found = case.evidence(counts, "{call}() decides by, or changes, a page's own count", CURE)
-        found += case.evidence(kept, "payload is kept in {call}, a cache beside the pool", CURE)
+        found += case.evidence(kept, "payload is kept in {call}, from where the ring is filled", CURE)
+        found += case.evidence(contained, "{call}() keeps payload for later, beside the pool", CURE)
         return Verdict(FAIL, "the driver recycles beside the pool", found)
     bias = case.judged("bias")
     why = "fragments and references are the pool's own" if bias else "buffers go back to the pool"
@@ -31,12 +30,30 @@ def judge(case: Case) -> Verdict:
     )
 
 
+def _kept_for_later(case: Case) -> list[Event]:
+    """Where buffers are kept that do not come fresh from the pool, and from where the ring is filled."""
+    allocates = {(e.path, e.function) for e in case.judged("alloc")}
+    names = {name.encode() for _, name in allocates}
+    functions = [f for found in case.world.named.values() for f in found]
+    callees: set[bytes] = set()
+    for _ in range(CALLS):
+        callees |= {
+            name for f in functions if (f.path, f.name) in allocates or f.name.encode() in callees
+            for name in f.called
+        }  # fmt: skip
+    fills = allocates | {(f.path, f.name) for f in functions if not names.isdisjoint(f.called)}
+    posts = fills | {(f.path, f.name) for f in functions if f.name.encode() in callees}
+    kept = [e for e in case.judged("kept") if any(label.kind == "buf" for label in e.labels)]
+    ring = {e.cell for e in kept if (e.path, e.function) in posts}
+    taken = {e.cell for e in case.judged("taken") if (e.path, e.function) in fills}
+    return [e for e in kept if e.cell not in ring and e.cell in taken]
+
+
 RULE = Rule(
     "R7",
-    "Buffers kept by page count or reference tests, bias counters of the driver's own, or a cache above the "
-    "pool, "
-    "reachable with page_pool in use, fail. Allowed: fragment bias through the pool's own calls, posting "
-    "again a buffer "
+    "Buffers kept by page count or reference tests, bias counters of the driver's own, or a place beside the "
+    "ring where buffers are put that packets gave up and from where the ring is filled, reachable with "
+    "page_pool in use, fail. Allowed: fragment bias through the pool's own calls, posting again a buffer "
     "that the stack never got, recycling in a mode without page_pool.",
     judge,
 )
