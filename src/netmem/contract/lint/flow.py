@@ -81,6 +81,7 @@ class Flow:
         self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
         # what conditions say: follows split; all is readable when true, when false
         self.conditions: dict[Expr, tuple[bool, bool, bool]] = {}
+        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
         self._known: dict[Key, Summary] = {}
         self._contexts: dict[int, set[Any]] = defaultdict(set)
         self._todo: set[Key] = set()

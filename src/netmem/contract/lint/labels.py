@@ -135,9 +135,10 @@ def both(a: Facts, b: Facts) -> Facts:
     if a == b:
         return a
     aside = bool(a & ASIDE)
-    if aside != bool(b & ASIDE):
-        return b if aside else a
-    return a & b
+    if aside == bool(b & ASIDE):
+        return a & b
+    kept, other = (b, a) if aside else (a, b)
+    return frozenset(x for x in kept if x.kind != "cond" or x in other)
 
 
 def meet(a: Facts | None, b: Facts | None) -> Facts | None:

@@ -16,7 +16,7 @@ CALLER_LEVELS = 3
 _INTERFACE = {
     *api.CREATE, *api.ALLOC_NETMEM, *api.ALLOC_PAGE, *api.ALLOC_VA, *api.DMA_ADDRESS, *api.POOL_SYNC,
     *api.RELEASE_PAGE, *api.RELEASE_NETMEM, "tcp_data_split", "libeth_rx_alloc", "page_pool_params",
-    "bpf_prog",
+    "bpf_prog", *api.FRAG_READ,
 }  # fmt: skip
 
 

@@ -57,7 +57,9 @@ class Stores:
         """An assignment; what was assigned."""
         if isinstance(right, Init):
             return self._fill(f, left, right)
-        self._copied(f, left, right)
+        if self._copied(f, left, right):
+            self.walk.eval(f, right)
+            return EMPTY
         value = self.walk.eval(f, right) | self.walk.follows(f, right)
         values = self.values
         answer = None
@@ -91,20 +93,22 @@ class Stores:
         self.write(f, left, value, op)
         return value
 
-    def _copied(self, f: Frame, left: Expr, right: Expr) -> None:
-        """A whole structure is assigned: what its fields hold goes with it."""
-        if not isinstance(right, Id | Field | Deref | Index) or not isinstance(
-            left, Id | Field | Deref | Index
-        ):
-            return
+    def _copied(self, f: Frame, left: Expr, right: Expr) -> bool:
+        """A whole structure is assigned: what its fields hold goes with it. False for anything else."""
+        if not all(isinstance(one, Id | Field | Deref | Index) for one in (left, right)):
+            return False
         tag = self.values.types.tag(f, right)
-        if tag not in self.memory.keeping or not self._is_whole(f, left) or not self._is_whole(f, right):
-            return
-        if tag == self.values.types.tag(f, left):
-            for name in self.flow.world.structs.get(tag, ()):
-                held = memory(self.values.labels(f, Field(right.line, right, name)))
-                if held:
-                    self.write(f, Field(left.line, left, name), held, "|=")
+        if tag not in self.memory.keeping or tag != self.values.types.tag(f, left):
+            return False
+        if not self._is_whole(f, left) or not self._is_whole(f, right):
+            return False
+        for name in self.flow.world.structs.get(tag, ()):
+            field = Field(right.line, right, name)
+            held = memory(self.values.labels(f, field))
+            if held:
+                self.walk.taken(f, field)
+                self.write(f, Field(left.line, left, name), held, "|=")
+        return True
 
     def _is_whole(self, f: Frame, e: Expr) -> bool:
         """True for a structure itself, not a pointer to one."""

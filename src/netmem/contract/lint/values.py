@@ -60,6 +60,7 @@ from netmem.contract.lint.selection import Selection
 from netmem.contract.lint.world import World
 
 Key = tuple[int, Any]  # a function, and the pools and objects that it is given
+_MAKES = frozenset((b"page_pool_create", b"page_pool_params"))
 COMPARES = frozenset(("==", "!=", "<", ">", "<=", ">=", "&&", "||"))
 DESCRIPTOR_SHARE = 3  # a structure of which a third of the fields has an endianness is the device's
 
@@ -300,6 +301,8 @@ class Values:
                 return NO_FACTS
             path = self.path(f, e.args[0])
             return frozenset({Fact("readable", path) if path is not None else ALL_READABLE})
+        if name == "skb_headlen":
+            return frozenset({FIRST}) if not outcome else NO_FACTS
         if name in api.WHOLE_TESTS:
             return frozenset({ALL_READABLE}) if outcome else NO_FACTS
         if name in api.TESTS_BIT and e.args and outcome and self._is_of_mode(e.args[0]):
@@ -385,4 +388,6 @@ class Values:
             return NO_FACTS
         if outcome:
             return frozenset({XDP}) if api.XDP_TYPE.search(type_) else NO_FACTS
-        return frozenset({NO_POOL}) if "page_pool *" in type_ else NO_FACTS
+        if "page_pool *" not in type_ or not _MAKES.isdisjoint(f.function.words):
+            return NO_FACTS  # whoever makes a pool has none yet
+        return frozenset({NO_POOL})

@@ -124,10 +124,22 @@ class Walk:
             return
         asked = cond.subject if isinstance(cond, Case) else cond
         self._counted(f, asked)
-        if ASKED in self.values.labels(f, asked) and effective(block.follow[0]) is not effective(
-            block.follow[1]
-        ):
+        self._drops(f, asked)
+        held = self.values.labels(f, asked)
+        if ASKED in held:
+            self.flow.asked[cond] = held
+        if ASKED in held and effective(block.follow[0]) is not effective(block.follow[1]):
             self.note(f, "acted", text(asked), frozenset({ASKED}), cond, None)
+
+    def _drops(self, f: Frame, cond: Expr) -> None:
+        """Memory that cannot be read is told where a packet has no head yet: it can be dropped."""
+        if not isinstance(cond, Call) or cond.name not in api.NET_IOV_TESTS or not cond.args:
+            return
+        if any(
+            x.kind == "cond" and not x.outcome and self.values.types.tag(f, x.of) in ("sk_buff", "xdp_buff")
+            for x in f.point.facts
+        ):
+            self.note(f, "drops", cond.name, self.values.labels(f, cond.args[0]), cond, cond.args[0])
 
     def _counted(self, f: Frame, cond: Expr) -> None:
         """A page's own count decides."""
@@ -155,8 +167,7 @@ class Walk:
 
     def _condition(self, f: Frame, cond: Expr) -> None:
         """Keep what a condition says of split, for who asks when all is known."""
-        split = self.values.is_split(f, cond)
-        if not split:
+        if ALL_READABLE in f.point.facts or not self.values.is_split(f, cond):
             return
         true = ALL_READABLE in self.values.truth(f, cond, True)
         false = ALL_READABLE in self.values.truth(f, cond, False)
@@ -276,7 +287,7 @@ class Walk:
     def _access(self, f: Frame, e: Field | Index | Deref) -> Labels:
         """A field, an element, what a pointer points to: reading through payload's address is noted."""
         if isinstance(e, Field):
-            self._taken(f, e)
+            self.taken(f, e)
         match e:
             case Field(base=Id(name=name)):
                 base = f.point.env.get(name, EMPTY)
@@ -299,7 +310,7 @@ class Walk:
     def _assign(self, f: Frame, e: Assign) -> Labels:
         return self.stores.store(f, e.left, e.right, e.line, e.op)
 
-    def _taken(self, f: Frame, e: Field) -> None:
+    def taken(self, f: Frame, e: Field) -> None:
         """A buffer is taken from where it was kept."""
         held = of_kind(self.values.labels(f, e), "buf")
         if held:

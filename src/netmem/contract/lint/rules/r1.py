@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from netmem.contract.lint.labels import Event
 from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
 
@@ -31,10 +33,16 @@ def judge(case: Case) -> Verdict:
     holders = {label.of for e in normal for label in e.labels}
     frags = {label for e in case.of("frag") if not e.xdp for label in e.labels if label.kind == "buf"}
     if frags and all(label.api == "raw" for label in frags):
-        places = {label.of for label in frags}
-        raw = [e for e in case.of("raw") if any(label.of in places for label in e.labels)]
+        raw = _beside(case, {label.of for label in frags})
         return Verdict(FAIL, "payload does not come from a page pool: the pool serves headers only",
                        case.evidence(raw, "payload is allocated by {call}()", CURE))  # fmt: skip
+    mixed = _mixed(case, normal)
+    if mixed:
+        message = "{call}() in {function}(), which is no mode without the pool"
+        return Verdict(
+            PARTIAL, "where the pool is in use buffers come from elsewhere, too",
+            case.evidence(mixed, message, CURE),
+        )  # fmt: skip
 
     def about(*what: str) -> list[Event]:
         return [
@@ -58,6 +66,27 @@ def judge(case: Case) -> Verdict:
     posted.sort(key=lambda e: ("descriptor", "kept", "posted", "passed").index(e.what))
     found += [Evidence(e.path, e.line, f"its address goes on through {e.call}") for e in posted[:1]]
     return Verdict(PASS, "payload buffers come from a page pool and are posted", found)
+
+
+def _beside(case: Case, holders: set[Any]) -> list[Event]:
+    """Where memory of no pool is allocated."""
+    return [e for e in case.of("raw") if not e.xdp and any(label.of in holders for label in e.labels)]
+
+
+def _mixed(case: Case, normal: list[Event]) -> list[Event]:
+    """Memory of no pool that the device gets, allocated side by side with the pool's."""
+    posted = {label.of for e in case.of("frag", "linear", "map") if not e.xdp for label in e.labels}
+    pool, called = {(e.path, e.function) for e in normal}, {e.function.encode() for e in normal}
+    found = []
+    for event in _beside(case, posted):
+        name = event.function.encode()
+        both = [
+            f for functions in case.world.named.values() for f in functions
+            if (name in f.called or f.name == event.function)
+            and ((f.path, f.name) in pool or not called.isdisjoint(f.called))
+        ]  # fmt: skip
+        found += [event] if both else []
+    return found
 
 
 RULE = Rule(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from netmem.contract.lint.asking import can_be_enabled
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.model import FAIL, PASS, Case, Evidence, Rule, Verdict
 from netmem.contract.lint.nodes import Assign, Binary, Expr, Field, Id, Init, Num, Unary, walk
@@ -28,6 +29,13 @@ def judge(case: Case) -> Verdict:
             seen.append(Evidence(path, line, f"{name} has no set_ringparam that is known here", CURE))
             continue
         acted = _acts(case, function)
+        if acted is not None and not can_be_enabled(case.flow, function):
+            seen.append(
+                Evidence(
+                    function.path, function.line, f"{setter}() refuses to turn it on, whatever else", CURE
+                )
+            )
+            continue
         if acted is not None:
             return Verdict(PASS, "tcp-data-split is offered and set_ringparam acts on it", [here, acted])
         seen.append(

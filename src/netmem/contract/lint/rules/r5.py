@@ -20,7 +20,7 @@ def judge(case: Case) -> Verdict:
     heads = {(e.path, e.function) for e in case.judged("linear") if e.first}
     events = case.judged("topage", "address", "read", "linear")
     wrong = [e for e in events if not e.readable and e.call != "netmem_address" and _handled(case, e)]
-    begins = [e for e in wrong if e.first and (e.path, e.function) in heads]
+    begins = [e for e in wrong if e.first and ((e.path, e.function) in heads or _of_packet(e))]
     found: list[Evidence] = []
     for what, message in MESSAGES.items():
         of_kind = [e for e in wrong if e.what in what and e not in begins]
@@ -30,13 +30,14 @@ def judge(case: Case) -> Verdict:
         found += case.evidence(pulls, "{call}() pulls headers out of payload in {function}()", CURE)
     if found:
         return Verdict(FAIL, "payload is taken for readable", found)
-    if begins:
+    drops = case.judged("drops")
+    if begins and not drops:
         return Verdict(
             PASS, "payload is read only where a packet begins with it",
             case.evidence(begins, "{call} in {function}(): only when no header came before"), "low",
             "whether a packet can come without its header: then payload is read",
         )  # fmt: skip
-    guards = [e for e in events if e.readable]
+    guards = [e for e in events if e.readable] + drops
     if guards:
         return Verdict(
             PASS,
@@ -44,6 +45,11 @@ def judge(case: Case) -> Verdict:
             case.evidence(guards, "{call} stands behind a guard"),
         )
     return Verdict(PASS, "payload is never looked at")
+
+
+def _of_packet(event: Event) -> bool:
+    """True when memory is handled that is in a packet already."""
+    return any(label.of[0] == "frag" for label in event.labels)
 
 
 def _handled(case: Case, event: Event) -> bool:
