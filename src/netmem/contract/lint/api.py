@@ -153,6 +153,10 @@ HEADER_PULL = {"__pskb_pull_tail", "pskb_may_pull", "skb_linearize", "__skb_line
 NET_IOV_TESTS = {"netmem_is_net_iov", "skb_frag_is_net_iov", "net_is_devmem_iov"}  # of one buffer
 READABLE_TESTS = {"netmem_address", "skb_frag_readable"}  # the other way round
 FRAG_READ = {"skb_frag_page", "skb_frag_address", "skb_frag_address_safe", "skb_frag_netmem"}
+RECEIVES = {
+    b"napi_gro_receive", b"napi_gro_frags", b"netif_receive_skb", b"napi_build_skb", b"build_skb", b"eth_type_trans",
+    b"skb_add_rx_frag", b"skb_add_rx_frag_netmem",
+}  # fmt: skip
 POOL_TESTS = {
     "page_pool_is_unreadable",
     "netif_rxq_has_unreadable_mp",
@@ -177,11 +181,6 @@ SPLIT_NAME = re.compile(
     r"memory_provider|mem_provider|_mp_?(priv|params)|devmem|tcp_?data|hsplit|sph_?(en|cap|active)|\bsph\b",
     re.I,
 )  # fmt: skip
-XDP_NAME = re.compile(r"xdp|xsk|af_xdp|umem", re.I)
-XDP_LOCALS = {"xprog", "bpf_prog", "prog"}
-TEST_NAME = re.compile(r"self_?test|loop_?back|lb_test|diag_test|_lbk?_|xdp_tx|xmit", re.I)
-CONTROL_NAME = re.compile(r"admin|ctrlq|ctlq|mbox|mailbox|virtchnl|hwrm|mac_filter|fw_msg", re.I)
-TRANSMIT_NAME = re.compile(r"(^|_)(tx|xmit|txq|tx_?ring)(_|$)|start_xmit", re.I)
 FLAGS = ("PP_FLAG_DMA_MAP", "PP_FLAG_DMA_SYNC_DEV", "PP_FLAG_SYSTEM_POOL", "PP_FLAG_ALLOW_UNREADABLE_NETMEM")
 FLAG_GROUPS = {"PP_FLAG_ALL": FLAGS}
 RELEVANT = re.compile(

@@ -171,6 +171,22 @@ class Case:
         return holders - packets if holders & packets else set()
 
     @functools.cached_property
+    def receives(self) -> set[tuple[str, str]]:
+        """(file, name) of functions on the receive path: that handle payload, and whoever they call."""
+        handles = {
+            (e.path, e.function)
+            for e in self.judged("frag", "linear", "read", "topage", "taken", "pool_sync")
+        }
+        callees = {
+            name for found in self.world.named.values() for f in found
+            if (f.path, f.name) in handles for name in f.called
+        }  # fmt: skip
+        return handles | {
+            (f.path, f.name) for found in self.world.named.values() for f in found
+            if f.path in self.world.own_paths and f.name.encode() in callees
+        }  # fmt: skip
+
+    @functools.cached_property
     def payload_pools(self) -> list[Pool]:
         """The creations of payload's pools; all that there are when none can be told."""
         found = {id(p): p for holder in self.payload for p in self.pools_of(holder)}

@@ -26,7 +26,11 @@ def judge(case: Case) -> Verdict:
         of_kind = [e for e in wrong if e.what in what and e not in begins]
         found += case.evidence(of_kind, message, CURE)
     if case.judged("frag"):  # what is pulled may lie in a frag
-        pulls = [e for e in case.of("pull") if not e.xdp and not e.readable and _receives(case, e)]
+        pulls = [
+            e
+            for e in case.of("pull")
+            if not e.xdp and not e.readable and (e.path, e.function) in case.receives
+        ]
         found += case.evidence(pulls, "{call}() pulls headers out of payload in {function}()", CURE)
     if found:
         return Verdict(FAIL, "payload is taken for readable", found)
@@ -55,11 +59,6 @@ def _of_packet(event: Event) -> bool:
 def _handled(case: Case, event: Event) -> bool:
     """True when it is payload itself, or its address for the CPU, that is handled."""
     return event.what in ("topage", "address") or case.mine(event, "va", "buf")
-
-
-def _receives(case: Case, event: Event) -> bool:
-    name = event.function.lower()
-    return event.path in case.world.own_paths and any(x in name for x in ("rx", "recv", "receive", "poll"))
 
 
 RULE = Rule(

@@ -22,7 +22,7 @@ def judge(case: Case) -> Verdict:
         return Verdict(PASS, "payload is synced through the pool", case.evidence(pool, "{call}()"))
     unclear = [
         e for e in case.of("sync", "unmap")
-        if not e.xdp and not e.labels and e.path in case.world.own_paths and _receives(e.function)
+        if not e.xdp and not e.labels and (e.path, e.function) in case.receives
     ]  # fmt: skip
     if unclear:
         return Verdict(FAIL, "a raw sync or unmap in the receive path, of an address whose origin is not "
@@ -30,10 +30,6 @@ def judge(case: Case) -> Verdict:
                        case.evidence(unclear, "{call}() in {function}()", CURE), "low",
                        "where the address that is synced comes from")  # fmt: skip
     return Verdict(PASS, "no sync of payload for the CPU is done")
-
-
-def _receives(name: str) -> bool:
-    return "rx" in name.lower() or "recv" in name.lower() or "receive" in name.lower()
 
 
 RULE = Rule(
