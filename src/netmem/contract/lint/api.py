@@ -154,8 +154,8 @@ NET_IOV_TESTS = {"netmem_is_net_iov", "skb_frag_is_net_iov", "net_is_devmem_iov"
 READABLE_TESTS = {"netmem_address", "skb_frag_readable"}  # the other way round
 FRAG_READ = {"skb_frag_page", "skb_frag_address", "skb_frag_address_safe", "skb_frag_netmem"}
 RECEIVES = {
-    b"napi_gro_receive", b"napi_gro_frags", b"netif_receive_skb", b"napi_build_skb", b"build_skb", b"eth_type_trans",
-    b"skb_add_rx_frag", b"skb_add_rx_frag_netmem",
+    b"napi_gro_receive", b"napi_gro_frags", b"netif_receive_skb", b"napi_build_skb", b"build_skb",
+    b"eth_type_trans", b"skb_add_rx_frag", b"skb_add_rx_frag_netmem",
 }  # fmt: skip
 POOL_TESTS = {
     "page_pool_is_unreadable",

@@ -24,6 +24,7 @@ from netmem.contract.lint.nodes import (
     Expr,
     Field,
     Id,
+    Index,
     Num,
 )
 from netmem.contract.lint.values import Frame
@@ -164,7 +165,7 @@ class Calls:
             written = out - given
             if written and is_out(type_, arg):
                 inner = arg.of if isinstance(arg, Addr) else arg
-                if isinstance(inner, Id | Field):
+                if isinstance(inner, Id | Field | Index | Deref):
                     self.stores.write(f, inner, written, "|=")
             elif isinstance(arg, Addr) and isinstance(arg.of, Id):
                 f.point.answers.pop(arg.of.name, None)

@@ -172,11 +172,11 @@ class Case:
 
     @functools.cached_property
     def receives(self) -> set[tuple[str, str]]:
-        """(file, name) of functions on the receive path: that handle payload, and whoever they call."""
-        handles = {
-            (e.path, e.function)
-            for e in self.judged("frag", "linear", "read", "topage", "taken", "pool_sync")
-        }
+        """(file, name) of functions that handle payload or received packets, and of whoever they call."""
+        functions = [f for found in self.world.named.values() for f in found]
+        events = self.judged("frag", "linear", "read", "topage", "taken", "pool_sync")
+        handles = {(e.path, e.function) for e in events}
+        handles |= {(f.path, f.name) for f in functions if not api.RECEIVES.isdisjoint(f.called)}
         callees = {
             name for found in self.world.named.values() for f in found
             if (f.path, f.name) in handles for name in f.called
