@@ -122,8 +122,77 @@ def test_baseline_and_patch_and_diff(tmp_path):
     git("checkout", "-q", "HEAD~1")
     done = run("--patch", patch, "--no-cache", folder)
     assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True), done.stderr
-    for words in (("--diff", "HEAD"), ("--diff", "no..HEAD"), ("--baseline", rx)):
+    rx.write_text(rx.read_text().replace(SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"))
+    done = run("--diff", "HEAD", "--no-cache", folder)
+    assert (done.returncode, "R6: pass -> fail" in done.stdout) == (1, True), done.stderr
+    for words in (("--diff", "none"), ("--diff", "no..HEAD"), ("--diff", "--all"), ("--baseline", rx)):
         assert run(*words, folder).returncode == 2
+
+
+def test_a_change_to_what_nobody_judges_is_named(tmp_path):
+    """A patch to a file that no Makefile claims is not "0 worse"."""
+    folder = edited(tmp_path)
+    (folder / "tiny_more.c").write_text("int tiny_more(void)\n{\n\treturn 0;\n}\n")
+    patch = tmp_path / "change.patch"
+    patch.write_text(
+        "--- a/tiny/tiny_more.c\n+++ b/tiny/tiny_more.c\n@@ -1,4 +1,4 @@\n int tiny_more(void)\n {\n-\treturn 0;\n+\treturn 1;\n }\n"
+    )
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    done = run("--patch", patch, "--no-cache", folder)
+    assert done.returncode == 2
+    assert "tiny/tiny_more.c: changed, and in no driver that was judged" in done.stderr
+    assert "tiny_more.c: no Makefile names it" in run("--no-cache", folder).stderr
+
+
+def test_list_and_rules(tmp_path):
+    done = run("--list", TINY)
+    assert (done.returncode, done.stdout) == (0, "tests/lint/tiny  3 C files\n")
+    assert (
+        json.loads(run("--list", "--format", "json", TINY).stdout)["drivers"][0]["driver"]
+        == "tests/lint/tiny"
+    )
+    done = run("--no-cache", "--rule", "R5,r6", TINY)
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  R")] == ["R5", "R6"]
+    done = run("--rule", "R9", TINY)
+    assert (done.returncode, "R9 is none of R1, R2" in done.stderr) == (2, True)
+    bad = edited(tmp_path, *BAD["raw sync"][0])
+    assert [run("--no-cache", "--rule", one, bad).returncode for one in ("R5", "R6")] == [0, 1]
+
+
+def test_every_result_names_a_file_and_a_line_once(tmp_path):
+    """Also where the verdict is that something is missing, and once where two things are wrong on one line."""
+    (tmp_path / "none.c").write_text(
+        "int f(void *p)\n{\n\treturn !netdev_alloc_skb(p, 64);\n}\n\n"
+        "static const struct ethtool_ops none_ops = {\n\t.get_link = f,\n};\n"
+    )
+    made = json.loads(run("--format", "sarif", "--no-cache", tmp_path / "none.c").stdout)
+    places = [
+        (one["ruleId"], one["locations"][0]["physicalLocation"]["region"]["startLine"])
+        for one in made["runs"][0]["results"]
+    ]
+    assert places == [("R1", 3), ("R2", 6)]
+    for edits in (BAD["the driver maps payload"][0], BAD["page count"][0], BAD["copybreak"][0]):
+        path = edited(tmp_path / str(id(edits)), *edits)
+        results = json.loads(run("--format", "sarif", "--no-cache", path).stdout)["runs"][0]["results"]
+        found = [(one["ruleId"], json.dumps(one["locations"])) for one in results]
+        assert found
+        assert len(found) == len(set(found))
+
+
+def test_annotations_and_checkpatch(tmp_path):
+    path = edited(tmp_path, *BAD["raw sync"][0])
+    done = run("--format", "github", "--no-cache", path)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"::error file=\S*tiny_rx\.c,line=43,title=R6 the pool syncs for the CPU%3A .*::the driver syncs payload itself\. "
+        r"dma_sync_single_for_cpu\(\) syncs payload past the pool\. call page_pool_dma_sync_netmem_for_cpu\(.*\n",
+        done.stdout,
+    )
+    done = run("--format", "checkpatch", "--no-cache", path)
+    assert done.stdout.startswith("ERROR:NETMEM_R6: the driver syncs payload itself. ")
+    assert re.search(r"^#1: FILE: \S*tiny_rx\.c:43:$", done.stdout, re.M)
+    assert done.stdout.endswith("total: 1 errors, 0 warnings, 1 drivers checked\n")
+    assert run("--format", "github", "--no-cache", TINY).stdout == "\n"
 
 
 def sarif_schema():

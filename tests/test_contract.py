@@ -17,6 +17,7 @@ from conftest import need_nic
 from netmem.base.jit import COMPILED
 from netmem.contract import mutants, report
 from netmem.contract.conformance import CHECKS, Violation, check_r4_pp_flags, check_r7_tokens_held
+from netmem.contract.examples import DOCUMENT, EXAMPLES
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
 from netmem.contract.run import CannotRun, judge, load, plan, run
 from netmem.drivers.softnic import SoftnicDriver
@@ -251,3 +252,19 @@ def test_the_table_in_the_documentation_is_true():
         assert f"| {requirement.id} | {requirement.title} |" in text
     for name, requirement in mutants.BREAKS.items():
         assert f"| `{name}` | {requirement} |" in text
+
+
+@pytest.mark.parametrize("id_", [one.id for one in REQUIREMENTS])
+def test_each_requirement_is_explained(id_):
+    """With the words of its own, code both ways, and where the kernel's document asks for it."""
+    words = [sys.executable, "-m", "netmem.cli.entry", "explain", id_.lower()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{id_}: {BY_ID[id_].title}\n")
+    assert EXAMPLES[id_].good.split("\n")[0].strip() in done.stdout
+    assert f"{DOCUMENT}, {EXAMPLES[id_].document}" in " ".join(done.stdout.split())
+    body = json.loads(subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60).stdout)
+    assert (body["id"], body["bad"]) == (id_, EXAMPLES[id_].bad)
+    assert not any(line != line.rstrip() for line in done.stdout.splitlines())
+    done = subprocess.run([*words, "--try"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "is a requirement" in done.stderr) == (2, True)

@@ -11,8 +11,10 @@ from typing import Any
 VERSIONS = {
     "check": 1,  # netmem check of a Python driver
     "sources": 1,  # netmem check of C sources
-    "changes": 1,  # netmem check --compare
+    "changes": 1,  # netmem check --diff, --patch, --baseline
+    "drivers": 1,  # netmem check --list
     "explain": 1,
+    "requirement": 1,  # netmem explain R5
     "leaks": 1,
     "leaks-kernel": 1,
     "report": 1,

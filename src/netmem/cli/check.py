@@ -12,16 +12,28 @@ from netmem.base.extras import need
 from netmem.contract.requirements import REQUIREMENTS
 
 RUN_TIME = ("junit", "ktap")
-SOURCES = ("sarif", "html", "markdown")
+SOURCES = ("sarif", "html", "markdown", "github", "checkpatch")
+IDS = [r.id for r in REQUIREMENTS]
+
+
+def _ids(given: tuple[str, ...]) -> tuple[str, ...]:
+    """R5,r6 -> ("R5", "R6")"""
+    asked = [one.strip().upper() for text in given for one in text.split(",") if one.strip()]
+    for one in asked:
+        if one not in IDS:
+            raise click.BadParameter(f"{one} is none of {', '.join(IDS)}")
+    return tuple(asked)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("what", metavar="PATH... | MODULE:CLASS", nargs=-1)
 @click.option(
     "--only",
+    "--rule",
     multiple=True,
-    type=click.Choice([r.id for r in REQUIREMENTS]),
-    help="Check this requirement only (may be repeated).",
+    metavar="R1,R5,...",
+    callback=lambda context, option, given: _ids(given),
+    help="Check these requirements only (may be repeated).",
 )
 @click.option(
     "--format",
@@ -43,7 +55,12 @@ SOURCES = ("sarif", "html", "markdown")
 @click.option(
     "--sanitize", is_flag=True, help="Trap double puts, use after return, missing syncs and the like as well."
 )
-@click.option("--diff", metavar="OLD..NEW", help="Only what a change in a git tree made better or worse.")
+@click.option("--list", is_flag=True, help="Only name the drivers that would be checked.")
+@click.option(
+    "--diff",
+    metavar="OLD..NEW|OLD",
+    help="Only what a change in a git tree made better or worse; OLD alone: what is in the working tree now.",
+)
 @click.option(
     "--patch",
     metavar="FILE",
@@ -97,7 +114,7 @@ def command(
         sys.exit(check_driver(what[0], words["only"], kind, limit, sanitize, words["verbose"]))
     if kind in RUN_TIME:
         raise click.UsageError(
-            f"--format {kind} is for drivers in Python; C sources: text, json, sarif, html, markdown"
+            f"--format {kind} is for drivers in Python; C sources: text, json, {', '.join(SOURCES)}"
         )
     from netmem.cli.check_sources import Options, check_sources
 

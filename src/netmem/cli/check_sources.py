@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -20,7 +22,7 @@ from netmem.base.schema import document
 from netmem.base.text import printable
 from netmem.cli.tables import WIDTH, table
 from netmem.contract.lint import changes, output, tree
-from netmem.contract.lint.check import Report, cache_folder, check
+from netmem.contract.lint.check import Report, cache_folder, check, find_drivers
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
 from netmem.contract.lint.rules import RULES
 from netmem.contract.requirements import BY_ID
@@ -40,12 +42,15 @@ class Options:
     patch: str | None
     baseline: str | None
     no_cache: bool
+    list: bool
 
 
 def check_sources(paths: list[Path], options: Options) -> int:
     """Print the report; the exit status."""
     if sum(x is not None for x in (options.diff, options.patch, options.baseline)) > 1:
         raise click.UsageError("--diff, --patch and --baseline exclude each other")
+    if options.list:
+        return _list(paths, options)
     start = time.monotonic()
     problems: list[str] = []
     live = sys.stderr.isatty()
@@ -62,7 +67,8 @@ def check_sources(paths: list[Path], options: Options) -> int:
                 if options.diff
                 else changes.of_patch(paths, str(options.patch))
             )
-            return _change(change.compare(problems), options, problems)
+            found = change.compare(problems)
+            return _change(found, options, problems, bool(change.unjudged))
         before = changes.read_baseline(options.baseline) if options.baseline else []
         reports = check(paths, problems, cache=cache, progress=progress)
     except changes.CannotCompare as error:
@@ -82,6 +88,28 @@ def check_sources(paths: list[Path], options: Options) -> int:
         return _change(changes.against(before, reports), options, problems)
     _print(reports, problems, paths, options, time.monotonic() - start)
     return int(not all(report.passes for report in reports))
+
+
+def _list(paths: list[Path], options: Options) -> int:
+    """The drivers that would be checked, one a line."""
+    problems: list[str] = []
+    found = find_drivers(paths, problems)
+    base = tree.root_of(paths[0].absolute()) or Path.cwd()
+    rows = [
+        {
+            "driver": printable(os.path.relpath(d.name, base)),
+            "files": [os.path.relpath(p, base) for p in d.sources],
+        }
+        for d in found
+    ]
+    if options.kind == "json":
+        print(json.dumps(document("drivers", {"drivers": rows}), indent=1))
+    else:
+        for row in rows:
+            print(f"{row['driver']}  {len(row['files'])} C file{'s' if len(row['files']) != 1 else ''}")
+    for problem in problems:
+        print(f"netmem: {printable(problem)}", file=sys.stderr)
+    return 0 if found else 2
 
 
 def describe_tree(paths: list[Path]) -> str:
@@ -109,7 +137,13 @@ def _print(
         print(output.as_html(made, tree.root_of(paths[0].absolute()) or Path.cwd()))
         return
     print(
-        {"json": output.as_json, "sarif": output.as_sarif, "markdown": output.as_markdown}[options.kind](made)
+        {
+            "json": output.as_json,
+            "sarif": output.as_sarif,
+            "markdown": output.as_markdown,
+            "github": output.as_github,
+            "checkpatch": output.as_checkpatch,
+        }[options.kind](made)
     )
 
 
@@ -173,19 +207,31 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value)
 
 
-def _change(found: list[changes.Change], options: Options, problems: list[str]) -> int:
-    """What became better or worse; status 1 when something became worse."""
+def _as_driver(one: changes.Change) -> dict[str, Any]:
+    """What became worse, as a report has it."""
+    verdict = {"verdict": one.after, "why": one.why, "evidence": [vars(place) for place in one.evidence]}
+    return {"driver": one.driver, "requirements": {one.requirement: verdict}}
+
+
+def _change(
+    found: list[changes.Change], options: Options, problems: list[str], unjudged: bool = False
+) -> int:
+    """What became better or worse; status 1 when something became worse, 2 when not all was judged."""
     if options.only:
         found = [one for one in found if one.requirement in options.only]
     worse = [one for one in found if one.worse]
     if options.kind == "json":
         rows = [vars(one) | {"worse": one.worse} for one in found]
         print(json.dumps(document("changes", {"changes": rows}), indent=1, default=vars))
-        return int(bool(worse))
-    if options.kind != "text":
-        raise click.UsageError("a change is shown as text or json")
+        return 1 if worse else 2 if unjudged else 0
     for problem in problems:
         print(f"netmem: {printable(problem)}", file=sys.stderr)
+    if options.kind in ("github", "checkpatch"):
+        made = {"drivers": [_as_driver(one) for one in worse]}
+        print((output.as_github if options.kind == "github" else output.as_checkpatch)(made))
+        return 1 if worse else 2 if unjudged else 0
+    if options.kind != "text":
+        raise click.UsageError("a change is shown as text, json, github or checkpatch")
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for one in found:
         colour = "bold red" if one.worse else "green"
@@ -197,4 +243,4 @@ def _change(found: list[changes.Change], options: Options, problems: list[str]) 
                 f"       {escape(place.file)}:{place.line}: {escape(place.message)}", soft_wrap=True
             )
     console.print(f"{len(worse)} worse, {len(found) - len(worse)} better", soft_wrap=True)
-    return int(bool(worse))
+    return 1 if worse else 2 if unjudged else 0

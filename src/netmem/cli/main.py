@@ -15,7 +15,7 @@ VERBS = {
     "check": "Check whether a driver keeps the seven requirements of the netmem contract.",
     "convert": "Rewrite a C driver's payload from pages to netmem, as a patch.",
     "leaks": "Show who holds netmems of running receivers, and for how long.",
-    "explain": "Say why memory cannot be bound to a receive queue, and what would cure it.",
+    "explain": "Say why memory cannot be bound to a receive queue; what a requirement asks of a driver.",
     "show": "Show devices, queues, page pools and sockets of running receivers.",
     "report": "Say in one file what a NIC of this machine can do: to be sent back.",
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
@@ -28,7 +28,7 @@ VERBS = {
 NEEDS = {
     "check": "",
     "convert": "",
-    "explain": "kernel",
+    "explain": "",
     "recv": "",
     "leaks": "",
     "report": "kernel",

@@ -15,7 +15,7 @@ from typing import Any
 
 from netmem.base.text import printable
 from netmem.contract.lint import tree
-from netmem.contract.lint.check import Report, check, from_json
+from netmem.contract.lint.check import Report, check, find_drivers, from_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Evidence
 
 RANK = {FAIL: 0, PARTIAL: 1, NA: 2, PASS: 3}
@@ -144,6 +144,7 @@ class Comparison:
     old: str
     new: str
     patch: bytes | None = None
+    unjudged: list[str] = field(default_factory=list)  # changed C files that belong to no driver judged
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
@@ -168,7 +169,29 @@ class Comparison:
                     for name in (*dirs, *files):  # a patch can make links, and they can lead anywhere
                         if os.path.islink(one := os.path.join(place, name)):
                             os.unlink(one)
-            return against(self._judge(before, problems), self._judge(after, problems))
+            found = against(self._judge(before, problems), self._judge(after, problems))
+            self._name_unjudged(before, after, problems)
+            return found
+
+    def _name_unjudged(self, before: Path, after: Path, problems: list[str]) -> None:
+        """Nobody must read "0 worse" of a file that nobody looked at."""
+        judged: set[str] = set()
+        for path in self.paths:
+            top = after / path.relative_to(self.root)
+            for driver in find_drivers([top], []) if top.exists() else ():
+                judged |= {str(one.relative_to(after)) for one in driver.sources}
+        folders = {os.path.dirname(one) for one in judged}
+        changed = {name for name in _differing(before, after) if name.endswith(WANTED[:2])}
+        if self.patch is not None:
+            changed |= {
+                os.fsdecode(name) for name in _PATCHED.findall(self.patch)
+                if name.endswith((b".c", b".h")) and b"drivers/net/" in name
+            }  # fmt: skip
+        for name in sorted(changed):
+            header = name.endswith(".h") and any(_is_below(name, folder) for folder in folders)
+            if name not in judged and not header:
+                self.unjudged.append(name)
+                problems.append(f"{printable(name)}: changed, and in no driver that was judged")
 
     def _names(self) -> list[str]:
         """What must be there: the paths, and the headers and libraries that drivers use."""
@@ -186,6 +209,25 @@ class Comparison:
         reports = check(paths, found) if paths else []  # folders of their own: not to be kept
         problems += [text for text in found if text not in problems]
         return reports
+
+
+_PATCHED = re.compile(rb"^\+\+\+ b/(\S+)", re.M)
+
+
+def _is_below(name: str, folder: str) -> bool:
+    return not folder or name.startswith(folder + "/")
+
+
+def _differing(before: Path, after: Path) -> set[str]:
+    """Files that are not the same in two folders."""
+    texts: list[dict[str, bytes]] = []
+    for top in (before, after):
+        files = [Path(place, name) for place, _, names in os.walk(top) for name in names]
+        texts.append(
+            {str(one.relative_to(top)): one.read_bytes() for one in files if ".git/" not in str(one)}
+        )
+    old, new = texts
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
 
 
 WANTED = (".c", ".h", "Makefile", "Kbuild")
@@ -257,14 +299,25 @@ def _top(paths: list[Path]) -> Path:
 
 
 def of_git(paths: list[Path], revisions: str) -> Comparison:
-    """OLD..NEW of the git tree that the paths are in."""
-    match = re.fullmatch(r"([^.\s]\S*?)\.\.([^.\s]\S*)", revisions)
+    """OLD..NEW of the git tree that the paths are in; OLD alone: against the files as they lie there."""
+    match = re.fullmatch(r"([^.\s-]\S*?)(?:\.\.([^.\s]\S*))?", revisions)
     if not match:
-        raise CannotCompare(f"{revisions!r} is not OLD..NEW")
+        raise CannotCompare(f"{revisions!r} is neither OLD..NEW nor one revision")
     root = _top(paths)
-    for one in match.groups():
+    paths = list(dict.fromkeys(map(_module_of, paths)))
+    for one in filter(None, match.groups()):
         _git(root, "rev-parse", "--verify", "--quiet", f"{one}^{{commit}}")
-    return Comparison(root, paths, match[1], match[2])
+    return Comparison(root, paths, match[1], match[2] or "")
+
+
+def _module_of(path: Path) -> Path:
+    """The folder of the driver that a file belongs to: the nearest with a Makefile; a folder is its own."""
+    if not path.is_file():
+        return path
+    parents = path.absolute().parents
+    return next(
+        (one for one in parents if (one / "Makefile").exists() or (one / "Kbuild").exists()), path.parent
+    )
 
 
 def of_patch(paths: list[Path], patch: str) -> Comparison:

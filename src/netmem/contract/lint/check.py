@@ -24,7 +24,7 @@ from netmem.base.text import printable
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.flow import Flow
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
-from netmem.contract.lint.rules import RULES
+from netmem.contract.lint.rules import RULES, r1, r2
 from netmem.contract.lint.world import World
 
 SUPPRESS = re.compile(r"(?:/\*|//|^\s*\*).*?netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
@@ -76,6 +76,11 @@ def judge(
     if report.requirements["R1"].verdict == FAIL:
         for rule in RULES[2:]:
             report.requirements[rule.id] = Verdict(NA, "no page pool: nothing to judge yet")
+    for id_, verdict in report.requirements.items():
+        _place(driver, id_, verdict)
+        if root is None and id_ != "R2" and verdict.confidence == "high" and _uses_libraries(driver):
+            verdict.confidence = "low"
+            verdict.needs = "the kernel tree: libraries that handle its buffers were not seen"
     _suppress(report, own)
     report.facts = _facts(case)
     report.looked_at = [
@@ -90,6 +95,51 @@ def judge(
         one.file, one.message = _short(one.file, base), printable(one.message)
     report.problems = [printable(one) for one in report.problems]
     return report
+
+
+# Where to look when a verdict has no place of its own: what it is about, or where the driver begins.
+_OPERATIONS = rb"\bstruct\s+net_device_ops\s+\w+\s*=|^\w[\w \t*]*\("
+_ABOUT = {
+    "R1": re.compile(
+        rb"\b(?:__)?(?:netdev_alloc_skb\w*|napi_alloc_skb|dev_alloc_skb|build_skb|napi_alloc_frag\w*|"
+        rb"dev_alloc_pages?|alloc_pages?)\s*\(",
+        re.M,
+    ),
+    "R2": re.compile(rb"\bstruct\s+ethtool_ops\s+\w+\s*=", re.M),
+}
+_BEGINS = re.compile(_OPERATIONS, re.M)
+_CURES = {"R1": r1.CURE, "R2": r2.CURE}
+
+
+def _place(driver: tree.Driver, id_: str, verdict: Verdict) -> None:
+    """Every bad verdict names a line of a file, once."""
+    if verdict.verdict not in (FAIL, PARTIAL):
+        return
+    found: dict[tuple[str, int], Evidence] = {}
+    for one in verdict.evidence:
+        first = found.setdefault((one.file, one.line), one)
+        if first is not one and one.message not in first.message:
+            first.message += f"; {one.message}"
+    verdict.evidence = list(found.values())
+    if verdict.evidence or not driver.sources:
+        return
+    for pattern in filter(None, (_ABOUT.get(id_), _BEGINS)):
+        for source in driver.sources:
+            text = tree.load(str(source)) or b""
+            match = pattern.search(text)
+            if match is not None:
+                line = text.count(b"\n", 0, match.start()) + 1
+                verdict.evidence = [Evidence(str(source), line, verdict.why, _CURES.get(id_, ""))]
+                return
+    verdict.evidence = [Evidence(str(driver.sources[0]), 1, verdict.why, _CURES.get(id_, ""))]
+
+
+_LIBRARIES = re.compile(rb"#[ \t]*include[ \t]*<(?:net/libeth|linux/net/intel|linux/bnxt|linux/mlx)")
+
+
+def _uses_libraries(driver: tree.Driver) -> bool:
+    """True for a driver whose buffers may be handled by code that lies elsewhere in a kernel tree."""
+    return any(_LIBRARIES.search(tree.load(str(one)) or b"") for one in driver.sources)
 
 
 def understand(driver: tree.Driver, root: Path | None, exports: dict[str, str]) -> Case:
@@ -341,6 +391,18 @@ def _save(place: Path, body: dict[str, Any]) -> None:
         return  # no cache, then
 
 
+def find_drivers(paths: Iterable[Path], problems: list[str], all_modules: bool = False) -> list[tree.Driver]:
+    """Drivers at these paths: of several modules at one path those of network devices, or all."""
+    drivers: list[tree.Driver] = []
+    for path in paths:
+        found = list(tree.find(path.absolute(), problems))
+        if not found:
+            problems.append(f"{path.absolute()}: no C files")
+        several = len(found) > 1 and not all_modules
+        drivers += [d for d in found if tree.is_network_driver(d)] if several else found
+    return drivers
+
+
 def check(
     paths: Iterable[Path],
     problems: list[str],
@@ -353,14 +415,7 @@ def check(
 ) -> list[Report]:
     """Reports on every driver at these paths, in the order of their names."""
     paths = [path.absolute() for path in paths]
-    drivers: list[tree.Driver] = []
-    for path in paths:
-        found = list(tree.find(path, problems))
-        if not found:
-            problems.append(f"{path}: no C files")
-        drivers += (
-            found if len(found) == 1 or all_modules else [d for d in found if tree.is_network_driver(d)]
-        )
+    drivers = find_drivers(paths, problems, all_modules)
     if not drivers:
         return []
     root = tree.root_of(paths[0])

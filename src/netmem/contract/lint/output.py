@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,29 +63,69 @@ def as_sarif(made: dict[str, Any]) -> str:
         for rule in RULES
     ]
     results = []
-    for driver in made["drivers"]:
-        for id_, verdict in driver["requirements"].items():
-            if verdict["verdict"] not in LEVELS:
-                continue
-            for place in verdict["evidence"] or [
-                {"file": driver["path"], "line": 1, "message": "", "cure": ""}
-            ]:
-                said = ". ".join(x for x in (verdict["why"], place["message"], place["cure"]) if x)
-                results.append({
-                    "ruleId": id_,
-                    "ruleIndex": [rule.id for rule in RULES].index(id_),
-                    "level": LEVELS[verdict["verdict"]],
-                    "message": {"text": said},
-                    "locations": [{"physicalLocation": {
-                        "artifactLocation": _artifact(place["file"]),
-                        "region": {"startLine": max(1, place["line"])},
-                    }}],
-                    "partialFingerprints": {"netmem/v1": f"{id_}:{place['file']}:{place['message']}"},
-                    "properties": {"driver": driver["driver"], "confidence": verdict["confidence"]},
-                })  # fmt: skip
+    for level, driver, id_, verdict, place in _places(made):
+        results.append({
+            "ruleId": id_,
+            "ruleIndex": [rule.id for rule in RULES].index(id_),
+            "level": level,
+            "message": {"text": _said(verdict, place)},
+            "locations": [{"physicalLocation": {
+                "artifactLocation": _artifact(place["file"]),
+                "region": {"startLine": max(1, place["line"])},
+            }}],
+            "partialFingerprints": {"netmem/v1": f"{id_}:{place['file']}:{place['message']}"},
+            "properties": {"driver": driver, "confidence": verdict["confidence"]},
+        })  # fmt: skip
     tool = {"driver": {"name": made["tool"], "version": made["version"], "rules": rules}}
     run = {"tool": tool, "results": results, "columnKind": "utf16CodeUnits"}
     return json.dumps({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1)
+
+
+def as_github(made: dict[str, Any]) -> str:
+    """A workflow command for each place, which a GitHub Action's log turns into an annotation."""
+    lines = []
+    for level, driver, id_, verdict, place in _places(made):
+        where = f"file={_escaped(place['file'], ':,')},line={max(1, place['line'])}"
+        title = _escaped(f"{id_} {BY_ID[id_].title}: {driver}", ":,")
+        lines.append(f"::{level} {where},title={title}::{_escaped(_said(verdict, place), '')}")
+    return "\n".join(lines)
+
+
+def _escaped(text: str, more: str) -> str:
+    for one in ("%", "\r", "\n", *more):
+        text = text.replace(one, f"%{ord(one):02X}")
+    return text
+
+
+def as_checkpatch(made: dict[str, Any]) -> str:
+    """As checkpatch.pl writes, with its totals."""
+    lines = []
+    counts = {"ERROR": 0, "WARNING": 0}
+    for number, (level, _driver, id_, verdict, place) in enumerate(_places(made), 1):
+        word = level.upper()
+        counts[word] += 1
+        lines += [
+            f"{word}:NETMEM_{id_}: {_said(verdict, place)}",
+            f"#{number}: FILE: {place['file']}:{max(1, place['line'])}:",
+            "",
+        ]
+    counted = ", ".join(f"{count} {word.lower()}s" for word, count in counts.items())
+    lines.append(f"total: {counted}, {len(made['drivers'])} drivers checked")
+    return "\n".join(lines)
+
+
+def _places(made: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any], dict[str, Any]]]:
+    """(level, driver, rule, verdict, place) of all that fails or is partial."""
+    for driver in made["drivers"]:
+        for id_, verdict in driver["requirements"].items():
+            if verdict["verdict"] in LEVELS:
+                for place in verdict["evidence"]:
+                    yield LEVELS[verdict["verdict"]], driver["driver"], id_, verdict, place
+
+
+def _said(verdict: dict[str, Any], place: dict[str, Any]) -> str:
+    said = [verdict["why"]] if verdict["why"] != place["message"] else []
+    return ". ".join(x for x in (*said, place["message"], place["cure"]) if x)
 
 
 def _artifact(file: str) -> dict[str, str]:

@@ -26,6 +26,7 @@ CORE = ("include/net/page_pool/", "include/net/netmem.h", "include/net/xdp", "in
         "include/net/devlink.h", "include/linux/netdevice.h", "include/net/pkt_cls.h")  # fmt: skip
 MAX_FILE, MAX_FOLDERS = 4 << 20, 200_000
 MAX_OBJECTS = 100_000  # of all targets of a Makefile
+FEW = 3  # drivers at a path of which every file is accounted for
 LIBRARY_DIRS = ("drivers/net",)
 
 
@@ -156,10 +157,23 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
         if sources:
             yield Driver(str(path), path, sources)
         return
+    if len(found) <= FEW:
+        _name_unclaimed(found, problems)
     direct = [d for d in found if d.folder == path]
     if len(direct) == 1 and all(d.folder.is_relative_to(path) for d in found) and len(found) == 1:
         direct[0].name = str(path)
     yield from found
+
+
+def _name_unclaimed(found: list[Driver], problems: list[str]) -> None:
+    """C files beside a driver's that no Makefile names, and no other file includes."""
+    claimed = {path for driver in found for path in driver.sources}
+    for folder in dict.fromkeys(path.parent for path in claimed):
+        beside = [path for path in sorted(folder.glob("*.c")) if path not in claimed]
+        texts = [load(str(path)) or b"" for path in folder.glob("*.[ch]")] if beside else []
+        for path in beside:
+            if not any(b'"%s"' % os.fsencode(path.name) in text for text in texts):
+                problems.append(f"{path}: no Makefile names it: it was not judged")
 
 
 def folders(top: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
