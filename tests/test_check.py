@@ -14,10 +14,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 import requests_cache
+import yaml
 
 from conftest import need
 from test_lint import BAD, KEPT, RX, SYNC, TINY, edited
 
+ROOT = Path(__file__).parent.parent
 NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
 
 
@@ -177,6 +179,53 @@ def test_every_result_names_a_file_and_a_line_once(tmp_path):
         found = [(one["ruleId"], json.dumps(one["locations"])) for one in results]
         assert found
         assert len(found) == len(set(found))
+
+
+def repository(tmp_path):
+    """A git repository with the small driver, in which a change breaks R6; its root."""
+    edited(tmp_path)
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "old"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    rx = tmp_path / "tiny" / RX
+    rx.write_text(rx.read_text().replace(SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);"))
+    return tmp_path
+
+
+def test_the_pre_commit_hook(tmp_path):
+    """What .pre-commit-hooks.yaml says, run on the files of a commit."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert re.search(hook["files"], f"tiny/{RX}")
+    words = hook["entry"].split()
+    assert words[:2] == ["netmem", "check"]
+    done = run(*words[2:], f"tiny/{RX}", cwd=repository(tmp_path))
+    assert (done.returncode, f"FILE: tiny/{RX}:43:" in done.stdout) == (1, True), done.stderr
+    subprocess.run(["git", "checkout", "-q", "."], cwd=tmp_path, check=True)
+    assert run(*words[2:], f"tiny/{RX}", "tiny/tiny.h", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(("against", "rules", "status"), [("HEAD", "", 1), ("", "R5", 0), ("", "R5,R6", 1)])
+def test_the_github_action(against, rules, status, tmp_path):
+    """The step that checks, as a runner does it, with netmem installed where the step before puts it."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    step = action["runs"]["steps"][-1]
+    given = {"path": "tiny", "against": against, "rules": rules}
+    env = {
+        name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda match: given[match[1]], value)
+        for name, value in step["env"].items()
+    }
+    (tmp_path / "runner/netmem").mkdir(parents=True)
+    (tmp_path / "runner/netmem/bin").symlink_to(Path(sys.executable).parent)
+    env |= {"RUNNER_TEMP": str(tmp_path / "runner"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", step["run"]],
+        cwd=repository(tmp_path), env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert (f"::error file=tiny/{RX},line=43,title=R6" in done.stdout) == bool(status)
 
 
 def test_annotations_and_checkpatch(tmp_path):
