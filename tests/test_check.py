@@ -161,6 +161,28 @@ def test_list_and_rules(tmp_path):
     assert [run("--no-cache", "--rule", one, bad).returncode for one in ("R5", "R6")] == [0, 1]
 
 
+def test_advice_in_every_form(tmp_path):
+    """Notes, notices and checks; never an exit status."""
+    path = edited(
+        tmp_path,
+        (
+            "tiny_ethtool.c",
+            "= ETHTOOL_RING_USE_TCP_DATA_SPLIT,",
+            "= ETHTOOL_RING_USE_TCP_DATA_SPLIT | ETHTOOL_RING_USE_HDS_THRS,",
+        ),
+    )
+    forms = {
+        "text": "A4 advice", "json": '"A4"', "sarif": '"level": "note"', "github": "::notice file=", "checkpatch": "CHECK:NETMEM_A4: ",
+    }  # fmt: skip
+    for kind, said in forms.items():
+        done = run("--no-cache", "--format", kind, path)
+        assert (done.returncode, said in done.stdout) == (0, True), kind
+        assert said not in run("--no-cache", "--format", kind, "--rule", "R5", path).stdout
+    done = run("--no-cache", "--rule", "a4", path)
+    assert (done.returncode, "A4 advice" in done.stdout) == (0, True)
+    assert run("--rule", "A1", "netmem.drivers.softnic:SoftnicDriver").returncode == 2
+
+
 def test_every_result_names_a_file_and_a_line_once(tmp_path):
     """Also where the verdict is that something is missing, and once where two things are wrong on one line."""
     (tmp_path / "none.c").write_text(
@@ -240,7 +262,7 @@ def test_annotations_and_checkpatch(tmp_path):
     done = run("--format", "checkpatch", "--no-cache", path)
     assert done.stdout.startswith("ERROR:NETMEM_R6: the driver syncs payload itself. ")
     assert re.search(r"^#1: FILE: \S*tiny_rx\.c:43:$", done.stdout, re.M)
-    assert done.stdout.endswith("total: 1 errors, 0 warnings, 1 drivers checked\n")
+    assert done.stdout.endswith("total: 1 errors, 0 warnings, 0 checks, 1 drivers checked\n")
     assert run("--format", "github", "--no-cache", TINY).stdout == "\n"
 
 

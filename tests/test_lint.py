@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import need
+from netmem.cli import check as check_command
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.check import check
-from netmem.contract.lint.rules import RULES
+from netmem.contract.lint.rules import RULES, advice
 
 TINY = Path(__file__).parent / "lint/tiny"
 KEPT = dict.fromkeys([rule.id for rule in RULES], "pass")
@@ -334,6 +335,7 @@ def test_the_small_driver_keeps_the_contract():
     report = judged(TINY)
     assert verdicts(report) == KEPT
     assert report.passes
+    assert report.advice == {}
     assert report.facts["separate_header_pool"] is True
     assert all(v.confidence == "high" for v in report.requirements.values())
     assert lines(report, "R6") == [SYNC]
@@ -357,6 +359,27 @@ def test_one_edit_breaks_one_requirement(name, tmp_path):
 @pytest.mark.parametrize("name", GOOD)
 def test_edits_that_change_nothing_change_no_verdict(name, tmp_path):
     assert verdicts(judged(edited(tmp_path, *GOOD[name]))) == KEPT
+
+
+ADVISED = {
+    "A1": [(MAIN, ".queue_idx = q->index,", "")],
+    "A2": [(RX, "\tif (skb)\n\t\tskb_mark_for_recycle(skb);\n", "")],
+    "A3": [(MAIN, "netdev->netdev_ops = &tiny_ops;", "netdev->netdev_ops = &tiny_ops;\n\tnetdev->netmem_tx = true;")],
+    "A4": [(TOOL, "= ETHTOOL_RING_USE_TCP_DATA_SPLIT,", "= ETHTOOL_RING_USE_TCP_DATA_SPLIT | ETHTOOL_RING_USE_HDS_THRS,")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("id_", ADVISED)
+def test_advice_has_names_of_its_own_and_decides_nothing(id_, tmp_path):
+    report = judged(edited(tmp_path, *ADVISED[id_]))
+    assert verdicts(report) == KEPT
+    assert report.passes
+    assert list(report.advice) == [id_]
+    assert all(one.line and one.cure for one in report.advice[id_])
+
+
+def test_the_command_knows_all_advice():
+    assert [one.id for one in advice.ADVICE] == list(check_command.ADVICE) == list(ADVISED)
 
 
 @pytest.mark.parametrize("name", NO_POOL)
@@ -388,7 +411,8 @@ def test_no_pool_at_all(tmp_path):
 )
 def test_pools_for_something_else(edit, outcome, tmp_path):
     """Without payload from it the header pool is what there is; and a pool for XDP is no normal mode's."""
-    assert judged(edited(tmp_path, edit)).requirements["R1"].verdict == outcome
+    path = edited(tmp_path, edit, (MAIN, "return tiny_rx_refill(&priv->rx[index]);", "return 0;"))
+    assert judged(path).requirements["R1"].verdict == outcome
 
 
 def test_the_text_filter_changes_no_verdict(tmp_path):

@@ -13,7 +13,8 @@ from netmem.contract.requirements import REQUIREMENTS
 
 RUN_TIME = ("junit", "ktap")
 SOURCES = ("sarif", "html", "markdown", "github", "checkpatch")
-IDS = [r.id for r in REQUIREMENTS]
+ADVICE = ("A1", "A2", "A3", "A4")  # of C sources
+IDS = (*(r.id for r in REQUIREMENTS), *ADVICE)
 
 
 def _ids(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,9 +32,9 @@ def _ids(given: tuple[str, ...]) -> tuple[str, ...]:
     "--only",
     "--rule",
     multiple=True,
-    metavar="R1,R5,...",
+    metavar="R1,A3,...",
     callback=lambda context, option, given: _ids(given),
-    help="Check these requirements only (may be repeated).",
+    help="Check these requirements only, and give this advice (may be repeated).",
 )
 @click.option(
     "--format",
@@ -108,6 +109,8 @@ def command(
     if len(what) == 1 and ":" in what[0] and not Path(what[0]).exists():
         if kind in SOURCES or words["diff"] or words["patch"] or words["baseline"]:
             raise click.UsageError(f"{what[0]} is a driver in Python: formats are text, json, junit, ktap")
+        if set(words["only"]) & set(ADVICE):
+            raise click.UsageError("advice (A1 and on) is for C sources")
         need("lab", "checking a driver in Python")
         from netmem.cli.check_runtime import check_driver
 

@@ -84,6 +84,7 @@ def check_sources(paths: list[Path], options: Options) -> int:
     if options.only:
         for report in reports:
             report.requirements = {k: v for k, v in report.requirements.items() if k in options.only}
+            report.advice = {k: v for k, v in report.advice.items() if k in options.only}
     if options.baseline:
         return _change(changes.against(before, reports), options, problems)
     _print(reports, problems, paths, options, time.monotonic() - start)
@@ -188,6 +189,13 @@ def _one(console: Console, report: Report, verbose: bool) -> None:
             )
         for cure in dict.fromkeys(place.cure for place in verdict.evidence if place.cure):
             console.print(f"       [cyan]mend:[/] {escape(cure)}", soft_wrap=True)
+    for id_, places in report.advice.items():
+        for place in places:
+            console.print(
+                f"  {id_} [cyan]advice[/]  {escape(place.file)}:{place.line}: {escape(place.message)}",
+                soft_wrap=True,
+            )
+            console.print(f"       [cyan]mend:[/] {escape(place.cure)}", soft_wrap=True)
     facts = "; ".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in report.facts.items())
     console.print(f"  [dim]{escape(facts)}[/]", soft_wrap=True)
     for place in report.unused_suppressions:

@@ -60,3 +60,21 @@ static int tiny_open(struct net_device *netdev)
 static const struct net_device_ops tiny_ops = {
 	.ndo_open = tiny_open,
 };
+
+static int tiny_queue_start(struct net_device *netdev, struct netdev_queue_config *config, void *memory, int index)
+{
+	struct tiny_priv *priv = netdev_priv(netdev);
+
+	return tiny_rx_refill(&priv->rx[index]);
+}
+
+static const struct netdev_queue_mgmt_ops tiny_queue_ops = {
+	.ndo_queue_start = tiny_queue_start,
+};
+
+void tiny_setup(struct net_device *netdev)
+{
+	netdev->netdev_ops = &tiny_ops;
+	netdev->ethtool_ops = &tiny_ethtool_ops;
+	netdev->queue_mgmt_ops = &tiny_queue_ops;
+}

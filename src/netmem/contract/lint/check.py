@@ -25,6 +25,7 @@ from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.flow import Flow
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
 from netmem.contract.lint.rules import RULES, r1, r2
+from netmem.contract.lint.rules.advice import ADVICE
 from netmem.contract.lint.world import World
 
 SUPPRESS = re.compile(r"(?:/\*|//|^\s*\*).*?netmem:\s*ignore\s+((?:R[1-7][,\s]*)+)(.*?)(?:\*/|$)")
@@ -46,13 +47,13 @@ class Report:
     suppressed: list[Evidence] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     looked_at: list[Evidence] = field(default_factory=list)
+    advice: dict[str, list[Evidence]] = field(default_factory=dict)  # of rules A1 and on: it decides nothing
 
     @property
     def passes(self) -> bool:
-        """True when nothing fails or is partial."""
-        return all(v.verdict in (PASS, NA) for v in self.requirements.values()) and any(
-            v.verdict == PASS for v in self.requirements.values()
-        )
+        """True when nothing that was asked for fails or is partial, and something was judged."""
+        found = [v.verdict for v in self.requirements.values()]
+        return all(one in (PASS, NA) for one in found) and (PASS in found or not found)
 
 
 def judge(
@@ -82,6 +83,9 @@ def judge(
             verdict.confidence = "low"
             verdict.needs = "the kernel tree: libraries that handle its buffers were not seen"
     _suppress(report, own)
+    if report.requirements["R1"].verdict != FAIL:
+        found = {one.id: list(one.find(case)) for one in ADVICE}
+        report.advice = {id_: places for id_, places in found.items() if places}
     report.facts = _facts(case)
     report.looked_at = [
         Evidence(e.path, e.line, f"{e.what}: {e.call} in {e.function}()" + (" (XDP or test)" if e.xdp else
@@ -91,6 +95,7 @@ def judge(
     for verdict in report.requirements.values():
         verdict.why = printable(verdict.why)
     places = [one for verdict in report.requirements.values() for one in verdict.evidence]
+    places += [one for found in report.advice.values() for one in found]
     for one in (*places, *report.unused_suppressions, *report.suppressed, *report.looked_at):
         one.file, one.message = _short(one.file, base), printable(one.message)
     report.problems = [printable(one) for one in report.problems]
@@ -319,6 +324,7 @@ def from_json(body: dict[str, Any]) -> Report:
     return Report(
         body["driver"], body["path"], verdicts, body["facts"], places(body["unused_suppressions"]),
         places(body["suppressed"]), body["problems"], places(body["looked_at"]),
+        {id_: places(found) for id_, found in body.get("advice", {}).items()},
     )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ JSON: {"tool", "version", "tree", "problems": [..], "drivers": [{"driver", "path
 {"verdict":
 pass | partial | fail | n/a, "why", "confidence": high | low, "needs", "evidence": [{"file", "line",
 "message",
-"cure"}]}}, "facts", "suppressed", "unused_suppressions", "problems"}]}.
+"cure"}]}}, "facts", "suppressed", "unused_suppressions", "problems",
+"advice": {"A1": [as evidence]}}]}.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from netmem.base.text import printable
 from netmem.contract.lint.check import Report, to_json
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
 from netmem.contract.lint.rules import RULES
+from netmem.contract.lint.rules.advice import ADVICE
+from netmem.contract.lint.rules.advice import BY_ID as ADVISED
 from netmem.contract.lint.tree import load
 from netmem.contract.requirements import BY_ID
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 LEVELS = {FAIL: "error", PARTIAL: "warning"}
+ADVISES = "note"
+IN_GITHUB = {ADVISES: "notice"}
+IN_CHECKPATCH = {ADVISES: "CHECK"}
 CONTEXT = 4  # source lines around evidence on the HTML page
 SIGNS = {PASS: "pass", PARTIAL: "partial", FAIL: "**fail**", NA: "n/a"}
 
@@ -61,12 +67,21 @@ def as_sarif(made: dict[str, Any]) -> str:
             "help": {"text": rule.convention},
         }
         for rule in RULES
+    ] + [
+        {
+            "id": one.id,
+            "name": "".join(word.capitalize() for word in one.title.replace("-", " ").split()),
+            "shortDescription": {"text": one.title},
+            "fullDescription": {"text": one.text},
+            "help": {"text": one.text},
+        }
+        for one in ADVICE
     ]
     results = []
     for level, driver, id_, verdict, place in _places(made):
         results.append({
             "ruleId": id_,
-            "ruleIndex": [rule.id for rule in RULES].index(id_),
+            "ruleIndex": [rule["id"] for rule in rules].index(id_),
             "level": level,
             "message": {"text": _said(verdict, place)},
             "locations": [{"physicalLocation": {
@@ -86,9 +101,15 @@ def as_github(made: dict[str, Any]) -> str:
     lines = []
     for level, driver, id_, verdict, place in _places(made):
         where = f"file={_escaped(place['file'], ':,')},line={max(1, place['line'])}"
-        title = _escaped(f"{id_} {BY_ID[id_].title}: {driver}", ":,")
-        lines.append(f"::{level} {where},title={title}::{_escaped(_said(verdict, place), '')}")
+        title = _escaped(f"{id_} {title_of(id_)}: {driver}", ":,")
+        word = IN_GITHUB.get(level, level)
+        lines.append(f"::{word} {where},title={title}::{_escaped(_said(verdict, place), '')}")
     return "\n".join(lines)
+
+
+def title_of(id_: str) -> str:
+    """What a requirement, or a piece of advice, is called."""
+    return ADVISED[id_].title if id_ in ADVISED else BY_ID[id_].title
 
 
 def _escaped(text: str, more: str) -> str:
@@ -100,9 +121,9 @@ def _escaped(text: str, more: str) -> str:
 def as_checkpatch(made: dict[str, Any]) -> str:
     """As checkpatch.pl writes, with its totals."""
     lines = []
-    counts = {"ERROR": 0, "WARNING": 0}
+    counts = {"ERROR": 0, "WARNING": 0, "CHECK": 0}
     for number, (level, _driver, id_, verdict, place) in enumerate(_places(made), 1):
-        word = level.upper()
+        word = IN_CHECKPATCH.get(level, level.upper())
         counts[word] += 1
         lines += [
             f"{word}:NETMEM_{id_}: {_said(verdict, place)}",
@@ -121,6 +142,9 @@ def _places(made: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any
             if verdict["verdict"] in LEVELS:
                 for place in verdict["evidence"]:
                     yield LEVELS[verdict["verdict"]], driver["driver"], id_, verdict, place
+        for id_, places in driver.get("advice", {}).items():
+            for place in places:
+                yield ADVISES, driver["driver"], id_, {"why": "", "confidence": "high"}, place
 
 
 def _said(verdict: dict[str, Any], place: dict[str, Any]) -> str:
