@@ -141,7 +141,10 @@ ip netns del lone""",
 
 
 def test_the_page(lab):
-    """docs/kernel.md's example, and the sender that it names."""
+    """docs/kernel.md's example, and the sender that it names.
+
+    The test before leaves split on that is "auto" to the kernel: whoever asks for it must get it all the same.
+    """
     text = PAGE.read_text()
     (example,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "open_device" in code]
     (sender,) = re.findall(r"ip netns exec peer python3 -c '.*?'", text, re.S)

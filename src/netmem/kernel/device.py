@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from netmem.base.errors import NetmemError
 from netmem.base.ethtool import SteeringRule
@@ -16,6 +17,7 @@ from netmem.kernel.settings import KernelEthtool
 from netmem.kernel.zcrx import Zcrx, ZcrxListener
 
 PREFIX = "kernel:"
+T = TypeVar("T")
 
 
 class KernelBinding:
@@ -76,12 +78,21 @@ class KernelDevice:
         with contextlib.ExitStack() as undo:
             family = undo.enter_context(NetdevFamily())
             try:
-                number = family.bind_rx(self.ifindex, queues, memory.fd, rx_page_size)
+                number = self._insist(lambda: family.bind_rx(self.ifindex, queues, memory.fd, rx_page_size))
             except NetmemError as error:
                 raise self._explained(error, queues, rx_page_size) from None
             undo.pop_all()
         self._memories[number] = memory
         return self._bound(KernelBinding(family, number, queues, memory.size))
+
+    def _insist(self, bind: Callable[[], T]) -> T:
+        """Bind, and once more where the kernel has forgotten that split was asked for."""
+        try:
+            return bind()
+        except NetmemError as error:
+            if error.errno != errno.EINVAL or not self.ethtool.ask_for_split_again():
+                raise
+        return bind()
 
     def _explained(self, error: NetmemError, queues: Sequence[int], rx_page_size: int = 0) -> NetmemError:
         """The kernel's refusal, with the rule behind it."""
@@ -106,7 +117,7 @@ class KernelDevice:
         ``listen`` hands out sockets of it from then on. Errors: as ``bind_rx``.
         """
         try:
-            zcrx = Zcrx(self.ifindex, queue, memory)
+            zcrx = self._insist(lambda: Zcrx(self.ifindex, queue, memory))
         except NetmemError as error:
             raise self._explained(error, [queue]) from None
         self._zcrx.append(zcrx)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netmem.base.errors import NetmemError
-from netmem.base.ethtool import SteeringRule
+from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.ethtool_ioctl import EthtoolIoctl, Rule
 from netmem.kernel.journal import Entry, Journal, left_behind, undo_all
@@ -37,6 +37,7 @@ class KernelEthtool:
         self.name, self._ifindex = name, ifindex
         self._family, self._ioctl = EthtoolFamily(), EthtoolIoctl(name)
         self._journal: Journal | None = None
+        self.split_was_on = False  # it was asked for, and the driver had it on
         self.undone = self._recover()
 
     def _recover(self) -> list[str]:
@@ -57,12 +58,27 @@ class KernelEthtool:
         EINVAL, EOPNOTSUPP: the kernel's.
         """
         have = self._family.rings_get(self._ifindex)
+        wanted = changes.get("tcp_data_split")
+        self.split_was_on = wanted == TcpDataSplit.ENABLED == have.get("tcp_data_split")
         changes = {name: int(value) for name, value in changes.items() if have.get(name) != int(value)}
         if not changes:
             return
         before = {name: have[name] for name in changes if name in have}
         self._made({"setting": "rings", "before": before, "after": changes},
                    lambda: self._family.rings_set(self._ifindex, **changes))  # fmt: skip
+
+    def ask_for_split_again(self) -> bool:
+        """Off and on, where split was asked for and the driver said that it was on: true when it was done.
+
+        A driver may leave split on that is "auto" to the kernel (``ethtool -G eth0 tcp-data-split auto``). The
+        kernel then takes asking for it as no change, and refuses to bind memory: it is not what was asked for.
+        """
+        if not self.split_was_on:
+            return False
+        self.split_was_on = False
+        for value in (TcpDataSplit.DISABLED, TcpDataSplit.ENABLED):
+            self._family.rings_set(self._ifindex, tcp_data_split=int(value))
+        return True
 
     def ringparam(self) -> dict[str, int]:
         """``ethtool -g``: what the driver tells, by the names of ``set_ringparam``."""

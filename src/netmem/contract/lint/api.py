@@ -112,6 +112,14 @@ READS = {
     1,
     "invalidate_dcache_range": 0, "dma_cache_inv": 0,
 }  # fmt: skip
+READS |= {
+    "memset": 0,
+    "memzero_explicit": 0,
+    "kmemdup": 0,
+    "print_hex_dump": 5,
+    "memchr_inv": 0,
+    "crc32_le": 1,
+}
 READS |= ATTACH_LINEAR
 
 RAW_SYNC_CPU = re.compile(

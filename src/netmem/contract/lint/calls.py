@@ -47,7 +47,7 @@ class Calls:
         name = e.name
         if not name or name in f.locals:
             return self._through_pointer(f, e)
-        name = self.flow.meant(name)
+        name = self.flow.world.meant(name)
         args, line = e.args, e.line
         special = self._special(f, name, args, line)
         if special is not None:

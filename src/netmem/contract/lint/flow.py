@@ -94,7 +94,6 @@ class Flow:
         self._answers: dict[int, dict[Key, Answer | None]] = defaultdict(dict)
         self._ready: list[tuple[int, int, Key]] = []  # what is to be looked at: callees before their callers
         self._count = 0
-        self._meant: dict[str, str] = {}
 
     @property
     def fields(self) -> dict[Cell, Labels]:
@@ -423,19 +422,6 @@ class Flow:
         if entry != known.entry:
             known.entry = entry
             self._later(key)
-
-    def meant(self, name: str) -> str:
-        """What a call's name is when it is another name for a function."""
-        known = self._meant.get(name)
-        if known is None:
-            known = name
-            for _ in range(4):
-                text = self.world.macros.get(known, "").strip()
-                if not text.isidentifier():
-                    break
-                known = text
-            self._meant[name] = known
-        return known
 
 
 def _stores(function: Function, constant: str) -> bool:

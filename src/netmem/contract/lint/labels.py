@@ -190,7 +190,7 @@ class Point:
         for name in [k for k, v in self.alias.items() if word in v or k == word]:
             del self.alias[name]
         for name, (true, false) in list(self.answers.items()):
-            if name == word:
+            if name == word or name.startswith(word + ".") or (word[0] == "." and name.endswith(word)):
                 del self.answers[name]
             elif any(x.kind == "readable" and word in x.of for part in (true, false) if part for x in part):
                 self.answers[name] = Answer(

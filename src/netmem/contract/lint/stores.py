@@ -91,6 +91,9 @@ class Stores:
         if isinstance(left, Field) and op != "&=":
             self._mode(f, left, right, answer)
         self.write(f, left, value, op)
+        local = self.values.local_name(f, left)
+        if answer is not None and op == "=" and local:
+            f.point.answers[local] = answer
         return value
 
     def _copied(self, f: Frame, left: Expr, right: Expr) -> bool:

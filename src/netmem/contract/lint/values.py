@@ -243,8 +243,8 @@ class Values:
         match e:
             case Num() | Unary(op="-"):
                 return Answer(here, None)
-            case Id(name=name) if name in f.point.answers:
-                true, false = f.point.answers[name]
+            case Id() | Field() if self.local_name(f, e) in f.point.answers:
+                true, false = f.point.answers[self.local_name(f, e)]
                 return Answer(None if true is None else true | here, None if false is None else false | here)
         return Answer(here | self.truth(f, e, True), here | self.truth(f, e, False))
 
@@ -291,7 +291,7 @@ class Values:
         return frozenset(facts)
 
     def _called(self, f: Frame, e: Call, outcome: bool) -> Facts:
-        name = e.name
+        name = self.world.meant(e.name)
         if name in TRANSPARENT and e.args:
             return self.truth(f, e.args[0], outcome)
         if name in api.POOL_TESTS:
@@ -350,10 +350,22 @@ class Values:
                     found.add(Fact("readable", (name,)))
         return frozenset(found)
 
+    def local_name(self, f: Frame, e: Expr) -> str:
+        """``x``, or ``s.x`` of a structure among the locals; "" for anything else."""
+        match e:
+            case Id(name=name):
+                return name
+            case Field(base=Id(name=base), name=name) if base in f.locals and "*" not in f.types.get(
+                base, "*"
+            ):
+                return f"{base}.{name}"
+        return ""
+
     def _value(self, f: Frame, e: Expr, outcome: bool) -> Facts:
         """A variable, or what a place holds, is true or not."""
-        if isinstance(e, Id):
-            known = f.point.answers.get(e.name)
+        name = self.local_name(f, e)
+        if name:
+            known = f.point.answers.get(name)
             if known is not None:
                 facts = known.true if outcome else known.false
                 return facts if facts is not None else NO_FACTS

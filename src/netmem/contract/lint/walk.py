@@ -312,7 +312,7 @@ class Walk:
 
     def taken(self, f: Frame, e: Field) -> None:
         """A buffer is taken from where it was kept."""
-        held = of_kind(self.values.labels(f, e), "buf")
+        held = of_kind(self.values.labels(f, e), "buf", "va")
         if held:
             for cell in self.memory.cells(f, f.point.env, e):
                 self.note(f, "taken", e.name, held, e, None, cell)

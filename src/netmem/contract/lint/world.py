@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from netmem.contract.lint.csource import CFile, Function
-from netmem.contract.lint.nodes import Expr
+from netmem.contract.lint.nodes import Expr, Id
 
 _KEEPS = re.compile(r"\b(page_pool|netmem_ref|page|net_iov) ?\*|^netmem_ref\b")
 _SHARES = re.compile(
@@ -32,6 +32,7 @@ class World:
         self.typedefs: dict[str, str] = {}
         self.globals: dict[str, tuple[str, Expr, str, int]] = {}
         self._types: dict[str, str] = {}
+        self._meant: dict[str, str] = {}
         self.add(own, libraries)
 
     def add(self, own: Iterable[CFile], libraries: Iterable[CFile] = ()) -> None:
@@ -55,6 +56,7 @@ class World:
             for type_, name, expr, line in one.globals:
                 self.globals[name] = type_, expr, one.path, line
         self._types.clear()
+        self._meant.clear()
         places: dict[str, int] = defaultdict(int)
         for one in self.files.values():
             for fields_of in one.embedded.values():
@@ -88,6 +90,23 @@ class World:
                 match = _TAG.search(meant)
                 known = match[1] if match else ""
             self._types[type_] = known
+        return known
+
+    def meant(self, name: str) -> str:
+        """What a call's name is when it is another name for a function: a macro, or a constant pointer."""
+        known = self._meant.get(name)
+        if known is None:
+            known = name
+            for _ in range(4):
+                text = self.macros.get(known, "").strip()
+                pointed = self.globals.get(known)
+                if text.isidentifier():
+                    known = text
+                elif pointed is not None and isinstance(pointed[1], Id) and "(" in pointed[0]:
+                    known = pointed[1].name
+                else:
+                    break
+            self._meant[name] = known
         return known
 
     def keeps_memory(self, tag: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from netmem.contract.lint import api
 from netmem.contract.lint.labels import Event
 from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
 
@@ -74,13 +75,19 @@ def _beside(case: Case, holders: set[Any]) -> list[Event]:
 
 
 def _mixed(case: Case, normal: list[Event]) -> list[Event]:
-    """Memory of no pool that the device gets, allocated side by side with the pool's."""
-    posted = {label.of for e in case.of("frag", "linear", "map") if not e.xdp for label in e.labels}
+    """Memory of no pool that the device gets, allocated beside the pool's, or kept in the same place."""
+    splits = any(pool.has(api.FLAGS[3]) for pool in case.payload_pools)
+    uses = ("frag",) if splits else ("frag", "linear", "map")  # headers may lie anywhere
+    posted = {label.of for e in case.of(*uses) if not e.xdp for label in e.labels}
     pool, called = {(e.path, e.function) for e in normal}, {e.function.encode() for e in normal}
+    kept = [e for e in case.of("kept") if not e.xdp and e.cell is not None and e.cell[0] != "page"]
+    rings = {e.cell for e in kept if any(label.of in case.payload for label in e.labels)}
     found = []
     for event in _beside(case, posted):
+        (holder,) = {label.of for label in event.labels}
+        places = {e.cell for e in kept if all(label.of == holder for label in e.labels)}
         name = event.function.encode()
-        both = [
+        both = places & rings or [
             f for functions in case.world.named.values() for f in functions
             if (name in f.called or f.name == event.function)
             and ((f.path, f.name) in pool or not called.isdisjoint(f.called))

@@ -83,26 +83,23 @@ def _assigned(case: Case) -> Expr | None:
     return found
 
 
-def _has_bit(case: Case, e: Expr) -> bool:
-    todo = [_words(e)]
-    seen: set[str] = set()
-    while todo:
-        for word in todo.pop():
-            if word == BIT:
-                return True
-            if word in case.world.macros and word not in seen:
-                seen.add(word)
-                todo.append(_WORD.findall(case.world.macros[word]))
-    return False
-
-
-def _words(e: Expr) -> list[str]:
-    """Names in a mask, without those that are masked out."""
-    if isinstance(e, Unary) and e.op == "~":
-        return []
-    if isinstance(e, Binary):
-        return _words(e.left) + _words(e.right)
-    return [one.name for one in walk(e) if isinstance(one, Id)]
+def _has_bit(case: Case, e: Expr, seen: frozenset[str] = frozenset()) -> bool:
+    """True when a mask has the bit: not when it is masked out again."""
+    match e:
+        case Binary(op="&", left=left, right=Unary(op="~", of=of)):
+            return _has_bit(case, left, seen) and not _has_bit(case, of, seen)
+        case Binary(op="&" | "^", left=left, right=right):
+            both = _has_bit(case, left, seen), _has_bit(case, right, seen)
+            return both[0] and both[1] if e.op == "&" else both[0] != both[1]
+        case Binary(left=left, right=right):
+            return _has_bit(case, left, seen) or _has_bit(case, right, seen)
+        case Id(name=name):
+            text = case.world.macros.get(name, "") if name not in seen else ""
+            words = _WORD.findall(text.split("~")[0])
+            return name == BIT or any(_has_bit(case, Id(0, one), seen | {name}) for one in words)
+        case Unary(op="~"):
+            return False
+    return any(_has_bit(case, Id(0, one.name), seen) for one in walk(e) if isinstance(one, Id))
 
 
 def _acts(case: Case, start: Function) -> Evidence | None:

@@ -21,6 +21,7 @@ def judge(case: Case) -> Verdict:
     wrong = [e for e in case.judged("frag") if e.call in api.PAGE_ATTACH]
     wrong += case.judged("release_page")
     wrong += [e for e in case.judged("bias", "pool_sync") if e.call in api.TWINS]
+    wrong += [e for e in case.judged("posted") if e.call in api.TWINS]
     kept = {label.of for e in allocs for label in e.labels if label.api == "netmem"}
     wrong += [
         e for e in case.of("alloc")

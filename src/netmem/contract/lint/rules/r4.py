@@ -46,6 +46,12 @@ def _pool(case: Case, pool: Pool) -> Verdict:
     if missing:
         here.cure = "add " + " | ".join(missing)
         return Verdict(FAIL, f"the payload pool lacks {' and '.join(missing)}", [here])
+    sometimes = [name for name in (MAP, SYNC) if name not in flags.sure]
+    if sometimes:
+        here.cure = "add " + " | ".join(sometimes) + ", always"
+        return Verdict(
+            PARTIAL, f"{' and '.join(sometimes)} reach the payload pool under a condition only", [here]
+        )
     if UNREADABLE in flags.sure:
         right = _rights(case, pool.conds)
         if right:

@@ -43,10 +43,20 @@ def _kept_for_later(case: Case) -> list[Event]:
         }  # fmt: skip
     fills = allocates | {(f.path, f.name) for f in functions if not names.isdisjoint(f.called)}
     posts = fills | {(f.path, f.name) for f in functions if f.name.encode() in callees}
-    kept = [e for e in case.judged("kept") if any(label.kind == "buf" for label in e.labels)]
+    kept = [
+        e for e in case.judged("kept")
+        if any(label.kind == "buf" or (label.kind == "va" and _is_array(case, e)) for label in e.labels)
+    ]  # fmt: skip
     ring = {e.cell for e in kept if (e.path, e.function) in posts}
     taken = {e.cell for e in case.judged("taken") if (e.path, e.function) in fills}
     return [e for e in kept if e.cell not in ring and e.cell in taken]
+
+
+def _is_array(case: Case, event: Event) -> bool:
+    """True for a place of several: one address is kept for the next turn, many are a cache."""
+    owner, name = event.cell or ("", "")
+    tags = {owner} | {tag for tag, objects in case.flow.objects.items() if owner in objects}
+    return any("[]" in case.world.field_type(tag, name) for tag in tags)
 
 
 RULE = Rule(
