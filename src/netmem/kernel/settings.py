@@ -70,8 +70,8 @@ class KernelEthtool:
     def ask_for_split_again(self) -> bool:
         """Off and on, where split was asked for and the driver said that it was on: true when it was done.
 
-        A driver may leave split on that is "auto" to the kernel (``ethtool -G eth0 tcp-data-split auto``). The
-        kernel then takes asking for it as no change, and refuses to bind memory: it is not what was asked for.
+        A driver may leave split on that is "auto" to the kernel (``ethtool -G eth0 tcp-data-split auto``).
+        The kernel then takes asking for it as no change, and refuses to bind memory: nobody asked for it.
         """
         if not self.split_was_on:
             return False
