@@ -22,8 +22,8 @@ PACKAGE = "netmem.contract.mutants"
 LATER = 2  # the first queue that a rig with two queues does not have
 
 
-def breaks(requirement: str) -> Any:
-    """Note which requirement a mutant breaks. One of ``RingDriver`` is made for both NICs."""
+def breaks(requirement: str, *, on_igb: bool = True) -> Any:
+    """Note which requirement a mutant breaks. One of ``RingDriver`` is made for both NICs, or not ``on_igb``."""
 
     def note(cls: type[RingDriver]) -> type[RingDriver]:
         name, about = cls.__name__, {"__doc__": cls.__doc__}
@@ -31,7 +31,8 @@ def breaks(requirement: str) -> Any:
         if issubclass(cls, SoftnicDriver):
             SOFTNIC[name] = cls
             return cls
-        IGB[name] = type(name, (cls, IgbDriver), {**about, "__module__": f"{PACKAGE}.igb"})
+        if on_igb:
+            IGB[name] = type(name, (cls, IgbDriver), {**about, "__module__": f"{PACKAGE}.igb"})
         SOFTNIC[name] = type(name, (cls, SoftnicDriver), {**about, "__module__": PACKAGE})
         return SOFTNIC[name]
 

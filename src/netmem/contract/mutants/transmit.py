@@ -40,7 +40,7 @@ class SyncsPayload(_Transmits):
         super().xmit()
 
 
-@breaks("TX1")
+@breaks("TX1", on_igb=False)  # QEMU's reads a packet when it is posted: nothing can be too early
 class CompletesEarly(_Transmits):
     """Calls packets done when they are posted, not when the device has read them."""
 
