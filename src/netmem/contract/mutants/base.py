@@ -23,7 +23,7 @@ LATER = 2  # the first queue that a rig with two queues does not have
 
 
 def breaks(requirement: str, *, on_igb: bool = True) -> Any:
-    """Note which requirement a mutant breaks. One of ``RingDriver`` is made for both NICs, or not ``on_igb``."""
+    """Note which requirement a mutant breaks. One of ``RingDriver`` is made for both NICs, if ``on_igb``."""
 
     def note(cls: type[RingDriver]) -> type[RingDriver]:
         name, about = cls.__name__, {"__doc__": cls.__doc__}
