@@ -6,9 +6,10 @@ STAMP := $(VENV)/.installed
 DEMO_SIZE ?= 256M
 
 TREE ?= build/linux
+OLDER ?= build/linux-6.12
 
 .PHONY: layouts mutants demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
-  guest-fetch guest guest-verify bench-short verify check-tree convert-compile clean
+  guest-fetch guest guest-verify bench-short verify check-tree edits convert-compile clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -104,9 +105,18 @@ verify: $(STAMP)
 # The newest kernel tree that Debian has, and every driver in it judged.
 check-tree: $(STAMP)
 	tools/get-tree $(TREE)
-	$(BIN)/netmem check --format html $(TREE)/drivers/net > build/scoreboard.html || test $$? = 1
-	$(BIN)/netmem check --format markdown $(TREE)/drivers/net > docs/scoreboard.md || test $$? = 1
+	tools/get-tree $(OLDER) 6.12 trixie
+	mkdir -p build
+	$(BIN)/netmem check --format json $(OLDER)/drivers/net > build/older.json || test $$? = 1
+	$(BIN)/netmem check --format html --baseline build/older.json $(TREE)/drivers/net > build/scoreboard.html || test $$? = 1
+	$(BIN)/netmem check --format markdown --baseline build/older.json $(TREE)/drivers/net > docs/scoreboard.md || test $$? = 1
+	$(BIN)/python tools/same_verdicts.py $(TREE)
 	@tail -n 5 docs/scoreboard.md; echo "build/scoreboard.html has the evidence"
+
+# Changes of real drivers, each judged: what breaks must fail, what changes nothing must move nothing.
+edits: $(STAMP)
+	tools/get-tree $(TREE)
+	$(BIN)/python tools/edits.py $(TREE)
 
 # Conversions of real drivers, built.
 convert-compile: $(STAMP)

@@ -317,6 +317,39 @@ def test_the_html_page_works_in_chromium(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_scoreboard_beside_an_older_one(tmp_path):
+    """What moved is marked on the page, and listed in Markdown."""
+    path = edited(tmp_path, *BAD["unreadable never allowed"][0])
+    older = tmp_path / "older.json"
+    older.write_text(run("--format", "json", "--no-cache", path).stdout)
+    main = path / "tiny_main.c"
+    main.write_text((TINY / "tiny_main.c").read_text())
+    (path / RX).write_text(
+        (path / RX).read_text().replace(SYNC, "dma_sync_single_for_cpu(q->priv->dev, buf->dma, len, 2);")
+    )
+    words = ["--no-cache", "--baseline", older, path]
+    done = run("--format", "markdown", *words)
+    assert done.returncode == 1
+    assert re.search(r"^- .*tiny: R4 partial → pass, R6 pass → fail$", done.stdout, re.M)
+    page = run("--format", "html", *words)
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page.stdout)[1])
+    (driver,) = data["drivers"]
+    assert {id_: v["before"] for id_, v in driver["requirements"].items() if v["before"] != v["verdict"]} == {
+        "R4": "partial",
+        "R6": "pass",
+    }
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    need(chromium, "no chromium: apt-get install chromium")
+    (tmp_path / "board.html").write_text(page.stdout)
+    body = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+         "--virtual-time-budget=4000", "--dump-dom", f"file://{tmp_path}/board.html#0,R6"],
+        capture_output=True, text=True, timeout=90,
+    ).stdout  # fmt: skip
+    assert body.count("<small>was ") == 2
+    assert "Was pass in " in body
+
+
 def test_markdown_has_a_row_for_each_driver():
     text = run("--format", "markdown", "--no-cache", TINY).stdout
     assert re.search(r"\| tests/lint/tiny \| pass \| pass \| pass \| pass \| pass \| pass \| pass \|", text)

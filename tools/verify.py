@@ -22,6 +22,7 @@ STAGES = [
     ("attacks on real processes", ["make", "attack"]),
     ("fuzzing, ten minutes", ["make", "fuzz"]),
     ("every driver of a Linux tree", ["make", "check-tree"]),
+    ("edits of real drivers", ["make", "edits"]),
     ("guests", ["make", "guest-verify"]),
 ]
 

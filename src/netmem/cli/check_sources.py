@@ -27,6 +27,7 @@ from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS
 from netmem.contract.lint.rules import RULES
 from netmem.contract.requirements import BY_ID
 
+BOARDS = ("html", "markdown")  # formats that show what was before beside what is
 COLOURS = {PASS: "green", PARTIAL: "yellow", FAIL: "bold red", NA: "dim"}
 IN_FULL = 3  # as many drivers are shown with their evidence
 
@@ -85,9 +86,11 @@ def check_sources(paths: list[Path], options: Options) -> int:
         for report in reports:
             report.requirements = {k: v for k, v in report.requirements.items() if k in options.only}
             report.advice = {k: v for k, v in report.advice.items() if k in options.only}
-    if options.baseline:
+    if options.baseline and options.kind not in BOARDS:
         return _change(changes.against(before, reports), options, problems)
-    _print(reports, problems, paths, options, time.monotonic() - start)
+    _print(reports, problems, paths, options, time.monotonic() - start, before)
+    if options.baseline:
+        return int(any(one.worse for one in changes.against(before, reports)))
     return int(not all(report.passes for report in reports))
 
 
@@ -128,12 +131,15 @@ def describe_tree(paths: list[Path]) -> str:
 
 
 def _print(
-    reports: list[Report], problems: list[str], paths: list[Path], options: Options, seconds: float
-) -> None:
+    reports: list[Report], problems: list[str], paths: list[Path], options: Options, seconds: float,
+    before: list[Report],
+) -> None:  # fmt: skip
     if options.kind == "text":
         _text(reports, options, seconds)
         return
     made = output.body(reports, problems, describe_tree(paths), __version__)
+    if before:
+        output.add_before(made, before, changes.tree_of(str(options.baseline)))
     if options.kind == "html":
         print(output.as_html(made, tree.root_of(paths[0].absolute()) or Path.cwd()))
         return

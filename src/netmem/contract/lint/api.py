@@ -122,8 +122,17 @@ READS |= {
 }
 READS |= ATTACH_LINEAR
 
+# Functions of the kernel's that are given an address for the CPU and do not look behind it.
+KEEPS_OUT = {
+    "BUG_ON", "IS_ALIGNED", "IS_ERR", "PTR_ERR", "PTR_ERR_OR_ZERO", "WARN", "__free_page", "__free_pages",
+    "__xdp_return", "devm_kfree", "dma_mapping_error", "folio_put", "free_page", "free_pages",
+    "is_vmalloc_addr", "kfree", "kvfree", "max", "max_t", "min", "min_t", "offset_in_page",
+    "page_frag_free", "page_pool_free_va", "put_page", "sg_init_one", "sg_set_buf", "sizeof",
+    "skb_free_frag", "virt_addr_valid", "virt_to_phys", "virtqueue_add_inbuf", "virtqueue_add_inbuf_ctx",
+    "virtqueue_add_inbuf_premapped", "xdp_init_buff", "xdp_return_buff",
+}  # fmt: skip
 RAW_SYNC_CPU = re.compile(
-    r"^_*(dma|pci_dma|ssb_dma|bcma_dma|swiotlb|pci|dma_direct|arch)_sync_\w*(for_cpu|_cpu)\w*$"
+    r"^_*(dma|pci_dma|ssb_dma|bcma_dma|swiotlb|pci|dma_direct|arch|virtqueue|virtqueue_dma|virtqueue_map)_sync_\w*(for_cpu|_cpu)\w*$"
 )
 POOL_SYNC = {"page_pool_dma_sync_for_cpu", "page_pool_dma_sync_netmem_for_cpu"}
 RAW_SYNC_DEVICE = re.compile(r"^_*(dma|pci_dma)_sync_\w*for_device\w*$")

@@ -88,8 +88,10 @@ class Calls:
         if target is not None and target is not f.function:
             return self._enter(f, target, args, values)
         given = EMPTY
-        for value in values:
+        for at, value in enumerate(values):
             given |= memory(value)
+            if name not in api.KEEPS_OUT and not api.PRINTS.search(name):  # what else is an address for?
+                self.walk.note(f, "read", name, value, e, args[at])
             if ASKED in value and not api.PRINTS.search(name):
                 self.walk.note(f, "acted", name, frozenset({ASKED}), e, None)
         if given:

@@ -104,6 +104,11 @@ def read_baseline(path: str) -> list[Report]:
         ) from None
 
 
+def tree_of(path: str) -> str:
+    """Which tree a report is of, in its own words."""
+    return str(json.loads(Path(path).read_text()).get("tree", path))
+
+
 def git_environment(**more: str) -> dict[str, str]:
     """For git on a tree that may be hostile: no configuration but the repository's own, nothing fetched."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

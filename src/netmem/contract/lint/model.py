@@ -109,6 +109,15 @@ class Case:
             found[holder] = made
         return found
 
+    @functools.cached_property
+    def _tags(self) -> dict[str, str]:
+        """Object -> its structure's type."""
+        return {one: tag for tag, objects in self.flow.objects.items() for one in objects}
+
+    def field_of(self, holder: Any) -> Any:
+        """The structure's field that a pool is kept in, whichever object it is of."""
+        return (self._tags.get(holder[0], holder[0]), *holder[1:]) if isinstance(holder, tuple) else holder
+
     def pools_of(self, holder: Any) -> list[Pool]:
         """What made the pools that a holder has of its own."""
         return [

@@ -51,6 +51,24 @@ def body(reports: list[Report], problems: list[str], tree: str, version: str) ->
     return document("sources", made)
 
 
+def add_before(made: dict[str, Any], before: list[Report], tree: str) -> None:
+    """What the verdicts were in another report: of an older kernel, say."""
+    old = {report.driver: report.requirements for report in before}
+    made["before"] = tree
+    for driver in made["drivers"]:
+        was = old.get(driver["driver"])
+        for id_, verdict in driver["requirements"].items():
+            verdict["before"] = was[id_].verdict if was is not None and id_ in was else ""
+
+
+def moved(driver: dict[str, Any]) -> list[str]:
+    """What is another verdict than before."""
+    return [
+        f"{id_} {v['before']} → {v['verdict']}"
+        for id_, v in driver["requirements"].items() if v.get("before") and v["before"] != v["verdict"]
+    ]  # fmt: skip
+
+
 def as_json(made: dict[str, Any]) -> str:
     """The documented form."""
     return json.dumps(made, indent=1)
@@ -173,6 +191,13 @@ def as_markdown(made: dict[str, Any]) -> str:
         lines.append(f"| {_markdown(driver['driver'])} | " + " | ".join(cells) + " |")
     lines.append("| pass, of " + f"{len(judged)} | " + " | ".join(map(str, counts)) + " |")
     lines += ["", "A question mark: low confidence; `netmem check DRIVER` says what it would take to know."]
+    if "before" in made:
+        lines += ["", f"What moved since {_markdown(made['before'])}:", ""]
+        for driver in judged:
+            said = moved(driver)
+            if all(not v.get("before") for v in driver["requirements"].values()):
+                said = ["was not there"]
+            lines += [f"- {_markdown(driver['driver'])}: {', '.join(said)}"] if said else []
     if others:
         lines += [
             "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from typing import Any
 
@@ -31,6 +32,7 @@ from netmem.contract.lint.labels import (
     Labels,
     Path,
     Point,
+    both,
     covers,
     memory,
     split_name,
@@ -115,6 +117,8 @@ class Values:
                 return self.labels(f, of)
             case Addr(of=of):
                 return self.labels(f, of) | self.memory.base(f, f.point.env, of)
+            case Binary(op="==" | "!=", left=left, right=right) if self.is_itself(f, left, right):
+                return EMPTY
             case Binary(op=op, left=left, right=right):
                 found = self.labels(f, left) | self.labels(f, right)
                 return carried(found) if op in COMPARES else found
@@ -179,6 +183,11 @@ class Values:
         target = self.world.function(name, f.function.path) if name else None
         return found | self.returned[id(target)] if target is not None else found
 
+    def is_itself(self, f: Frame, left: Expr, right: Expr) -> bool:
+        """True when something is compared with itself, under whatever name."""
+        path = self.path(f, left)
+        return path is not None and path == self.path(f, right)
+
     # -- conditions ----------------------------------------------------------------------------
 
     def path(self, f: Frame, e: Expr) -> Path | None:
@@ -213,7 +222,7 @@ class Values:
                 return self.truth(f, of, not outcome)
             case Binary(op="&&" | "||" as op, left=left, right=right):
                 a, b = self.truth(f, left, outcome), self.truth(f, right, outcome)
-                return a | b if (op == "&&") == outcome else a & b
+                return a | b if (op == "&&") == outcome else both(a, b)
             case Binary(op="==" | "!=" as op, left=left, right=right):
                 return self._compared(f, left, right, outcome == (op == "=="))
             case Binary(op="&", left=left, right=right):
@@ -254,7 +263,7 @@ class Values:
             if isinstance(part, Num) and is_zero(part) == outcome:
                 continue
             ways.append(self.truth(f, cond, way) | self.truth(f, part, outcome))
-        return frozenset.intersection(*ways) if ways else NO_FACTS
+        return functools.reduce(both, ways) if ways else NO_FACTS
 
     def _compared(self, f: Frame, left: Expr, right: Expr, equal: bool) -> Facts:
         if is_zero(right):

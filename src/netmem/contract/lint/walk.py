@@ -128,7 +128,11 @@ class Walk:
         held = self.values.labels(f, asked)
         if ASKED in held:
             self.flow.asked[cond] = held
-        if ASKED in held and effective(block.follow[0]) is not effective(block.follow[1]):
+        if (
+            ASKED in held
+            and not _is_comparison(asked)
+            and effective(block.follow[0]) is not effective(block.follow[1])
+        ):
             self.note(f, "acted", text(asked), frozenset({ASKED}), cond, None)
 
     def _drops(self, f: Frame, cond: Expr) -> None:
@@ -237,6 +241,8 @@ class Walk:
             right = self._behind(f, e.left, e.op == "&&", e.right)
         else:
             right = self.eval(f, e.right)
+        if e.op in ("==", "!=") and self.values.is_itself(f, e.left, e.right):
+            return EMPTY
         return carried(left | right) if e.op in COMPARES else left | right
 
     def _behind(self, f: Frame, cond: Expr, outcome: bool, e: Expr) -> Labels:
@@ -337,6 +343,16 @@ class Walk:
             Event(what, call, labels, f.function.path, e.line, f.function.name, readable,
                   bool(facts & ASIDE), FIRST in facts, cell)
         )  # fmt: skip
+
+
+def _is_comparison(cond: Expr) -> bool:
+    """True when something is compared with what there is: that alone changes nothing."""
+    match cond:
+        case Binary(op="==" | "!=", left=left, right=right):
+            return not any(
+                isinstance(one, Num) or (isinstance(one, Id) and one.name.isupper()) for one in (left, right)
+            )
+    return False
 
 
 def effective(block: BasicBlock) -> BasicBlock:

@@ -22,10 +22,10 @@ def judge(case: Case) -> Verdict:
     wrong += case.judged("release_page")
     wrong += [e for e in case.judged("bias", "pool_sync") if e.call in api.TWINS]
     wrong += [e for e in case.judged("posted") if e.call in api.TWINS]
-    kept = {label.of for e in allocs for label in e.labels if label.api == "netmem"}
+    kept = {case.field_of(label.of) for e in allocs for label in e.labels if label.api == "netmem"}
     wrong += [
         e for e in case.of("alloc")
-        if not e.xdp and any(label.api == "page" and label.of in kept for label in e.labels)
+        if not e.xdp and any(label.api == "page" and case.field_of(label.of) in kept for label in e.labels)
     ]  # fmt: skip
     good = case.evidence(allocs, "{call}() gives a netmem_ref")
     if wrong:
