@@ -170,7 +170,7 @@ def _follow(
         own.extend(fresh)
         return fresh
 
-    if everything or any(api.MAKES.search(one.text) for one in own):
+    if everything or any(api.MAKES.search(one.text) or api.RING.search(one.text) for one in own):
         flow.run(more)
     return Case(world, flow)
 

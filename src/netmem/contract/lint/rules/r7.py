@@ -47,7 +47,7 @@ def _kept_for_later(case: Case) -> list[Event]:
         e for e in case.judged("kept")
         if any(label.kind == "buf" or (label.kind == "va" and _is_array(case, e)) for label in e.labels)
     ]  # fmt: skip
-    ring = {e.cell for e in kept if (e.path, e.function) in posts}
+    ring = {e.cell for e in case.judged("kept") if (e.path, e.function) in posts}
     taken = {e.cell for e in case.judged("taken") if (e.path, e.function) in fills}
     return [e for e in kept if e.cell not in ring and e.cell in taken]
 
