@@ -268,3 +268,21 @@ def test_each_requirement_is_explained(id_):
     assert not any(line != line.rstrip() for line in done.stdout.splitlines())
     done = subprocess.run([*words, "--try"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, "is a requirement" in done.stderr) == (2, True)
+
+
+@compiled_only
+@pytest.mark.parametrize("name", ["LeaksEverySixteenth", "KeepsTwo"])
+def test_optimised_python_switches_no_account_off(name):
+    """With -O there are no asserts: what the kit counts must not be one."""
+    words = [
+        sys.executable,
+        "-O",
+        "-m",
+        "netmem.cli.entry",
+        "check",
+        "--only",
+        "R7",
+        f"netmem.contract.mutants:{name}",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=110)
+    assert (done.returncode, "0 pass, 1 fail" in done.stdout) == (1, True), done.stdout
