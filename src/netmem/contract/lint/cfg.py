@@ -47,8 +47,7 @@ class BasicBlock:
 
 @dataclass(slots=True, eq=False)
 class Graph:
-    """Of one function: ``blocks`` in reverse postorder from the entry; unreachable ones are not among
-    them."""
+    """Of one function: ``blocks`` in reverse postorder from the entry; no unreachable ones."""
 
     blocks: list[BasicBlock]
 

@@ -31,8 +31,7 @@ def _parser() -> tree_sitter.Parser:
 @dataclass(eq=False)
 class Function:
     """A function, or a macro with parameters. ``words``: all it names; ``called``: what stands before a
-    parenthesis,
-    ``fields``: after a dot or arrow. ``body`` is lowered when first asked for."""
+    parenthesis, ``fields``: after a dot or arrow. ``body`` is lowered when first asked for."""
 
     name: str
     path: str

@@ -45,8 +45,7 @@ _FLAG = re.compile(r"[A-Za-z_]\w*")
 @dataclass
 class Flags:
     """``sure``: set on every way here; ``maybe``: flag -> under any of these conjunctions of conditions;
-    ``unknown``: names
-    that were not resolved."""
+    ``unknown``: names that were not resolved."""
 
     sure: set[str] = field(default_factory=set)
     maybe: dict[str, set[Conds]] = field(default_factory=dict)
@@ -225,8 +224,7 @@ class FlagReader:
 
 
 class Walker:
-    """Goes through one function; ``at`` is what is known at the call on ``line`` that has one of
-    ``names``."""
+    """Goes through one function; ``at``: what is known at the call on ``line`` that has one of ``names``."""
 
     def __init__(
         self, world: World, function: Function | None, depth: int, line: int = 0, names: Iterable[str] = ()

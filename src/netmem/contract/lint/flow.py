@@ -4,8 +4,8 @@ Locals are followed statement by statement along each function's graph (``walk``
 each structure type and name, and for each embedded object where that is known (``places``). A function is
 looked at once for each combination of pools and objects that its callers pass, and again when what it was
 given, what it read, or what a function that it calls returns has changed: until nothing does. What is known
-at every call of a function (guards, XDP) is known inside it. What happens is noted as events, with whether
-a guard stands before it.
+at every call of a function (guards, XDP) is known inside it. What happens is noted as events, with whether a
+guard stands before it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ ROOT: Key = (0, "root")
 @dataclass(slots=True, eq=False)
 class Summary:
     """One function in one context. ``args``, ``returns``, ``outs``: values given, returned, and written
-    through pointers;
-    ``sites``: who calls it, and what is known there."""
+    through pointers; ``sites``: who calls it, and what is known there."""
 
     function: Function
     args: list[Labels]
@@ -113,9 +112,10 @@ class Flow:
     # -- which functions ---------------------------------------------------------------------
 
     def run(self, more: Callable[[set[str]], list[CFile]] = lambda names: []) -> None:
-        """Until nothing changes any more. ``more``: the driver's files that define these functions, which
-        payload is passed
-        to."""
+        """Until nothing changes any more.
+
+        ``more``: the driver's files that define these functions, which payload is passed to.
+        """
         held: set[Cell] = set()
         asked: set[str] = set()
         aside = self._operations()

@@ -16,8 +16,7 @@ FLAG_QUESTIONS = {
 
 class Meaning(NamedTuple):
     """Of a call. ``notes``: (event, labels, which argument is handled); ``result``: returned; ``stored``:
-    into its first
-    argument; ``about``: the argument whose memory the result is, -1 for none."""
+    into its first argument; ``about``: the argument whose memory the result is, -1 for none."""
 
     notes: tuple[tuple[str, Labels, int], ...] = ()
     result: Labels = EMPTY

@@ -53,8 +53,7 @@ class Selection:
         self, everything: list[Function], words: set[bytes], names_one: Callable[[Function], bool]
     ) -> list[Function]:
         """Functions that can matter: those that name an interface, a field of ``words`` as ``names_one``
-        sees it, or one of
-        these."""
+        sees it, or one of these."""
         chosen = {
             id(f): f for f in everything
             if not _WORDS.isdisjoint(f.words) or self._is_relevant(f)
