@@ -214,6 +214,19 @@ BAD = {
         [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;",
                 'if (kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED)\n\t\tnetdev_dbg(netdev, "on");')],
         "R2 R4", "fail partial", None),
+    "sync in one configuration only": (
+        [(MAIN, ".flags = TINY_PP_FLAGS,", ".flags = PP_FLAG_DMA_MAP\n#ifdef CONFIG_TINY_SYNC\n\t\t\t | PP_FLAG_DMA_SYNC_DEV\n#endif\n\t\t\t,")],
+        "R4", "fail", None),
+    "no sync in one configuration": (
+        [(MAIN, "\t\t.flags = TINY_PP_FLAGS,", "#ifndef CONFIG_TINY_COHERENT\n\t\t.flags = TINY_PP_FLAGS,\n#else\n\t\t.flags = PP_FLAG_DMA_MAP,\n#endif")],
+        "R4", "fail", None),
+    "sync under an #ifdef of statements": (
+        [(MAIN, ".flags = TINY_PP_FLAGS,", ".flags = PP_FLAG_DMA_MAP,"),
+         (MAIN, "\tpool = page_pool_create(&pp);\n\tif", "#ifdef CONFIG_TINY_SYNC\n\tpp.flags |= PP_FLAG_DMA_SYNC_DEV;\n#endif\n\tpool = page_pool_create(&pp);\n\tif")],
+        "R4", "partial", None),
+    "the bit in one configuration only": (
+        [(TOOL, "= ETHTOOL_RING_USE_TCP_DATA_SPLIT,", "= 0\n#ifdef CONFIG_TINY_SPLIT\n\t\t| ETHTOOL_RING_USE_TCP_DATA_SPLIT\n#endif\n\t\t,")],
+        "R2", "fail", None),
     "split or something else": (
         [(MAIN, "if (q->priv->split_on) {", "if (q->priv->split_on || q->priv->fancy) {")], "R4", "partial", None),
 }  # fmt: skip
@@ -326,6 +339,8 @@ GOOD = {
         (RX, SYNC, SYNC + '\n\tpr_debug("%d", page_ref_count(q->heads[0].page));\n\tpr_debug("%d", netmem_ref_count(buf->netmem));')],
     "read back from the packet behind a guard": [
         (RX, "\tbuf->netmem = 0;\n", "\tbuf->netmem = 0;\n\tif (skb_frags_readable(skb))\n\t\tmemcpy(skb->data, skb_frag_address(&skb_shinfo(skb)->frags[0]), 64);\n")],
+    "flags that are the same both ways": [
+        (MAIN, ".flags = TINY_PP_FLAGS,", ".flags = PP_FLAG_DMA_MAP\n#ifdef CONFIG_TINY\n\t\t\t | PP_FLAG_DMA_SYNC_DEV\n#else\n\t\t\t | (PP_FLAG_DMA_SYNC_DEV)\n#endif\n\t\t\t,")],
     "flags as an enumerator": [
         (HEAD, "#define TINY_PP_FLAGS\t\t(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "enum { TINY_PP_FLAGS = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV };")],
 }  # fmt: skip
@@ -389,6 +404,12 @@ def test_payload_that_comes_from_elsewhere(name, tmp_path):
     report = judged(edited(tmp_path, *edits))
     assert verdicts(report) == {**dict.fromkeys(KEPT, "n/a"), "R2": "pass", ids: outcome}
     assert lines(report, ids) == evidence
+
+
+def test_the_configuration_is_told(tmp_path):
+    """Both ways of an #if are judged, and the worse one is reported with what it takes."""
+    report = judged(edited(tmp_path, *BAD["sync in one configuration only"][0]))
+    assert report.requirements["R4"].why.endswith("PP_FLAG_DMA_SYNC_DEV (without CONFIG_TINY_SYNC)")
 
 
 def test_no_pool_at_all(tmp_path):

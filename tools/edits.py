@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests/lint"))
 import edits  # noqa: E402  (tests/lint/edits.py)
 
 from netmem.contract.lint import check, tree  # noqa: E402
-from netmem.contract.lint.changes import RANK  # noqa: E402
+from netmem.contract.lint.model import RANK  # noqa: E402
 
 DOCUMENT, MARK = ROOT / "docs/edits.md", "<!-- made by tools/edits.py -->"
 TREE = Path(sys.argv[1] if len(sys.argv) > 1 else "build/linux").absolute()

@@ -16,9 +16,8 @@ from typing import Any
 from netmem.base.text import printable
 from netmem.contract.lint import tree
 from netmem.contract.lint.check import Report, check, find_drivers, from_json
-from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Evidence
+from netmem.contract.lint.model import FAIL, NA, PARTIAL, RANK, Evidence
 
-RANK = {FAIL: 0, PARTIAL: 1, NA: 2, PASS: 3}
 TIMEOUT_S = 300
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from netmem.base import folders
 from netmem.base.text import printable
-from netmem.contract.lint import api, csource, tree
+from netmem.contract.lint import api, configs, csource, tree
 from netmem.contract.lint.flow import Flow
-from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Verdict
+from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, RANK, Case, Evidence, Verdict
 from netmem.contract.lint.rules import RULES, r1, r2
 from netmem.contract.lint.rules.advice import ADVICE
 from netmem.contract.lint.world import World
@@ -68,15 +68,16 @@ def judge(
             problems.append(
                 f"{_short(str(source), base)}: cannot be read, or larger than {tree.MAX_FILE >> 20} MiB"
             )
-    own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
-    libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
-    case = _follow(driver, own, libraries, everything)
+    asked = [one.asked for path in selection.own for one in configs.groups(tree.load(path) or b"")]
+    case, own = _understood(driver, selection, everything, True)
     report = Report(_short(driver.name, base), _short(str(driver.folder), base), {}, problems=problems)
-    for rule in RULES:
-        report.requirements[rule.id] = rule.judge(case)
-    if report.requirements["R1"].verdict == FAIL:
-        for rule in RULES[2:]:
-            report.requirements[rule.id] = Verdict(NA, "no page pool: nothing to judge yet")
+    report.requirements = _verdicts(case)
+    if asked:  # both ways of an #if are judged, and the worse one is told
+        other = _verdicts(_understood(driver, selection, everything, False)[0])
+        for id_, verdict in other.items():
+            if RANK[verdict.verdict] < RANK[report.requirements[id_].verdict]:
+                verdict.why += f" (without {', '.join(dict.fromkeys(asked))})"
+                report.requirements[id_] = verdict
     for id_, verdict in report.requirements.items():
         _place(driver, id_, verdict)
         if root is None and id_ != "R2" and verdict.confidence == "high" and _uses_libraries(driver):
@@ -100,6 +101,21 @@ def judge(
         one.file, one.message = _short(one.file, base), printable(one.message)
     report.problems = [printable(one) for one in report.problems]
     return report
+
+
+def _understood(
+    driver: tree.Driver, selection: tree.Selection, everything: bool, taken: bool
+) -> tuple[Case, list[csource.CFile]]:
+    own = [csource.read(path, tree.load(path) or b"", taken) for path in selection.own]
+    libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
+    return _follow(driver, own, libraries, everything), own
+
+
+def _verdicts(case: Case) -> dict[str, Verdict]:
+    made = {rule.id: rule.judge(case) for rule in RULES}
+    if made["R1"].verdict == FAIL:
+        made |= {rule.id: Verdict(NA, "no page pool: nothing to judge yet") for rule in RULES[2:]}
+    return made
 
 
 # Where to look when a verdict has no place of its own: what it is about, or where the driver begins.

@@ -14,6 +14,7 @@ from typing import Any
 import tree_sitter
 import tree_sitter_c
 
+from netmem.contract.lint import configs
 from netmem.contract.lint.cfg import Graph, graph_of
 from netmem.contract.lint.lowering import Lowering, declared, node_text, spaced, types_of
 from netmem.contract.lint.nodes import Expr, Stmt
@@ -179,9 +180,9 @@ def prepared(text: bytes) -> bytes:
     return _plain(_blank_dead(text)[0])
 
 
-def read(path: str, text: bytes) -> CFile:
-    """Parse one file."""
-    live, dead = _blank_dead(text)
+def read(path: str, text: bytes, taken: bool = True) -> CFile:
+    """Parse one file. ``taken``: which way of an #if in the middle of an expression is read."""
+    live, dead = _blank_dead(configs.chosen(text, taken))
     source = _plain(live)
     made = CFile(path, text, dead=dead)
     tree = _parser().parse(source)

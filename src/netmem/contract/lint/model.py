@@ -16,6 +16,7 @@ from netmem.contract.lint.world import World
 
 READS = ("topage", "address", "read", "linear")  # also of what is in a packet already
 PASS, PARTIAL, FAIL, NA = "pass", "partial", "fail", "n/a"
+RANK = {FAIL: 0, PARTIAL: 1, NA: 2, PASS: 3}  # worse before better
 
 
 @dataclass
