@@ -1,4 +1,4 @@
-"""#if in the middle of an expression or an initialiser: no node stands for it, each way is a text of its own."""
+"""#if in the middle of an expression or an initialiser: each way is a text of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INSIDE = b",|&(=+?"  # what stands before an #if that is no statement's
 
 
 class Group(NamedTuple):
-    """One #if to #endif: ``marks``: (start, end) of its directives; ``asked``: what the first one asks for."""
+    """One #if to #endif: ``marks``: (start, end) of its directives; ``asked``: by the first."""
 
     marks: tuple[tuple[int, int], ...]
     asked: str
