@@ -5,37 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from netmem.contract.lint.nodes import (
-    Addr,
-    Assign,
-    Binary,
-    Call,
-    Compound,
-    Config,
-    Declare,
-    Deref,
-    Do,
-    Expr,
-    Field,
-    Goto,
-    Id,
-    If,
-    Index,
-    Init,
-    Inner,
-    Label,
-    Leave,
-    Loop,
-    Num,
-    Other,
-    Return,
-    Stmt,
-    Switch,
-    Ternary,
-    Text,
-    Unary,
-    walk,
-)
+from netmem.contract.lint import nodes
+from netmem.contract.lint.nodes import Expr, Stmt
 
 MAX_DEPTH = 400  # nested deeper than this an expression is not looked at
 _LITERALS = ("number_literal", "char_literal", "true", "false", "null")
@@ -103,33 +74,33 @@ class Lowering:
         kind, line = node.type, node.start_point[0] + 1
         if kind == "expression_statement":
             for child in node.named_children:
-                out.append(Do(line, self.expr(child, depth)))
+                out.append(nodes.Do(line, self.expr(child, depth)))
         elif kind == "declaration":
             self._declaration(node, out, depth)
         elif kind == "compound_statement":
-            out.append(Compound(line, self.block(node, depth)))
+            out.append(nodes.Compound(line, self.block(node, depth)))
         elif kind == "if_statement":
             other = node.child_by_field_name("alternative")
             if other is not None and other.type == "else_clause":
                 other = next((c for c in other.named_children if c.type != "comment"), None)
             cond = self.expr(node.child_by_field_name("condition"), depth)
             then = self.body(node.child_by_field_name("consequence"), depth + 1)
-            out.append(If(line, cond, then, self.body(other, depth + 1)))
+            out.append(nodes.If(line, cond, then, self.body(other, depth + 1)))
         elif kind in ("while_statement", "do_statement", "for_statement"):
             self._loop(node, kind, out, depth)
         elif kind == "switch_statement":
             self._switch(node, out, depth)
         elif kind == "return_statement":
             value = next((c for c in node.named_children if c.type != "comment"), None)
-            out.append(Return(line, self.expr(value, depth) if value is not None else None))
+            out.append(nodes.Return(line, self.expr(value, depth) if value is not None else None))
         elif kind in ("break_statement", "continue_statement"):
-            out.append(Leave(line, kind[:-10]))
+            out.append(nodes.Leave(line, kind[:-10]))
         elif kind == "goto_statement":
             label = node.child_by_field_name("label")
-            out.append(Goto(line, node_text(label, self.source) if label is not None else ""))
+            out.append(nodes.Goto(line, node_text(label, self.source) if label is not None else ""))
         elif kind == "labeled_statement":
             label = node.child_by_field_name("label")
-            out.append(Label(line, node_text(label, self.source) if label is not None else ""))
+            out.append(nodes.Label(line, node_text(label, self.source) if label is not None else ""))
             for child in node.named_children[1:]:
                 self.stmt(child, out, depth + 1)
         elif kind == "comment" or kind.startswith("preproc_def"):
@@ -146,7 +117,7 @@ class Lowering:
                     continue
                 self.stmt(child, out, depth + 1)
         elif kind.endswith("_expression") or kind == "identifier":
-            out.append(Do(line, self.expr(node, depth)))
+            out.append(nodes.Do(line, self.expr(node, depth)))
 
     def _either(self, node: Any, out: list[Stmt], depth: int) -> None:
         """#if: nobody knows which branch it is."""
@@ -157,8 +128,8 @@ class Lowering:
             if child.start_byte not in starts:
                 self.stmt(child, then, depth + 1)
         line = node.start_point[0] + 1
-        cond = Config(line, configuration(node, self.source))
-        out.append(If(line, cond, then, self.body(skip[2], depth + 1)))
+        cond = nodes.Config(line, configuration(node, self.source))
+        out.append(nodes.If(line, cond, then, self.body(skip[2], depth + 1)))
 
     def _declaration(self, node: Any, out: list[Stmt], depth: int) -> None:
         type_ = node.child_by_field_name("type")
@@ -170,7 +141,7 @@ class Lowering:
             name, suffix = declared(inner, self.source)
             if name:
                 init = self.expr(value, depth) if value is not None else None
-                out.append(Declare(one.start_point[0] + 1, text + suffix, name, init))
+                out.append(nodes.Declare(one.start_point[0] + 1, text + suffix, name, init))
 
     def _loop(self, node: Any, kind: str, out: list[Stmt], depth: int) -> None:
         line = node.start_point[0] + 1
@@ -178,11 +149,11 @@ class Lowering:
         if first is not None and first.type == "declaration":
             self.stmt(first, out, depth)
         elif first is not None:
-            out.append(Do(line, self.expr(first, depth)))
+            out.append(nodes.Do(line, self.expr(first, depth)))
         cond = node.child_by_field_name("condition")
         step = node.child_by_field_name("update")
         out.append(
-            Loop(
+            nodes.Loop(
                 line, self.expr(cond, depth) if cond is not None else None,
                 self.body(node.child_by_field_name("body"), depth + 1),
                 self.expr(step, depth) if step is not None else None, kind == "do_statement",
@@ -206,27 +177,27 @@ class Lowering:
                 label = None if label is None or before is None else before + label
             cases.append((label, stmts))
         cond = self.expr(node.child_by_field_name("condition"), depth)
-        out.append(Switch(node.start_point[0] + 1, cond, cases))
+        out.append(nodes.Switch(node.start_point[0] + 1, cond, cases))
 
     # -- expressions -----------------------------------------------------------------------------
 
     def expr(self, node: Any, depth: int) -> Expr:
         """An expression; the number "?" for what is missing or too deep."""
         if node is None or depth > MAX_DEPTH:
-            return Num(0, "?")
+            return nodes.Num(0, "?")
         kind, line = node.type, node.start_point[0] + 1
         d = depth + 1
         if kind in _NAMES:
-            return Id(line, node_text(node, self.source))
+            return nodes.Id(line, node_text(node, self.source))
         if kind in _LITERALS:
-            return Num(line, node_text(node, self.source))
+            return nodes.Num(line, node_text(node, self.source))
         if kind in ("parenthesized_expression", "condition_clause", "else_clause"):
             inner = [c for c in node.named_children if c.type != "comment"]
             if len(inner) == 1:
                 if inner[0].type == "compound_statement":
-                    return Inner(line, self.block(inner[0], d))
+                    return nodes.Inner(line, self.block(inner[0], d))
                 return self.expr(inner[0], d)
-            return Other(line, [self.expr(c, d) for c in inner])
+            return nodes.Other(line, [self.expr(c, d) for c in inner])
         if kind == "call_expression":
             args = node.child_by_field_name("arguments")
             given = (
@@ -234,14 +205,14 @@ class Lowering:
                 if args is not None
                 else []
             )
-            return Call(line, self.expr(node.child_by_field_name("function"), d), given)
+            return nodes.Call(line, self.expr(node.child_by_field_name("function"), d), given)
         if kind == "initializer_list":
             return self._initialiser(node, d)
         if kind in ("string_literal", "concatenated_string", "sizeof_expression"):
-            return Text(line)
+            return nodes.Text(line)
         if kind == "compound_statement":
-            return Inner(line, self.block(node, d))
-        return self._operation(node, kind, line, d) or Other(
+            return nodes.Inner(line, self.block(node, d))
+        return self._operation(node, kind, line, d) or nodes.Other(
             line, [self.expr(c, d) for c in node.named_children if c.type != "comment"]
         )
 
@@ -252,28 +223,29 @@ class Lowering:
             return self.expr(node.child_by_field_name(name), d)
 
         if kind == "field_expression":
-            return Field(line, part("argument"), node_text(node.child_by_field_name("field"), self.source))
+            name = node_text(node.child_by_field_name("field"), self.source)
+            return nodes.Field(line, part("argument"), name)
         if kind == "subscript_expression":
-            return Index(line, part("argument"), part("index"))
+            return nodes.Index(line, part("argument"), part("index"))
         if kind == "pointer_expression":
             of = part("argument")
-            return Addr(line, of) if _operator(node, self.source) == "&" else Deref(line, of)
+            return nodes.Addr(line, of) if _operator(node, self.source) == "&" else nodes.Deref(line, of)
         if kind == "assignment_expression":
-            return Assign(line, _operator(node, self.source), part("left"), part("right"))
+            return nodes.Assign(line, _operator(node, self.source), part("left"), part("right"))
         if kind == "binary_expression":
-            return Binary(line, _operator(node, self.source), part("left"), part("right"))
+            return nodes.Binary(line, _operator(node, self.source), part("left"), part("right"))
         if kind in ("unary_expression", "update_expression"):
-            return Unary(line, _operator(node, self.source), part("argument"))
+            return nodes.Unary(line, _operator(node, self.source), part("argument"))
         if kind in ("cast_expression", "compound_literal_expression"):
             return part("value")
         if kind == "conditional_expression":
             cond = part("condition")
             then = part("consequence") if node.child_by_field_name("consequence") is not None else cond
-            return Ternary(line, cond, then, part("alternative"))
+            return nodes.Ternary(line, cond, then, part("alternative"))
         return None
 
-    def _initialiser(self, node: Any, depth: int) -> Init:
-        made = Init(node.start_point[0] + 1, [], [])
+    def _initialiser(self, node: Any, depth: int) -> nodes.Init:
+        made = nodes.Init(node.start_point[0] + 1, [], [])
         for child in node.named_children:
             if child.type == "comment":
                 continue
@@ -303,4 +275,4 @@ def _operator(node: Any, source: bytes) -> str:
 
 def types_of(stmts: list[Stmt]) -> dict[str, str]:
     """Types of all locals that statements declare, by name."""
-    return {one.name: one.type for one in walk(stmts) if isinstance(one, Declare)}
+    return {one.name: one.type for one in nodes.walk(stmts) if isinstance(one, nodes.Declare)}

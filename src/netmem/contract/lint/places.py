@@ -168,6 +168,16 @@ class Memory:
         self.readers[name].add(self.reader)
         return self.constants.get(name, EMPTY)
 
+    def variable(self, name: str) -> Labels:
+        """What a variable outside of functions may hold."""
+        wanted = "global", name, "global"
+        self.readers[wanted].add(self.reader)
+        held = self._read_before.get(wanted)
+        if held is None:
+            self._wanted[wanted[:2]].add(wanted)
+            held = self._read_before[wanted] = self.fields.get(wanted[:2], EMPTY)
+        return held
+
     def cells(self, scope: Scope, env: dict[str, Labels], e: Field) -> list[Cell]:
         """Where a field expression's value is kept."""
         objects = self.base(scope, env, e.base)

@@ -30,7 +30,6 @@ from netmem.contract.lint.labels import (
     Facts,
     Label,
     Labels,
-    Path,
     Point,
     both,
     covers,
@@ -137,7 +136,7 @@ class Values:
     def _name(self, f: Frame, name: str) -> Labels:
         if name in f.locals:
             return f.point.env.get(name, EMPTY)
-        found = self.memory.constant(name)
+        found = self.memory.constant(name) | self.memory.variable(name)
         if name in self.selection.known:
             found |= {Label("fn", name)}
         elif name.isupper() and not name.startswith("ETHTOOL_") and split_name(name):
@@ -190,7 +189,7 @@ class Values:
 
     # -- conditions ----------------------------------------------------------------------------
 
-    def path(self, f: Frame, e: Expr) -> Path | None:
+    def path(self, f: Frame, e: Expr) -> tuple[str, ...] | None:
         """The place that an expression is about."""
         return path_of(e, f.point.alias)
 
