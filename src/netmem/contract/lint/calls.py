@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from netmem.contract.lint import api
 from netmem.contract.lint.interface import is_out, meaning_of
@@ -27,10 +27,8 @@ from netmem.contract.lint.nodes import (
     Index,
     Num,
 )
-from netmem.contract.lint.values import Frame
-
-if TYPE_CHECKING:
-    from netmem.contract.lint.walk import Walk
+from netmem.contract.lint.stores import Stores
+from netmem.contract.lint.values import Called, Evaluator, Frame
 
 COOKIES = ("", "virtqueue data")  # what comes back from a virtqueue
 FRAGS = ("", "skb frags")  # what is attached to packets
@@ -39,15 +37,15 @@ FRAGS = ("", "skb frags")  # what is attached to packets
 class Calls:
     """For ``walk``, which evaluates the arguments."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.flow, self.values, self.memory = walk, walk.flow, walk.values, walk.memory
-        self.stores = walk.stores
+    def __init__(self, walk: Evaluator, stores: Stores, called: Called) -> None:
+        self.walk, self.values, self.memory = walk, walk.values, walk.values.memory
+        self.stores, self._called = stores, called
 
     def call(self, f: Frame, e: Call) -> Labels:
         name = e.name
         if not name or name in f.locals:
             return self._through_pointer(f, e)
-        name = self.flow.world.meant(name)
+        name = self.values.world.meant(name)
         args, line = e.args, e.line
         special = self._special(f, name, args, line)
         if special is not None:
@@ -84,7 +82,7 @@ class Calls:
             if meaning.about >= 0 and self.values.is_readable(f, args[meaning.about]):
                 result = frozenset(x._replace(safe=True) for x in result)
             return result
-        target = self.flow.world.function(name, f.function.path)
+        target = self.values.world.function(name, f.function.path)
         if target is not None and target is not f.function:
             return self._enter(f, target, args, values)
         given = EMPTY
@@ -97,7 +95,7 @@ class Calls:
         if given:
             self.walk.note(f, "passed", name, given, e, None)
         elif any(self.values.types.tag(f, arg) in self.memory.keeping for arg in args):
-            self.flow.handed_on.add(name)
+            self.values.handed_on.add(name)
         return EMPTY
 
     def _given(self, f: Frame, arg: Expr) -> Labels:
@@ -115,7 +113,7 @@ class Calls:
         while isinstance(function, Deref):
             function = function.of
         for label in self.values.labels(f, function):
-            target = self.flow.world.function(label.of, f.function.path) if label.kind == "fn" else None
+            target = self.values.world.function(label.of, f.function.path) if label.kind == "fn" else None
             if target is not None and target is not f.function:
                 found |= self._enter(f, target, e.args, values)
         return found
@@ -160,7 +158,7 @@ class Calls:
                 known = self.values.types.of(f, arg)
                 if known:
                     self.values.types.parameters[id(target), name] = known
-        summary = self.flow.called(f, target, values, self.values.handed(f, target, args))
+        summary = self._called(f, target, values, self.values.handed(f, target, args))
         if summary is None:
             return EMPTY
         for (type_, _), arg, out, given in zip(target.params, args, summary.outs, values, strict=False):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from netmem.contract.lint import api
@@ -38,7 +37,7 @@ from netmem.contract.lint.labels import (
 from netmem.contract.lint.nodes import Addr, Assign, Call, Expr, Field, Id, Init, names, walk
 from netmem.contract.lint.places import Cell, Scope
 from netmem.contract.lint.selection import PREDICATE_LINES, Selection
-from netmem.contract.lint.values import Frame, Key, Values
+from netmem.contract.lint.values import Frame, Key, Summary, Values
 from netmem.contract.lint.walk import Walk
 from netmem.contract.lint.world import World
 
@@ -49,24 +48,6 @@ MAX_MODES = 3
 ROOT: Key = (0, "root")
 
 
-@dataclass(slots=True, eq=False)
-class Summary:
-    """One function in one context. ``args``, ``returns``, ``outs``: values given, returned, and written
-    through pointers; ``sites``: who calls it, and what is known there."""
-
-    function: Function
-    args: list[Labels]
-    outs: tuple[Labels, ...]
-    returns: Labels = EMPTY
-    sites: dict[Key, Facts] = field(default_factory=dict)
-    entry: Facts = NO_FACTS
-    calls: set[Key] = field(default_factory=set)
-    events: Iterable[Event] = ()
-    looks: int = 0
-    busy: bool = False
-    depth: int = 0
-
-
 class Flow:
     """Run with ``run``; then ``events``, ``fields``, ``locals`` and ``holds`` say what was found."""
 
@@ -74,17 +55,11 @@ class Flow:
         self.world = world
         self.selection = Selection(world)
         self.values = Values(world, self.selection)
-        self.walk = Walk(self)
+        self.walk = Walk(self.values, self._called)
         self.events: set[Event] = set()
-        # (file, function, local or parameter) -> what it holds at any time; "" is what the function returns
-        self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
-        # what conditions say: follows split; all is readable when true, when false
-        self.conditions: dict[Expr, tuple[bool, bool, bool]] = {}
-        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
         self._known: dict[Key, Summary] = {}
         self._contexts: dict[int, set[Any]] = defaultdict(set)
         self._todo: set[Key] = set()
-        self.handed_on: set[str] = set()  # functions not known here that are given structures with buffers
         self._transmit: set[str] = set()
         self._held: set[Cell] = set()
         self._tags: tuple[set[Cell], dict[str, set[str]]] | None = None
@@ -95,6 +70,21 @@ class Flow:
         self._count = 0
 
     @property
+    def locals(self) -> dict[tuple[str, str, str], Labels]:
+        """(file, function, local or parameter) -> what it holds at any time; "" is what is returned."""
+        return self.values.locals
+
+    @property
+    def conditions(self) -> dict[Expr, tuple[bool, bool, bool]]:
+        """What conditions say: follows split; all is readable when true, when false."""
+        return self.values.conditions
+
+    @property
+    def asked(self) -> dict[Expr, Labels]:
+        """Conditions on what a user asks set_ringparam for."""
+        return self.values.asked
+
+    @property
     def fields(self) -> dict[Cell, Labels]:
         """What fields hold."""
         return self.values.memory.fields
@@ -103,6 +93,11 @@ class Flow:
     def holds(self) -> dict[Any, set[Any]]:
         """Which pools a field may hold."""
         return self.values.memory.holds
+
+    @property
+    def types_of(self) -> dict[str, set[str]]:
+        """Embedded object -> structure types."""
+        return self.values.memory.types_of
 
     @property
     def objects(self) -> dict[str, set[str]]:
@@ -128,9 +123,7 @@ class Flow:
             self._roots(chosen, aside)
             self._settle()
             for _ in range(MAX_MODES):
-                news = self.values.modes.conclude(
-                    lambda key: bool(self._known[key].sites), self._stored_unseen
-                )
+                news = self.values.modes.conclude(self._is_called, self._stored_unseen)
                 if not news:
                     break
                 for name in news:
@@ -168,7 +161,7 @@ class Flow:
         """Functions that payload is passed to and nobody has seen."""
         events = (e for known in self._known.values() if known.sites for e in known.events)
         passed = {e.call for e in events if e.what == "passed"}
-        return {name for name in passed | self.handed_on if name not in self.world.named}
+        return {name for name in passed | self.values.handed_on if name not in self.world.named}
 
     def _names_held(self, function: Function) -> bool:
         """True for a function that names a field in which something is kept that is followed."""
@@ -186,10 +179,7 @@ class Flow:
     def _tags_of_held(self) -> dict[str, set[str]]:
         """Field -> structures in which it holds something; "" when that is not known."""
         if self._tags is None or self._tags[0] is not self._held:
-            owners: dict[str, set[str]] = defaultdict(set)
-            for tag, objects in self.objects.items():
-                for one in objects:
-                    owners[one].add(tag)
+            owners = self.values.memory.types_of
             made: dict[str, set[str]] = defaultdict(set)
             for owner, name in self._held:
                 made[name] |= owners.get(owner) or {owner if owner != "global" else ""}
@@ -359,7 +349,7 @@ class Flow:
 
     # -- calls ---------------------------------------------------------------------------------
 
-    def called(self, f: Frame, target: Function, args: list[Labels], facts: Facts) -> Summary | None:
+    def _called(self, f: Frame, target: Function, args: list[Labels], facts: Facts) -> Summary | None:
         """A function of ``f``'s calls another; what is known of that one. None: it has nothing to do with
         payload."""
         if (

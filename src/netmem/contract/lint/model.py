@@ -110,14 +110,11 @@ class Case:
             found[holder] = made
         return found
 
-    @functools.cached_property
-    def _tags(self) -> dict[str, str]:
-        """Object -> its structure's type."""
-        return {one: tag for tag, objects in self.flow.objects.items() for one in objects}
-
     def field_of(self, holder: Any) -> Any:
         """The structure's field that a pool is kept in, whichever object it is of."""
-        return (self._tags.get(holder[0], holder[0]), *holder[1:]) if isinstance(holder, tuple) else holder
+        if not isinstance(holder, tuple):
+            return holder
+        return (min(self.flow.types_of.get(holder[0]) or {holder[0]}), *holder[1:])
 
     def pools_of(self, holder: Any) -> list[Pool]:
         """What made the pools that a holder has of its own."""
@@ -187,12 +184,9 @@ class Case:
         events = self.judged("frag", "linear", "read", "topage", "taken", "pool_sync")
         handles = {(e.path, e.function) for e in events}
         handles |= {(f.path, f.name) for f in functions if not api.RECEIVES.isdisjoint(f.called)}
-        callees = {
-            name for found in self.world.named.values() for f in found
-            if (f.path, f.name) in handles for name in f.called
-        }  # fmt: skip
+        callees = {name for f in functions if (f.path, f.name) in handles for name in f.called}
         return handles | {
-            (f.path, f.name) for found in self.world.named.values() for f in found
+            (f.path, f.name) for f in functions
             if f.path in self.world.own_paths and f.name.encode() in callees
         }  # fmt: skip
 

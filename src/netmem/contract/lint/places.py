@@ -128,7 +128,7 @@ class Memory:
         self._read_before: dict[Wanted, Labels] = {}
         self._wanted: dict[Any, set[Wanted]] = defaultdict(set)  # cell, or structure -> what was read of it
         self._made: dict[tuple[Field, Labels], Labels] = {}
-        self._types_of: dict[str, set[str]] = defaultdict(set)  # object -> its structure types
+        self.types_of: dict[str, set[str]] = defaultdict(set)  # object -> its structure types
         self.keeping: set[str] = set()  # structure types with buffers in them
 
     def put(self, cell: Cell, value: Labels) -> None:
@@ -140,7 +140,7 @@ class Memory:
             self.fields[cell] = held | value
             self._is_news(cell)
             if any(x.kind in ("buf", "va") for x in value):
-                self.keeping |= self._types_of.get(cell[0]) or {cell[0]}
+                self.keeping |= self.types_of.get(cell[0]) or {cell[0]}
                 self.keeping.discard("")
 
     def add_object(self, tag: str, *names: str) -> None:
@@ -149,7 +149,7 @@ class Memory:
         if not known.issuperset(names):
             known.update(names)
             for name in names:
-                self._types_of[name].add(tag)
+                self.types_of[name].add(tag)
             self._is_news(tag)
 
     def _is_news(self, what: Any) -> None:

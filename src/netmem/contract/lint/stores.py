@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from netmem.contract.lint import nodes
 from netmem.contract.lint.labels import (
     ALL_READABLE,
@@ -41,17 +39,14 @@ from netmem.contract.lint.nodes import (
     is_zero,
 )
 from netmem.contract.lint.places import path_of
-from netmem.contract.lint.values import Frame
-
-if TYPE_CHECKING:
-    from netmem.contract.lint.walk import Walk
+from netmem.contract.lint.values import Evaluator, Frame
 
 
 class Stores:
     """For ``walk``, which evaluates what is assigned."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.flow, self.values, self.memory = walk, walk.flow, walk.values, walk.memory
+    def __init__(self, walk: Evaluator) -> None:
+        self.walk, self.values, self.memory = walk, walk.values, walk.values.memory
 
     def store(self, f: Frame, left: Expr, right: Expr, line: int, op: str = "=") -> Labels:
         """An assignment; what was assigned."""
@@ -105,7 +100,7 @@ class Stores:
             return False
         if not self._is_whole(f, left) or not self._is_whole(f, right):
             return False
-        for name in self.flow.world.structs.get(tag, ()):
+        for name in self.values.world.structs.get(tag, ()):
             field = Field(right.line, right, name)
             held = memory(self.values.labels(f, field))
             if held:
@@ -242,7 +237,7 @@ class Stores:
         """A local holds payload at some time."""
         held = of_kind(value, "buf")
         if held:
-            self.flow.locals[f.function.path, f.function.name, name] |= held
+            self.values.locals[f.function.path, f.function.name, name] |= held
 
     def _other_pool(self, f: Frame, name: str, left: Field) -> None:
         """A structure among the locals gets another pool: from here on it is another object."""
@@ -250,7 +245,7 @@ class Stores:
         mine = [x for x in held if x.kind == "obj" and x.of.startswith(f"{f.function.name}():{name}")]
         if not mine or "*" in f.types.get(name, "*"):
             return
-        tag, made = self.flow.world.tag(f.types[name]), f"{f.function.name}():{name}@{left.line}"
+        tag, made = self.values.world.tag(f.types[name]), f"{f.function.name}():{name}@{left.line}"
         later = {
             one.left.name for one in nodes.walk(f.function.body)
             if isinstance(one, Assign) and isinstance(one.left, Field) and one.line >= left.line
@@ -266,8 +261,8 @@ class Stores:
         """A structure among the locals that keeps a pool or buffers is an object of its own."""
         if "*" in one.type or "[" in one.type:
             return EMPTY
-        tag = self.flow.world.tag(one.type)
-        if not self.flow.world.keeps_memory(tag):
+        tag = self.values.world.tag(one.type)
+        if not self.values.world.keeps_memory(tag):
             return EMPTY
         name = f"{f.function.name}():{one.name}"
         self.memory.add_object(tag, name)

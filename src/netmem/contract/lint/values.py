@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from netmem.contract.lint import api
 from netmem.contract.lint.cfg import TRANSPARENT
@@ -56,7 +58,7 @@ from netmem.contract.lint.nodes import (
     Unary,
     is_zero,
 )
-from netmem.contract.lint.places import Memory, Scope, Types, path_of
+from netmem.contract.lint.places import Cell, Memory, Scope, Types, path_of
 from netmem.contract.lint.selection import Selection
 from netmem.contract.lint.world import World
 
@@ -101,6 +103,12 @@ class Values:
         self.returned: dict[int, Labels] = defaultdict(lambda: EMPTY)
         self.answers: dict[int, Answer] = {}
         self.modes = Modes()
+        # (file, function, local or parameter) -> what it holds at any time; "" is what the function returns
+        self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
+        # what conditions say: follows split; all is readable when true, when false
+        self.conditions: dict[Expr, tuple[bool, bool, bool]] = {}
+        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
+        self.handed_on: set[str] = set()  # functions not known here that are given structures with buffers
         self._devices: dict[str, bool] = {}
 
     # -- labels --------------------------------------------------------------------------------
@@ -411,3 +419,47 @@ class Values:
         if "page_pool *" not in type_ or not _MAKES.isdisjoint(f.function.words):
             return NO_FACTS  # whoever makes a pool has none yet
         return frozenset({NO_POOL})
+
+
+@dataclass(slots=True, eq=False)
+class Summary:
+    """One function in one context. ``args``, ``returns``, ``outs``: values given, returned, and written
+    through pointers; ``sites``: who calls it, and what is known there."""
+
+    function: Function
+    args: list[Labels]
+    outs: tuple[Labels, ...]
+    returns: Labels = EMPTY
+    sites: dict[Key, Facts] = field(default_factory=dict)
+    entry: Facts = NO_FACTS
+    calls: set[Key] = field(default_factory=set)
+    events: Iterable[Event] = ()
+    looks: int = 0
+    busy: bool = False
+    depth: int = 0
+
+
+class Evaluator(Protocol):
+    """Who walks a function (``walk.Walk``), for those who do its assignments and calls."""
+
+    values: Values
+
+    def eval(self, f: Frame, e: Expr) -> Labels:
+        """What an expression may hold; notes what happens in it."""
+
+    def follows(self, f: Frame, value: Expr) -> Labels:
+        """A constant chosen by what follows split follows it too, or its opposite."""
+
+    def taken(self, f: Frame, e: Field) -> None:
+        """A buffer is taken from where it was kept."""
+
+    def note(
+        self, f: Frame, what: str, call: str, labels: Labels, e: Expr, about: Expr | None,
+        cell: Cell | None = None,
+    ) -> None:  # fmt: skip
+        """Something happens to payload; ``about``: which expression is handled."""
+
+
+# A function calls another, with these arguments and where this holds; None: that has nothing to
+# do with payload.
+Called = Callable[[Frame, Function, list[Labels], Facts], Summary | None]

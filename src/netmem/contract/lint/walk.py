@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from netmem.contract.lint import api, nodes
 from netmem.contract.lint.calls import Calls
@@ -49,21 +49,18 @@ from netmem.contract.lint.nodes import (
 )
 from netmem.contract.lint.places import Cell
 from netmem.contract.lint.stores import Stores
-from netmem.contract.lint.values import COMPARES, Frame, carried
-
-if TYPE_CHECKING:
-    from netmem.contract.lint.flow import Flow
+from netmem.contract.lint.values import COMPARES, Called, Frame, Values, carried
 
 MAX_VISITS = 12  # of one block: what it leaves has long stopped to change
 
 
 class Walk:
-    """Walks functions for ``flow``, which knows what to do about calls."""
+    """Walks functions for ``flow``; ``called``: what it knows of a function that is called."""
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow, self.values, self.memory = flow, flow.values, flow.values.memory
+    def __init__(self, values: Values, called: Called) -> None:
+        self.values, self.memory = values, values.memory
         self.stores = Stores(self)
-        self.calls = Calls(self)
+        self.calls = Calls(self, self.stores, called)
         self._graphs: dict[Expr, Graph] = {}
         self._eval: dict[type, Callable[[Frame, Any], Labels]] = {
             Id: self._id, Field: self._access, Index: self._access, Deref: self._access, Addr: self._addr,
@@ -127,7 +124,7 @@ class Walk:
         self._drops(f, asked)
         held = self.values.labels(f, asked)
         if ASKED in held:
-            self.flow.asked[cond] = held
+            self.values.asked[cond] = held
         if (
             ASKED in held
             and not _is_comparison(asked)
@@ -175,8 +172,8 @@ class Walk:
             return
         true = ALL_READABLE in self.values.truth(f, cond, True)
         false = ALL_READABLE in self.values.truth(f, cond, False)
-        before = self.flow.conditions.get(cond, (False, False, False))
-        self.flow.conditions[cond] = (True, true or before[1], false or before[2])
+        before = self.values.conditions.get(cond, (False, False, False))
+        self.values.conditions[cond] = (True, true or before[1], false or before[2])
 
     def _action(self, f: Frame, action: Do | Declare | Return) -> None:
         match action:

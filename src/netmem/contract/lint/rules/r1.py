@@ -99,7 +99,7 @@ def _mixed(case: Case, normal: list[Event]) -> list[Event]:
 RULE = Rule(
     "R1",
     "Payload buffers of a normal receive mode come from page_pool, directly or through a library, and reach "
-    "a "
-    "descriptor. Partial: the pool serves only copies, XDP or tests.",
+    "a descriptor. Partial: the pool serves only copies, XDP or tests, or, where it is in use, buffers "
+    "come from elsewhere, too.",
     judge,
 )

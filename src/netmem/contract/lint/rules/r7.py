@@ -55,7 +55,7 @@ def _kept_for_later(case: Case) -> list[Event]:
 def _is_array(case: Case, event: Event) -> bool:
     """True for a place of several: one address is kept for the next turn, many are a cache."""
     owner, name = event.cell or ("", "")
-    tags = {owner} | {tag for tag, objects in case.flow.objects.items() if owner in objects}
+    tags = {owner} | case.flow.types_of.get(owner, set())
     return any("[]" in case.world.field_type(tag, name) for tag in tags)
 
 
