@@ -121,7 +121,7 @@ edits: $(STAMP)
 # Conversions of real drivers, built.
 convert-compile: $(STAMP)
 	tools/get-tree $(TREE)
-	tools/convert-compile $(TREE) $(BIN)/netmem
+	$(BIN)/python tools/convert_compile.py $(TREE)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

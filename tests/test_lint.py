@@ -35,8 +35,7 @@ def edited(folder, *edits):
 
 def judged(path, **options):
     """The report on one driver."""
-    tree.load.cache_clear()
-    tree._called.cache_clear()
+    tree.forget()
     problems = []
     (report,) = check([path], problems, jobs=1, **options)
     assert problems == []
@@ -91,6 +90,12 @@ BAD = {
         [(RX, "buf->dma = page_pool_get_dma_addr_netmem(netmem);",
           "buf->dma = dma_map_page(q->priv->dev, netmem_to_page(netmem), 0, PAGE_SIZE, DMA_FROM_DEVICE);")],
         "R4 R5", "fail fail", None),
+    "payload read that came back in an array": (
+        [(RX, "int tiny_rx_poll(", "static void tiny_take(struct tiny_buf *buf, netmem_ref out[])\n{\n\tout[0] = buf->netmem;\n}\n\n"
+              "int tiny_rx_poll("),
+         (RX, "struct sk_buff *skb;\n\n\t\tskb = tiny", "netmem_ref got[1];\n\t\tstruct sk_buff *skb;\n\n\t\ttiny_take(buf, got);\n"
+              "\t\tprefetch(netmem_address(got[0]));\n\t\tskb = tiny")],
+        "R5", "fail", ["prefetch(netmem_address(got[0]));"]),
     "prefetch without a guard": (
         [(RX, "if (tiny_readable(buf))\n", "")], "R5", "fail", ["prefetch(netmem_address(buf->netmem));"]),
     "the guard the wrong way round": (

@@ -344,7 +344,7 @@ def test_an_arena_that_is_cut_short_while_it_is_read_is_an_error_and_no_crash():
 def test_the_time_of_a_driver_is_up_also_while_its_files_are_read(monkeypatch, tmp_path):
     path = tmp_path / "x.c"
     path.write_text("int x;")
-    tree.load.cache_clear()
+    tree.forget()
     with monkeypatch.context() as patch, lint._limited(100):
         patch.setattr(os, "fstat", lambda fd: signal.raise_signal(signal.SIGALRM))
         with pytest.raises(lint.TimeIsUp):

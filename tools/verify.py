@@ -23,6 +23,7 @@ STAGES = [
     ("fuzzing, ten minutes", ["make", "fuzz"]),
     ("every driver of a Linux tree", ["make", "check-tree"]),
     ("edits of real drivers", ["make", "edits"]),
+    ("conversions of real drivers, built", ["make", "convert-compile"]),
     ("guests", ["make", "guest-verify"]),
 ]
 

@@ -119,10 +119,10 @@ def command(
         raise click.UsageError(
             f"--format {kind} is for drivers in Python; C sources: text, json, {', '.join(SOURCES)}"
         )
-    from netmem.cli.check_sources import Options, check_sources
+    from netmem.cli.check_sources import Options, check_sources, is_driver
 
     paths = [Path(one) for one in what]
     for path in paths:
-        if not path.exists():
+        if not path.exists() and (words["diff"] or words["patch"] or not is_driver(path)):
             raise click.UsageError(f"{path} does not exist")
     sys.exit(check_sources(paths, Options(kind=kind, **words)))

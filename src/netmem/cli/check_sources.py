@@ -94,6 +94,11 @@ def check_sources(paths: list[Path], options: Options) -> int:
     return int(not all(report.passes for report in reports))
 
 
+def is_driver(path: Path) -> bool:
+    """True for the name of one driver of several in a folder, as `--list` has it."""
+    return any(tree.find(path.absolute(), []))
+
+
 def _list(paths: list[Path], options: Options) -> int:
     """The drivers that would be checked, one a line."""
     problems: list[str] = []

@@ -34,6 +34,14 @@ TWINS = {
     "page_is_pfmemalloc": "netmem_is_pfmemalloc",
     "page_address": "netmem_address",
 }
+# Position of the page in those that take one; the others' result is the page.
+PAGE_AT = {
+    "page_pool_get_dma_addr": 0, "page_pool_put_page": 1, "page_pool_put_full_page": 1,
+    "page_pool_put_unrefed_page": 1, "page_pool_recycle_direct": 1, "page_pool_fragment_page": 0,
+    "page_pool_ref_page": 0, "page_pool_unref_page": 0, "page_pool_dma_sync_for_cpu": 1, "skb_add_rx_frag": 2,
+    "skb_fill_page_desc": 2, "__skb_fill_page_desc": 2, "skb_frag_fill_page_desc": 1, "skb_can_coalesce": 2,
+    "page_is_pfmemalloc": 0, "page_address": 0,
+}  # fmt: skip
 
 ALLOC_NETMEM = {
     "page_pool_alloc_netmems", "page_pool_dev_alloc_netmems", "page_pool_alloc_netmem",
@@ -67,7 +75,7 @@ SAME = {
     "rcu_dereference_bh": 0, "rcu_access_pointer": 0, "rcu_dereference_raw": 0, "iommu_iova_to_phys": 1,
     "dma_to_phys": 1, "PHYS_PFN": 0, "PFN_PHYS": 0,
     "rcu_dereference_protected": 0, "xchg": 0, "FIELD_PREP": 1, "__pp_page_to_nmdesc": 0,
-    "pp_page_to_nmdesc": 0,
+    "pp_page_to_nmdesc": 0, "netmem_to_nmdesc": 0, "__netmem_to_nmdesc": 0,
     "WARN_ON": 0, "WARN_ON_ONCE": 0, "ALIGN": 0, "IS_ERR_OR_NULL": 0, "FIELD_GET": 1,
 }  # fmt: skip
 TO_DEVICE_ORDER = re.compile(
@@ -167,6 +175,11 @@ REFCOUNT = {
     "page_ref_sub_return", "page_ref_add_unless", "get_page_unless_zero",
 }  # fmt: skip
 HEADER_PULL = {"__pskb_pull_tail", "pskb_may_pull", "skb_linearize", "__skb_linearize"}
+# Asked of a buffer: it goes nowhere by that.
+ASKS = {
+    "netmem_get_pp", "netmem_is_net_iov", "netmem_is_pfmemalloc", "netmem_is_pref_nid", "page_is_pfmemalloc",
+    "page_to_nid", "page_size", "dev_page_is_reusable",
+}  # fmt: skip
 NET_IOV_TESTS = {"netmem_is_net_iov", "skb_frag_is_net_iov", "net_is_devmem_iov"}  # of one buffer
 READABLE_TESTS = {"netmem_address", "skb_frag_readable"}  # the other way round
 FRAG_READ = {"skb_frag_page", "skb_frag_address", "skb_frag_address_safe", "skb_frag_netmem"}

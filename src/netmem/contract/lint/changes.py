@@ -205,9 +205,7 @@ class Comparison:
     def _judge(self, folder: Path, problems: list[str]) -> list[Report]:
         (folder / "drivers/net").mkdir(parents=True, exist_ok=True)
         (folder / "Makefile").touch()
-        tree.load.cache_clear()
-        tree._called.cache_clear()
-        tree._real.cache_clear()
+        tree.forget()
         paths = [p for path in self.paths if (p := folder / path.relative_to(self.root)).exists()]
         found: list[str] = []
         reports = check(paths, found) if paths else []  # folders of their own: not to be kept

@@ -164,18 +164,20 @@ def _uses_libraries(driver: tree.Driver) -> bool:
 
 
 def understand(driver: tree.Driver, root: Path | None, exports: dict[str, str]) -> Case:
-    """A driver with all its files, understood; nothing is judged yet."""
+    """A driver with all its files, and what XDP keeps, understood; nothing is judged yet."""
     selection = tree.select(driver, root, exports, True)
     own = [csource.read(path, tree.load(path) or b"") for path in selection.own]
-    return _follow(driver, own, [csource.read(p, tree.load(p) or b"") for p in selection.libraries], True)
+    libraries = [csource.read(path, tree.load(path) or b"") for path in selection.libraries]
+    return _follow(driver, own, libraries, True, keeps_aside=True)
 
 
 def _follow(
-    driver: tree.Driver, own: list[csource.CFile], libraries: list[csource.CFile], everything: bool
-) -> Case:
+    driver: tree.Driver, own: list[csource.CFile], libraries: list[csource.CFile], everything: bool,
+    keeps_aside: bool = False,
+) -> Case:  # fmt: skip
     """Follow payload; ``own`` grows by files that it turns out to go to."""
     world = World(own, libraries)
-    flow = Flow(world)
+    flow = Flow(world, keeps_aside)
 
     def more(names: set[str]) -> list[csource.CFile]:
         known = {one.path for one in own}

@@ -175,6 +175,11 @@ def expression(node: Any, source: bytes) -> Expr:
     return Lowering(source).expr(node, 0)
 
 
+def parsed(source: bytes) -> Any:
+    """The syntax of what ``prepared`` has made."""
+    return _parser().parse(source)
+
+
 def prepared(text: bytes) -> bytes:
     """What is given to the parser: the same length, without dead code and words it does not know."""
     return _plain(_blank_dead(text)[0])

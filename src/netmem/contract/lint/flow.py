@@ -49,12 +49,14 @@ ROOT: Key = (0, "root")
 
 
 class Flow:
-    """Run with ``run``; then ``events``, ``fields``, ``locals`` and ``holds`` say what was found."""
+    """``keeps_aside``: what XDP and modes without pool keep is followed, too.
 
-    def __init__(self, world: World) -> None:
+    Run with ``run``; then ``events``, ``fields``, ``locals`` and ``holds`` say what was found."""
+
+    def __init__(self, world: World, keeps_aside: bool = False) -> None:
         self.world = world
         self.selection = Selection(world)
-        self.values = Values(world, self.selection)
+        self.values = Values(world, self.selection, keeps_aside)
         self.walk = Walk(self.values, self._called)
         self.events: set[Event] = set()
         self._known: dict[Key, Summary] = {}

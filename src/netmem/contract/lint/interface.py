@@ -59,6 +59,8 @@ def meaning_of(
         meaning = group(name, args, given)
         if meaning is not None:
             return meaning
+    if name in api.ASKS:
+        return NOTHING
     if name in FLAG_QUESTIONS:
         return Meaning(result=given[0] & FLAGS)
     return None
@@ -153,6 +155,8 @@ def _as(kind: str, labels: Labels) -> Labels:
 
 def is_out(type_: str, arg: Expr) -> bool:
     """True for a parameter that a function may write a result through: not for a pointer to a structure."""
-    if "**" in type_.replace(" ", "") or "* []" in type_ or "*[]" in type_ or not type_:
+    if "**" in type_.replace(" ", "") or "*[]" in type_.replace(" ", "") or not type_:
+        return True
+    if type_.endswith("[]") and "struct" not in type_:
         return True
     return "*" in type_ and "struct" not in type_ and (isinstance(arg, Addr) or "void" not in type_)

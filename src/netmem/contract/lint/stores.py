@@ -192,7 +192,7 @@ class Stores:
                 if op == "=" and isinstance(base, Id) and any(x.kind == "pool" for x in value):
                     self._other_pool(f, base.name, left)
                 value = self._asked(f, value, left, op)
-                if f.point.facts & ASIDE:  # what another mode keeps there is not taken for payload's
+                if f.point.facts & ASIDE and not self.values.keeps_aside:  # another mode's is not payload's
                     value -= memory(value)
                 for cell in self.memory.cells(f, f.point.env, left):
                     pools = of_kind(value, "pool")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,12 +41,35 @@ class Driver:
     problems: list[str] = field(default_factory=list)
 
 
+_replaced: dict[str, bytes] = {}
+
+
+@contextlib.contextmanager
+def replaced(texts: Mapping[str, bytes]) -> Iterator[None]:
+    """Files read as if they had these texts."""
+    forget()
+    _replaced.update(texts)
+    try:
+        yield
+    finally:
+        _replaced.clear()
+        forget()
+
+
+def forget() -> None:
+    """Files may have changed since they were read."""
+    for one in (load, _called, _real):
+        one.cache_clear()
+
+
 @functools.lru_cache(20_000)
 def load(path: str) -> bytes | None:
     """A file's bytes, None when it cannot be read, is too large to be C by hand, or is no regular file.
 
     The tree may be hostile: a FIFO is not waited for, and what has no size (as all of /proc) is empty.
     """
+    if path in _replaced:
+        return _replaced[path]
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device can do things already
             return None
@@ -151,6 +175,9 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
     if path.is_file():
         yield Driver(str(path), path.parent, [path])
         return
+    if not path.exists():  # a module of a folder with several, as it is listed
+        yield from (one for one in _modules(path.parent, path.parent) if one.name == str(path))
+        return
     found = list(_walk(path, problems))
     if not found:
         sources = sorted(p for p in _files(path, problems) if p.suffix == ".c")
@@ -198,18 +225,32 @@ def _files(path: Path, problems: list[str]) -> Iterator[Path]:
                 yield folder / name
 
 
+def sources(path: Path) -> Iterator[Path]:
+    """C files and headers below a folder."""
+    yield from _files(path, [])
+
+
 def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
     """A driver for each target of each Makefile that has sources."""
     for here, names in folders(top, problems):
-        targets, _ = makefile(here) if "Makefile" in names or "Kbuild" in names else ({}, [])
-        made: dict[str, list[Path]] = {}
-        for target, objects in targets.items():
-            sources = [p for one in objects if os.path.isfile(p := here / f"{one}.c") and is_inside(p, top)]
-            if sources:
-                made[target] = sources
-        for target, sources in made.items():
-            name = str(here) if len(made) == 1 else f"{here}/{target}"
-            yield Driver(name, here, sources)
+        if "Makefile" in names or "Kbuild" in names:
+            yield from _modules(here, top)
+
+
+def _modules(here: Path, top: Path) -> Iterator[Driver]:
+    """Those of one Makefile."""
+    made: dict[str, list[Path]] = {}
+    for target, objects in makefile(here)[0].items():
+        sources = [p for one in objects if os.path.isfile(p := here / f"{one}.c") and is_inside(p, top)]
+        if sources:
+            made[target] = sources
+    for target, sources in made.items():
+        yield Driver(str(here) if len(made) == 1 else f"{here}/{target}", here, sources)
+
+
+def makes_pool(driver: Driver) -> bool:
+    """True when a driver makes a page pool, itself or through a library."""
+    return any(api.POOLS.search(text) for p in driver.sources if (text := load(str(p))))
 
 
 def is_network_driver(driver: Driver) -> bool:

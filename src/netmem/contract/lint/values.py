@@ -96,8 +96,8 @@ class Values:
     """Of one driver. ``returned``: what functions return, by id; ``answers``: what their results say, by
     key."""
 
-    def __init__(self, world: World, selection: Selection) -> None:
-        self.world, self.selection = world, selection
+    def __init__(self, world: World, selection: Selection, keeps_aside: bool = False) -> None:
+        self.world, self.selection, self.keeps_aside = world, selection, keeps_aside
         self.types = Types(world)
         self.memory = Memory(world, self.types)
         self.returned: dict[int, Labels] = defaultdict(lambda: EMPTY)

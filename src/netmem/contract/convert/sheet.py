@@ -1,0 +1,122 @@
+"""One driver while it is rewritten: the file at hand, what is ours in it, and where edits go."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from netmem.contract.convert.edits import Edits, Refused
+from netmem.contract.convert.holders import Holders, level
+from netmem.contract.convert.twins import Twins
+from netmem.contract.lint.lowering import declared
+from netmem.contract.lint.model import Case
+
+CONVERT, RENAME, GUARD = 1, 2, 3  # steps of the series
+POINTERS = ("pointer_declarator", "abstract_pointer_declarator")
+
+
+class Sheet:
+    """``path`` and ``source``: the file at hand, set by who walks through it."""
+
+    def __init__(self, case: Case, base: Path, twins: Twins, rename: bool) -> None:
+        self.case, self.base, self.twins = case, base, twins
+        self.world = case.world
+        self.holders = Holders(case)
+        self.edits = Edits()
+        self.renamed = _renamed(case, self.holders) if rename else {}
+        self.path, self.source = "", b""
+
+    def text(self, node: Any) -> str:
+        return self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+
+    def where(self, node: Any) -> str:
+        """File and line, for a refusal."""
+        return f"{os.path.relpath(self.path, self.base)}:{node.start_point[0] + 1}"
+
+    def edit(self, start: int, end: int, text: str, step: int = CONVERT) -> None:
+        self.edits.add(self.path, start, end, text, step)
+
+    def put(self, node: Any, text: str) -> None:
+        """Another text for a node."""
+        self.edit(node.start_byte, node.end_byte, text)
+
+    def remains(self, node: Any, rule: str, reason: str) -> None:
+        self.edits.remains(self.path, node.start_byte, rule, reason)
+
+    def wrap(self, node: Any, call: str, rule: str, reason: str, cast: str = "") -> None:
+        """A call around a node, and why it cannot stay so."""
+        self.edit(node.start_byte, node.start_byte, f"{call}({cast}")
+        self.edit(node.end_byte, node.end_byte, ")")
+        self.remains(node, rule, reason)
+        if call == "netmem_to_page":
+            self.edits.through.append(self.path)
+
+    def retype(self, type_: Any, declarators: list[Any], ours: list[bool]) -> None:
+        """`struct page *x` becomes `netmem_ref x`: one star less. Refused."""
+        if not any(ours) or self.text(type_) != "struct page":
+            return
+        if not all(ours):
+            raise Refused(
+                f"{self.where(type_)}: payload and other pages are declared together: split the line first"
+            )
+        gap = self.source[type_.end_byte : declarators[0].start_byte]
+        self.put(type_, "netmem_ref " if gap.startswith(b"  ") else "netmem_ref")  # names stay in columns
+        for one in declarators:
+            star = one.child_by_field_name("declarator") if one.type == "init_declarator" else one
+            while star is not None and star.type not in POINTERS:
+                star = star.child_by_field_name("declarator")
+            if star is None:
+                raise Refused(f"{self.where(type_)}: a declaration that is not understood")
+            self.edit(star.start_byte, star.start_byte + 1, "")
+
+    def rename(self, node: Any, *key: str) -> None:
+        """A name that holds a netmem and is called page, where that is asked for."""
+        new = self.renamed.get(key)
+        if new is not None:
+            self.edit(node.start_byte, node.end_byte, new, RENAME)
+
+    def rename_documented(self, node: Any, names: list[tuple[str, str]]) -> None:
+        """What the kernel-doc comment before a node calls them."""
+        comment = node.prev_named_sibling
+        if comment is None or comment.type != "comment" or not self.text(comment).startswith("/**"):
+            return
+        for old, new in names:
+            for match in re.finditer(rf"@{old}\b", self.text(comment)):
+                at = comment.start_byte + len(self.text(comment)[: match.start()].encode()) + 1
+                self.edit(at, at + len(old), new, RENAME)
+
+    def name(self, declarator: Any) -> Any:
+        """The identifier in a declarator."""
+        while declarator is not None and not declarator.type.endswith("identifier"):
+            declarator = declarator.child_by_field_name("declarator") or next(
+                (c for c in declarator.named_children if c.type.endswith(("declarator", "identifier"))), None
+            )
+        return declarator
+
+    def declared(self, declarator: Any) -> str:
+        return declared(declarator, self.source)[0]
+
+
+def netmem_name(name: str) -> str:
+    """What a name that speaks of pages is called for netmem."""
+    return re.sub(r"(?<![a-z])page(s?)(?![a-z])", r"netmem\1", name)
+
+
+def _renamed(case: Case, holders: Holders) -> dict[tuple[str, ...], str]:
+    """(structure, field) and (file, function, name) -> another name, where that one is free."""
+    found: dict[tuple[str, ...], str] = {}
+    for tag, name in holders.cells:
+        new = netmem_name(name)
+        if new != name and not case.world.field_type(tag, new):
+            found[tag, name] = new
+    for path, function, name in holders.locals:
+        target = next((f for f in case.world.named.get(function, ()) if f.path == path), None)
+        new = netmem_name(name)
+        if target is None or new == name or not name:
+            continue
+        types = {param: type_ for type_, param in target.params} | target.types
+        if level(types.get(name, "")) and new not in types and new.encode() not in target.words:
+            found[path, function, name] = new
+    return found
