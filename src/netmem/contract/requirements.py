@@ -28,7 +28,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "Payload buffers are allocated from a page pool made for the queue and returned to it, so that a "
         "memory provider bound to the queue is what the NIC writes to.",
         ("page_pool_create", "page_pool_params.queue_idx", "page_pool_check_memory_provider"),
-        "binds a provider, receives, looks where the payload lies, and counts what came back",
+        "binds a provider, receives, looks where the payload lies, and counts what came back; with small and "
+        "large frames and buffers, and less memory than the ring has places",
         "page_pool_create() in the receive path, and its buffers reach a descriptor",
         ("R2", "R4"),
     ),
@@ -87,7 +88,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         "The driver keeps no netmem of its own: what it does not post goes back to the pool, and who "
         "needs it longer takes a fragment or a reference. Users may hold netmem for long.",
         ("page_pool_fragment_netmem", "page_pool_ref_netmem", "page_pool_put_netmem"),
-        "holds tokens across many turns of the ring, destroys pools while they are held, and counts",
+        "holds tokens across many turns of the ring, destroys pools while they are held, restarts queues "
+        "while packets come, and counts",
         "page reference counts, and arrays or lists of pages beside the pool",
         ("R2", "R4", "R1", "R3"),
     ),

@@ -226,23 +226,23 @@ class Rig:
                     raise Violation(requirement, text) from None
             raise Violation("R2", f"tcp-data-split {value.name.lower()} is refused: {error}") from None
 
-    def make_provider(self, rx_page_size: int = 4096) -> AreaProvider | None:
+    def make_provider(self, rx_page_size: int = 4096, size: int = MEMORY_BYTES) -> AreaProvider | None:
         """Memory of the kind that the check is about."""
         if self.memory == "pages":
-            return PagesProvider(MEMORY_BYTES, rx_page_size=rx_page_size)
+            return PagesProvider(size, rx_page_size=rx_page_size)
         if self.memory == "dmabuf":
-            return DmabufProvider(MEMORY_BYTES, exporter="memfd", rx_page_size=rx_page_size)
+            return DmabufProvider(size, exporter="memfd", rx_page_size=rx_page_size)
         if self.memory == "cuda":
-            return CudaProvider(MEMORY_BYTES, rx_page_size=rx_page_size)
+            return CudaProvider(size, rx_page_size=rx_page_size)
         if self.memory == "bar":
-            return bar_memory(self.net.ours.bus, MEMORY_BYTES, rx_page_size=rx_page_size)  # type: ignore[arg-type]
+            return bar_memory(self.net.ours.bus, size, rx_page_size=rx_page_size)  # type: ignore[arg-type]
         return None
 
-    def bind(self, rx_page_size: int = 4096) -> None:
-        """Turn split on, bind the check's memory (if any) to queue 1, and lead the port there."""
+    def bind(self, rx_page_size: int = 4096, size: int = MEMORY_BYTES) -> None:
+        """Turn split on, bind the check's memory (if any) to the last queue, and lead the port there."""
         self.split()
         self.inspect()
-        self.provider = self.make_provider(rx_page_size)
+        self.provider = self.make_provider(rx_page_size, size)
         if self.provider is not None:
             self.net.provider, self.net.binding = self.provider, self.dev.bind_rx([QUEUE], self.provider)
         self.net.steer(PORT, QUEUE)
@@ -297,6 +297,15 @@ class Rig:
 
     def __enter__(self) -> Rig:
         return self
+
+    def unbind(self) -> None:
+        """Unbind the check's memory; all of it must be there again (Violation)."""
+        assert self.net.binding is not None
+        self.net.binding.close()
+        self.dev.reap(self.net.clock.now())
+        missing = self.missing()
+        if missing:
+            raise Violation(*missing)
 
     def missing(self) -> tuple[str, str] | None:
         """Netmems of the provider that are not free, and whose fault that is; None when all are.

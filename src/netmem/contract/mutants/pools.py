@@ -13,6 +13,7 @@ from netmem.memory.page_pool import PagePool
 from netmem.memory.params import PagePoolParams
 from netmem.netdev.batch import Kind, RxBatch
 from netmem.netdev.driver import Netdev, QueueConfig
+from netmem.netdev.kernels import rx_return
 from netmem.netdev.rx import RxRing
 
 # -- R1 ---------------------------------------------------------------------------------------------
@@ -92,6 +93,32 @@ class DeafToSmallBuffers(RingDriver):
         if queue in self._rx and self._rx[queue].record.buf_len < 2048:
             for row in batch.used():
                 row.kind = Kind.DROP
+        return got
+
+
+@breaks("R1")
+class GivesUpWhenShort(RingDriver):
+    """Asks no more for buffers once there were none: what comes back is never posted."""
+
+    def rx_refill(self, queue: int, batch: RxBatch) -> None:
+        ring = self._rx.get(queue)
+        if ring is None or not ring.counters.starved:
+            super().rx_refill(queue, batch)
+        else:
+            rx_return(ring.at, batch.at)
+
+
+@breaks("R1")
+class TwoBuffersAtMost(RingDriver):
+    """Takes a frame for at most two buffers: the others' bytes are not handed on."""
+
+    def napi_poll(self, queue: int, budget: int, batch: RxBatch) -> int:
+        got = super().napi_poll(queue, budget, batch)
+        rows = batch.used()
+        for row in rows:
+            second = rows[row.more] if row.kind != Kind.CONT and row.more >= 0 else None
+            if second is not None and second.more >= 0:
+                second.size, second.more = 0, -1
         return got
 
 

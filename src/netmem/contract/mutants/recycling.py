@@ -121,3 +121,31 @@ class ReturnsTwice(RingDriver):
         if mem.slot(3).netmem:
             mem.pool.put_full_netmem(mem.slot(3).netmem)
         super().queue_mem_free(mem)
+
+
+@breaks("R7")
+class LosesWhatWasNotPolled(RingDriver):
+    """Forgets a buffer when its queue stops while packets wait that nobody has polled."""
+
+    def queue_stop(self, queue: int) -> RxRing:
+        waits = bool(self.pending_kernel(self._rx[queue].at))
+        ring = super().queue_stop(queue)
+        slots = (ring.slot(i) for i in range(ring.desc.size))
+        slot = next((one for one in slots if one.netmem), None)
+        if waits and slot is not None:
+            slot.netmem = 0
+        return ring
+
+
+@breaks("R7")
+class TakesOneForEachRestart(RingDriver):
+    """Takes a netmem for later each time that its queue is started again with a packet in its ring."""
+
+    def queue_start(self, mem: RxRing, queue: int) -> None:
+        super().queue_start(mem, queue)
+        if getattr(self, "_waited", False):
+            mem.pool.alloc_netmems(1)
+
+    def queue_stop(self, queue: int) -> RxRing:
+        self._waited = bool(self.pending_kernel(self._rx[queue].at))
+        return super().queue_stop(queue)
