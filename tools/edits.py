@@ -31,13 +31,6 @@ DOCUMENT, MARK = ROOT / "docs/edits.md", "<!-- made by tools/edits.py -->"
 TREE = Path(sys.argv[1] if len(sys.argv) > 1 else "build/linux").absolute()
 Verdicts = dict[str, dict[str, str]]  # module -> requirement -> verdict
 HARD = ("easy", "medium", "hard")
-_load = tree.load
-_edited: dict[str, bytes] = {}
-
-
-def load(path: str) -> bytes | None:
-    """A file as it was edited, or as it is."""
-    return _edited[path] if path in _edited else _load(path)
 
 
 def verdicts(driver: str) -> Verdicts:
@@ -62,17 +55,13 @@ def one(edit: dict[str, Any]) -> tuple[Verdicts | None, str]:
             edits.apply(edit, copy)
         except edits.CannotEdit as error:
             return None, str(error)
+        edited = {}
         for changed in copy.rglob("*.[ch]"):
             original = folder / changed.relative_to(copy)
             if original.is_file() and original.read_bytes() != changed.read_bytes():
-                _edited[str(original)] = changed.read_bytes()
-    tree.load = load  # type: ignore[assignment]
-    tree._called.cache_clear()
-    try:
+                edited[str(original)] = changed.read_bytes()
+    with tree.replaced(edited):
         return verdicts(edit["driver"]), ""
-    finally:
-        _edited.clear()
-        tree._called.cache_clear()
 
 
 def _files_only(folder: str, names: list[str]) -> list[str]:
