@@ -386,6 +386,16 @@ ADVISED = {
     "A2": [(RX, "\tif (skb)\n\t\tskb_mark_for_recycle(skb);\n", "")],
     "A3": [(MAIN, "netdev->netdev_ops = &tiny_ops;", "netdev->netdev_ops = &tiny_ops;\n\tnetdev->netmem_tx = true;")],
     "A4": [(TOOL, "= ETHTOOL_RING_USE_TCP_DATA_SPLIT,", "= ETHTOOL_RING_USE_TCP_DATA_SPLIT | ETHTOOL_RING_USE_HDS_THRS,")],
+    "A5": [(MAIN, "static const struct net_device_ops tiny_ops = {\n", "static int tiny_stop(struct net_device *netdev)\n{\n"
+                  "\tstruct tiny_priv *priv = netdev_priv(netdev);\n\n"
+                  "\tpage_pool_put_full_netmem(priv->rx[0].page_pool, priv->rx[0].bufs[0].netmem, true);\n\treturn 0;\n}\n\n"
+                  "static const struct net_device_ops tiny_ops = {\n\t.ndo_stop = tiny_stop,\n")],
+    "A6": [(MAIN, "static const struct net_device_ops tiny_ops = {\n", "static int tiny_bpf(struct net_device *netdev, "
+                  "struct netdev_bpf *bpf)\n{\n\tstruct tiny_priv *priv = netdev_priv(netdev);\n\n"
+                  "\tpriv->rx[0].xdp_prog = bpf->prog;\n\treturn 0;\n}\n\n"
+                  "static const struct net_device_ops tiny_ops = {\n\t.ndo_bpf = tiny_bpf,\n")],
+    "A7": [(MAIN, ".max_len = PAGE_SIZE,", ".max_len = PAGE_SIZE,\n\t\t.offset = TINY_PAD,"),
+           (RX, "buf->netmem, buf->offset, len);\n\tskb", "buf->netmem, TINY_PAD + buf->offset, len);\n\tskb")],
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from netmem.contract.requirements import REQUIREMENTS
 
 RUN_TIME = ("junit", "ktap")
 SOURCES = ("sarif", "html", "markdown", "github", "checkpatch")
-ADVICE = ("A1", "A2", "A3", "A4")  # of C sources
+ADVICE = ("A1", "A2", "A3", "A4", "A5", "A6", "A7")  # of C sources
 IDS = (*(r.id for r in REQUIREMENTS), *ADVICE)
 
 

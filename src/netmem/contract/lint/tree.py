@@ -18,7 +18,7 @@ _TARGET = re.compile(r"^obj-(?:\$\(\s*[\w$()-]*\s*\)|[my])$")
 _MEMBER = re.compile(r"^([\w-]+?)-(?:y|m|objs|\$\([^)]*\))$")
 _REFERENCE = re.compile(r"\$\(([\w-]+)-(?:y|objs|m)\)")
 _INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*(["<])([^">\n]+)[">]', re.MULTILINE)
-_EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
+EXPORT = re.compile(rb"\bEXPORT_SYMBOL(?:_NS)?(?:_GPL)?\((\w+)")
 _HANDLES = re.compile(rb"page_pool|netmem\b")
 _DRIVER = re.compile(
     rb"register_netdev|alloc_etherdev|alloc_netdev|devm_alloc_etherdev|net_device_ops|napi_gro_receive|netif_receive_skb"
@@ -341,6 +341,6 @@ def exports(root: Path | None, top: Path) -> dict[str, str]:
         for path in _files(folder, []):
             text = load(str(path))
             if path.suffix == ".c" and text and b"EXPORT_SYMBOL" in text and _HANDLES.search(text):
-                for name in _EXPORT.findall(text):
+                for name in EXPORT.findall(text):
                     found.setdefault(name.decode(), str(path))
     return found

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from netmem.contract.lint import api
+from netmem.contract.lint import api, tree
 from netmem.contract.lint.csource import Function
+from netmem.contract.lint.labels import split_name
 from netmem.contract.lint.model import Case, Evidence
-from netmem.contract.lint.nodes import Call, Id, Init, Num, names, walk
+from netmem.contract.lint.nodes import Assign, Call, Expr, Field, Id, Init, Num, Stmt, names, walk
 
 UNREADABLE = api.FLAGS[3]
 MARKS = {b"skb_mark_for_recycle", b"pp_recycle", b"xdp_build_skb_from_buff", b"xdp_build_skb_from_zc"}
 UNMAPS = {b"netmem_dma_unmap_page_attrs", b"netmem_dma_unmap_addr_set", b"skb_frag_is_net_iov"}
+DIRECT = {"page_pool_recycle_direct", "page_pool_recycle_direct_netmem"}
+DIRECT_AT = {  # position of allow_direct
+    "page_pool_put_page": 3, "page_pool_put_netmem": 3, "page_pool_put_full_page": 2,
+    "page_pool_put_full_netmem": 2, "page_pool_put_unrefed_page": 3, "page_pool_put_unrefed_netmem": 3,
+}  # fmt: skip
+DIRECT_WORDS = {name.encode() for name in (*DIRECT, *DIRECT_AT)}
+OPERATIONS = re.compile(r"\b(net_device|ethtool|netdev_queue_mgmt|dev_pm)_ops\b|_driver\b")
+OFFERED = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
+SYNCS = {name.encode() for name in api.POOL_SYNC}
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,128 @@ def _threshold(case: Case) -> Iterator[Evidence]:
             )  # fmt: skip
 
 
+def _reached(case: Case, names: set[str]) -> set[tuple[str, str]]:
+    """(file, name) of functions that those with these names may call, or hand on."""
+    todo = [f for name in names for f in case.world.named.get(name, ())]
+    seen = {(f.path, f.name) for f in todo}
+    while todo:
+        function = todo.pop()
+        for word in function.words:
+            target = case.world.function(word.decode(), function.path)
+            if target is not None and (target.path, target.name) not in seen:
+                seen.add((target.path, target.name))
+                todo.append(target)
+    return seen
+
+
+def _operation(case: Case, field: str) -> dict[str, tuple[str, int]]:
+    """Functions that the driver's tables have in a field, and where they say so."""
+    return {
+        one.name: (path, one.line) for _, expr, path, _ in case.world.globals.values()
+        if isinstance(expr, Init) and path in case.world.own_paths
+        for name, one in expr.items if name == field and isinstance(one, Id)
+    }  # fmt: skip
+
+
+def _handed_on(case: Case) -> set[str]:
+    """Functions that are exported or handed on as pointers, but for the device's own operations."""
+    found = {name.decode() for one in case.world.own for name in tree.EXPORT.findall(one.text)}
+    tables = [expr for type_, expr, _, _ in case.world.globals.values()
+              if isinstance(expr, Init) and not OPERATIONS.search(type_)]  # fmt: skip
+    parts: list[Init | list[Stmt]] = [*tables, *(f.body for f in _functions(case) if not f.macro)]
+    for part in parts:
+        called = set()
+        for one in walk(part):
+            if isinstance(one, Call):
+                called.add(one.function)
+            elif isinstance(one, Id) and one not in called and one.name in case.world.named:
+                found.add(one.name)
+    return found
+
+
+def _direct(call: Call) -> bool:
+    """True for a buffer that is put into the pool's own cache, which belongs to NAPI."""
+    at = DIRECT_AT.get(call.name)
+    if at is None:
+        return call.name in DIRECT
+    said = call.args[at] if at < len(call.args) else None
+    return isinstance(said, Num | Id) and (said.text if isinstance(said, Num) else said.name) in ("true", "1")
+
+
+def _outside_napi(case: Case) -> Iterator[Evidence]:
+    polls = {
+        one.args[2].name for f in _functions(case) if any(w.startswith(b"netif_napi_add") for w in f.called)
+        for one in walk(f.body)
+        if isinstance(one, Call) and one.name.startswith("netif_napi_add") and len(one.args) > 2
+        and isinstance(one.args[2], Id)
+    }  # fmt: skip
+    if not polls:
+        return  # NAPI is another module's
+    reached = _reached(case, polls | _handed_on(case))
+    for function in _functions(case):
+        if (function.path, function.name) in reached or function.macro:
+            continue
+        if DIRECT_WORDS.isdisjoint(function.called):
+            continue
+        for one in walk(function.body):
+            if isinstance(one, Call) and _direct(one):
+                yield Evidence(
+                    function.path, one.line, f"{one.name}() in {function.name}(), which no NAPI poll calls",
+                    "put it with allow_direct false, unless NAPI is stopped: the pool's cache has no lock",
+                )  # fmt: skip
+
+
+def _with_programs(case: Case) -> Iterator[Evidence]:
+    attach = _operation(case, "ndo_bpf")
+    offers = any(
+        "ethtool_ops" in type_ and isinstance(expr, Init)
+        and OFFERED in names(dict(expr.items).get("supported_ring_params", Num(0, "0")))
+        for type_, expr, path, _ in case.world.globals.values() if path in case.world.own_paths
+    )  # fmt: skip
+    if not attach or not offers:
+        return
+    reached = _reached(case, set(attach))
+    functions = [f for f in _functions(case) if (f.path, f.name) in reached]
+    if any(split_name(word.decode()) for f in functions for word in f.words):
+        return
+    for name, (path, line) in sorted(attach.items()):
+        yield Evidence(
+            path, line, f"{name}() attaches programs whether header split is on or not",
+            "refuse while split is on: the core does so where the user has turned it on, and for "
+            "programs without fragments, not where the driver splits by itself",
+        )  # fmt: skip
+
+
+def _offset_twice(case: Case) -> Iterator[Evidence]:
+    own: set[str] = set()
+    for function in _functions(case):
+        if b"page_pool_params" not in function.words:
+            continue
+        for one in walk(function.body):
+            if isinstance(one, Assign) and isinstance(one.left, Field) and one.left.name == "offset":
+                own |= _constants(one.right)
+            elif isinstance(one, Init) and "offset" in one.names:
+                own |= _constants(dict(one.items)["offset"])
+    if not own:
+        return
+    for function in _functions(case):
+        if SYNCS.isdisjoint(function.called):
+            continue
+        for one in walk(function.body):
+            if isinstance(one, Call) and one.name.encode() in SYNCS and len(one.args) > 2:
+                both = sorted(own & _constants(one.args[2]))
+                if both:
+                    yield Evidence(
+                        function.path, one.line, f"{one.name}() adds {both[0]}, which the pool adds already",
+                        "count from where the pool's buffers begin: the call adds page_pool_params.offset",
+                    )  # fmt: skip
+
+
+def _constants(e: Expr) -> set[str]:
+    """Names of constants in an expression."""
+    return {one for one in names(e) if one.isupper()}
+
+
 ADVICE = (
     Advice(
         "A1", "a pool that memory can be bound to",
@@ -105,6 +238,20 @@ ADVICE = (
     Advice(
         "A4", "the largest threshold is told",
         "Who offers ETHTOOL_RING_USE_HDS_THRS fills hds_thresh_max.", _threshold,
+    ),
+    Advice(
+        "A5", "direct recycling is NAPI's",
+        "page_pool_recycle_direct_netmem(), and puts with allow_direct, are for the pool's own NAPI: its "
+        "cache has no lock.", _outside_napi,
+    ),
+    Advice(
+        "A6", "no program sees half a packet",
+        "Who offers tcp-data-split and XDP looks at split before a program is attached; the core does so "
+        "for what the user has set (netif_xdp_propagate()).", _with_programs,
+    ),
+    Advice(
+        "A7", "the pool's offset counts once",
+        "page_pool_dma_sync_netmem_for_cpu() adds page_pool_params.offset itself.", _offset_twice,
     ),
 )  # fmt: skip
 BY_ID = {one.id: one for one in ADVICE}
