@@ -90,6 +90,35 @@ BAD = {
         [(RX, "buf->dma = page_pool_get_dma_addr_netmem(netmem);",
           "buf->dma = dma_map_page(q->priv->dev, netmem_to_page(netmem), 0, PAGE_SIZE, DMA_FROM_DEVICE);")],
         "R4 R5", "fail fail", None),
+    "the setting is kept in a copy": (
+        [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;",
+          "struct tiny_priv wanted = *priv;\n\n\twanted.split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n"
+          "\tpriv->fancy = wanted.fancy;")],
+        "R2", "fail", None),
+    "the setting is kept after it was handed on": (
+        [(TOOL, "static int tiny_set_ringparam", "static int tiny_restart(struct tiny_priv *priv, const struct tiny_priv *wanted)\n{\n"
+                "\tpriv->split_on = wanted->split_on;\n\treturn 0;\n}\n\nstatic int tiny_set_ringparam"),
+         (TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn 0;",
+          "struct tiny_priv wanted = *priv;\n\tint err = tiny_restart(priv, &wanted);\n\n"
+          "\twanted.split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn err;")],
+        "R2", "fail", None),
+    "the setting is forgotten while the device is up": (
+        [(TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn 0;",
+          "int err = 0;\n\n\tif (ring->rx_pending > 4096)\n\t\terr = -EINVAL;\n\telse if (!netif_running(netdev))\n"
+          "\t\tpriv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn err;")],
+        "R2", "partial", None),
+    "another queue is asked for its provider": (
+        [(MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, 0)) {")],
+        "R4", "partial", None),
+    "buffers kept beside the ring by helpers, in structures assigned whole": (
+        [(RX, "int tiny_rx_refill(", "static bool tiny_keep(struct tiny_queue *q, const struct tiny_buf *buf)\n{\n\tif (q->spare.netmem)\n"
+              "\t\treturn false;\n\tq->spare = *buf;\n\treturn true;\n}\n\n"
+              "static void tiny_take(struct tiny_queue *q, struct tiny_buf *buf)\n{\n\tif (!buf->netmem)\n\t\t*buf = q->spare;\n}\n\n"
+              "int tiny_rx_refill("),
+         (RX, "if (tiny_fill_head(q, i))", "tiny_take(q, buf);\n\t\tif (tiny_fill_head(q, i))"),
+         (RX, "page_pool_put_full_netmem(q->page_pool, buf->netmem, true);",
+          "if (!tiny_keep(q, buf))\n\t\t\t\tpage_pool_put_full_netmem(q->page_pool, buf->netmem, true);")],
+        "R7", "fail", ["q->spare = *buf;"]),
     "payload read that came back in an array": (
         [(RX, "int tiny_rx_poll(", "static void tiny_take(struct tiny_buf *buf, netmem_ref out[])\n{\n\tout[0] = buf->netmem;\n}\n\n"
               "int tiny_rx_poll("),
@@ -246,6 +275,15 @@ NO_POOL = {
 
 # Edits that change nothing that matters.
 GOOD = {
+    "the setting goes to whoever makes the rings, in a structure of its own": [
+        (TOOL, "static int tiny_set_ringparam", "static int tiny_restart(struct tiny_priv *priv, const struct tiny_priv *wanted)\n{\n"
+               "\tpriv->split_on = wanted->split_on;\n\treturn 0;\n}\n\nstatic int tiny_set_ringparam"),
+        (TOOL, "priv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn 0;",
+         "struct tiny_priv wanted = *priv;\n\tbool on = false;\n\n\tswitch (kernel_ring->tcp_data_split) {\n"
+         "\tcase ETHTOOL_TCP_DATA_SPLIT_ENABLED:\n\t\ton = true;\n\t\tbreak;\n\tdefault:\n\t\tbreak;\n\t}\n"
+         "\tif (on == priv->split_on)\n\t\treturn 0;\n\twanted.split_on = on;\n\treturn tiny_restart(priv, &wanted);")],
+    "the pool's own queue is asked for its provider": [
+        (MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, q->index)) {")],
     "flags in another order": [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_SYNC_DEV | PP_FLAG_DMA_MAP)")],
     "flags by assignment": [(MAIN, "\t\t.flags = TINY_PP_FLAGS,\n", ""),
                             (MAIN, "\tpool = page_pool_create(&pp);\n\tif", "\tpp.flags = PP_FLAG_DMA_MAP;\n\tpp.flags |= PP_FLAG_DMA_SYNC_DEV;\n"

@@ -1,105 +1,375 @@
-"""What comes of asking set_ringparam to turn header split on: whether any way leads to success."""
+"""What comes of asking set_ringparam to turn header split on, which is off, or off: whether any way leads to
+success, and whether what was asked for is kept on every such way.
+
+One path-sensitive walk along the setter's graph, into the functions that are given what was asked for. It is
+*kept* when it is stored in a structure that lasts, given to a function of the kernel's, or handed on in a
+structure to a function that reads it from there; not when it stays in a local structure, is stored after
+that was handed on, or is compared and forgotten.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from netmem.contract.lint import api
+from netmem.contract.lint.cfg import BasicBlock
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.flow import Flow
-from netmem.contract.lint.labels import Label
+from netmem.contract.lint.labels import Label, Path
 from netmem.contract.lint.nodes import (
+    Addr,
     Assign,
     Binary,
     Call,
     Case,
     Declare,
+    Deref,
     Do,
     Expr,
     Field,
     Id,
+    Index,
+    Init,
     Num,
     Return,
+    Ternary,
     Unary,
     is_zero,
+    walk,
 )
+from netmem.contract.lint.places import path_of
 
 Truths = frozenset[bool]
-Env = dict[str, Truths]  # locals -> what they may be
 BOTH: Truths = frozenset((True, False))
+NOTHING: Truths = frozenset()
 MAX_DEPTH = 5
+READ_DEPTH = 6
+MAX_LOOKS = 40  # at a block
+COPIES = {"memcpy", "memmove"}
+ASKED_FOR = ("tcp_data_split",)
 
 
-def can_be_enabled(flow: Flow, setter: Function) -> bool:
-    """False when every way that ETHTOOL_TCP_DATA_SPLIT_ENABLED can take returns an error."""
-    return False in _results(flow, setter, 0)
+@dataclass(frozen=True)
+class State:
+    """What is known between two statements. ``values``: what locals may be; ``asked``: places with what was
+    asked for; ``alias``: pointers to local structures; ``kept``: so on every way to here."""
+
+    values: dict[str, Truths] = field(default_factory=dict)
+    asked: frozenset[Path] = frozenset()
+    alias: dict[str, Path] = field(default_factory=dict)
+    kept: bool = False
+
+    def joined(self, other: State) -> State:
+        values = {k: self.values[k] | v for k, v in other.values.items() if k in self.values}
+        alias = {k: v for k, v in self.alias.items() if other.alias.get(k) == v}
+        return State(values, self.asked | other.asked, alias, self.kept and other.kept)
 
 
-def _results(flow: Flow, function: Function, depth: int) -> Truths:
-    """Whether a function may return something other than zero, and zero."""
-    blocks = function.graph.blocks
-    known: dict[int, Env] = {0: {}}
-    todo, found = [blocks[0]], Truths()
-    while todo:
-        block = todo.pop()
-        env = dict(known[block.number])
-        for action in block.actions:
-            match action:
-                case Return(value=value) if value is not None:
-                    found |= _value(flow, function, value, env, depth)
-                case Declare(name=name, init=value) if value is not None:
-                    env[name] = _value(flow, function, value, env, depth)
-                case Do(expr=Assign(op="=", left=Id(name=name), right=value)):
-                    env[name] = _value(flow, function, value, env, depth)
-        ways = _outcomes(flow, function, block.cond, depth) if block.cond is not None else BOTH
-        for outcome, following in zip((True, False), block.follow, strict=False):
-            if block.cond is not None and outcome not in ways:
+class Outcome(NamedTuple):
+    """Of a function: whether it may return something other than zero, and zero; whether what was asked for is
+    kept on every way to zero, on any way at all; places behind its parameters that have it then."""
+
+    truths: Truths
+    always: bool
+    ever: bool
+    out: frozenset[Path]
+    gives: bool
+
+
+class Asking:
+    """Of one driver. ``wanted``: split is to be turned on; or off, while it is on."""
+
+    def __init__(self, flow: Flow, wanted: str = "ENABLED") -> None:
+        self.flow, self.world, self.wanted = flow, flow.world, wanted
+        self._names: dict[int, set[str]] = {}
+
+    def setter(self, function: Function) -> Outcome:
+        """set_ringparam, as the core calls it."""
+        return self._run(function, frozenset(), 0)
+
+    # -- a function ----------------------------------------------------------------------------------
+
+    def _run(self, function: Function, given: frozenset[Path], depth: int) -> Outcome:
+        one = _Run(self, function, depth)
+        return one.walk(State(asked=given))
+
+    def reads(self, function: Function | None, names: set[str], depth: int = 0) -> bool:
+        """True for a function that names one of these fields, or whose callees do."""
+        if function is None:
+            return True  # nobody knows
+        known = self._names.get(id(function))
+        if known is None:
+            known = self._names[id(function)] = set()
+            todo, seen = [(function, 0)], {id(function)}
+            while todo:
+                here, level = todo.pop()
+                known |= {word.decode() for word in here.fields}
+                for word in here.words if level < READ_DEPTH else ():
+                    target = self.world.function(word.decode(), here.path)
+                    if target is not None and id(target) not in seen:
+                        seen.add(id(target))
+                        todo.append((target, level + 1))
+        return not names.isdisjoint(known)
+
+
+class _Run:
+    """One walk along one function."""
+
+    def __init__(self, asking: Asking, function: Function, depth: int) -> None:
+        self.asking, self.flow, self.world = asking, asking.flow, asking.world
+        self.function, self.depth = function, depth
+        self.types = {name: type_ for type_, name in function.params} | function.types
+        self.params = {name for _, name in function.params}
+        self.ever = False
+        self.decides: set[int] = set()  # blocks that are reached by what was asked for
+
+    def walk(self, start: State) -> Outcome:
+        """Ways on which it is kept by now, and those on which it is not, are gone apart."""
+        blocks = self.function.graph.blocks
+        known = {(0, start.kept): start}
+        todo = [(blocks[0], start.kept)]
+        truths, always, gives, out = NOTHING, True, False, frozenset[Path]()
+        looks = 0
+        while todo and looks < MAX_LOOKS * len(blocks):
+            looks += 1
+            block, kept = todo.pop()
+            state = known[block.number, kept]
+            for action in block.actions:
+                state = self._action(block, action, state)
+                if isinstance(action, Return) and action.value is not None:
+                    said = self._value(action.value, state)
+                    truths |= said
+                    gives |= self._is_asked(action.value, state)
+                    always &= state.kept or False not in said
+            if not block.follow:
+                out |= {path for path in state.asked if path[0] in self.params}
+                if not any(isinstance(one, Return) and one.value is not None for one in block.actions):
+                    always &= state.kept
                 continue
-            before = known.get(following.number)
-            joined = env if before is None else {k: before[k] | v for k, v in env.items() if k in before}
-            if joined != before:
-                known[following.number] = joined
-                todo.append(following)
-    return found or BOTH
+            for outcome, following in zip((True, False), block.follow, strict=False):
+                if block.cond is not None and outcome not in self._outcomes(block.cond, state):
+                    continue
+                after = self._decided(block, state, outcome)
+                key = following.number, after.kept
+                before = known.get(key)
+                joined = after if before is None else before.joined(after)
+                if joined != before:
+                    known[key] = joined
+                    todo.append((following, after.kept))
+        return Outcome(truths or BOTH, always, self.ever, out, gives)
 
+    def _decided(self, block: BasicBlock, state: State, outcome: bool) -> State:
+        """Behind a condition: its calls were made, and what it chooses between depends on it."""
+        if block.cond is None:
+            return state
+        if isinstance(block.cond, Id) and block.cond.name in self.types:
+            state = replace(state, values={**state.values, block.cond.name: frozenset({outcome})})
+        if self._is_asked(block.cond, state) and len(block.follow) == 2:
+            yes, no = (_reach(one) for one in block.follow)
+            if yes & no:
+                self.decides |= yes ^ no
+        return self._calls(block, block.cond, state)
 
-def _value(flow: Flow, function: Function, e: Expr, env: Env, depth: int) -> Truths:
-    if is_zero(e):
-        return frozenset({False})
-    if isinstance(e, Num) or (isinstance(e, Unary) and e.op == "-"):
-        return frozenset({True})
-    if isinstance(e, Id) and e.name in env:
-        return env[e.name]
-    return _outcomes(flow, function, e, depth)
+    # -- statements ----------------------------------------------------------------------------------
 
+    def _action(self, block: BasicBlock, action: Do | Declare | Return, state: State) -> State:
+        match action:
+            case Return(value=value):
+                return self._calls(block, value, state) if value is not None else state
+            case Declare(name=name, init=init):
+                state = self._forget(state, (name,))
+                return self._store(block, Id(action.line, name), init, state) if init is not None else state
+            case Do(expr=Assign(op=op, left=left, right=right)):
+                return self._store(block, left, right, state, op)
+            case Do(expr=expr):
+                return self._calls(block, expr, state)
 
-def _outcomes(flow: Flow, function: Function, cond: Expr, depth: int) -> Truths:
-    """What a condition can be when header split, which is off, is to be turned on."""
-    held = flow.asked.get(cond)
-    if held is None:
+    def _forget(self, state: State, path: Path) -> State:
+        asked = frozenset(one for one in state.asked if one[: len(path)] != path)
+        return replace(state, asked=asked)
+
+    def _store(self, block: BasicBlock, left: Expr, right: Expr, state: State, op: str = "=") -> State:
+        state = self._calls(block, right, state)
+        path = path_of(left, state.alias)
+        if path is None:
+            return state
+        if isinstance(left, Id) and isinstance(right, Addr):
+            target = path_of(right, state.alias)
+            if target is not None and self._is_local(target):
+                return replace(state, alias={**state.alias, left.name: target})
+        asked = self._is_asked(right, state)
+        chosen = block.number in self.decides and not isinstance(right, Call)
+        if isinstance(left, Id):
+            values = {**state.values, left.name: self._value(right, state)} if op == "=" else state.values
+            state = replace(state, values=values)
+        if op == "=":
+            state = self._forget(state, path)
+        source = path_of(right, state.alias)
+        held = frozenset[Path]()
+        if source is not None and not asked:  # a whole structure
+            held = frozenset(
+                path + one[len(source) :] for one in state.asked if one[: len(source)] == source != one
+            )
+        if not (asked or chosen or held):
+            return state
+        state = replace(state, asked=state.asked | (held or {path}))
+        known = isinstance(left, Id) and left.name in self.types  # a local, or a parameter's own value
+        behind = path[0] in self.params and self.depth > 0  # the caller knows what it points to
+        return state if known or behind or self._is_local(path) else self._keep(state)
+
+    def _keep(self, state: State) -> State:
+        self.ever = True
+        return replace(state, kept=True)
+
+    def _is_local(self, path: Path) -> bool:
+        """True for a place in a structure among the locals."""
+        type_ = self.types.get(path[0])
+        return type_ is not None and path[0] not in self.params and "*" not in type_
+
+    # -- calls ---------------------------------------------------------------------------------------
+
+    def _calls(self, block: BasicBlock, e: Expr, state: State) -> State:
+        for one in walk(e):
+            if isinstance(one, Call):
+                state = self._call(block, one, state)
+        return state
+
+    def _call(self, block: BasicBlock, call: Call, state: State) -> State:
+        name = call.name
+        if api.PRINTS.search(name):
+            return state
+        target = self.world.function(name, self.function.path) if name else None
+        whole = [self._within(one, state) for one in call.args]
+        given = [self._is_asked(one, state) for one in call.args]
+        if name in COPIES and len(call.args) > 1:
+            return self._copied(call, whole, state)
+        if not any(given) and not any(whole):
+            if block.number in self.decides and target is not None and not target.macro:
+                return self._keep(state)  # what is done depends on it
+            return state
+        if target is None or target.macro or self.depth >= MAX_DEPTH:
+            return self._keep(state) if any(given) or any(whole) else state
+        names = {one[-1].lstrip(".") for paths in whole for one in paths}
+        kept = bool(names) and self.asking.reads(target, names)
+        out = frozenset[Path]()
+        if any(given):
+            entry = frozenset(
+                (param,) for (_, param), is_asked in zip(target.params, given, strict=False) if is_asked
+            )
+            done = self.asking._run(target, entry, self.depth + 1)
+            kept |= done.ever
+            for (_, param), arg in zip(target.params, call.args, strict=False):
+                base = path_of(arg, state.alias)
+                if base is not None and self._is_local(base):
+                    out |= {base + one[1:] for one in done.out if one[0] == param and len(one) > 1}
+                elif any(one[0] == param and len(one) > 1 for one in done.out):
+                    kept = True  # behind a pointer that is not to a local structure
+        state = replace(state, asked=state.asked | out)
+        return self._keep(state) if kept else state
+
+    def _copied(self, call: Call, whole: list[frozenset[Path]], state: State) -> State:
+        target, source = (path_of(one, state.alias) for one in call.args[:2])
+        if target is None or source is None or not whole[1]:
+            return state
+        if not self._is_local(target):
+            return self._keep(state)
+        moved = frozenset(target + one[len(source) :] for one in whole[1])
+        return replace(state, asked=state.asked | moved)
+
+    def _within(self, arg: Expr, state: State) -> frozenset[Path]:
+        """Places with what was asked for in a structure that an argument points to."""
+        if not isinstance(arg, Addr | Id | Field):
+            return frozenset()
+        base = path_of(arg, state.alias)
+        if base is None:
+            return frozenset()
+        return frozenset(one for one in state.asked if one[: len(base)] == base and len(one) > len(base))
+
+    # -- values --------------------------------------------------------------------------------------
+
+    def _is_asked(self, e: Expr, state: State) -> bool:
+        """True for a value that depends on what was asked for."""
+        match e:
+            case Field(name=name) if name in ASKED_FOR:
+                return True
+            case Id() | Field() | Index() | Deref():
+                path = path_of(e, state.alias)
+                return path is not None and path in state.asked
+            case Call(args=args):
+                target = self.world.function(e.name, self.function.path) if e.name else None
+                return target is not None and any(self._is_asked(one, state) for one in args)
+            case Binary(left=left, right=right):
+                return self._is_asked(left, state) or self._is_asked(right, state)
+            case Unary(of=of):
+                return self._is_asked(of, state)
+            case Ternary(cond=cond, then=then, other=other):
+                return any(self._is_asked(one, state) for one in (cond, then, other))
+            case Case(subject=subject):
+                return self._is_asked(subject, state)
+            case Init(values=values):
+                return any(self._is_asked(one, state) for one in values)
+        return False
+
+    def _value(self, e: Expr, state: State) -> Truths:
+        if is_zero(e):
+            return frozenset({False})
+        if isinstance(e, Num) or (isinstance(e, Unary) and e.op == "-"):
+            return frozenset({True})
+        if isinstance(e, Id) and e.name in state.values:
+            return state.values[e.name]
+        return self._outcomes(e, state)
+
+    def _outcomes(self, cond: Expr, state: State) -> Truths:
+        """What a condition can be when header split, which is off, is to be turned on."""
+        if isinstance(cond, Id) and cond.name in state.values:
+            return state.values[cond.name]
+        held = self.flow.asked.get(cond, frozenset())
+        if not held and not self._is_asked(cond, state):
+            return BOTH
+        match cond:
+            case Binary(op="==" | "!=" as op, left=left, right=right):
+                for one in (left, right):
+                    known = self._means(one)
+                    if known is not None:
+                        return frozenset({known == (op == "==")})
+                return frozenset({op == "!="})  # what is asked for is not what there is
+            case Case(values=values) if values:
+                meant = [self._means(one) for one in values]
+                if True in meant:
+                    return frozenset({True})
+                if None not in meant:
+                    return frozenset({False})
+            case Call() if self.depth < MAX_DEPTH:
+                return self._result(cond, state)
+            case Id() | Field():
+                if Label("split") in held and Label("unsplit") not in held:
+                    return frozenset({self.asking.wanted == "ENABLED"})
         return BOTH
-    match cond:
-        case Binary(op="==" | "!=" as op, left=left, right=right):
-            for one in (left, right):
-                known = _means(one)
-                if known is not None:
-                    return frozenset({known == (op == "==")})
-            return frozenset({op == "!="})  # what is asked for is not what there is
-        case Case(values=values) if values:
-            meant = [_means(one) for one in values]
-            if True in meant:
-                return frozenset({True})
-            if None not in meant:
-                return frozenset({False})
-        case Call() if depth < MAX_DEPTH:
-            target = flow.world.function(cond.name, function.path) if cond.name else None
-            if target is not None and not target.macro:
-                return _results(flow, target, depth + 1)
-        case Id() | Field():
-            if Label("split") in held and Label("unsplit") not in held:
-                return frozenset({True})
-    return BOTH
+
+    def _means(self, e: Expr) -> bool | None:
+        """Whether a constant is the one that is asked for; None for anything else."""
+        if not isinstance(e, Id) or not e.name.startswith("ETHTOOL_TCP_DATA_SPLIT_"):
+            return None
+        return e.name.endswith(f"_{self.asking.wanted}")
+
+    def _result(self, call: Call, state: State) -> Truths:
+        target = self.world.function(call.name, self.function.path) if call.name else None
+        if target is None or target.macro:
+            return BOTH
+        entry = frozenset(
+            (param,) for (_, param), arg in zip(target.params, call.args, strict=False)
+            if self._is_asked(arg, state)
+        )  # fmt: skip
+        return self.asking._run(target, entry, self.depth + 1).truths
 
 
-def _means(e: Expr) -> bool | None:
-    """Whether a constant is the one that turns split on; None for anything else."""
-    if not isinstance(e, Id) or not e.name.startswith("ETHTOOL_TCP_DATA_SPLIT_"):
-        return None
-    return e.name.endswith("_ENABLED")
+def _reach(start: BasicBlock) -> set[int]:
+    """Numbers of the blocks that can follow."""
+    seen, todo = {start.number}, [start]
+    while todo:
+        for one in todo.pop().follow:
+            if one.number not in seen:
+                seen.add(one.number)
+                todo.append(one)
+    return seen

@@ -96,7 +96,9 @@ class Stores:
         if not all(isinstance(one, Id | Field | Deref | Index) for one in (left, right)):
             return False
         tag = self.values.types.tag(f, right)
-        if tag not in self.memory.keeping or tag != self.values.types.tag(f, left):
+        if not (tag in self.memory.keeping or self.values.world.keeps_memory(tag)):
+            return False
+        if tag != self.values.types.tag(f, left):
             return False
         if not self._is_whole(f, left) or not self._is_whole(f, right):
             return False

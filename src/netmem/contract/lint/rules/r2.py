@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from netmem.contract.lint.asking import can_be_enabled
+from netmem.contract.lint.asking import Asking
 from netmem.contract.lint.csource import Function
-from netmem.contract.lint.model import FAIL, PASS, Case, Evidence, Rule, Verdict
+from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
 from netmem.contract.lint.nodes import Assign, Binary, Expr, Field, Id, Init, Num, Unary, walk
 
 BIT = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
@@ -29,20 +29,11 @@ def judge(case: Case) -> Verdict:
             seen.append(Evidence(path, line, f"{name} has no set_ringparam that is known here", CURE))
             continue
         acted = _acts(case, function)
-        if acted is not None and not can_be_enabled(case.flow, function):
-            seen.append(
-                Evidence(
-                    function.path, function.line, f"{setter}() refuses to turn it on, whatever else", CURE
-                )
-            )
-            continue
-        if acted is not None:
-            return Verdict(PASS, "tcp-data-split is offered and set_ringparam acts on it", [here, acted])
-        seen.append(
-            Evidence(
-                function.path, function.line, f"nothing that {setter}() does depends on tcp_data_split", CURE
-            )
-        )
+        verdict = _comes_of(case, function, [here, acted]) if acted is not None else None
+        if verdict is not None and verdict.verdict != FAIL:
+            return verdict
+        nothing = f"nothing that {setter}() does depends on tcp_data_split"
+        seen.append(Evidence(function.path, function.line, verdict.why if verdict else nothing, CURE))
     if seen:
         return Verdict(FAIL, "tcp-data-split is offered, but setting it does nothing", seen)
     reported += [
@@ -51,6 +42,31 @@ def judge(case: Case) -> Verdict:
         if f.path in case.world.own_paths and b"tcp_data_split" in f.words and "get_ringparam" in f.name
     ]  # fmt: skip
     return Verdict(FAIL, "tcp-data-split is not among supported_ring_params", reported)
+
+
+def _comes_of(case: Case, setter: Function, places: list[Evidence]) -> Verdict:
+    """What becomes of asking for split, on every way that leads to success."""
+    on = Asking(case.flow).setter(setter)
+    if False not in on.truths:
+        return Verdict(FAIL, f"{setter.name}() refuses to turn it on, whatever else")
+    if not on.always and not _core_decides(case):
+        here = Evidence(setter.path, setter.line, "", CURE)
+        if on.ever:
+            here.message = f"{setter.name}() reports success on a way on which the setting is kept nowhere"
+            return Verdict(PARTIAL, "tcp-data-split is accepted, and forgotten on some ways", [here])
+        if (
+            False in Asking(case.flow, "DISABLED").setter(setter).truths
+        ):  # else split is always on, and said so
+            return Verdict(FAIL, f"{setter.name}() looks at it, and keeps it nowhere")
+    return Verdict(PASS, "tcp-data-split is offered and set_ringparam acts on it", places)
+
+
+def _core_decides(case: Case) -> bool:
+    """True for a driver that looks at the core's hds_config, beside what it tells users."""
+    return any(
+        b"hds_config" in f.fields and not _reports(case, f)
+        for found in case.world.named.values() for f in found if f.path in case.world.own_paths
+    )  # fmt: skip
 
 
 def _tables(case: Case) -> list[tuple[str, str, int, Expr, str]]:
@@ -161,6 +177,7 @@ RULE = Rule(
     "R2",
     f"supported_ring_params has {BIT}, and what is asked for decides something in set_ringparam, or in what "
     "looks at the core's hds_config: a condition with two ways, a field that somebody reads, a command to "
-    "the device. Hardware split without that, or reporting without setting, fails.",
+    "the device. On every way that reports success it is kept where it lasts, or handed on to who reads it; "
+    "partial: on some. Hardware split without that, or reporting without setting, fails.",
     judge,
 )

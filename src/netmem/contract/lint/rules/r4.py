@@ -5,7 +5,7 @@ from __future__ import annotations
 from netmem.contract.lint import api
 from netmem.contract.lint.flags import Cond, Conds
 from netmem.contract.lint.model import FAIL, NA, PARTIAL, PASS, Case, Evidence, Pool, Rule, Verdict
-from netmem.contract.lint.nodes import Binary, text
+from netmem.contract.lint.nodes import Assign, Binary, Call, Field, Init, text, walk
 
 MAP, SYNC, UNREADABLE = api.FLAGS[0], api.FLAGS[1], api.FLAGS[3]
 ONLY_IF = f"set {UNREADABLE} if and only if header split is on"
@@ -53,14 +53,14 @@ def _pool(case: Case, pool: Pool) -> Verdict:
             PARTIAL, f"{' and '.join(sometimes)} reach the payload pool under a condition only", [here]
         )
     if UNREADABLE in flags.sure:
-        right = _rights(case, pool.conds)
+        right = _rights(case, pool.conds, pool)
         if right:
             here.message += f"; made only when {_says(right)}"
             return Verdict(PASS, f"{UNREADABLE} follows the provider: the pool is made only then", [here])
         here.cure = ONLY_IF
         return Verdict(PARTIAL, f"{UNREADABLE} is set whether header split is on or not", [here])
     if UNREADABLE in flags.maybe:
-        ways = [(way, _rights(case, way | pool.conds)) for way in flags.maybe[UNREADABLE]]
+        ways = [(way, _rights(case, way | pool.conds, pool)) for way in flags.maybe[UNREADABLE]]
         if all(right for _, right in ways):
             here.message += f", and {UNREADABLE[8:]} when {' or '.join(sorted(_says(r) for _, r in ways))}"
             return Verdict(PASS, f"{UNREADABLE} follows header split", [here])
@@ -77,9 +77,32 @@ def _pool(case: Case, pool: Pool) -> Verdict:
     return Verdict(PARTIAL, f"{UNREADABLE} is never set", [here])
 
 
-def _rights(case: Case, conds: Conds) -> Conds:
-    """Those conditions that follow split or provider, the right way round."""
-    return frozenset(cond for cond in conds if _right(case, cond))
+def _rights(case: Case, conds: Conds, pool: Pool | None = None) -> Conds:
+    """Those conditions that follow split or provider, the right way round; of ``pool``'s own queue."""
+    others = _others(case, pool) if pool is not None else set()
+    return frozenset(
+        cond for cond in conds
+        if _right(case, cond) and others.isdisjoint(one for one in walk(cond[0]) if isinstance(one, Call))
+    )  # fmt: skip
+
+
+def _others(case: Case, pool: Pool) -> set[Call]:
+    """Calls, where a pool is made, that ask another queue for its provider than the pool's queue_idx says."""
+    found: set[Call] = set()
+    for function in (f for functions in case.world.named.values() for f in functions):
+        if function.path != pool.path or not function.line <= pool.line <= function.end:
+            continue
+        queues, calls = set(), list[Call]()
+        for one in walk(function.body):
+            match one:
+                case Assign(left=Field(name="queue_idx"), right=right):
+                    queues.add(text(right))
+                case Init() if "queue_idx" in one.names:
+                    queues.add(text(dict(one.items)["queue_idx"]))
+                case Call(args=[_, _, *_]) if one.name in api.SPLIT_CALLS:
+                    calls.append(one)
+        found |= {one for one in calls if queues and text(one.args[1]) not in queues}
+    return found
 
 
 def _right(case: Case, cond: Cond) -> bool:

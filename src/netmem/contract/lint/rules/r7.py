@@ -47,8 +47,16 @@ def _kept_for_later(case: Case) -> list[Event]:
         e for e in case.judged("kept")
         if any(label.kind == "buf" or (label.kind == "va" and _is_array(case, e)) for label in e.labels)
     ]  # fmt: skip
-    ring = {e.cell for e in case.judged("kept") if (e.path, e.function) in posts}
-    taken = {e.cell for e in case.judged("taken") if (e.path, e.function) in fills}
+    frees = {e.function.encode() for e in case.of("release_page", "release_netmem")}
+    helpers = {name for f in functions if (f.path, f.name) in fills for name in f.called} - frees
+    ring = {
+        e.cell for e in case.judged("kept")
+        if (e.path, e.function) in posts or e.function.encode() in helpers
+    }  # fmt: skip
+    taken = {
+        e.cell for e in case.judged("taken")
+        if (e.path, e.function) in fills or e.function.encode() in helpers
+    }  # fmt: skip
     return [e for e in kept if e.cell not in ring and e.cell in taken]
 
 
