@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from conftest import need
 from netmem.cli import check as check_command
 from netmem.contract.lint import api, csource, tree
-from netmem.contract.lint.check import check
+from netmem.contract.lint.check import check, understand
 from netmem.contract.lint.rules import RULES, advice
 
 TINY = Path(__file__).parent / "lint/tiny"
@@ -417,6 +417,30 @@ def test_one_edit_breaks_one_requirement(name, tmp_path):
 @pytest.mark.parametrize("name", GOOD)
 def test_edits_that_change_nothing_change_no_verdict(name, tmp_path):
     assert verdicts(judged(edited(tmp_path, *GOOD[name]))) == KEPT
+
+
+@pytest.mark.parametrize("name", [*BAD, *GOOD])
+def test_nothing_is_left_to_find(name, tmp_path):
+    """Each function looked at once more: what is known of it, and what callers learn, stays as it is."""
+    edits = BAD[name][0] if name in BAD else GOOD[name]
+    path = edited(tmp_path, *edits)
+    tree.forget()
+    (driver,) = tree.find(path, [])
+    flow = understand(driver, None, {}).flow
+
+    def found():
+        known = {
+            key: (one.returns, one.outs, one.entry, dict(one.sites))
+            for key, one in flow._known.items()
+            if one.sites
+        }
+        return known, {id_: dict(answers) for id_, answers in flow._answers.items()}, set(flow.fields)
+
+    before = found()
+    for key in list(before[0]):
+        flow._later(key)
+    flow._settle()
+    assert found() == before
 
 
 ADVISED = {

@@ -37,7 +37,7 @@ from netmem.contract.lint.labels import (
 from netmem.contract.lint.nodes import Addr, Assign, Call, Expr, Field, Id, Init, names, walk
 from netmem.contract.lint.places import Cell, Scope
 from netmem.contract.lint.selection import PREDICATE_LINES, Selection
-from netmem.contract.lint.values import Frame, Key, Summary, Values
+from netmem.contract.lint.values import Conditions, Frame, Key, Summary, Values
 from netmem.contract.lint.walk import Walk
 from netmem.contract.lint.world import World
 
@@ -59,6 +59,8 @@ class Flow:
         self.values = Values(world, self.selection, keeps_aside)
         self.walk = Walk(self.values, self._called)
         self.events: set[Event] = set()
+        self.conditions: Conditions = {}
+        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
         self._known: dict[Key, Summary] = {}
         self._contexts: dict[int, set[Any]] = defaultdict(set)
         self._todo: set[Key] = set()
@@ -68,23 +70,16 @@ class Flow:
         self._named_by: dict[int, set[Cell]] = {}
         self._depth = 0
         self._answers: dict[int, dict[Key, Answer | None]] = defaultdict(dict)
-        self._ready: list[tuple[int, int, Key]] = []  # what is to be looked at: callees before their callers
+        self._ready: list[
+            tuple[bool, int, int, Key]
+        ] = []  # callees before their callers, news of fields last
+        self._waking = False
         self._count = 0
 
     @property
     def locals(self) -> dict[tuple[str, str, str], Labels]:
         """(file, function, local or parameter) -> what it holds at any time; "" is what is returned."""
         return self.values.locals
-
-    @property
-    def conditions(self) -> dict[Expr, tuple[bool, bool, bool]]:
-        """What conditions say: follows split; all is readable when true, when false."""
-        return self.values.conditions
-
-    @property
-    def asked(self) -> dict[Expr, Labels]:
-        """Conditions on what a user asks set_ringparam for."""
-        return self.values.asked
 
     @property
     def fields(self) -> dict[Cell, Labels]:
@@ -145,7 +140,17 @@ class Flow:
             aside |= self._operations() if files else set()
             if held == last and not files:
                 break
-        self.events = {one for known in self._known.values() if known.sites for one in known.events}
+        self._take_in([known for known in self._known.values() if known.sites])
+
+    def _take_in(self, looked_at: list[Summary]) -> None:
+        """What the last looks at all functions found."""
+        self.events = {one for known in looked_at for one in known.events}
+        for known in looked_at:
+            for cond, held in known.asked.items():
+                self.asked[cond] = self.asked.get(cond, EMPTY) | held
+            for cond, (true, false) in known.conditions.items():
+                before = self.conditions.get(cond, (False, False))
+                self.conditions[cond] = true or before[0], false or before[1]
 
     def _is_called(self, key: Key) -> bool:
         return bool(self._known[key].sites)
@@ -262,11 +267,11 @@ class Flow:
         if key is not None and key != ROOT and key not in self._todo:
             self._todo.add(key)
             self._count += 1
-            heapq.heappush(self._ready, (-self._known[key].depth, self._count, key))
+            heapq.heappush(self._ready, (self._waking, -self._known[key].depth, self._count, key))
 
     def _settle(self) -> None:
         while self._ready:
-            key = heapq.heappop(self._ready)[2]
+            key = heapq.heappop(self._ready)[3]
             if key in self._todo:
                 self._look(key)
 
@@ -302,6 +307,7 @@ class Flow:
             set(frame.sites),
             [one for found in frame.events.values() for one in found],
         )
+        known.conditions, known.asked = frame.conditions, frame.asked
         for callee, facts in frame.sites.items():
             self._site(callee, key, facts)
         self._conclude(known, key, frame, end.env)
@@ -319,19 +325,35 @@ class Flow:
             return
         known.outs, known.returns = outs, known.returns | frame.returns
         answers[key] = frame.answer
-        self.values.returned[id(known.function)] |= frame.returns
-        said = [one for one in answers.values() if one is not None]
-        if said:
-            self.values.answers[id(known.function)] = functools.reduce(Answer.joined, said)
-        for caller in known.sites:
-            self._later(caller)
+        id_ = id(known.function)
+        more = not frame.returns <= self.values.returned[id_]
+        self.values.returned[id_] |= frame.returns
+        if not self._answered(id_, more):
+            for caller in known.sites:
+                self._later(caller)
+
+    def _answered(self, id_: int, news: bool) -> bool:
+        """What a function says by its results, whoever calls it; when that is news, all who do are woken."""
+        said = [one for one in self._answers[id_].values() if one is not None]
+        joined = functools.reduce(Answer.joined, said) if said else None
+        before = self.values.answers.get(id_)
+        if joined is not None:
+            self.values.answers[id_] = joined
+        if not news and (joined is None or joined == before):
+            return False
+        for context in self._contexts[id_]:
+            for caller in self._known[id_, context].sites:
+                self._later(caller)
+        return True
 
     def _wake(self) -> None:
         """Whoever read what holds more by now is looked at again."""
         memory = self.values.memory
+        self._waking = True
         for name in memory.changed:
             for reader in memory.readers.get(name, ()):
                 self._later(reader)
+        self._waking = False
         memory.changed.clear()
 
     def _leave(self, key: Key, caller: Key) -> None:
@@ -345,7 +367,8 @@ class Flow:
                 known.entry = entry
                 self._later(key)
             return
-        self._answers[id(known.function)].pop(key, None)
+        if self._answers[id(known.function)].pop(key, None) is not None:
+            self._answered(id(known.function), False)
         for one in known.calls:
             self._leave(one, key)
 

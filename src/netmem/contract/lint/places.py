@@ -34,13 +34,15 @@ Wanted = tuple[str, str, str]  # a cell as somebody reads it, with the structure
 
 
 class Scope:
-    """A function's names: types of its parameters and locals."""
+    """A function's names: types of its parameters and locals; and what fields held when read last."""
 
-    __slots__ = ("function", "types")
+    __slots__ = ("bases", "function", "loads", "types")
 
     def __init__(self, function: Function) -> None:
         self.function = function
         self.types: dict[str, str] = {name: type_ for type_, name in function.params if name}
+        self.loads: dict[Expr, tuple[int, Labels | None, Labels]] = {}
+        self.bases: dict[Expr, tuple[int, Labels | None, Labels]] = {}
 
 
 class Types:
@@ -130,6 +132,7 @@ class Memory:
         self._made: dict[tuple[Field, Labels], Labels] = {}
         self.types_of: dict[str, set[str]] = defaultdict(set)  # object -> its structure types
         self.keeping: set[str] = set()  # structure types with buffers in them
+        self.version = 0  # of all that fields hold: counts changes
 
     def put(self, cell: Cell, value: Labels) -> None:
         """A field may hold these, too."""
@@ -153,6 +156,7 @@ class Memory:
             self._is_news(tag)
 
     def _is_news(self, what: Any) -> None:
+        self.version += 1
         for wanted in self._wanted.pop(what, ()):
             self._read_before.pop(wanted, None)
             self.changed.add(wanted)
@@ -205,6 +209,17 @@ class Memory:
                     return EMPTY
 
     def _embedded(self, scope: Scope, env: dict[str, Labels], base: Field) -> Labels:
+        root = _root(base)
+        held = env.get(root) if root else None
+        known = scope.bases.get(base) if root else None
+        if known is not None and known[0] == self.version and known[1] is held:
+            return known[2]
+        found = self._lies_in(scope, env, base)
+        if root:
+            scope.bases[base] = self.version, held, found
+        return found
+
+    def _lies_in(self, scope: Scope, env: dict[str, Labels], base: Field) -> Labels:
         outer = self.base(scope, env, base.base)
         tag = self.types.tag(scope, base.base)
         inner = self.world.field_type(tag, base.name)
@@ -226,6 +241,17 @@ class Memory:
 
     def load(self, scope: Scope, env: dict[str, Labels], e: Field) -> Labels:
         """What a field may hold."""
+        root = _root(e)
+        held = env.get(root) if root else None
+        known = scope.loads.get(e) if root else None
+        if known is not None and known[0] == self.version and known[1] is held:
+            return known[2]
+        found = self._load(scope, env, e)
+        if root:
+            scope.loads[e] = self.version, held, found
+        return found
+
+    def _load(self, scope: Scope, env: dict[str, Labels], e: Field) -> Labels:
         found = EMPTY
         tag = self.types.tag(scope, e.base)
         for owner, name in self.cells(scope, env, e):
@@ -259,6 +285,20 @@ class Memory:
             # A pool is known by the field it is kept in.
             return frozenset(x for x in found if x.kind != "pool") | {Label("pool", (owner, name))}
         return found
+
+
+def _root(e: Expr) -> str:
+    """The variable that a place begins with; "" where it is not that alone."""
+    while True:
+        match e:
+            case Id(name=name):
+                return name
+            case Field(base=of) | Addr(of=of) | Deref(of=of):
+                e = of
+            case Index(base=of, index=Id() | Num()):
+                e = of
+            case _:
+                return ""
 
 
 def path_of(e: Expr, alias: dict[str, Path]) -> Path | None:

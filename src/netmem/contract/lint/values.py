@@ -73,10 +73,17 @@ def carried(labels: Labels) -> Labels:
     return frozenset(x for x in labels if x in CARRIED or x.kind == "count") if labels else labels
 
 
+# Conditions that follow split: whether all is readable when one is true, and when it is not.
+Conditions = dict[Expr, tuple[bool, bool]]
+
+
 class Frame(Scope):
     """One look at a function. ``locals``: its names; ``point``: what is known now."""
 
-    __slots__ = ("answer", "block", "entry", "events", "kept", "key", "locals", "point", "returns", "sites")
+    __slots__ = (
+        "answer", "asked", "block", "conditions", "entry", "events", "kept", "key", "locals", "point",
+        "returns", "sites",
+    )  # fmt: skip
 
     def __init__(self, function: Function, key: Key, entry: Facts) -> None:
         super().__init__(function)
@@ -90,6 +97,8 @@ class Frame(Scope):
         self.events: dict[Any, set[Event]] = {}
         self.sites: dict[Key, Facts] = {}  # what it calls -> what is known at every such call
         self.kept: dict[str, Facts] = {}  # fields that were given what a user asked for -> conditions there
+        self.conditions: Conditions = {}
+        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
 
 
 class Values:
@@ -105,9 +114,6 @@ class Values:
         self.modes = Modes()
         # (file, function, local or parameter) -> what it holds at any time; "" is what the function returns
         self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
-        # what conditions say: follows split; all is readable when true, when false
-        self.conditions: dict[Expr, tuple[bool, bool, bool]] = {}
-        self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
         self.handed_on: set[str] = set()  # functions not known here that are given structures with buffers
         self._devices: dict[str, bool] = {}
 
@@ -324,9 +330,11 @@ class Values:
         if name in api.TESTS_BIT and e.args and outcome and self._is_of_mode(e.args[0]):
             return frozenset({XDP})
         target = self.world.function(name, f.function.path) if name else None
-        if target is None:
-            held = self._result(f, e)
-            return self._flags(held, outcome) | self._typed(f, e, outcome)
+        if (
+            target is None
+        ):  # of the kernel's: most return an error, which says nothing of what they were given
+            says = name in api.SAME or name in api.TESTS_BIT or name in api.SPLIT_CALLS
+            return self._flags(self._result(f, e) if says else EMPTY, outcome) | self._typed(f, e, outcome)
         known = self.answers.get(id(target))
         facts = (known.true if outcome else known.false) if known is not None else None
         found = self._typed(f, e, outcome) | self._flags(self.returned[id(target)], outcome)
@@ -434,6 +442,8 @@ class Summary:
     entry: Facts = NO_FACTS
     calls: set[Key] = field(default_factory=set)
     events: Iterable[Event] = ()
+    conditions: Conditions = field(default_factory=dict)
+    asked: dict[Expr, Labels] = field(default_factory=dict)
     looks: int = 0
     busy: bool = False
     depth: int = 0

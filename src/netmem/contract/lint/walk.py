@@ -14,11 +14,15 @@ from netmem.contract.lint.labels import (
     ASKED,
     EMPTY,
     FIRST,
+    FLAGS,
     KINDS,
+    NO_FACTS,
+    PACKET,
     SPLIT,
     UNSPLIT,
     Event,
     Fact,
+    Facts,
     Labels,
     Point,
     memory,
@@ -51,6 +55,7 @@ from netmem.contract.lint.places import Cell
 from netmem.contract.lint.stores import Stores
 from netmem.contract.lint.values import COMPARES, Called, Frame, Values, carried
 
+BOTH_WAYS = {True, False}
 MAX_VISITS = 12  # of one block: what it leaves has long stopped to change
 
 
@@ -95,13 +100,10 @@ class Walk:
                 last = f.point
                 ends = last if ends is None else ends.joined(last)
                 continue
-            before = f.point
             ways: list[Point | None] = [f.point] * len(block.follow)
             if block.cond is not None:
                 self.eval(f, block.cond)
-                self._decided(f, block)
-                before = f.point
-                ways = [self._after(f, before, block.cond, outcome) for outcome in (True, False)]
+                ways = self._ways(f, block, block.cond)
             for following, point in zip(block.follow, ways, strict=True):
                 if point is None:
                     continue
@@ -114,22 +116,38 @@ class Walk:
         f.block = outer
         return f.point
 
-    def _decided(self, f: Frame, block: BasicBlock) -> None:
+    def _ways(self, f: Frame, block: BasicBlock, cond: Expr) -> list[Point | None]:
+        """What is known where a condition holds, and where not; None where it is never so."""
+        said = (NO_FACTS, NO_FACTS)
+        if not isinstance(cond, Config):
+            asked = cond.subject if isinstance(cond, Case) else cond
+            held = self.values.labels(f, asked)
+            self._decided(f, block, cond, asked, held)
+            said = self._said(f, cond, held)
+        here, known = f.point, BOTH_WAYS
+        if isinstance(cond, Id):
+            known = {x.of for x in here.env.get(cond.name, EMPTY) if x.kind == "const"}
+        return [
+            None if known == {not outcome} else
+            Point(here.env, here.facts | facts | {Fact("cond", cond, outcome)}, here.alias, here.answers)
+            for outcome, facts in zip((True, False), said, strict=True)
+        ]  # fmt: skip
+
+    def _said(self, f: Frame, cond: Expr, held: Labels) -> tuple[Facts, Facts]:
+        """What holds when a condition is true, and when not; what it says of split is kept for later."""
+        said = self.values.truth(f, cond, True), self.values.truth(f, cond, False)
+        if held & FLAGS and PACKET not in held and ALL_READABLE not in f.point.facts:
+            f.conditions[cond] = ALL_READABLE in said[0], ALL_READABLE in said[1]
+        return said
+
+    def _decided(self, f: Frame, block: BasicBlock, cond: Expr, asked: Expr, held: Labels) -> None:
         """What a user asked for decides where to go on, unless both ways do the same."""
-        cond = block.cond
-        if cond is None or isinstance(cond, Config):
-            return
-        asked = cond.subject if isinstance(cond, Case) else cond
-        self._counted(f, asked)
+        self._counted(f, asked, held)
         self._drops(f, asked)
-        held = self.values.labels(f, asked)
-        if ASKED in held:
-            self.values.asked[cond] = held
-        if (
-            ASKED in held
-            and not _is_comparison(asked)
-            and effective(block.follow[0]) is not effective(block.follow[1])
-        ):
+        if ASKED not in held:
+            return
+        f.asked[cond] = held
+        if not _is_comparison(asked) and effective(block.follow[0]) is not effective(block.follow[1]):
             self.note(f, "acted", text(asked), frozenset({ASKED}), cond, None)
 
     def _drops(self, f: Frame, cond: Expr) -> None:
@@ -142,38 +160,15 @@ class Walk:
         ):
             self.note(f, "drops", cond.name, self.values.labels(f, cond.args[0]), cond, cond.args[0])
 
-    def _counted(self, f: Frame, cond: Expr) -> None:
+    def _counted(self, f: Frame, cond: Expr, held: Labels) -> None:
         """A page's own count decides."""
-        counts = of_kind(self.values.labels(f, cond), "count")
+        counts = of_kind(held, "count")
         if counts:
             call = next(
                 (one for one in nodes.walk(cond) if isinstance(one, Call) and one.name in api.COUNTS), None
             )
-            held = frozenset(x._replace(kind="buf") for x in counts)
-            self.note(f, "refcount", call.name if call is not None else text(cond), held, call or cond, None)
-
-    def _after(self, f: Frame, before: Point, cond: Expr, outcome: bool) -> Point | None:
-        """What is known behind a condition; None when it is never so."""
-        f.point = before
-        if isinstance(cond, Id):
-            said = {x.of for x in f.point.env.get(cond.name, EMPTY) if x.kind == "const"}
-            if said == {not outcome}:
-                return None
-        facts = self.values.truth(f, cond, outcome) if not isinstance(cond, Config) else frozenset()
-        self._condition(f, cond)
-        made = before.copy()
-        made.facts = before.facts | facts | {Fact("cond", cond, outcome)}
-        f.point = before
-        return made
-
-    def _condition(self, f: Frame, cond: Expr) -> None:
-        """Keep what a condition says of split, for who asks when all is known."""
-        if ALL_READABLE in f.point.facts or not self.values.is_split(f, cond):
-            return
-        true = ALL_READABLE in self.values.truth(f, cond, True)
-        false = ALL_READABLE in self.values.truth(f, cond, False)
-        before = self.values.conditions.get(cond, (False, False, False))
-        self.values.conditions[cond] = (True, true or before[1], false or before[2])
+            pages = frozenset(x._replace(kind="buf") for x in counts)
+            self.note(f, "refcount", call.name if call is not None else text(cond), pages, call or cond, None)
 
     def _action(self, f: Frame, action: Do | Declare | Return) -> None:
         match action:
@@ -245,22 +240,23 @@ class Walk:
     def _behind(self, f: Frame, cond: Expr, outcome: bool, e: Expr) -> Labels:
         """An expression that is looked at only where a condition holds."""
         before = f.point.facts
-        self._condition(f, cond)
-        f.point.facts = before | self.values.truth(f, cond, outcome) | {Fact("cond", cond, outcome)}
+        true, false = self._said(f, cond, self.values.labels(f, cond))
+        f.point.facts = before | (true if outcome else false) | {Fact("cond", cond, outcome)}
         held = self.eval(f, e)
         f.point.facts = before & f.point.facts
         return held
 
     def _ternary(self, f: Frame, e: Ternary) -> Labels:
         self.eval(f, e.cond)
-        self._counted(f, e.cond)
-        self._condition(f, e.cond)
+        held = self.values.labels(f, e.cond)
+        self._counted(f, e.cond, held)
+        true, false = self._said(f, e.cond, held)
         found = EMPTY
-        if ASKED in self.values.labels(f, e.cond) and text(e.then) != text(e.other):
+        if ASKED in held and text(e.then) != text(e.other):
             found |= {ASKED}
-        for outcome, part in ((True, e.then), (False, e.other)):
+        for outcome, facts, part in ((True, true, e.then), (False, false, e.other)):
             before = f.point.facts
-            f.point.facts = before | self.values.truth(f, e.cond, outcome) | {Fact("cond", e.cond, outcome)}
+            f.point.facts = before | facts | {Fact("cond", e.cond, outcome)}
             value = self.eval(f, part) | self.follows(f, part)
             if self.values.is_readable(f, part):  # behind a guard: what comes out may be read
                 value = frozenset(x._replace(safe=True) if x.kind == "va" else x for x in value)

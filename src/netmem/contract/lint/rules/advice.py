@@ -155,12 +155,12 @@ def _outside_napi(case: Case) -> Iterator[Evidence]:
     }  # fmt: skip
     if not polls:
         return  # NAPI is another module's
-    reached = _reached(case, polls | _handed_on(case))
-    for function in _functions(case):
-        if (function.path, function.name) in reached or function.macro:
-            continue
-        if DIRECT_WORDS.isdisjoint(function.called):
-            continue
+    reached = _reached(case, polls)
+    puts = [f for f in _functions(case) if not f.macro and not DIRECT_WORDS.isdisjoint(f.called)]
+    if all((f.path, f.name) in reached for f in puts):
+        return
+    reached |= _reached(case, _handed_on(case))
+    for function in (f for f in puts if (f.path, f.name) not in reached):
         for one in walk(function.body):
             if isinstance(one, Call) and _direct(one):
                 yield Evidence(

@@ -110,8 +110,8 @@ def _right(case: Case, cond: Cond) -> bool:
     if isinstance(expr, Binary) and expr.op in ("&&", "||"):
         every = all if (expr.op == "||") == positive else any
         return every(_right(case, (part, positive)) for part in (expr.left, expr.right))
-    split, when_true, when_false = case.flow.conditions.get(expr, (False, False, False))
-    return split and not (when_true if positive else when_false)
+    said = case.flow.conditions.get(expr)
+    return said is not None and not said[0 if positive else 1]
 
 
 def _says(conds: Conds) -> str:
