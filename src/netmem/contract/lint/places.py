@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from netmem.contract.lint import api
@@ -30,6 +31,7 @@ from netmem.contract.lint.world import World
 
 MAX_OBJECTS = 48  # a value of more is taken for any of its type
 Cell = tuple[str, str]  # (structure or object, field)
+Memo = dict[Expr, tuple[int, Labels | None, Labels]]  # version of all fields, the variable's value, found
 Wanted = tuple[str, str, str]  # a cell as somebody reads it, with the structure's type
 
 
@@ -41,8 +43,8 @@ class Scope:
     def __init__(self, function: Function) -> None:
         self.function = function
         self.types: dict[str, str] = {name: type_ for type_, name in function.params if name}
-        self.loads: dict[Expr, tuple[int, Labels | None, Labels]] = {}
-        self.bases: dict[Expr, tuple[int, Labels | None, Labels]] = {}
+        self.loads: Memo = {}
+        self.bases: Memo = {}
 
 
 class Types:
@@ -209,14 +211,21 @@ class Memory:
                     return EMPTY
 
     def _embedded(self, scope: Scope, env: dict[str, Labels], base: Field) -> Labels:
-        root = _root(base)
-        held = env.get(root) if root else None
-        known = scope.bases.get(base) if root else None
+        return self._remembered(scope, scope.bases, env, base, self._lies_in)
+
+    def _remembered(
+        self, scope: Scope, memo: Memo, env: dict[str, Labels], e: Field,
+        find: Callable[[Scope, dict[str, Labels], Field], Labels],
+    ) -> Labels:  # fmt: skip
+        """What was found before, if neither the variable that ``e`` begins with nor any field has changed."""
+        root = _root(e)
+        if not root:
+            return find(scope, env, e)
+        held, known = env.get(root), memo.get(e)
         if known is not None and known[0] == self.version and known[1] is held:
             return known[2]
-        found = self._lies_in(scope, env, base)
-        if root:
-            scope.bases[base] = self.version, held, found
+        found = find(scope, env, e)
+        memo[e] = self.version, held, found
         return found
 
     def _lies_in(self, scope: Scope, env: dict[str, Labels], base: Field) -> Labels:
@@ -241,15 +250,7 @@ class Memory:
 
     def load(self, scope: Scope, env: dict[str, Labels], e: Field) -> Labels:
         """What a field may hold."""
-        root = _root(e)
-        held = env.get(root) if root else None
-        known = scope.loads.get(e) if root else None
-        if known is not None and known[0] == self.version and known[1] is held:
-            return known[2]
-        found = self._load(scope, env, e)
-        if root:
-            scope.loads[e] = self.version, held, found
-        return found
+        return self._remembered(scope, scope.loads, env, e, self._load)
 
     def _load(self, scope: Scope, env: dict[str, Labels], e: Field) -> Labels:
         found = EMPTY
