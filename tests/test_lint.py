@@ -107,6 +107,11 @@ BAD = {
           "int err = 0;\n\n\tif (ring->rx_pending > 4096)\n\t\terr = -EINVAL;\n\telse if (!netif_running(netdev))\n"
           "\t\tpriv->split_on = kernel_ring->tcp_data_split == ETHTOOL_TCP_DATA_SPLIT_ENABLED;\n\treturn err;")],
         "R2", "partial", None),
+    "rings are made by whether split is known, not by whether it is on": (
+        [(MAIN, "static int tiny_make_pools", "static u8 tiny_split(const struct tiny_priv *priv)\n{\n\treturn priv->split_on ? "
+                "ETHTOOL_TCP_DATA_SPLIT_ENABLED : ETHTOOL_TCP_DATA_SPLIT_DISABLED;\n}\n\nstatic int tiny_make_pools"),
+         (MAIN, "if (q->priv->split_on) {", "if (tiny_split(q->priv) != ETHTOOL_TCP_DATA_SPLIT_UNKNOWN) {")],
+        "R2", "fail", None),
     "another queue is asked for its provider": (
         [(MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, 0)) {")],
         "R4", "partial", None),
@@ -282,6 +287,10 @@ GOOD = {
          "struct tiny_priv wanted = *priv;\n\tbool on = false;\n\n\tswitch (kernel_ring->tcp_data_split) {\n"
          "\tcase ETHTOOL_TCP_DATA_SPLIT_ENABLED:\n\t\ton = true;\n\t\tbreak;\n\tdefault:\n\t\tbreak;\n\t}\n"
          "\tif (on == priv->split_on)\n\t\treturn 0;\n\twanted.split_on = on;\n\treturn tiny_restart(priv, &wanted);")],
+    "rings are made by what a function says of split": [
+        (MAIN, "static int tiny_make_pools", "static u8 tiny_split(const struct tiny_priv *priv)\n{\n\treturn priv->split_on ? "
+               "ETHTOOL_TCP_DATA_SPLIT_ENABLED : ETHTOOL_TCP_DATA_SPLIT_DISABLED;\n}\n\nstatic int tiny_make_pools"),
+        (MAIN, "if (q->priv->split_on) {", "if (tiny_split(q->priv) == ETHTOOL_TCP_DATA_SPLIT_ENABLED) {")],
     "the pool's own queue is asked for its provider": [
         (MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, q->index)) {")],
     "flags in another order": [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_SYNC_DEV | PP_FLAG_DMA_MAP)")],

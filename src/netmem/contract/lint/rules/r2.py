@@ -7,9 +7,10 @@ import re
 from netmem.contract.lint.asking import Asking
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
-from netmem.contract.lint.nodes import Assign, Binary, Expr, Field, Id, Init, Num, Unary, walk
+from netmem.contract.lint.nodes import Assign, Binary, Call, Expr, Field, Id, Init, Num, Return, Unary, walk
 
 BIT = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
+SPLIT = b"ETHTOOL_TCP_DATA_SPLIT_"
 _WORD = re.compile(r"\w+")
 CURE = f"add {BIT} to supported_ring_params and act on tcp_data_split in set_ringparam"
 DEPTH = 6
@@ -58,7 +59,50 @@ def _comes_of(case: Case, setter: Function, places: list[Evidence]) -> Verdict:
             False in Asking(case.flow, "DISABLED").setter(setter).truths
         ):  # else split is always on, and said so
             return Verdict(FAIL, f"{setter.name}() looks at it, and keeps it nowhere")
+    blind = _cannot_tell(case, setter)
+    if blind:
+        return Verdict(
+            FAIL, f"{blind[0]}() tells split on from off, and whoever makes rings does not ask which"
+        )
     return Verdict(PASS, "tcp-data-split is offered and set_ringparam acts on it", places)
+
+
+def _cannot_tell(case: Case, setter: Function) -> list[str]:
+    """Functions that say whether split is on, and are only ever asked whether it is known."""
+    functions = [f for found in case.world.named.values() for f in found if f.path in case.world.own_paths]
+    found = []
+    for getter in functions:
+        said = {w.removeprefix(SPLIT).decode() for w in getter.words if w.startswith(SPLIT)}
+        if getter is setter or getter.macro or not {"ENABLED", "DISABLED"} <= said or not _returns(getter):
+            continue
+        askers = [
+            f for f in functions
+            if getter.name.encode() in f.called and f is not setter and not _reports(case, f)
+        ]  # fmt: skip
+        asked = [one for f in askers for one in _compared(f, getter.name)]
+        if asked and all(one == f"{SPLIT.decode()}UNKNOWN" for one in asked):
+            found.append(getter.name)
+    return found
+
+
+def _returns(function: Function) -> bool:
+    """True for a function whose results are settings of tcp-data-split."""
+    results = [one.value for one in walk(function.body) if isinstance(one, Return) and one.value is not None]
+    named = {one.name.encode() for value in results for one in walk(value) if isinstance(one, Id)}
+    return SPLIT + b"ENABLED" in named and SPLIT + b"DISABLED" in named
+
+
+def _compared(function: Function, getter: str) -> list[str]:
+    """What its results are compared with; "" where they go elsewhere."""
+    calls = {one for one in walk(function.body) if isinstance(one, Call) and one.name == getter}
+    found = []
+    for one in walk(function.body):
+        if isinstance(one, Binary) and one.op in ("==", "!="):
+            for call, other in ((one.left, one.right), (one.right, one.left)):
+                if isinstance(call, Call) and call in calls and isinstance(other, Id):
+                    calls.discard(call)
+                    found.append(other.name)
+    return found + [""] * len(calls)
 
 
 def _core_decides(case: Case) -> bool:
