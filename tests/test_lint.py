@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import need
 from netmem.cli import check as check_command
+from netmem.cli import explain as explain_command
 from netmem.contract.lint import api, csource, tree
 from netmem.contract.lint.check import check, understand
 from netmem.contract.lint.rules import RULES, advice
@@ -481,6 +484,11 @@ def test_advice_has_names_of_its_own_and_decides_nothing(id_, tmp_path):
 
 def test_the_command_knows_all_advice():
     assert [one.id for one in advice.ADVICE] == list(check_command.ADVICE) == list(ADVISED)
+    for one in advice.ADVICE:
+        done = CliRunner().invoke(explain_command.command, [one.id.lower()])
+        assert (done.exit_code, done.output.startswith(f"{one.id}: {one.title}\n")) == (0, True)
+        body = json.loads(CliRunner().invoke(explain_command.command, [one.id, "--json"]).output)
+        assert (body["schema"], body["text"]) == ("netmem.advice/1", one.text)
 
 
 @pytest.mark.parametrize("name", NO_POOL)

@@ -15,6 +15,7 @@ VERSIONS = {
     "drivers": 1,  # netmem check --list
     "explain": 1,
     "requirement": 1,  # netmem explain R5
+    "advice": 1,  # netmem explain A5
     "leaks": 1,
     "leaks-kernel": 1,
     "report": 1,

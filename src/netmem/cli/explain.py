@@ -11,6 +11,7 @@ import click
 from netmem.base.errors import NetmemError
 from netmem.base.extras import need
 from netmem.base.schema import document
+from netmem.cli.check import ADVICE
 from netmem.cli.options import usage
 from netmem.contract.examples import DOCUMENT, EXAMPLES
 from netmem.contract.requirements import BY_ID, Requirement
@@ -19,7 +20,7 @@ PROSE = 100  # characters of a line
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.argument("where", metavar="[DEVICE[:QUEUE] | R1...R7 | TX1 | TX2]", required=False)
+@click.argument("where", metavar="[DEVICE[:QUEUE] | R1...R7 | TX1 | TX2 | A1...A7]", required=False)
 @click.option(
     "--rx-page-size", type=click.IntRange(0), default=0, help="Bytes of a netmem that are asked for."
 )
@@ -37,7 +38,8 @@ def command(where: str | None, rx_page_size: int, tries: bool, pid: int | None, 
 
     Without DEVICE: all devices, a line each. A device of a running `netmem recv` is explained likewise.
 
-    With R5, say: what the requirement asks of a driver, and why, code that keeps it and code that does not.
+    With R5, say: what the requirement asks of a driver, and why, code that keeps it and code that does not;
+    with A5, what the advice is about.
 
     Exit status 0 when nothing known refuses (without DEVICE: not everywhere), 1 when something does, or when
     the kernel refused what --try asked for.
@@ -47,6 +49,9 @@ def command(where: str | None, rx_page_size: int, tries: bool, pid: int | None, 
             raise click.UsageError(f"{where.upper()} is a requirement: only --json goes with it")
         _requirement(BY_ID[where.upper()], as_json)
         return
+    if where is not None and where.upper() in ADVICE:
+        _advice(where.upper(), as_json)
+        return
     need("kernel", "explaining a device")
     from netmem.cli.explain_device import explain_device
 
@@ -55,6 +60,17 @@ def command(where: str | None, rx_page_size: int, tries: bool, pid: int | None, 
     except NetmemError as error:
         raise usage(error) from None
     sys.exit(int(bad))
+
+
+def _advice(id_: str, as_json: bool) -> None:
+    from netmem.contract.lint.rules.advice import BY_ID as RULES
+
+    one = RULES[id_]
+    if as_json:
+        print(json.dumps(document("advice", {"id": one.id, "title": one.title, "text": one.text})))
+        return
+    click.secho(f"{one.id}: {one.title}\n", bold=True)
+    click.echo(f"{_filled(one.text)}\n\nAdvice of `netmem check` on C sources: it decides nothing.")
 
 
 def _requirement(one: Requirement, as_json: bool) -> None:

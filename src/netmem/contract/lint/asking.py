@@ -74,7 +74,6 @@ class Outcome(NamedTuple):
     always: bool
     ever: bool
     out: frozenset[Path]
-    gives: bool
 
 
 class Asking:
@@ -86,18 +85,14 @@ class Asking:
 
     def setter(self, function: Function) -> Outcome:
         """set_ringparam, as the core calls it."""
-        return self._run(function, frozenset(), 0)
+        return self.run(function, frozenset(), 0)
 
-    # -- a function ----------------------------------------------------------------------------------
+    def run(self, function: Function, given: frozenset[Path], depth: int) -> Outcome:
+        """One function, which is given what was asked for in these parameters."""
+        return _Run(self, function, depth).walk(State(asked=given))
 
-    def _run(self, function: Function, given: frozenset[Path], depth: int) -> Outcome:
-        one = _Run(self, function, depth)
-        return one.walk(State(asked=given))
-
-    def reads(self, function: Function | None, names: set[str], depth: int = 0) -> bool:
+    def reads(self, function: Function, names: set[str]) -> bool:
         """True for a function that names one of these fields, or whose callees do."""
-        if function is None:
-            return True  # nobody knows
         known = self._names.get(id(function))
         if known is None:
             known = self._names[id(function)] = set()
@@ -129,7 +124,7 @@ class _Run:
         blocks = self.function.graph.blocks
         known = {(0, start.kept): start}
         todo = [(blocks[0], start.kept)]
-        truths, always, gives, out = NOTHING, True, False, frozenset[Path]()
+        truths, always, out = NOTHING, True, frozenset[Path]()
         looks = 0
         while todo and looks < MAX_LOOKS * len(blocks):
             looks += 1
@@ -140,7 +135,6 @@ class _Run:
                 if isinstance(action, Return) and action.value is not None:
                     said = self._value(action.value, state)
                     truths |= said
-                    gives |= self._is_asked(action.value, state)
                     always &= state.kept or False not in said
             if not block.follow:
                 out |= {path for path in state.asked if path[0] in self.params}
@@ -157,7 +151,7 @@ class _Run:
                 if joined != before:
                     known[key] = joined
                     todo.append((following, after.kept))
-        return Outcome(truths or BOTH, always, self.ever, out, gives)
+        return Outcome(truths or BOTH, always, self.ever, out)
 
     def _decided(self, block: BasicBlock, state: State, outcome: bool) -> State:
         """Behind a condition: its calls were made, and what it chooses between depends on it."""
@@ -257,7 +251,7 @@ class _Run:
             entry = frozenset(
                 (param,) for (_, param), is_asked in zip(target.params, given, strict=False) if is_asked
             )
-            done = self.asking._run(target, entry, self.depth + 1)
+            done = self.asking.run(target, entry, self.depth + 1)
             kept |= done.ever
             for (_, param), arg in zip(target.params, call.args, strict=False):
                 base = path_of(arg, state.alias)
@@ -361,7 +355,7 @@ class _Run:
             (param,) for (_, param), arg in zip(target.params, call.args, strict=False)
             if self._is_asked(arg, state)
         )  # fmt: skip
-        return self.asking._run(target, entry, self.depth + 1).truths
+        return self.asking.run(target, entry, self.depth + 1).truths
 
 
 def _reach(start: BasicBlock) -> set[int]:
