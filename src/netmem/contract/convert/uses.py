@@ -267,6 +267,10 @@ class Uses:
         """Something is given to a place of this level. Refused."""
         if levels == 1:
             self.want(value)
+        elif value.type == "initializer_list":
+            for one in value.named_children:
+                if one.type not in ("comment", "initializer_pair"):
+                    self.want(one)
         elif not self.level(value) and self._type(value) not in ("", "void *") and value.type != "null":
             raise Refused(f"{self.sheet.where(value)}: other pages are handed on with payload's")
 
@@ -304,7 +308,7 @@ class Uses:
             inner = parent.child_by_field_name("declarator")
             if inner.start_byte <= node.start_byte < inner.end_byte:
                 return
-            if (*self.key, self.sheet.declared(inner)) not in self.sheet.holders.locals:
+            if not self._is_ours(parent):
                 self._as_page(node, "R3", "payload is kept as a page here")
         elif kind == "initializer_pair":
             if not self._pair_cell(parent):
@@ -321,12 +325,21 @@ class Uses:
             self._field_of_page(node, parent)
         elif kind == "cast_expression":
             self._as_page(node, "R3", "payload is cast")
-        elif kind in ("initializer_list", "subscript_expression"):
+        elif kind == "initializer_list":
+            holder = parent.parent
+            if holder.type != "init_declarator" or not self._is_ours(holder):
+                self._as_page(node, "R3", "payload is kept as a page here")
+        elif kind == "subscript_expression":
             self._as_page(node, "R3", "payload is kept as a page here")
         elif kind == "conditional_expression" or kind in CONDITIONS or kind.endswith("declarator"):
             return  # asked whether there is one, or declared
         elif kind not in ("pointer_expression", "sizeof_expression", "call_expression", "labeled_statement"):
             self._as_page(node, "R3", "payload is used as a page")
+
+    def _is_ours(self, declarator: Any) -> bool:
+        """True for the declaration of a local that holds payload."""
+        name = self.sheet.declared(declarator.child_by_field_name("declarator"))
+        return (*self.key, name) in self.sheet.holders.locals and level(self.scope.types.get(name, "")) > 0
 
     def _as_page(self, node: Any, rule: str, reason: str) -> None:
         if self.level(node) > 1:
