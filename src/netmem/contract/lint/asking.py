@@ -9,6 +9,8 @@ that was handed on, or is compared and forgotten.
 
 from __future__ import annotations
 
+import operator
+import re
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -46,8 +48,12 @@ NOTHING: Truths = frozenset()
 MAX_DEPTH = 5
 READ_DEPTH = 6
 MAX_LOOKS = 40  # at a block
+ORDERS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 COPIES = {"memcpy", "memmove"}
 ASKED_FOR = ("tcp_data_split",)
+RING = "struct kernel_ethtool_ringparam *"  # where it is asked for
+SETTINGS = ("UNKNOWN", "DISABLED", "ENABLED")  # ETHTOOL_TCP_DATA_SPLIT_, in the order of their numbers
+ACTS = re.compile(r"^_*(set|clear|assign|change)_bit$|write")  # calls of the kernel's that do something
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,13 @@ class State:
 
 class Outcome(NamedTuple):
     """Of a function: whether it may return something other than zero, and zero; whether what was asked for is
-    kept on every way to zero, on any way at all; places behind its parameters that have it then."""
+    kept on every way to zero, on any way at all, and there by more than a field; places behind its parameters
+    that have it then."""
 
     truths: Truths
     always: bool
     ever: bool
+    told: bool
     out: frozenset[Path]
 
 
@@ -85,7 +93,10 @@ class Asking:
 
     def setter(self, function: Function) -> Outcome:
         """set_ringparam, as the core calls it."""
-        return self.run(function, frozenset(), 0)
+        given = frozenset(
+            (name, f".{field}") for type_, name in function.params if RING in type_ for field in ASKED_FOR
+        )
+        return self.run(function, given, 0)
 
     def run(self, function: Function, given: frozenset[Path], depth: int) -> Outcome:
         """One function, which is given what was asked for in these parameters."""
@@ -116,7 +127,7 @@ class _Run:
         self.function, self.depth = function, depth
         self.types = {name: type_ for type_, name in function.params} | function.types
         self.params = {name for _, name in function.params}
-        self.ever = False
+        self.ever = self.told = False
         self.decides: set[int] = set()  # blocks that are reached by what was asked for
 
     def walk(self, start: State) -> Outcome:
@@ -126,10 +137,17 @@ class _Run:
         todo = [(blocks[0], start.kept)]
         truths, always, out = NOTHING, True, frozenset[Path]()
         looks = 0
+        waited: set[int] = set()
         while todo and looks < MAX_LOOKS * len(blocks):
             looks += 1
             block, kept = todo.pop()
             state = known[block.number, kept]
+            if not kept and _is_loop(block) and block.number not in waited:  # its body is taken to run at all
+                waited.add(block.number)
+                todo.insert(0, (block, kept))
+                ways: tuple[bool, ...] = (True,)
+            else:
+                ways = (True, False) if kept or (block.number, True) not in known else (True,)
             for action in block.actions:
                 state = self._action(block, action, state)
                 if isinstance(action, Return) and action.value is not None:
@@ -144,6 +162,8 @@ class _Run:
             for outcome, following in zip((True, False), block.follow, strict=False):
                 if block.cond is not None and outcome not in self._outcomes(block.cond, state):
                     continue
+                if outcome not in ways and _is_loop(block):
+                    continue
                 after = self._decided(block, state, outcome)
                 key = following.number, after.kept
                 before = known.get(key)
@@ -151,7 +171,7 @@ class _Run:
                 if joined != before:
                     known[key] = joined
                     todo.append((following, after.kept))
-        return Outcome(truths or BOTH, always, self.ever, out)
+        return Outcome(truths or BOTH, always, self.ever, self.told, out)
 
     def _decided(self, block: BasicBlock, state: State, outcome: bool) -> State:
         """Behind a condition: its calls were made, and what it chooses between depends on it."""
@@ -161,9 +181,17 @@ class _Run:
             state = replace(state, values={**state.values, block.cond.name: frozenset({outcome})})
         if self._is_asked(block.cond, state) and len(block.follow) == 2:
             yes, no = (_reach(one) for one in block.follow)
-            if yes & no:
+            if yes & no or not (self._fails(yes) or self._fails(no)):
                 self.decides |= yes ^ no
         return self._calls(block, block.cond, state)
+
+    def _fails(self, numbers: set[int]) -> bool:
+        """True for a way that only returns errors."""
+        returned = [
+            action.value for block in self.function.graph.blocks if block.number in numbers
+            for action in block.actions if isinstance(action, Return)
+        ]  # fmt: skip
+        return bool(returned) and all(isinstance(one, Unary) and one.op == "-" for one in returned)
 
     # -- statements ----------------------------------------------------------------------------------
 
@@ -195,8 +223,11 @@ class _Run:
         asked = self._is_asked(right, state)
         chosen = block.number in self.decides and not isinstance(right, Call)
         if isinstance(left, Id):
-            values = {**state.values, left.name: self._value(right, state)} if op == "=" else state.values
-            state = replace(state, values=values)
+            made = self._value(right, state)
+            if op == "|=":
+                made = made if made == {True} else made | state.values.get(left.name, BOTH)
+            if op in ("=", "|="):
+                state = replace(state, values={**state.values, left.name: made})
         if op == "=":
             state = self._forget(state, path)
         source = path_of(right, state.alias)
@@ -210,10 +241,14 @@ class _Run:
         state = replace(state, asked=state.asked | (held or {path}))
         known = isinstance(left, Id) and left.name in self.types  # a local, or a parameter's own value
         behind = path[0] in self.params and self.depth > 0  # the caller knows what it points to
-        return state if known or behind or self._is_local(path) else self._keep(state)
+        if known or behind or self._is_local(path):
+            return state
+        return self._keep(state, stored=isinstance(left, Field) and not held)
 
-    def _keep(self, state: State) -> State:
+    def _keep(self, state: State, stored: bool = False) -> State:
+        """``stored``: in a field, of which others may say what comes of it."""
         self.ever = True
+        self.told |= not stored
         return replace(state, kept=True)
 
     def _is_local(self, path: Path) -> bool:
@@ -234,12 +269,17 @@ class _Run:
         if api.PRINTS.search(name):
             return state
         target = self.world.function(name, self.function.path) if name else None
-        whole = [self._within(one, state) for one in call.args]
-        given = [self._is_asked(one, state) for one in call.args]
+        rings = [self._is_ring(one) for one in call.args]
+        whole = [
+            frozenset() if ring else self._within(one, state)
+            for one, ring in zip(call.args, rings, strict=True)
+        ]
+        given = [ring or self._is_asked(one, state) for one, ring in zip(call.args, rings, strict=True)]
         if name in COPIES and len(call.args) > 1:
-            return self._copied(call, whole, state)
+            return self._copied(call, [self._within(one, state) for one in call.args], state)
         if not any(given) and not any(whole):
-            if block.number in self.decides and target is not None and not target.macro:
+            own = target is not None and not target.macro
+            if block.number in self.decides and (own or ACTS.search(name)):
                 return self._keep(state)  # what is done depends on it
             return state
         if target is None or target.macro or self.depth >= MAX_DEPTH:
@@ -249,18 +289,25 @@ class _Run:
         out = frozenset[Path]()
         if any(given):
             entry = frozenset(
-                (param,) for (_, param), is_asked in zip(target.params, given, strict=False) if is_asked
-            )
+                (param, f".{ASKED_FOR[0]}") if RING in type_ else (param,)
+                for (type_, param), is_asked in zip(target.params, given, strict=False) if is_asked
+            )  # fmt: skip
             done = self.asking.run(target, entry, self.depth + 1)
             kept |= done.ever
             for (_, param), arg in zip(target.params, call.args, strict=False):
                 base = path_of(arg, state.alias)
+                if self._is_ring(arg):
+                    continue
                 if base is not None and self._is_local(base):
                     out |= {base + one[1:] for one in done.out if one[0] == param and len(one) > 1}
                 elif any(one[0] == param and len(one) > 1 for one in done.out):
                     kept = True  # behind a pointer that is not to a local structure
         state = replace(state, asked=state.asked | out)
         return self._keep(state) if kept else state
+
+    def _is_ring(self, e: Expr) -> bool:
+        """True for the settings as the core hands them over."""
+        return isinstance(e, Id) and RING in self.types.get(e.name, "")
 
     def _copied(self, call: Call, whole: list[frozenset[Path]], state: State) -> State:
         target, source = (path_of(one, state.alias) for one in call.args[:2])
@@ -292,7 +339,9 @@ class _Run:
                 return path is not None and path in state.asked
             case Call(args=args):
                 target = self.world.function(e.name, self.function.path) if e.name else None
-                return target is not None and any(self._is_asked(one, state) for one in args)
+                return target is not None and any(
+                    self._is_ring(one) or self._is_asked(one, state) for one in args
+                )
             case Binary(left=left, right=right):
                 return self._is_asked(left, state) or self._is_asked(right, state)
             case Unary(of=of):
@@ -312,6 +361,10 @@ class _Run:
             return frozenset({True})
         if isinstance(e, Id) and e.name in state.values:
             return state.values[e.name]
+        if isinstance(e, Ternary):
+            ways = self._outcomes(e.cond, state)
+            parts = [part for way, part in ((True, e.then), (False, e.other)) if way in ways]
+            return NOTHING.union(*(self._value(part, state) for part in parts))
         return self._outcomes(e, state)
 
     def _outcomes(self, cond: Expr, state: State) -> Truths:
@@ -322,12 +375,16 @@ class _Run:
         if not held and not self._is_asked(cond, state):
             return BOTH
         match cond:
-            case Binary(op="==" | "!=" as op, left=left, right=right):
+            case Binary(op="==" | "!=" | "^" as op, left=left, right=right):
                 for one in (left, right):
                     known = self._means(one)
                     if known is not None:
                         return frozenset({known == (op == "==")})
-                return frozenset({op == "!="})  # what is asked for is not what there is
+                return frozenset({op != "=="})  # what is asked for is not what there is
+            case Binary(op="<" | ">" | "<=" | ">=" as op, left=left, right=right):
+                less, more = self._rank(left, state), self._rank(right, state)
+                if less is not None and more is not None:
+                    return frozenset({ORDERS[op](less, more)})
             case Case(values=values) if values:
                 meant = [self._means(one) for one in values]
                 if True in meant:
@@ -347,15 +404,27 @@ class _Run:
             return None
         return e.name.endswith(f"_{self.asking.wanted}")
 
+    def _rank(self, e: Expr, state: State) -> int | None:
+        """The number of a constant, or of what is asked for; None for anything else."""
+        if isinstance(e, Id) and e.name.startswith("ETHTOOL_TCP_DATA_SPLIT_"):
+            return SETTINGS.index(e.name.rpartition("_")[2]) if e.name.endswith(SETTINGS) else None
+        return SETTINGS.index(self.asking.wanted) if self._is_asked(e, state) else None
+
     def _result(self, call: Call, state: State) -> Truths:
         target = self.world.function(call.name, self.function.path) if call.name else None
         if target is None or target.macro:
             return BOTH
         entry = frozenset(
-            (param,) for (_, param), arg in zip(target.params, call.args, strict=False)
-            if self._is_asked(arg, state)
+            (param, f".{ASKED_FOR[0]}") if RING in type_ else (param,)
+            for (type_, param), arg in zip(target.params, call.args, strict=False)
+            if self._is_ring(arg) or self._is_asked(arg, state)
         )  # fmt: skip
         return self.asking.run(target, entry, self.depth + 1).truths
+
+
+def _is_loop(block: BasicBlock) -> bool:
+    """True for the condition of a loop."""
+    return len(block.follow) == 2 and block.number in _reach(block.follow[0])
 
 
 def _reach(start: BasicBlock) -> set[int]:

@@ -30,7 +30,8 @@ def judge(case: Case) -> Verdict:
             seen.append(Evidence(path, line, f"{name} has no set_ringparam that is known here", CURE))
             continue
         acted = _acts(case, function)
-        verdict = _comes_of(case, function, [here, acted]) if acted is not None else None
+        kept = acted is not None or Asking(case.flow).setter(function).told
+        verdict = _comes_of(case, function, [here, acted] if acted else [here]) if kept else None
         if verdict is not None and verdict.verdict != FAIL:
             return verdict
         nothing = f"nothing that {setter}() does depends on tcp_data_split"
