@@ -121,6 +121,11 @@ def test_the_series(tmp_path, monkeypatch):
         ([(RX, "buf->page = NULL;", "buf->page->index = 0;\n\tbuf->page = NULL;")], "netmem_to_page(buf->page)->index = 0;"),
         ([(RX, "buf->page = NULL;", "put_page(buf->page);\n\tbuf->page = NULL;")], "put_page(netmem_to_page(buf->page));"),
         ([(RX, "buf->page = NULL;", "q->page_pool = buf->page->pp;\n\tbuf->page = NULL;")], "q->page_pool = netmem_get_pp(buf->page);"),
+        ([(RX, "buf->page = NULL;", "buf->page->pp = NULL;\n\tbuf->page = NULL;")], "netmem_to_page(buf->page)->pp = NULL;"),
+        ([(RX, "buf->page = NULL;", "put_page(len ? buf->page : q->heads[0].page);\n\tbuf->page = NULL;")],
+         "put_page(netmem_to_page(len ? buf->page : page_to_netmem(q->heads[0].page)));"),
+        ([(RX, "buf->page = NULL;", "buf->page = buf->page ?: alloc_page(GFP_ATOMIC);")], "buf->page = buf->page ?: page_to_netmem(alloc_page(GFP_ATOMIC));"),
+        ([(RX, "prefetch(page_address(buf->page));", "done++; prefetch(page_address(buf->page));")], "\t\tdone++; prefetch(netmem_address(buf->page));"),
         ([(RX, "struct page *page;\n\n\t\tif", "void *page;\n\n\t\tif")], "buf->page = page_to_netmem((struct page *)page);"),
         ([(RX, "page = page_pool_dev_alloc_pages(q->page_pool);", "page = page_pool_dev_alloc_frag(q->page_pool, &buf->offset, 2048);")],
          "page = page_pool_alloc_frag_netmem(q->page_pool, &buf->offset, 2048,\n\t\t\t\t\t\t   GFP_ATOMIC | __GFP_NOWARN);"),
@@ -146,6 +151,20 @@ def test_what_has_no_twin_goes_through_a_page_and_is_listed(edits, text, tmp_pat
         ([(RX, "struct page *page;\n\n\t\tif", "struct page *page, *other = alloc_page(GFP_ATOMIC);\n\n\t\tif")], "declared together"),
         ([(RX, "if (page == NULL)", "page++;\n\t\tif (page == NULL)")], "calculated with"),
         ([(HEAD, "int tiny_rx_refill", "#define TINY_CLEAR(b) ((b)->page = NULL)\n\nint tiny_rx_refill")], "names a field"),
+        ([(RX, "buf->page = NULL;", "{ typeof(buf->page) p = buf->page; get(p); }\n\tbuf->page = NULL;")], "taken from payload by typeof"),
+        ([(RX, "buf->page = NULL;", "get(({ len++; buf->page; }));\n\tbuf->page = NULL;")], "statement expression"),
+        ([(RX, "buf->page = NULL;", "buf->page = ({ len++; pick(len); });")], "statement expression"),
+        ([(RX, "buf->page = NULL;", "get(((struct other *)buf)->x.page);\n\tbuf->page = NULL;")], "not known here"),
+        ([(RX, "buf->page = NULL;", "{ struct tiny_buf two[2] = { [1].page = buf->page }; get(two); }\n\tbuf->page = NULL;")], "inside of another"),
+        ([(RX, "buf->page = NULL;", "{ struct tiny_buf one = { buf->page, 1 }; get(&one); }\n\tbuf->page = NULL;")], "without names"),
+        ([(RX, "buf->page = NULL;", "swap(buf->page, q->heads[0].page);")], "changes places with another page"),
+        ([(HEAD, "int tiny_rx_refill", "#define TINY_FIRST(q) first(&(q)->bufs[0])\n#define TINY_SPARE (spare.page)\n\nint tiny_rx_refill")], "where the converter does not look"),
+        ([(RX, "static void tiny_add_frag", "static struct page *tiny_get(struct tiny_queue *q)\n{\n\treturn page_pool_dev_alloc_pages(q->page_pool);\n}\n\n"
+               "static const struct tiny_ways tiny_ways = { .get = tiny_get };\n\nstatic void tiny_add_frag")], "through a pointer"),
+        ([(RX, "if (page == NULL)", "if (q->index) {\n\t\t\tint page = 5;\n\n\t\t\tput(page);\n\t\t}\n\t\tif (page == NULL)")], "and not in another"),
+        ([(RX, "int tiny_rx_refill", "#define TINY_SAY() say(page_address(page))\n\nint tiny_rx_refill"),
+          (RX, "if (page == NULL)", "TINY_SAY();\n\t\tif (page == NULL)")], "macro TINY_SAY names page"),
+        ([(RX, "buf->page = NULL;", "put_page(" + "(" * 3000 + "buf->page" + ")" * 3000 + ");")], "nested too deep"),
         ([(RX, "if (page == NULL)", "if (!page)\n\t\t\tpage = ERR_PTR(-ENOMEM);\n\t\tif (page == NULL)")], "no place in a netmem_ref"),
     ],
 )  # fmt: skip
@@ -317,3 +336,59 @@ def test_pages_by_reference(tmp_path, monkeypatch):
     assert "\t*out = page_pool_dev_alloc_netmems(q->page_pool);" in text
     assert "\t\ttiny_get(q, &page);" in text
     assert "netmem_to_page" not in text
+
+
+@pytest.mark.parametrize(
+    ("edits", "text"),
+    [
+        ([(RX, "buf->page = NULL;", "WRITE_ONCE(buf->page, NULL);")], "WRITE_ONCE(buf->netmem, 0);"),
+        ([(RX, "buf->page = NULL;", "swap(buf->page, q->spare.page);")], "swap(buf->netmem, q->spare.netmem);"),
+        ([(RX, "buf->page = NULL;", "q->spare = (struct tiny_buf){ .page = buf->page, .bias = 1 };")],
+         "(struct tiny_buf){ .netmem = buf->netmem, .bias = 1 };"),
+        ([(RX, "buf->page = NULL;", "{ struct page *two[] = { buf->page, NULL }; kfree(two); }")],
+         "struct page *two[] = { netmem_to_page(buf->netmem), NULL };"),
+        ([(HEAD, "\tstruct page *page;\n\tdma_addr_t dma;\n\tunsigned", "\tstruct  page  *page;\n\tdma_addr_t dma;\n\tunsigned")], "buf->netmem = netmem;"),
+        ([(RX, "page_pool_put_full_page(q->page_pool, buf->page, true);",
+           "page_pool_put_full_page(q->page_pool, buf->page, // which one of them it is, for us,\n\t\t\t\t\t\ttrue);")],
+         "page_pool_put_full_netmem(q->page_pool, buf->netmem, // which one of them it is, for us,\n\t\t\t\t\t\t  true);"),
+        ([(RX, "static int tiny_fill_head", "static void tiny_drop(struct tiny_queue *, struct page *), tiny_none(void);\n\nstatic int tiny_fill_head"),
+          (RX, "int tiny_rx_poll(", "static void tiny_drop(struct tiny_queue *q, struct page *page)\n{\n\tpage_pool_put_full_page(q->page_pool, page, true);\n}\n\n"
+               "int tiny_rx_poll("),
+          (RX, "\t\t\tpage_pool_put_full_page(q->page_pool, buf->page, true);", "\t\t\ttiny_drop(q, buf->page);")],
+         "static void tiny_drop(struct tiny_queue *, netmem_ref), tiny_none(void);"),
+    ],
+)  # fmt: skip
+def test_what_is_written_in_other_ways(edits, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = edited(tmp_path, *PAGES, *edits)
+    made = fresh(path, rename=True)
+    applied(tmp_path, made)
+    assert text in (path / RX).read_text()
+
+
+def test_bytes_of_the_source_stay_as_they_are(tmp_path, monkeypatch):
+    """Lines that end in CR LF, and what is no UTF-8, go through the series."""
+    monkeypatch.chdir(tmp_path)
+    path = edited(tmp_path, *PAGES)
+    for name in (RX, HEAD):
+        text = (
+            (path / name).read_bytes().replace(b"\n", b"\r\n").replace(b"TINY_H\r", b"TINY_H /* caf\xe9 */\r")
+        )
+        (path / name).write_bytes(text)
+    made = fresh(path)
+    git(tmp_path, "init", "-q")
+    text = "".join(one.text for one in made.series).encode("utf-8", "surrogateescape")
+    done = subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=text, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    after = (path / RX).read_bytes()
+    assert b"page = page_pool_dev_alloc_netmems(q->page_pool);\r\n" in after
+    assert after.count(b"\n") == after.count(b"\r\n")
+
+
+def test_a_folder_with_another_series_is_left_alone(tmp_path):
+    path = edited(tmp_path, *PAGES)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series/0002-net-other.patch").touch()
+    words = [*NETMEM, "convert", str(path), "-o", str(tmp_path / "series")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, "holds patches of another series" in done.stderr) == (1, True)

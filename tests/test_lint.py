@@ -294,6 +294,10 @@ GOOD = {
         (MAIN, "static int tiny_make_pools", "static u8 tiny_split(const struct tiny_priv *priv)\n{\n\treturn priv->split_on ? "
                "ETHTOOL_TCP_DATA_SPLIT_ENABLED : ETHTOOL_TCP_DATA_SPLIT_DISABLED;\n}\n\nstatic int tiny_make_pools"),
         (MAIN, "if (q->priv->split_on) {", "if (tiny_split(q->priv) == ETHTOOL_TCP_DATA_SPLIT_ENABLED) {")],
+    "an #ifdef among arguments that have nothing to do with it": [
+        (RX, "static void tiny_add_frag(struct tiny_queue *q, struct sk_buff *skb, struct tiny_buf *buf, u32 len)\n{\n",
+         "static void tiny_add_frag(struct tiny_queue *q, struct sk_buff *skb, struct tiny_buf *buf, u32 len)\n{\n"
+         "\ttiny_note(q,\n#ifdef CONFIG_TINY\n\t\t  1,\n#else\n\t\t  2,\n#endif\n\t\t  true);\n")],
     "the pool's own queue is asked for its provider": [
         (MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, q->index)) {")],
     "flags in another order": [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_SYNC_DEV | PP_FLAG_DMA_MAP)")],

@@ -53,6 +53,13 @@ def command(path: Path, rename: bool, output: Path | None) -> None:
         sys.stderr.write(f"{todo}netmem: {verdicts}\n")
         return
     output.mkdir(parents=True, exist_ok=True)
+    other = {one.name for one in output.glob("[0-9][0-9][0-9][0-9]-*.patch")} - {
+        one.name for one in made.series
+    }
+    if other:
+        print(f"netmem: {printable(str(output))} holds patches of another series ({printable(min(other))}): "
+              "take them away, or say another folder", file=sys.stderr)  # fmt: skip
+        sys.exit(1)
     for one in made.series:
         _write(output / one.name, one.text)
         print(output / one.name)
@@ -67,5 +74,5 @@ def _name(made: Conversion) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)  # a link that lies there in its place would be followed
-    with open(path, "x", errors="surrogateescape") as file:
+    with open(path, "x", errors="surrogateescape", newline="") as file:
         file.write(text)

@@ -88,7 +88,7 @@ def check_r7_restarts_under_load(make_driver: MakeDriver, memory: str = "dmabuf"
                 rig.net.settle()  # packets that nobody has polled
                 rig.dev.queues.restart(rig.dev.rx_queues[QUEUE])
                 restarts += 1
-        if bytes(got) != data:
+        if bytes(got) != data or restarts < RESTARTS:
             raise AssertionError(f"{len(got)} of {len(data)} bytes arrived over {restarts} restarts")
         ours.close()
         rig.net.run(3)

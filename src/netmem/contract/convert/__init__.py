@@ -65,12 +65,21 @@ def convert(path: Path, *, rename: bool = False) -> Conversion:
 
     ``rename``: fields and locals that are called page and hold a netmem get a name that says so. Refused.
     """
+    try:
+        return _convert(path, rename)
+    except RecursionError:
+        raise Refused(f"{printable(str(path))}: an expression is nested too deep to be read") from None
+
+
+def _convert(path: Path, rename: bool) -> Conversion:
     driver = _driver(path)
     root = tree.root_of(path.absolute())
     exports = tree.exports(root, path.absolute())
     top = tree.top_of(driver, root)
-    base = top if root is not None or not tree.is_inside(top, Path.cwd()) else Path.cwd()
-    made = Conversion(os.path.relpath(driver.name, base))
+    own = root is not None or (top / ".git").exists() or not tree.is_inside(top, Path.cwd())
+    base = top if own else Path.cwd()
+    named = os.path.relpath(driver.name, base)
+    made = Conversion(named if named != "." else driver.folder.name)
     before = judge(driver, root, exports)
     if before.facts["payload_api"] == "netmem":
         return made

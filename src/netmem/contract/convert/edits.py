@@ -47,7 +47,7 @@ class Edits:
 
     def add(self, path: str, start: int, end: int, text: str, step: int) -> None:
         one = Edit(start, end, text, step)
-        if one not in self.by_path[path]:
+        if start == end or one not in self.by_path[path]:
             self.by_path[path].append(one)
 
     def remains(self, path: str, offset: int, rule: str, reason: str) -> None:
@@ -173,7 +173,10 @@ def apply(source: bytes, edits: list[Edit]) -> bytes:
             grown += len(white) - (end - at)
             starts.append((line + (end - at), grown))
             out[at:end] = white
-    return _broken(bytes(out), widths)
+    made = _broken(bytes(out), widths)
+    if source.count(b"\r\n") == source.count(b"\n"):
+        made = re.sub(rb"(?<!\r)\n", b"\r\n", made)
+    return made
 
 
 def _broken(text: bytes, widths: dict[int, int]) -> bytes:
@@ -183,14 +186,14 @@ def _broken(text: bytes, widths: dict[int, int]) -> bytes:
     for number in range(len(lines)):
         line, width = lines[number], widths.get(number, WIDEST)
         rest = False
-        while number in widths and _column(line, 0, len(line)) > width:
+        while b"//" not in line and number in widths and _column(line, 0, len(line)) > width:
             at, column = _where_to_break(line, width)
             if at < 0:
                 break
             made.append(line[:at].rstrip())
             line, rest = _white(column) + line[at:].lstrip(), True
         following = lines[number + 1] if number + 1 < len(lines) else b""
-        if rest and line.endswith(b",") and _margin(following) == _margin(line):
+        if rest and line.endswith(b",") and b"/*" not in line and _margin(following) == _margin(line):
             lines[number + 1] = line + b" " + following.lstrip()  # room for both
             widths.setdefault(number + 1, width)
         else:

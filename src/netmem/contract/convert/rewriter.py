@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from netmem.contract.convert.edits import Refused
 from netmem.contract.convert.holders import level
 from netmem.contract.convert.sheet import Sheet
-from netmem.contract.convert.uses import Uses
+from netmem.contract.convert.uses import Uses, changes
 from netmem.contract.lint import csource
 from netmem.contract.lint.csource import CFile, Function
+from netmem.contract.lint.nodes import Declare, walk
 from netmem.contract.lint.places import Scope
 
+COMMENTS = re.compile(rb'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
+DEFINES = re.compile(rb"^[ \t]*#[ \t]*define[ \t]+(\w+)(\([^)]*\))?((?:[^\n\\]|\\.|\\\n)*)", re.MULTILINE)
+WORDS = re.compile(rb"\w+")
+HAS_NETMEM = re.compile(rb"#\s*include\s*<net/(?:netmem\.h|page_pool/)")
 SPECIFIERS = ("struct_specifier", "union_specifier")
 
 
@@ -28,9 +34,11 @@ class Rewriter:
         self._refuse_foreign()
         for one in self.world.own:
             self.sheet.path, self.sheet.source = one.path, csource.prepared(one.text)
-            self._top(csource.parsed(self.sheet.source).root_node)
+            root = csource.parsed(self.sheet.source).root_node
+            self._top(root)
+            self._refuse_unseen(root)
             if self.sheet.edits.by_path.get(one.path):
-                self._include(one)
+                self._include(one, root)
 
     def _refuse_macros(self) -> None:
         for one in self.world.own:
@@ -53,6 +61,31 @@ class Rewriter:
                     f"{os.path.relpath(where, self.sheet.base)}: convert it there first"
                 )
 
+    def _refuse_unseen(self, root: Any) -> None:
+        """A field with payload may be named where nobody looked: in macros, and what was not understood."""
+        names = b"|".join(sorted({re.escape(name.encode()) for _, name in self.holders.cells}))
+        if not names:
+            return
+        text = COMMENTS.sub(lambda m: b" " * len(m[0]), self.sheet.source)
+        typed = re.search(rb"\btypeof\w*\s*\([^;)]*(?:->|\.)\s*(?:%s)\b" % names, text)
+        if typed is not None:
+            self._unseen(typed.start(), "a type is taken from payload by typeof()")
+        for match in re.finditer(rb"(?:->|\.)\s*(%s)\b" % names, text):
+            if (self.sheet.path, match.start(1)) in self.sheet.looked_at:
+                continue
+            inside = root.named_descendant_for_byte_range(match.start(1), match.end(1))
+            while inside.parent is not None and inside.parent.id != root.id and inside.type != "declaration":
+                inside = inside.parent
+            type_ = inside.child_by_field_name("type") if inside.type == "declaration" else None
+            tag = self.world.tag(self.sheet.text(type_)) if type_ is not None else ""
+            if tag and not any(tag == owner for owner, _ in self.holders.cells):
+                continue  # a table of something else
+            self._unseen(match.start(), f"{match[1].decode()} is named where the converter does not look")
+
+    def _unseen(self, offset: int, why: str) -> NoReturn:
+        line = self.sheet.source.count(b"\n", 0, offset) + 1
+        raise Refused(f"{os.path.relpath(self.sheet.path, self.sheet.base)}:{line}: {why}")
+
     # -- outside of functions ----------------------------------------------------------------------
 
     def _top(self, node: Any) -> None:
@@ -67,8 +100,25 @@ class Rewriter:
                     self._prototype(child)
                 if type_ is not None and type_.type in SPECIFIERS:
                     self._struct(type_, "")
+                for one in child.children_by_field_name("declarator"):
+                    if one.type == "init_declarator":
+                        self._refuse_pointers(one.child_by_field_name("value"))
             elif child.type.startswith("preproc_") or child.type in ("ERROR", "declaration_list"):
                 self._top(child)
+
+    def _refuse_pointers(self, value: Any) -> None:
+        """A table must not have functions that get other types."""
+        todo = [value]
+        while todo:
+            one = todo.pop()
+            todo += one.named_children
+            target = (
+                self.world.function(self.sheet.text(one), self.sheet.path)
+                if one.type == "identifier"
+                else None
+            )
+            if target is not None and not target.macro and changes(self.sheet, target):
+                raise Refused(f"{self.sheet.where(one)}: {target.name}() handles payload through a pointer")
 
     def _struct(self, node: Any, prefix: str) -> None:
         name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
@@ -99,17 +149,19 @@ class Rewriter:
             for one, name in zip(declarators, names, strict=True):
                 self.sheet.rename(self.sheet.name(one), tag, name)
 
-    def _signature(self, node: Any, function: Function) -> None:
+    def _signature(self, node: Any, declarator: Any, function: Function) -> None:
         """Result and parameters of a definition or prototype."""
-        declarator, type_ = node.child_by_field_name("declarator"), node.child_by_field_name("type")
+        type_ = node.child_by_field_name("type")
         key = function.path, function.name
         stars = 0
         while declarator is not None and declarator.type == "pointer_declarator":
             if (*key, "") in self.holders.locals and self.sheet.text(type_) == "struct page" and not stars:
-                self.sheet.edit(type_.start_byte, type_.end_byte, "netmem_ref")
-                end = declarator.start_byte + 1
-                gap = b"" if self.sheet.source[type_.end_byte : declarator.start_byte] else b" "
-                self.sheet.edit(declarator.start_byte, end, gap.decode())
+                self.sheet.put(type_, "netmem_ref")
+                start, end = declarator.start_byte, declarator.start_byte + 1
+                if self.sheet.source[end : end + 1].isspace():  # the name stands apart from its star
+                    start = type_.end_byte
+                gap = "" if self.sheet.source[type_.end_byte : declarator.start_byte] else " "
+                self.sheet.edit(start, end, gap)
             stars += 1
             declarator = declarator.child_by_field_name("declarator")
         if declarator is None or declarator.type != "function_declarator":
@@ -138,7 +190,7 @@ class Rewriter:
                     self.sheet.text(inner.child_by_field_name("declarator")), self.sheet.path
                 )
                 if function is not None and not function.macro:
-                    self._signature(node, function)
+                    self._signature(node, one, function)
 
     def _function(self, node: Any) -> None:
         declarator = node.child_by_field_name("declarator")
@@ -151,17 +203,39 @@ class Rewriter:
         function = next((f for f in found if f.path == self.sheet.path and f.line == line), None)
         if function is None:
             return
+        self._refuse_twice_declared(function)
         scope = Scope(function)
         scope.types.update(function.types)
-        self._signature(node, function)
+        self._signature(node, node.child_by_field_name("declarator"), function)
         Uses(self.sheet, function, scope).walk(node.child_by_field_name("body"))
 
-    def _include(self, one: CFile) -> None:
+    def _refuse_twice_declared(self, function: Function) -> None:
+        """One name must not be payload here and something else there, nor be used by a macro. Refused."""
+        types: dict[str, set[str]] = {name: {type_} for type_, name in function.params}
+        for one in walk(function.body):
+            if isinstance(one, Declare):
+                types.setdefault(one.name, set()).add(one.type)
+        where = f"{os.path.relpath(function.path, self.sheet.base)}:{function.line}"
+        macros = [one for one in DEFINES.finditer(self.sheet.source) if one[1] in function.words]
+        for path, of, name in self.holders.locals:
+            if (path, of) != (function.path, function.name):
+                continue
+            if len(types.get(name, ())) > 1:
+                raise Refused(f"{where}: {name} is payload in one part of {of}(), and not in another")
+            for macro in macros:
+                own, body = (set(WORDS.findall(macro[n] or b"")) for n in (2, 3))
+                if name.encode() in body - own:
+                    raise Refused(f"{where}: the macro {macro[1].decode()} names {name}, which holds payload")
+
+    def _include(self, one: CFile, root: Any) -> None:
         """A header that says netmem_ref for the first time needs the kernel's."""
-        if b"netmem.h" in one.text or b"page_pool/" in one.text or not one.path.endswith(".h"):
+        if HAS_NETMEM.search(one.text) or not one.path.endswith(".h"):
             return
-        at = one.text.rfind(b"#include")
-        if at >= 0:
-            end = one.text.find(b"\n", at) + 1
-            self.sheet.path = one.path
+        guarded = [child for child in root.named_children if child.type == "preproc_ifdef"]
+        top = guarded[0] if len(guarded) == 1 else root
+        found = [
+            child for child in (*root.named_children, *top.named_children) if child.type == "preproc_include"
+        ]
+        if found:
+            self.sheet.path, end = one.path, max(child.end_byte for child in found)
             self.sheet.edit(end, end, "#include <net/netmem.h>\n")

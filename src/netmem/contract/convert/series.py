@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 import textwrap
@@ -41,10 +42,10 @@ def author(folder: Path) -> tuple[str, str]:
     found = []
     for key in ("user.name", "user.email"):
         done = subprocess.run(
-            ["git", "config", "--get", key], cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S
+            ["git", "config", "--get", key], cwd=folder, capture_output=True, timeout=TIMEOUT_S
         )
-        found.append(done.stdout.strip())
-    return (found[0], found[1]) if all(found) else UNKNOWN
+        found.append(done.stdout.decode("utf-8", "replace").strip())
+    return (found[0], found[1]) if all(re.search(r"\w", one) for one in found) else UNKNOWN
 
 
 def series_of(before: Mapping[str, bytes], steps: Sequence[Step], base: Path, prefix: str) -> list[Patch]:
@@ -69,7 +70,7 @@ def series_of(before: Mapping[str, bytes], steps: Sequence[Step], base: Path, pr
         root = _git(top, identity, "rev-list", "--max-parents=0", "HEAD").strip()
         _git(top, identity, "format-patch", "-q", "-o", str(out), "--no-signature", f"{root}..HEAD")
         found = sorted(out.glob("*.patch")) if out.exists() else []
-        return [Patch(one.name, one.read_text(errors="surrogateescape")) for one in found]
+        return [Patch(one.name, one.read_bytes().decode("utf-8", "surrogateescape")) for one in found]
 
 
 def _commit(

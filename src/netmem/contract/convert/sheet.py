@@ -14,6 +14,7 @@ from netmem.contract.lint.lowering import declared
 from netmem.contract.lint.model import Case
 
 CONVERT, RENAME, GUARD = 1, 2, 3  # steps of the series
+BY_NAME = rb"\b(?:offsetof\w*|sizeof_field|container_of|struct_size|__counted_by)\s*\([^;]{0,200}?\b%s\b"
 POINTERS = ("pointer_declarator", "abstract_pointer_declarator")
 
 
@@ -27,6 +28,8 @@ class Sheet:
         self.edits = Edits()
         self.renamed = _renamed(case, self.holders) if rename else {}
         self.path, self.source = "", b""
+        self.looked_at: set[tuple[str, int]] = set()  # where fields were named that the walk has seen
+        self._done: set[tuple[str, int, int, str]] = set()
 
     def text(self, node: Any) -> str:
         return self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
@@ -45,8 +48,17 @@ class Sheet:
     def remains(self, node: Any, rule: str, reason: str) -> None:
         self.edits.remains(self.path, node.start_byte, rule, reason)
 
+    def is_first(self, node: Any, what: str) -> bool:
+        """False when this was done to a node already."""
+        key = self.path, node.start_byte, node.end_byte, what
+        known = key in self._done
+        self._done.add(key)
+        return not known
+
     def wrap(self, node: Any, call: str, rule: str, reason: str, cast: str = "") -> None:
         """A call around a node, and why it cannot stay so."""
+        if not self.is_first(node, call):
+            return
         self.edit(node.start_byte, node.start_byte, f"{call}({cast}")
         self.edit(node.end_byte, node.end_byte, ")")
         self.remains(node, rule, reason)
@@ -55,8 +67,10 @@ class Sheet:
 
     def retype(self, type_: Any, declarators: list[Any], ours: list[bool]) -> None:
         """`struct page *x` becomes `netmem_ref x`: one star less. Refused."""
-        if not any(ours) or self.text(type_) != "struct page":
+        if not any(ours):
             return
+        if re.sub(r"/\*.*?\*/|\s+", " ", self.text(type_)).split() != ["struct", "page"]:
+            raise Refused(f"{self.where(type_)}: payload of a type that is not written as struct page")
         if not all(ours):
             raise Refused(
                 f"{self.where(type_)}: payload and other pages are declared together: split the line first"
@@ -69,12 +83,16 @@ class Sheet:
                 star = star.child_by_field_name("declarator")
             if star is None:
                 raise Refused(f"{self.where(type_)}: a declaration that is not understood")
-            self.edit(star.start_byte, star.start_byte + 1, "")
+            at = star.start_byte
+            bare = (
+                star.type.startswith("abstract") and self.source[at - 1 : at] == b" "
+            )  # a type without name
+            self.edit(at - bare, at + 1, "")
 
     def rename(self, node: Any, *key: str) -> None:
         """A name that holds a netmem and is called page, where that is asked for."""
         new = self.renamed.get(key)
-        if new is not None:
+        if new is not None and node is not None:
             self.edit(node.start_byte, node.end_byte, new, RENAME)
 
     def rename_documented(self, node: Any, names: list[tuple[str, str]]) -> None:
@@ -82,9 +100,10 @@ class Sheet:
         comment = node.prev_named_sibling
         if comment is None or comment.type != "comment" or not self.text(comment).startswith("/**"):
             return
+        text = self.source[comment.start_byte : comment.end_byte]
         for old, new in names:
-            for match in re.finditer(rf"@{old}\b", self.text(comment)):
-                at = comment.start_byte + len(self.text(comment)[: match.start()].encode()) + 1
+            for match in re.finditer(rb"@%s\b" % old.encode(), text):
+                at = comment.start_byte + match.start() + 1
                 self.edit(at, at + len(old), new, RENAME)
 
     def name(self, declarator: Any) -> Any:
@@ -107,14 +126,19 @@ def netmem_name(name: str) -> str:
 def _renamed(case: Case, holders: Holders) -> dict[tuple[str, ...], str]:
     """(structure, field) and (file, function, name) -> another name, where that one is free."""
     found: dict[tuple[str, ...], str] = {}
+    texts = [one.text for one in case.world.own]
+    macros = {
+        word for f in (f for fs in case.world.named.values() for f in fs if f.macro) for word in f.words
+    }
     for tag, name in holders.cells:
         new = netmem_name(name)
-        if new != name and not case.world.field_type(tag, new):
+        by_name = re.compile(BY_NAME % name.encode(), re.DOTALL)  # where nobody says of which structure
+        if new != name and not case.world.field_type(tag, new) and not any(map(by_name.search, texts)):
             found[tag, name] = new
     for path, function, name in holders.locals:
         target = next((f for f in case.world.named.get(function, ()) if f.path == path), None)
         new = netmem_name(name)
-        if target is None or new == name or not name:
+        if target is None or new == name or not name or name.encode() in macros:
             continue
         types = {param: type_ for type_, param in target.params} | target.types
         if level(types.get(name, "")) and new not in types and new.encode() not in target.words:

@@ -12,6 +12,7 @@ from typing import Any
 from netmem.contract.convert.edits import Refused
 from netmem.contract.convert.holders import level, netmem_level
 from netmem.contract.convert.sheet import GUARD, RENAME, Sheet
+from netmem.contract.convert.syntax import CONDITIONS, HOLDERS, TYPEOF, arguments, is_value, ways
 from netmem.contract.convert.twins import POOL_OF
 from netmem.contract.lint import api, csource
 from netmem.contract.lint.csource import Function
@@ -27,10 +28,13 @@ WHOLE = {  # take an array or a pointer whatever it is of
 OF_A_TYPE = re.compile(r"^(k[vmz]*alloc_(obj|objs|flex)|sizeof|typeof|ARRAY_SIZE)$")  # not evaluated
 FETCHES = {"prefetch", "prefetchw", "net_prefetch", "net_prefetchw"}  # nothing is lost without them
 DESCRIPTORS = {"pp_page_to_nmdesc": "netmem_to_nmdesc", "page_to_nmdesc": "netmem_to_nmdesc"}
-CONDITIONS = {
-    "if_statement", "while_statement", "do_statement", "for_statement", "unary_expression",
-    "expression_statement", "comma_expression", "switch_statement", "case_statement", "compound_statement",
-}  # fmt: skip
+
+
+def changes(sheet: Sheet, function: Function) -> bool:
+    """True for a function whose result or parameters get other types."""
+    key = function.path, function.name
+    types = [(function.returns, ""), *function.params]
+    return any(level(type_) > 0 and (*key, name) in sheet.holders.locals for type_, name in types)
 
 
 class Uses:
@@ -80,8 +84,7 @@ class Uses:
         if kind == "assignment_expression":
             return self.level(node.child_by_field_name("left"))
         if kind == "conditional_expression":
-            then, other = (node.child_by_field_name(x) for x in ("consequence", "alternative"))
-            return max(self.level(one) for one in (then, other) if one is not None)
+            return max(self.level(one) for one in ways(node))
         if kind == "comma_expression":
             return self.level(node.child_by_field_name("right"))
         if kind == "binary_expression":
@@ -147,7 +150,11 @@ class Uses:
                 self._is_no_pointer(child)
                 self.sheet.rename(child, *self.key, self.sheet.text(child))
             elif kind == "field_expression":
-                self.sheet.rename(child.child_by_field_name("field"), *self.field(child))
+                named, (tag, name) = child.child_by_field_name("field"), self.field(child)
+                if not tag and any(name == cell for _, cell in self.sheet.holders.cells):
+                    raise Refused(f"{self.sheet.where(child)}: {name} of a structure that is not known here")
+                self.sheet.looked_at.add((self.sheet.path, named.start_byte))
+                self.sheet.rename(named, tag, name)
             if self.level(child) and not self._is_part(child):
                 self._use(child)
             self.walk(child)
@@ -162,7 +169,7 @@ class Uses:
             inner = parent.child_by_field_name("argument")
             return bool(inner.id == node.id)
         if kind == "conditional_expression":
-            return bool(parent.child_by_field_name("condition").id != node.id)
+            return any(one.id == node.id for one in ways(parent))
         if kind == "comma_expression":
             return bool(parent.child_by_field_name("right").id == node.id)
         if kind == "binary_expression":
@@ -215,33 +222,52 @@ class Uses:
 
     def _pair(self, node: Any) -> None:
         """`.page = value` of a structure."""
+        tag, named = self._designated(node)
+        if named is None:
+            return
+        self.sheet.looked_at.add((self.sheet.path, named.start_byte))
         if self._pair_cell(node):
-            self.want(node.child_by_field_name("value"))
+            self.sheet.rename(named, tag, self.sheet.text(named))
+            self.give(level(self.sheet.world.field_type(tag, self.sheet.text(named))),
+                      node.child_by_field_name("value"))  # fmt: skip
 
     def _pair_cell(self, node: Any) -> bool:
-        holder = node.parent
-        while holder is not None and holder.type not in ("init_declarator", "compound_literal_expression"):
-            holder = holder.parent
-        if holder is None:
-            return False
-        type_ = (
-            holder.parent.child_by_field_name("type")
-            if holder.type == "init_declarator" else holder.child_by_field_name("type")
-        )  # fmt: skip
-        tag = self.sheet.world.tag(self.sheet.text(type_)) if type_ is not None else ""
-        named = node.child_by_field_name("designator")
-        return named is not None and (tag, self.sheet.text(named).lstrip(".")) in self.sheet.holders.cells
+        tag, named = self._designated(node)
+        return named is not None and (tag, self.sheet.text(named)) in self.sheet.holders.cells
+
+    def _designated(self, node: Any) -> tuple[str, Any]:
+        """(structure, name) of a designator. Refused where which structure it is of is not seen."""
+        designators = node.children_by_field_name("designator")
+        last = designators[-1] if designators else None
+        if last is None or last.type != "field_designator":
+            return "", None
+        named, holder = last.named_children[0], node.parent
+        direct = len(designators) == 1 and holder.parent.type in HOLDERS
+        if not direct and any(self.sheet.text(named) == cell for _, cell in self.sheet.holders.cells):
+            raise Refused(f"{self.sheet.where(node)}: payload in an initialiser inside of another")
+        return self._initialised(holder), named
+
+    def _initialised(self, list_: Any) -> str:
+        """The structure that an initialiser is of, "" for none."""
+        holder = list_.parent
+        if holder.type not in HOLDERS:
+            return ""
+        whose = holder.parent if holder.type == "init_declarator" else holder
+        type_ = whose.child_by_field_name("type")
+        return self.sheet.world.tag(self.sheet.text(type_)) if type_ is not None else ""
 
     # -- a netmem_ref is wanted ----------------------------------------------------------------------
 
     def want(self, value: Any) -> None:
         """Something is given to a place that becomes netmem_ref. Refused."""
         kind = value.type
+        if kind == "compound_statement":
+            raise Refused(f"{self.sheet.where(value)}: payload is what a statement expression gives")
         if kind == "parenthesized_expression" and value.named_child_count == 1:
             return self.want(value.named_children[0])
         if kind == "conditional_expression":
-            for name in ("consequence", "alternative"):
-                self.want(value.child_by_field_name(name))
+            for one in ways(value):
+                self.want(one)
             return None
         if kind == "comma_expression":
             return self.want(value.child_by_field_name("right"))
@@ -300,6 +326,8 @@ class Uses:
         kind = parent.type
         if kind == "parenthesized_expression":
             return
+        if kind == "expression_statement" and is_value(parent):
+            raise Refused(f"{self.sheet.where(node)}: payload is what a statement expression gives")
         if kind == "argument_list":
             self._argument(node, parent)
         elif kind == "assignment_expression":
@@ -308,6 +336,10 @@ class Uses:
             inner = parent.child_by_field_name("declarator")
             if inner.start_byte <= node.start_byte < inner.end_byte:
                 return
+            if TYPEOF.search(self.sheet.text(parent.parent.child_by_field_name("type"))):
+                raise Refused(
+                    f"{self.sheet.where(node)}: payload in a variable whose type is not written out"
+                )
             if not self._is_ours(parent):
                 self._as_page(node, "R3", "payload is kept as a page here")
         elif kind == "initializer_pair":
@@ -326,8 +358,10 @@ class Uses:
         elif kind == "cast_expression":
             self._as_page(node, "R3", "payload is cast")
         elif kind == "initializer_list":
-            holder = parent.parent
-            if holder.type != "init_declarator" or not self._is_ours(holder):
+            tag = self._initialised(parent)
+            if any(tag == owner for owner, _ in self.sheet.holders.cells):
+                raise Refused(f"{self.sheet.where(node)}: payload in an initialiser without names")
+            if parent.parent.type != "init_declarator" or not self._is_ours(parent.parent):
                 self._as_page(node, "R3", "payload is kept as a page here")
         elif kind == "subscript_expression":
             self._as_page(node, "R3", "payload is kept as a page here")
@@ -373,7 +407,11 @@ class Uses:
 
     def _field_of_page(self, node: Any, parent: Any) -> None:
         name = self.sheet.text(parent.child_by_field_name("field"))
-        if self.level(node) == 1 and name == "pp" and POOL_OF in self.sheet.twins.known:
+        around = parent.parent
+        left = around.child_by_field_name("left") if around.type == "assignment_expression" else None
+        written = left is not None and left.id == parent.id
+        written |= self.sheet.text(around).startswith("&")
+        if self.level(node) == 1 and name == "pp" and not written and POOL_OF in self.sheet.twins.known:
             self.sheet.edit(node.start_byte, node.start_byte, f"{POOL_OF}(")
             self.sheet.edit(node.end_byte, parent.end_byte, ")")
             return
@@ -387,6 +425,12 @@ class Uses:
         name, given = self.sheet.text(function), arguments(call)
         at = next(i for i, one in enumerate(given) if one.id == node.id)
         if name in SAME_VALUE or OF_A_TYPE.match(name):
+            return None
+        if name == "WRITE_ONCE" and len(given) == 2 and (at == 0 or self.level(given[0])):
+            return self.want(given[1]) if at == 0 else None
+        if name == "swap" and self.level(node) == 1:
+            if not all(map(self.level, given)):
+                raise Refused(f"{self.sheet.where(node)}: payload changes places with another page")
             return None
         if self.level(node) > 1:
             target = self.sheet.world.function(name, self.sheet.path)
@@ -432,15 +476,10 @@ class Uses:
             return False
         said = self.sheet.edits.within(self.sheet.path, self.sheet.source, place, RENAME)
         begins = self.sheet.source.rfind(b"\n", 0, statement.start_byte) + 1
-        indent = self.sheet.source[begins : statement.start_byte].decode()
-        self._guards(statement, f"if (!netmem_is_net_iov({said}))\n{indent}\t")
+        indent = self.sheet.source[begins : statement.start_byte]
+        if indent.strip():
+            return False  # something else stands in its line
+        if self.sheet.is_first(statement, "guard"):
+            text = f"if (!netmem_is_net_iov({said}))\n{indent.decode()}\t"
+            self.sheet.edit(statement.start_byte, statement.start_byte, text, GUARD)
         return True
-
-    def _guards(self, statement: Any, text: str) -> None:
-        self.sheet.edit(statement.start_byte, statement.start_byte, text, GUARD)
-
-
-def arguments(call: Any) -> list[Any]:
-    """What a call is given."""
-    found = call.child_by_field_name("arguments")
-    return [one for one in found.named_children if one.type != "comment"] if found is not None else []

@@ -68,7 +68,8 @@ def judge(
             problems.append(
                 f"{_short(str(source), base)}: cannot be read, or larger than {tree.MAX_FILE >> 20} MiB"
             )
-    asked = [one.asked for path in selection.own for one in configs.groups(tree.load(path) or b"")]
+    groups = [one for path in selection.own for one in configs.groups(tree.load(path) or b"")]
+    asked = [one.asked for one in groups if one.matters]
     case, own = _understood(driver, selection, everything, True)
     report = Report(_short(driver.name, base), _short(str(driver.folder), base), {}, problems=problems)
     report.requirements = _verdicts(case)

@@ -12,15 +12,17 @@ _INSIDE = b",|&(=+?"  # what stands before an #if that is no statement's
 
 
 class Group(NamedTuple):
-    """One #if to #endif: ``marks``: (start, end) of its directives; ``asked``: by the first."""
+    """One #if to #endif: ``marks``: (start, end) of its directives; ``asked``: by the first; ``matters``:
+    for a verdict."""
 
     marks: tuple[tuple[int, int], ...]
     asked: str
+    matters: bool
 
 
 def groups(text: bytes) -> list[Group]:
-    """Those inside expressions that verdicts can depend on; none that holds another."""
-    if not _MATTERS.search(text) or b"#" not in text:
+    """Those inside expressions; none that holds another."""
+    if b"#" not in text:
         return []
     found: list[Group] = []
     open_: list[list[re.Match[bytes]]] = []
@@ -33,11 +35,12 @@ def groups(text: bytes) -> list[Group]:
                 marks = open_.pop()
                 first, last = marks[0], marks[-1]
                 inside = text[first.end() : last.start()]
-                if len(marks) == len(_DIRECTIVE.findall(inside)) + 2 and _MATTERS.search(inside):
+                if len(marks) == len(_DIRECTIVE.findall(inside)) + 2:
                     if _is_inside(text, first.start(), last.end()):
                         asked = first[2].split(b"/*")[0].strip().decode("utf-8", "replace")
                         said = f"!{asked}" if first[1] == b"ifndef" else asked
-                        found.append(Group(tuple((m.start(), m.end()) for m in marks), said))
+                        places = tuple((m.start(), m.end()) for m in marks)
+                        found.append(Group(places, said, bool(_MATTERS.search(inside))))
     return found
 
 

@@ -10,7 +10,20 @@ from netmem.contract.lint import api, tree
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.labels import split_name
 from netmem.contract.lint.model import Case, Evidence
-from netmem.contract.lint.nodes import Assign, Call, Expr, Field, Id, Init, Num, Stmt, names, walk
+from netmem.contract.lint.nodes import (
+    Assign,
+    Binary,
+    Call,
+    Declare,
+    Expr,
+    Field,
+    Id,
+    Init,
+    Num,
+    Stmt,
+    names,
+    walk,
+)
 
 UNREADABLE = api.FLAGS[3]
 MARKS = {b"skb_mark_for_recycle", b"pp_recycle", b"xdp_build_skb_from_buff", b"xdp_build_skb_from_zc"}
@@ -22,6 +35,7 @@ DIRECT_AT = {  # position of allow_direct
 }  # fmt: skip
 DIRECT_WORDS = {name.encode() for name in (*DIRECT, *DIRECT_AT)}
 OPERATIONS = re.compile(r"\b(net_device|ethtool|netdev_queue_mgmt|dev_pm)_ops\b|_driver\b")
+STOPS = {b"napi_disable", b"__napi_disable", b"page_pool_disable_direct_recycling"}
 OFFERED = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
 SYNCS = {name.encode() for name in api.POOL_SYNC}
 
@@ -156,7 +170,10 @@ def _outside_napi(case: Case) -> Iterator[Evidence]:
     if not polls:
         return  # NAPI is another module's
     reached = _reached(case, polls)
-    puts = [f for f in _functions(case) if not f.macro and not DIRECT_WORDS.isdisjoint(f.called)]
+    puts = [
+        f for f in _functions(case)
+        if not f.macro and not DIRECT_WORDS.isdisjoint(f.called) and STOPS.isdisjoint(f.called)
+    ]  # fmt: skip
     if all((f.path, f.name) in reached for f in puts):
         return
     reached |= _reached(case, _handed_on(case))
@@ -180,7 +197,8 @@ def _with_programs(case: Case) -> Iterator[Evidence]:
         return
     reached = _reached(case, set(attach))
     functions = [f for f in _functions(case) if (f.path, f.name) in reached]
-    if any(split_name(word.decode()) for f in functions for word in f.words):
+    kept = {e.call.lstrip(".") for e in case.of("acted")}  # where what the user asks for is kept
+    if any(word in kept or split_name(word) for f in functions for word in map(bytes.decode, f.words)):
         return
     for name, (path, line) in sorted(attach.items()):
         yield Evidence(
@@ -196,10 +214,12 @@ def _offset_twice(case: Case) -> Iterator[Evidence]:
         if b"page_pool_params" not in function.words:
             continue
         for one in walk(function.body):
-            if isinstance(one, Assign) and isinstance(one.left, Field) and one.left.name == "offset":
-                own |= _constants(one.right)
-            elif isinstance(one, Init) and "offset" in one.names:
-                own |= _constants(dict(one.items)["offset"])
+            match one:
+                case Assign(left=Field(base=Id(name=name), name="offset"), right=right):
+                    if "page_pool_params" in function.types.get(name, ""):
+                        own |= _terms(right)
+                case Declare(type=type_, init=Init() as init) if "page_pool_params" in type_:
+                    own |= _terms(dict(init.items).get("offset", Num(0, "0")))
     if not own:
         return
     for function in _functions(case):
@@ -207,7 +227,7 @@ def _offset_twice(case: Case) -> Iterator[Evidence]:
             continue
         for one in walk(function.body):
             if isinstance(one, Call) and one.name.encode() in SYNCS and len(one.args) > 2:
-                both = sorted(own & _constants(one.args[2]))
+                both = sorted(own & _terms(one.args[2]))
                 if both:
                     yield Evidence(
                         function.path, one.line, f"{one.name}() adds {both[0]}, which the pool adds already",
@@ -215,9 +235,11 @@ def _offset_twice(case: Case) -> Iterator[Evidence]:
                     )  # fmt: skip
 
 
-def _constants(e: Expr) -> set[str]:
-    """Names of constants in an expression."""
-    return {one for one in names(e) if one.isupper()}
+def _terms(e: Expr) -> set[str]:
+    """Constants that a sum adds."""
+    if isinstance(e, Binary) and e.op == "+":
+        return _terms(e.left) | _terms(e.right)
+    return {e.name} if isinstance(e, Id) and e.name.isupper() else set()
 
 
 ADVICE = (
