@@ -218,4 +218,5 @@ RELEVANT = re.compile(
 )
 MAKES = re.compile(rb"page_pool|libeth_rx")  # without these there is no payload to follow
 RING = re.compile(rb"tcp_data_split|TCP_DATA_SPLIT|supported_ring_params")
+SPLITS = re.compile(rb"tcp_data_split|TCP_DATA_SPLIT")
 POOLS = re.compile(rb"page_pool_create|libeth_rx_fq_create|mt76_create_page_pool")

@@ -123,9 +123,7 @@ def _verdicts(case: Case) -> dict[str, Verdict]:
 _OPERATIONS = rb"\bstruct\s+net_device_ops\s+\w+\s*=|^\w[\w \t*]*\("
 _ABOUT = {
     "R1": re.compile(
-        rb"\b(?:__)?(?:netdev_alloc_skb\w*|napi_alloc_skb|dev_alloc_skb|build_skb|napi_alloc_frag\w*|"
-        rb"dev_alloc_pages?|alloc_pages?)\s*\(",
-        re.M,
+        rb"(?:netdev_alloc_skb\w*|napi_alloc_skb|dev_alloc_skb|build_skb|napi_alloc_frag\w*|alloc_pages?)\s*\("
     ),
     "R2": re.compile(rb"\bstruct\s+ethtool_ops\s+\w+\s*=", re.M),
 }
@@ -189,7 +187,7 @@ def _follow(
         own.extend(fresh)
         return fresh
 
-    if everything or any(api.MAKES.search(one.text) or api.RING.search(one.text) for one in own):
+    if everything or any(api.MAKES.search(one.text) or api.SPLITS.search(one.text) for one in own):
         flow.run(more)
     return Case(world, flow)
 
