@@ -4,7 +4,15 @@ success, and whether what was asked for is kept on every such way.
 One path-sensitive walk along the setter's graph, into the functions that are given what was asked for. It is
 *kept* when it is stored in a structure that lasts, given to a function of the kernel's, or handed on in a
 structure to a function that reads it from there; not when it stays in a local structure, is stored after
-that was handed on, or is compared and forgotten.
+that was handed on, or is compared and forgotten. So in
+
+    cfg = priv->cfg;                                      a copy, on the stack
+    if (kernel_ring->tcp_data_split == DISABLED)          asked for: on, so this way is not taken
+            return 0;
+    cfg.split = kernel_ring->tcp_data_split;              ``asked`` has the place (cfg, .split), nothing is kept
+    return restart(priv, &cfg);                           restart() reads .split: kept
+
+a way that reaches ``return 0`` with ``kept`` false makes ``always`` false, and any that is kept ``ever`` true.
 """
 
 from __future__ import annotations
