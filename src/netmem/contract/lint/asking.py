@@ -9,7 +9,7 @@ that was handed on, or is compared and forgotten. So in
     cfg = priv->cfg;                                      a copy, on the stack
     if (kernel_ring->tcp_data_split == DISABLED)          asked for: on, so this way is not taken
             return 0;
-    cfg.split = kernel_ring->tcp_data_split;              ``asked`` has the place (cfg, .split), nothing is kept
+    cfg.split = kernel_ring->tcp_data_split;              ``asked`` has the place (cfg, .split); not kept
     return restart(priv, &cfg);                           restart() reads .split: kept
 
 a way that reaches ``return 0`` with ``kept`` false makes ``always`` false, and any that is kept ``ever`` true.
