@@ -62,6 +62,13 @@ RX, MAIN, TOOL, HEAD = "tiny_rx.c", "tiny_main.c", "tiny_ethtool.c", "tiny.h"
 SYNC = "page_pool_dma_sync_netmem_for_cpu(q->page_pool, buf->netmem, buf->offset, len);"
 FLAG = "pp.flags |= PP_FLAG_ALLOW_UNREADABLE_NETMEM;"
 
+# An enumeration of buffers, which a function returns and another decides by.
+TINY_KINDS = (
+    "enum tiny_kind {\n\tTINY_PAGE,\n\tTINY_REMOTE,\n};\n\nstatic enum tiny_kind tiny_kind_of(const struct tiny_buf *buf)\n{\n"
+    "\treturn netmem_is_net_iov(buf->netmem) ? TINY_REMOTE : TINY_PAGE;\n}\n\nstatic bool tiny_may_look(enum tiny_kind kind)\n{\n"
+    "\tswitch (kind) {\n\tcase %s:\n\t\treturn true;\n\tdefault:\n\t\tbreak;\n\t}\n\treturn false;\n}\n\nint tiny_rx_poll("
+)
+
 # What is broken by one edit, the verdict, and lines of evidence (exactly these).
 BAD = {
     "no bit in supported_ring_params": (
@@ -115,6 +122,9 @@ BAD = {
                 "ETHTOOL_TCP_DATA_SPLIT_ENABLED : ETHTOOL_TCP_DATA_SPLIT_DISABLED;\n}\n\nstatic int tiny_make_pools"),
          (MAIN, "if (q->priv->split_on) {", "if (tiny_split(q->priv) != ETHTOOL_TCP_DATA_SPLIT_UNKNOWN) {")],
         "R2", "fail", None),
+    "a kind of buffer is asked for, and the wrong one looked at": (
+        [(RX, "int tiny_rx_poll(", TINY_KINDS % "TINY_REMOTE"), (RX, "if (tiny_readable(buf))", "if (tiny_may_look(tiny_kind_of(buf)))")],
+        "R5", "fail", ["prefetch(netmem_address(buf->netmem));"]),
     "another queue is asked for its provider": (
         [(MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, 0)) {")],
         "R4", "partial", None),
@@ -298,6 +308,10 @@ GOOD = {
         (RX, "static void tiny_add_frag(struct tiny_queue *q, struct sk_buff *skb, struct tiny_buf *buf, u32 len)\n{\n",
          "static void tiny_add_frag(struct tiny_queue *q, struct sk_buff *skb, struct tiny_buf *buf, u32 len)\n{\n"
          "\ttiny_note(q,\n#ifdef CONFIG_TINY\n\t\t  1,\n#else\n\t\t  2,\n#endif\n\t\t  true);\n")],
+    "a kind of buffer is asked for by a switch": [
+        (RX, "int tiny_rx_poll(", TINY_KINDS % "TINY_PAGE"), (RX, "if (tiny_readable(buf))", "if (tiny_may_look(tiny_kind_of(buf)))")],
+    "a kind of buffer is compared": [
+        (RX, "int tiny_rx_poll(", TINY_KINDS % "TINY_PAGE"), (RX, "if (tiny_readable(buf))", "if (tiny_kind_of(buf) != TINY_REMOTE)")],
     "the pool's own queue is asked for its provider": [
         (MAIN, "if (q->priv->split_on) {", "if (netif_rxq_has_unreadable_mp(q->priv->netdev, q->index)) {")],
     "flags in another order": [(HEAD, "(PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV)", "(PP_FLAG_DMA_SYNC_DEV | PP_FLAG_DMA_MAP)")],

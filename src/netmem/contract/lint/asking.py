@@ -12,7 +12,7 @@ that was handed on, or is compared and forgotten. So in
     cfg.split = kernel_ring->tcp_data_split;              ``asked`` has the place (cfg, .split); not kept
     return restart(priv, &cfg);                           restart() reads .split: kept
 
-a way that reaches ``return 0`` with ``kept`` false makes ``always`` false, and any that is kept ``ever`` true.
+a way that reaches ``return 0`` with ``kept`` false makes ``always`` false, any that is kept ``ever`` true.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ class Flow:
         self._named_by: dict[int, set[Cell]] = {}
         self._depth = 0
         self._answers: dict[int, dict[Key, Answer | None]] = defaultdict(dict)
+        self._kinds: dict[int, dict[Key, dict[str, Facts]]] = defaultdict(dict)
         self._ready: list[
             tuple[bool, int, int, Key]
         ] = []  # callees before their callers, news of fields last
@@ -320,9 +321,11 @@ class Flow:
             for (_, name), held in zip(known.function.params, known.outs, strict=False)
         )
         answers = self._answers[id(known.function)]
+        kinds = self._kinds[id(known.function)]
         news = outs != known.outs or not frame.returns <= known.returns or answers.get(key) != frame.answer
-        if not news:
+        if not news and kinds.get(key, {}) == frame.kinds:
             return
+        kinds[key] = frame.kinds
         known.outs, known.returns = outs, known.returns | frame.returns
         answers[key] = frame.answer
         id_ = id(known.function)
@@ -339,6 +342,13 @@ class Flow:
         before = self.values.answers.get(id_)
         if joined is not None:
             self.values.answers[id_] = joined
+        kinds: dict[str, Facts] = {}
+        for one in self._kinds[id_].values():
+            for name, facts in one.items():
+                kinds[name] = both(kinds[name], facts) if name in kinds else facts
+        news |= kinds != self.values.kinds.get(id_, {})
+        if kinds:
+            self.values.kinds[id_] = kinds
         if not news and (joined is None or joined == before):
             return False
         for context in self._contexts[id_]:

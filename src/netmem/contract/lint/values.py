@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from netmem.contract.lint import api
 from netmem.contract.lint.cfg import TRANSPARENT
 from netmem.contract.lint.csource import Function
+from netmem.contract.lint.kinds import decides
 from netmem.contract.lint.labels import (
     ALL_READABLE,
     ASKED,
@@ -81,8 +82,8 @@ class Frame(Scope):
     """One look at a function. ``locals``: its names; ``point``: what is known now."""
 
     __slots__ = (
-        "answer", "asked", "block", "conditions", "entry", "events", "kept", "key", "locals", "point",
-        "returns", "sites",
+        "answer", "asked", "block", "conditions", "entry", "events", "kept", "key", "kinds", "locals",
+        "point", "returns", "sites",
     )  # fmt: skip
 
     def __init__(self, function: Function, key: Key, entry: Facts) -> None:
@@ -98,6 +99,7 @@ class Frame(Scope):
         self.sites: dict[Key, Facts] = {}  # what it calls -> what is known at every such call
         self.kept: dict[str, Facts] = {}  # fields that were given what a user asked for -> conditions there
         self.conditions: Conditions = {}
+        self.kinds: dict[str, Facts] = {}  # constants that it returns -> what holds then
         self.asked: dict[Expr, Labels] = {}  # conditions on what a user asks set_ringparam for
 
 
@@ -111,6 +113,7 @@ class Values:
         self.memory = Memory(world, self.types)
         self.returned: dict[int, Labels] = defaultdict(lambda: EMPTY)
         self.answers: dict[int, Answer] = {}
+        self.kinds: dict[int, dict[str, Facts]] = {}  # of functions that return constants
         self.modes = Modes()
         # (file, function, local or parameter) -> what it holds at any time; "" is what the function returns
         self.locals: dict[tuple[str, str, str], Labels] = defaultdict(lambda: EMPTY)
@@ -287,6 +290,9 @@ class Values:
             return self.truth(f, left, equal)
         if not isinstance(right, Id):
             return NO_FACTS
+        kinds = self._of_kinds(f, left, lambda kind: (kind == right.name) == equal)
+        if kinds:
+            return kinds
         if equal and self._is_of_mode(right):
             return frozenset({XDP})
         held = self.labels(f, left)
@@ -340,7 +346,18 @@ class Values:
         found = self._typed(f, e, outcome) | self._flags(self.returned[id(target)], outcome)
         if facts:
             found |= self.translated(f, target, e.args, facts)
+        for (_, param), arg in zip(target.params, e.args, strict=False):
+            found |= self._of_kinds(f, arg, functools.partial(decides, target, param, outcome))
         return found
+
+    def _of_kinds(self, f: Frame, e: Expr, may_be: Callable[[str], bool]) -> Facts:
+        """What holds when a function has returned one of the constants that it may be."""
+        said = self.world.function(e.name, f.function.path) if isinstance(e, Call) and e.name else None
+        kinds = self.kinds.get(id(said)) if said is not None else None
+        if said is None or not kinds or not isinstance(e, Call):
+            return NO_FACTS
+        ways = [self.translated(f, said, e.args, facts) for kind, facts in kinds.items() if may_be(kind)]
+        return functools.reduce(both, ways) if ways else NO_FACTS
 
     def translated(self, f: Frame, target: Function, args: list[Expr], facts: Facts) -> Facts:
         """Facts of a function that is called, in the words of its caller."""

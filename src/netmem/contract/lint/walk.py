@@ -25,6 +25,7 @@ from netmem.contract.lint.labels import (
     Facts,
     Labels,
     Point,
+    both,
     memory,
     of_kind,
 )
@@ -189,8 +190,19 @@ class Walk:
                     if "bool" in f.function.returns:
                         f.returns |= self.follows(f, value)
                     self.stores.remember(f, "", f.returns)
+                    self._kinds(f, value, f.point.facts)
                     answer = self.values.answer(f, value)
                     f.answer = answer if f.answer is None else f.answer.joined(answer)
+
+    def _kinds(self, f: Frame, e: Expr, facts: Facts) -> None:
+        """Constants that are returned here, each with what holds then."""
+        match e:
+            case Ternary(cond=cond, then=then, other=other):
+                for outcome, part in ((True, then), (False, other)):
+                    self._kinds(f, part, facts | self.values.truth(f, cond, outcome))
+            case Id(name=name) if name.isupper() and name not in f.locals:
+                here = frozenset(x for x in facts if x.kind != "cond")
+                f.kinds[name] = both(f.kinds[name], here) if name in f.kinds else here
 
     def follows(self, f: Frame, value: Expr) -> Labels:
         """A constant chosen by what follows split follows it too, or its opposite."""
