@@ -128,6 +128,15 @@ def test_drivers_that_raise_or_kill_their_process_are_reported_and_the_next_chec
 
 
 @compiled_only
+def test_few_descriptors_are_enough():
+    """What a check leaves in circles is let go before the limit: a driver is not blamed for our descriptors."""
+    words = [sys.executable, "-m", "netmem.cli.entry", "check", DRIVERS["softnic"]]
+    limited = ["sh", "-c", 'ulimit -n 512; exec "$@"', "sh", *words]
+    done = subprocess.run(limited, capture_output=True, text=True, timeout=110)
+    assert (done.returncode, "9 pass, 0 fail" in done.stdout) == (0, True), done.stdout
+
+
+@compiled_only
 def test_a_driver_that_hangs_costs_the_limit_only():
     (result,) = run("netmem.contract.crashers:HangsInPoll", only=("R6",), limit=1)[:1]
     assert result.outcome == "fail"

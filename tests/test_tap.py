@@ -94,6 +94,8 @@ class Linux:
             dev.bind_rx([1], self.provider)
         steer(dev, PORT, 1)
         self.processes = []
+        self.poll = select.poll()  # select() cannot have descriptors beyond 1023
+        self.poll.register(self.tap.fd, select.POLLIN)
 
     def kernel(self, script, *args):
         """A Python process in the namespace: ``script`` after HELPERS, ``args`` in sys.argv[1:]."""
@@ -108,7 +110,7 @@ class Linux:
     def step(self):
         """One round; waits a moment for the kernel when nothing moved."""
         if not self.host.step(time.monotonic_ns()):
-            select.select([self.tap.fd], [], [], 0.001)
+            self.poll.poll(1)
 
     def until(self, ready, what="it"):
         deadline = time.monotonic() + LIMIT_S

@@ -128,7 +128,11 @@ class VfioBus(PciSpace):
 
     def is_alive(self) -> bool:
         """False once the function was pulled, had an error, or somebody asked for it to be given back."""
-        return not self._closed and not select.select([self._gone], [], [], 0)[0]
+        if self._closed:
+            return False
+        gone = select.poll()
+        gone.register(self._gone, select.POLLIN)
+        return not gone.poll(0)
 
     def gone(self) -> DeviceGoneError:
         """Why nothing can be done with it any more."""
