@@ -15,6 +15,8 @@ PLACES = [
 
 # $S is what is asked for, $E, $D and $U are ENABLED, DISABLED and UNKNOWN: (verdicts, body, helpers before it).
 CASES = {
+    "compared_then_forgotten": ("fail", "\tbool hds = $S == $E;\n\n\tif (ring->rx_pending == priv->fancy && hds == priv->split_on)\n\t\treturn 0;\n\treturn tiny_rx_refill(&priv->rx[0]);\n", ""),
+    "chosen_then_thrown_away": ("fail", "\tstruct tiny_priv wanted = *priv;\n\tbool update = false;\n\tbool on = false;\n\n\tswitch ($S) {\n\tcase $E:\n\t\ton = true;\n\t\tbreak;\n\tdefault:\n\t\tbreak;\n\t}\n\tif (on != priv->split_on)\n\t\tupdate = true;\n\tif (!update)\n\t\treturn 0;\n\twanted.split_on = on;\n\treturn tiny_rx_refill(&priv->rx[0]);\n", ""),
     "overwritten": ("fail|partial", "\tpriv->split_on = $S == $E;\n\tpriv->split_on = false;\n\treturn 0;\n", ""),
     "printonly": ("fail", "\tif ($S == $E)\n\t\tnetdev_info(netdev, \"x\");\n\treturn 0;\n", ""),
     "refuse": ("fail", "\tif ($S == $E)\n\t\treturn -EOPNOTSUPP;\n\tpriv->split_on = $S == $E;\n\treturn 0;\n", ""),

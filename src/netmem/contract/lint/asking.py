@@ -137,6 +137,7 @@ class _Run:
         self.params = {name for _, name in function.params}
         self.ever = self.told = False
         self.decides: set[int] = set()  # blocks that are reached by what was asked for
+        self.chosen: set[str] = set()  # locals that are given one constant or another by it
 
     def walk(self, start: State) -> Outcome:
         """Ways on which it is kept by now, and those on which it is not, are gone apart."""
@@ -189,9 +190,18 @@ class _Run:
             state = replace(state, values={**state.values, block.cond.name: frozenset({outcome})})
         if self._is_asked(block.cond, state) and len(block.follow) == 2:
             yes, no = (_reach(one) for one in block.follow)
-            if yes & no or not (self._fails(yes) or self._fails(no)):
+            if yes & no or (self._is_choice(block.cond) and not (self._fails(yes) or self._fails(no))):
                 self.decides |= yes ^ no
         return self._calls(block, block.cond, state)
+
+    def _is_choice(self, cond: Expr) -> bool:
+        """True for a condition on the setting itself, not on whether it is another than there is."""
+        match cond:
+            case Binary(left=left, right=right):
+                return any(self._means(one) is not None for one in (left, right))
+            case Id(name=name):
+                return name not in self.chosen
+        return True
 
     def _fails(self, numbers: set[int]) -> bool:
         """True for a way that only returns errors."""
@@ -246,6 +256,8 @@ class _Run:
             )
         if not (asked or chosen or held):
             return state
+        if chosen and not asked and isinstance(left, Id):
+            self.chosen.add(left.name)
         state = replace(state, asked=state.asked | (held or {path}))
         known = isinstance(left, Id) and left.name in self.types  # a local, or a parameter's own value
         behind = path[0] in self.params and self.depth > 0  # the caller knows what it points to
