@@ -45,17 +45,11 @@ def prepare(top: Path) -> None:
             subprocess.run(words, cwd=top, check=True, stdout=subprocess.DEVNULL)
 
 
-def affected(driver: tree.Driver, made: Conversion, top: Path) -> list[str]:
-    """The driver's objects that a series has built anew."""
-    changed = {name for patch in made.series for name in re.findall(r"^\+\+\+ b/(\S+)", patch.text, re.M)}
-    headers = [Path(name).name for name in changed if name.endswith(".h")]
-    found = []
-    for source in driver.sources:
-        name = os.path.relpath(source, top)
-        text = source.read_text(errors="replace")
-        if name in changed or any(one in text for one in headers) or headers:
-            found.append(name.removesuffix(".c") + ".o")
-    return found
+def affected(driver: tree.Driver, changed: set[str], top: Path) -> list[str]:
+    """The driver's objects that a series has built anew: all of them when a header changes."""
+    headers = any(name.endswith(".h") for name in changed)
+    names = [os.path.relpath(source, top) for source in driver.sources]
+    return [f"{name.removesuffix('.c')}.o" for name in names if headers or name in changed]
 
 
 class Built:
@@ -68,7 +62,6 @@ class Built:
         self.ok = done.returncode == 0
         self.errors = [line for line in said if "error:" in line or "***" in line]
         self.warnings = {re.sub(r":\d+(:\d+)?:", ":", line) for line in said if "arning:" in line}
-        self.missing = any("No rule to make target" in line for line in said)
 
 
 def is_deserved(made: Conversion) -> list[str]:
@@ -97,9 +90,9 @@ def try_one(driver: tree.Driver, top: Path) -> tuple[bool, str]:
     )
     said = f"{len(made.series)} patches, {len(made.remaining)} things remain, {moved}"
     bad = is_deserved(made)
-    objects = affected(driver, made, top)
-    before = Built(top, objects)
     changed = {name for patch in made.series for name in re.findall(r"^\+\+\+ b/(\S+)", patch.text, re.M)}
+    objects = affected(driver, changed, top)
+    before = Built(top, objects)
     texts = {name: (top / name).read_bytes() for name in changed}
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -55,9 +55,15 @@ class Conversion:
     driver: str
     series: list[Patch] = field(default_factory=list)
     remaining: list[Remaining] = field(default_factory=list)
-    moved: list[Moved] = field(default_factory=list)
     before: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> list[Moved]:
+        """Verdicts that are not what they were."""
+        return [
+            Moved(id_, was, self.after[id_]) for id_, was in self.before.items() if self.after[id_] != was
+        ]
 
 
 def convert(path: Path, *, rename: bool = False) -> Conversion:
@@ -104,9 +110,6 @@ def _convert(path: Path, rename: bool) -> Conversion:
     made.before, made.after = (
         {id_: one.verdict for id_, one in report.requirements.items()} for report in (before, after)
     )
-    made.moved = [
-        Moved(id_, was, made.after[id_]) for id_, was in made.before.items() if made.after[id_] != was
-    ]
     made.remaining = _remaining(sheet, texts, base, after)
     return made
 

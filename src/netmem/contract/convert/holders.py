@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from netmem.contract.lint.labels import Labels
@@ -37,6 +38,11 @@ class Holders:
         self.cells = self._cells()
         self.locals = {key for key, held in case.flow.locals.items() if self._is_payload(held)}
 
+    @functools.cached_property
+    def names(self) -> set[str]:
+        """Of fields in ``cells``, whichever structure they are of."""
+        return {name for _, name in self.cells}
+
     def _is_payload(self, held: Labels) -> bool:
         return any(x.kind == "buf" and x.of in self._case.payload and x.api == "page" for x in held)
 
@@ -50,5 +56,4 @@ class Holders:
 
     def names_cell(self, body: list[Stmt]) -> bool:
         """True for statements that name a field which holds pages of payload."""
-        names = {name for _, name in self.cells}
-        return any(isinstance(one, Field) and one.name in names for one in walk(body))
+        return any(isinstance(one, Field) and one.name in self.names for one in walk(body))

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from netmem.contract.convert.edits import Refused
 from netmem.contract.convert.holders import level
 from netmem.contract.convert.sheet import Sheet
-from netmem.contract.convert.uses import Uses, changes
+from netmem.contract.convert.uses import Uses
 from netmem.contract.lint import csource
 from netmem.contract.lint.csource import CFile, Function
 from netmem.contract.lint.nodes import Declare, walk
@@ -63,7 +63,7 @@ class Rewriter:
 
     def _refuse_unseen(self, root: Any) -> None:
         """A field with payload may be named where nobody looked: in macros, and what was not understood."""
-        names = b"|".join(sorted({re.escape(name.encode()) for _, name in self.holders.cells}))
+        names = b"|".join(sorted(re.escape(name.encode()) for name in self.holders.names))
         if not names:
             return
         text = COMMENTS.sub(lambda m: b" " * len(m[0]), self.sheet.source)
@@ -117,7 +117,7 @@ class Rewriter:
                 if one.type == "identifier"
                 else None
             )
-            if target is not None and not target.macro and changes(self.sheet, target):
+            if target is not None and not target.macro and self.sheet.changes(target):
                 raise Refused(f"{self.sheet.where(one)}: {target.name}() handles payload through a pointer")
 
     def _struct(self, node: Any, prefix: str) -> None:
@@ -155,7 +155,7 @@ class Rewriter:
         key = function.path, function.name
         stars = 0
         while declarator is not None and declarator.type == "pointer_declarator":
-            if (*key, "") in self.holders.locals and self.sheet.text(type_) == "struct page" and not stars:
+            if (*key, "") in self.holders.locals and self.sheet.is_page(type_) and not stars:
                 self.sheet.put(type_, "netmem_ref")
                 start, end = declarator.start_byte, declarator.start_byte + 1
                 if self.sheet.source[end : end + 1].isspace():  # the name stands apart from its star

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from netmem.contract.convert.edits import Refused
-from netmem.contract.convert.holders import level
 from netmem.contract.convert.sheet import Sheet
 from netmem.contract.lint import csource, tree
 from netmem.contract.lint.nodes import Field, walk
@@ -20,14 +19,14 @@ def refuse_shared(sheet: Sheet, changed: set[str]) -> None:
     headers = [Path(path) for path in changed if path.endswith(".h")]
     if not headers:
         return
-    fields = {name for _, name in sheet.holders.cells}
-    functions = _changed_functions(sheet)
-    names = "|".join(sorted(map(re.escape, fields | functions)))
+    own = (f for one in sheet.world.own for f in one.functions)
+    functions = {f.name for f in own if not f.static and sheet.changes(f)}
+    names = "|".join(sorted(map(re.escape, sheet.holders.names | functions)))
     pattern = re.compile(rf"(?:(?:->|\.)\s*|\b)(?:{names})\b".encode())
     included = re.compile(b"|".join(rb'#\s*include\s+["<][^">\n]*\b%s[">]' % re.escape(os.fsencode(one.name))
                                     for one in headers))  # fmt: skip
     for folder in {one.parent for one in headers}:
-        for path in tree.sources(folder):
+        for path in tree.files(folder, []):
             text = b"" if str(path) in sheet.world.files else tree.load(str(path)) or b""
             if included.search(text) and pattern.search(text):
                 named = _named(sheet, str(path), text, functions)
@@ -36,18 +35,6 @@ def refuse_shared(sheet: Sheet, changed: set[str]) -> None:
                         f"{os.path.relpath(path, sheet.base)} is of another module and uses {named}, "
                         "whose type would change: convert them together by hand"
                     )
-
-
-def _changed_functions(sheet: Sheet) -> set[str]:
-    """Functions that others may call, whose result or parameters become netmem."""
-    found = set()
-    for path, name, what in sheet.holders.locals:
-        target = next((f for f in sheet.world.named.get(name, ()) if f.path == path), None)
-        if target is not None and not target.static:
-            types = {param: type_ for type_, param in target.params} | {"": target.returns}
-            if level(types.get(what, "")):
-                found.add(name)
-    return found
 
 
 def _named(sheet: Sheet, path: str, text: bytes, functions: set[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from netmem.contract.convert.edits import Edits, Refused
 from netmem.contract.convert.holders import Holders, level
 from netmem.contract.convert.twins import Twins
+from netmem.contract.lint.csource import Function
 from netmem.contract.lint.lowering import declared
 from netmem.contract.lint.model import Case
 
@@ -30,6 +31,16 @@ class Sheet:
         self.path, self.source = "", b""
         self.looked_at: set[tuple[str, int]] = set()  # where fields were named that the walk has seen
         self._done: set[tuple[str, int, int, str]] = set()
+
+    def changes(self, function: Function) -> bool:
+        """True for a function whose result or parameters get other types."""
+        key = function.path, function.name
+        types = [(function.returns, ""), *function.params]
+        return any(level(type_) > 0 and (*key, name) in self.holders.locals for type_, name in types)
+
+    def is_page(self, type_: Any) -> bool:
+        """True for a type that is written as struct page, however it is spaced."""
+        return re.sub(r"/\*.*?\*/|\s+", " ", self.text(type_)).split() == ["struct", "page"]
 
     def text(self, node: Any) -> str:
         return self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
@@ -69,7 +80,7 @@ class Sheet:
         """`struct page *x` becomes `netmem_ref x`: one star less. Refused."""
         if not any(ours):
             return
-        if re.sub(r"/\*.*?\*/|\s+", " ", self.text(type_)).split() != ["struct", "page"]:
+        if not self.is_page(type_):
             raise Refused(f"{self.where(type_)}: payload of a type that is not written as struct page")
         if not all(ours):
             raise Refused(

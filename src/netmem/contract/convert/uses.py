@@ -21,20 +21,13 @@ from netmem.contract.lint.places import Scope
 
 SAME_VALUE = {"READ_ONCE", "WARN_ON", "WARN_ON_ONCE", "unlikely", "likely", "xchg"}
 WHOLE = {  # take an array or a pointer whatever it is of
-    "kfree", "kvfree", "vfree", "kfree_sensitive", "devm_kfree", "memset", "memcpy", "sizeof", "ARRAY_SIZE",
+    "kfree", "kvfree", "vfree", "kfree_sensitive", "devm_kfree", "memset", "memcpy",
     "struct_size", "array_size", "kfree_rcu", "kmemdup", "kmemdup_array", "memmove", "krealloc",
     "prefetch", "prefetchw", "swap",
 }  # fmt: skip
 OF_A_TYPE = re.compile(r"^(k[vmz]*alloc_(obj|objs|flex)|sizeof|typeof|ARRAY_SIZE)$")  # not evaluated
 FETCHES = {"prefetch", "prefetchw", "net_prefetch", "net_prefetchw"}  # nothing is lost without them
 DESCRIPTORS = {"pp_page_to_nmdesc": "netmem_to_nmdesc", "page_to_nmdesc": "netmem_to_nmdesc"}
-
-
-def changes(sheet: Sheet, function: Function) -> bool:
-    """True for a function whose result or parameters get other types."""
-    key = function.path, function.name
-    types = [(function.returns, ""), *function.params]
-    return any(level(type_) > 0 and (*key, name) in sheet.holders.locals for type_, name in types)
 
 
 class Uses:
@@ -61,10 +54,7 @@ class Uses:
         if kind == "parenthesized_expression" and node.named_child_count == 1:
             return self.level(node.named_children[0])
         if kind == "identifier":
-            name = self.sheet.text(node)
-            return (
-                level(self.scope.types.get(name, "")) if (*self.key, name) in self.sheet.holders.locals else 0
-            )
+            return self.of_local(self.sheet.text(node))
         if kind == "field_expression":
             tag, name = self.field(node)
             return (
@@ -92,6 +82,11 @@ class Uses:
             operator = self.sheet.text(node.child_by_field_name("operator"))
             return self.level(left) if operator in "+-" and self.level(left) > 1 else 0
         return 0
+
+    def of_local(self, name: str) -> int:
+        """The level of a local or parameter."""
+        ours = (*self.key, name) in self.sheet.holders.locals
+        return level(self.scope.types.get(name, "")) if ours else 0
 
     def _down(self, node: Any, inner: Any) -> int:
         found = self.level(inner)
@@ -151,7 +146,7 @@ class Uses:
                 self.sheet.rename(child, *self.key, self.sheet.text(child))
             elif kind == "field_expression":
                 named, (tag, name) = child.child_by_field_name("field"), self.field(child)
-                if not tag and any(name == cell for _, cell in self.sheet.holders.cells):
+                if not tag and name in self.sheet.holders.names:
                     raise Refused(f"{self.sheet.where(child)}: {name} of a structure that is not known here")
                 self.sheet.looked_at.add((self.sheet.path, named.start_byte))
                 self.sheet.rename(named, tag, name)
@@ -181,14 +176,7 @@ class Uses:
 
     def _declaration(self, node: Any) -> None:
         declarators = node.children_by_field_name("declarator")
-        ours = []
-        for one in declarators:
-            name = self.sheet.declared(
-                one.child_by_field_name("declarator") if one.type == "init_declarator" else one
-            )
-            ours.append(
-                (*self.key, name) in self.sheet.holders.locals and level(self.scope.types.get(name, "")) > 0
-            )
+        ours = [self.of_local(self.sheet.declared(one)) > 0 for one in declarators]
         type_ = node.child_by_field_name("type")
         if type_ is None:
             return
@@ -196,7 +184,7 @@ class Uses:
         for one, is_ours in zip(declarators, ours, strict=True):
             value = one.child_by_field_name("value") if one.type == "init_declarator" else None
             if is_ours and value is not None:
-                self.give(level(self.scope.types[self.sheet.declared(one)]), value)
+                self.give(self.of_local(self.sheet.declared(one)), value)
 
     def _is_no_pointer(self, node: Any) -> None:
         """A function that gets other types must not be handed on as a pointer. Refused."""
@@ -206,10 +194,7 @@ class Uses:
         target = self.sheet.world.function(name, self.sheet.path)
         if target is None or target.macro:
             return
-        changed = any(
-            self.is_param(target, at) and level(type_) for at, (type_, _) in enumerate(target.params)
-        )
-        if changed or ((target.path, name, "") in self.sheet.holders.locals and level(target.returns)):
+        if self.sheet.changes(target):
             raise Refused(f"{self.sheet.where(node)}: {name}() handles payload through a pointer")
 
     def _call(self, node: Any) -> None:
@@ -243,7 +228,7 @@ class Uses:
             return "", None
         named, holder = last.named_children[0], node.parent
         direct = len(designators) == 1 and holder.parent.type in HOLDERS
-        if not direct and any(self.sheet.text(named) == cell for _, cell in self.sheet.holders.cells):
+        if not direct and self.sheet.text(named) in self.sheet.holders.names:
             raise Refused(f"{self.sheet.where(node)}: payload in an initialiser inside of another")
         return self._initialised(holder), named
 
@@ -372,8 +357,7 @@ class Uses:
 
     def _is_ours(self, declarator: Any) -> bool:
         """True for the declaration of a local that holds payload."""
-        name = self.sheet.declared(declarator.child_by_field_name("declarator"))
-        return (*self.key, name) in self.sheet.holders.locals and level(self.scope.types.get(name, "")) > 0
+        return self.of_local(self.sheet.declared(declarator)) > 0
 
     def _as_page(self, node: Any, rule: str, reason: str) -> None:
         if self.level(node) > 1:

@@ -114,16 +114,8 @@ class Asking:
         """True for a function that names one of these fields, or whose callees do."""
         known = self._names.get(id(function))
         if known is None:
-            known = self._names[id(function)] = set()
-            todo, seen = [(function, 0)], {id(function)}
-            while todo:
-                here, level = todo.pop()
-                known |= {word.decode() for word in here.fields}
-                for word in here.words if level < READ_DEPTH else ():
-                    target = self.world.function(word.decode(), here.path)
-                    if target is not None and id(target) not in seen:
-                        seen.add(id(target))
-                        todo.append((target, level + 1))
+            reached = self.world.reached([function], READ_DEPTH)
+            known = self._names[id(function)] = {word.decode() for one in reached for word in one.fields}
         return not names.isdisjoint(known)
 
 

@@ -180,7 +180,7 @@ def find(path: Path, problems: list[str]) -> Iterator[Driver]:
         return
     found = list(_walk(path, problems))
     if not found:
-        sources = sorted(p for p in _files(path, problems) if p.suffix == ".c")
+        sources = sorted(p for p in files(path, problems) if p.suffix == ".c")
         if sources:
             yield Driver(str(path), path, sources)
         return
@@ -217,17 +217,12 @@ def folders(top: Path, problems: list[str]) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted(names)
 
 
-def _files(path: Path, problems: list[str]) -> Iterator[Path]:
+def files(path: Path, problems: list[str]) -> Iterator[Path]:
     """C files and headers below."""
     for folder, names in folders(path, problems):
         for name in names:
             if name.endswith((".c", ".h")) and is_inside(folder / name, path):
                 yield folder / name
-
-
-def sources(path: Path) -> Iterator[Path]:
-    """C files and headers below a folder."""
-    yield from _files(path, [])
 
 
 def _walk(top: Path, problems: list[str]) -> Iterator[Driver]:
@@ -338,7 +333,7 @@ def exports(root: Path | None, top: Path) -> dict[str, str]:
     for folder in base:
         if root is not None and not is_inside(folder, root):
             continue
-        for path in _files(folder, []):
+        for path in files(folder, []):
             text = load(str(path))
             if path.suffix == ".c" and text and b"EXPORT_SYMBOL" in text and _HANDLES.search(text):
                 for name in EXPORT.findall(text):

@@ -336,9 +336,7 @@ class Values:
         if name in api.TESTS_BIT and e.args and outcome and self._is_of_mode(e.args[0]):
             return frozenset({XDP})
         target = self.world.function(name, f.function.path) if name else None
-        if (
-            target is None
-        ):  # of the kernel's: most return an error, which says nothing of what they were given
+        if target is None:  # most of the kernel's return an error, which says nothing of what they are given
             says = name in api.SAME or name in api.TESTS_BIT or name in api.SPLIT_CALLS
             return self._flags(self._result(f, e) if says else EMPTY, outcome) | self._typed(f, e, outcome)
         known = self.answers.get(id(target))

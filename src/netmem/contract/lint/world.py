@@ -78,6 +78,21 @@ class World:
                 return one
         return next((one for one in found if not one.static or one.path.endswith(".h")), found[0])
 
+    def reached(self, starts: Iterable[Function], depth: int | None = None) -> list[Function]:
+        """Functions, and all that they name, through at most ``depth`` of each other."""
+        found = {id(one): one for one in starts}
+        here = list(found.values())
+        while here and depth != 0:
+            fresh: dict[int, Function] = {}
+            for function in here:
+                for word in function.words:
+                    target = self.function(word.decode(), function.path)
+                    if target is not None and id(target) not in found:
+                        fresh[id(target)] = target
+            found |= fresh
+            here, depth = list(fresh.values()), None if depth is None else depth - 1
+        return list(found.values())
+
     def tag(self, type_: str) -> str:
         """Structure that a type is, points to, or is an array of; "" for others."""
         known = self._types.get(type_)

@@ -24,6 +24,7 @@ from netmem.contract.lint.nodes import (
     names,
     walk,
 )
+from netmem.contract.lint.rules.r2 import BIT
 
 UNREADABLE = api.FLAGS[3]
 MARKS = {b"skb_mark_for_recycle", b"pp_recycle", b"xdp_build_skb_from_buff", b"xdp_build_skb_from_zc"}
@@ -36,7 +37,6 @@ DIRECT_AT = {  # position of allow_direct
 DIRECT_WORDS = {name.encode() for name in (*DIRECT, *DIRECT_AT)}
 OPERATIONS = re.compile(r"\b(net_device|ethtool|netdev_queue_mgmt|dev_pm)_ops\b|_driver\b")
 STOPS = {b"napi_disable", b"__napi_disable", b"page_pool_disable_direct_recycling"}
-OFFERED = "ETHTOOL_RING_USE_TCP_DATA_SPLIT"
 SYNCS = {name.encode() for name in api.POOL_SYNC}
 
 
@@ -114,16 +114,8 @@ def _threshold(case: Case) -> Iterator[Evidence]:
 
 def _reached(case: Case, names: set[str]) -> set[tuple[str, str]]:
     """(file, name) of functions that those with these names may call, or hand on."""
-    todo = [f for name in names for f in case.world.named.get(name, ())]
-    seen = {(f.path, f.name) for f in todo}
-    while todo:
-        function = todo.pop()
-        for word in function.words:
-            target = case.world.function(word.decode(), function.path)
-            if target is not None and (target.path, target.name) not in seen:
-                seen.add((target.path, target.name))
-                todo.append(target)
-    return seen
+    starts = [f for name in names for f in case.world.named.get(name, ())]
+    return {(f.path, f.name) for f in case.world.reached(starts)}
 
 
 def _operation(case: Case, field: str) -> dict[str, tuple[str, int]]:
@@ -190,7 +182,7 @@ def _with_programs(case: Case) -> Iterator[Evidence]:
     attach = _operation(case, "ndo_bpf")
     offers = any(
         "ethtool_ops" in type_ and isinstance(expr, Init)
-        and OFFERED in names(dict(expr.items).get("supported_ring_params", Num(0, "0")))
+        and BIT in names(dict(expr.items).get("supported_ring_params", Num(0, "0")))
         for type_, expr, path, _ in case.world.globals.values() if path in case.world.own_paths
     )  # fmt: skip
     if not attach or not offers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from netmem.contract.lint.asking import Asking
+from netmem.contract.lint.asking import Asking, Outcome
 from netmem.contract.lint.csource import Function
 from netmem.contract.lint.model import FAIL, PARTIAL, PASS, Case, Evidence, Rule, Verdict
 from netmem.contract.lint.nodes import Assign, Binary, Call, Expr, Field, Id, Init, Num, Return, Unary, walk
@@ -30,8 +30,9 @@ def judge(case: Case) -> Verdict:
             seen.append(Evidence(path, line, f"{name} has no set_ringparam that is known here", CURE))
             continue
         acted = _acts(case, function)
-        kept = acted is not None or Asking(case.flow).setter(function).told
-        verdict = _comes_of(case, function, [here, acted] if acted else [here]) if kept else None
+        on = Asking(case.flow).setter(function)
+        kept = acted is not None or on.told
+        verdict = _comes_of(case, function, on, [here, acted] if acted else [here]) if kept else None
         if verdict is not None and verdict.verdict != FAIL:
             return verdict
         nothing = f"nothing that {setter}() does depends on tcp_data_split"
@@ -46,9 +47,8 @@ def judge(case: Case) -> Verdict:
     return Verdict(FAIL, "tcp-data-split is not among supported_ring_params", reported)
 
 
-def _comes_of(case: Case, setter: Function, places: list[Evidence]) -> Verdict:
+def _comes_of(case: Case, setter: Function, on: Outcome, places: list[Evidence]) -> Verdict:
     """What becomes of asking for split, on every way that leads to success."""
-    on = Asking(case.flow).setter(setter)
     if False not in on.truths:
         return Verdict(FAIL, f"{setter.name}() refuses to turn it on, whatever else")
     if not on.always and not _core_decides(case):
@@ -166,7 +166,7 @@ def _has_bit(case: Case, e: Expr, seen: frozenset[str] = frozenset()) -> bool:
 def _acts(case: Case, start: Function) -> Evidence | None:
     """Where what was asked for decides something: in the setter or what it calls, or by the core's
     hds_config."""
-    reached = {(f.path, f.name): f for f in _reached(case, start)}
+    reached = {(f.path, f.name): f for f in case.world.reached([start], DEPTH)}
     for event in case.of("acted"):
         function = reached.get((event.path, event.function))
         if function is None and not _asks_the_core(case, event.path, event.function):
@@ -200,22 +200,6 @@ def _is_read(case: Case, name: str, writer: str) -> bool:
         word in f.words for found in case.world.named.values() for f in found
         if f.name != writer and f.path in case.world.own_paths
     )  # fmt: skip
-
-
-def _reached(case: Case, start: Function) -> list[Function]:
-    """A function, and what it calls."""
-    found, todo = {id(start): start}, [(start, 0)]
-    while todo:
-        function, depth = todo.pop(0)
-        if depth >= DEPTH:
-            continue
-        for word in function.words:
-            name = word.decode()
-            target = case.world.function(name, function.path) if name in case.world.named else None
-            if target is not None and id(target) not in found:
-                found[id(target)] = target
-                todo.append((target, depth + 1))
-    return list(found.values())
 
 
 RULE = Rule(
