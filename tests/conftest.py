@@ -6,8 +6,12 @@ import os
 
 os.environ.setdefault("NETMEM_SANITIZE", "1")  # before netmem is imported: also in processes we start
 
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +147,23 @@ def take(sock: TcpSocket, provider: AreaProvider | None, **options: int) -> byte
     if len(message.frags):
         assert sock.devmem_dontneed(message.frags["frag_token"]) == len(message.frags)
     return b"".join(parts)
+
+
+def over_a_tap(memory: str, size: int) -> None:
+    """``tap_transfer.py`` in a network namespace of its own."""
+    need(os.geteuid() == 0 and os.path.exists("/dev/net/tun"), "a TAP interface needs root and /dev/net/tun")
+    need(shutil.which("unshare"), "the command unshare (util-linux) is not there")
+    argv = [
+        "unshare",
+        "-n",
+        sys.executable,
+        str(Path(__file__).parent / "tap_transfer.py"),
+        memory,
+        str(size),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"bit for bit {size}\n"
 
 
 def offer(sock: TcpSocket, left: memoryview) -> memoryview:

@@ -18,7 +18,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from conftest import payload, scaled
+from conftest import over_a_tap, payload, scaled
 from netmem.base import cuda
 from netmem.base.cuda_gather import PART, groups_of
 from netmem.base.errors import NetmemError
@@ -357,6 +357,12 @@ def test_recv(nothing_leaks, tmp_path):
     assert not summary["driver_can_read"]
     found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     assert found == {hashlib.sha256(payload(20_000_000, n)).hexdigest() for n in range(3)}
+
+
+@needs_gpu
+@pytest.mark.process
+def test_from_the_kernel_over_a_tap(nothing_leaks):
+    over_a_tap("cuda", 200_000_000)
 
 
 def drained(sock):

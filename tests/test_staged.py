@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from conftest import payload, scaled, take, transfer
+from conftest import over_a_tap, payload, scaled, take, transfer
 from netmem.base.errors import NetmemError
 from netmem.contract.conformance import CHECKS
 from netmem.drivers.softnic import SoftnicDriver
@@ -19,18 +19,17 @@ from netmem.hw.softnic.state import COPIES
 from netmem.lab.device import open_device
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.testing.wire import FaultyLink
+from tap_transfer import StagedProvider
 
 
-class StagedProvider(DmabufProvider):
-    """A memfd that the NIC is told to treat as out of its reach."""
+def bound(network, size=8 << 20, rx_page_size=4096, reached=0, **options):
+    """A network with staged memory bound to queue 1, and a port that leads there.
 
-    exporter = "staged"
-    mappable = False  # the NIC in this process maps it, which is not the driver's doing
-
-
-def bound(network, size=8 << 20, rx_page_size=4096, **options):
-    """A network with staged memory bound to queue 1, and a port that leads there."""
+    ``reached``: bytes of the peer's transmit memory that the engine reads where they are.
+    """
     net = network(**options)
+    if reached:
+        net.ours.bus.nic.sent_from(*net.theirs.sends_from(reached))
     net.ours.dev.ethtool.set_ringparam(tcp_data_split=2)
     net.provider = StagedProvider(size, exporter="memfd", rx_page_size=rx_page_size)
     net.binding = net.ours.dev.bind_rx([1], net.provider)
@@ -52,6 +51,57 @@ def test_a_transfer_is_bit_for_bit(network):
     engine = engine_of(net)
     assert engine.rounds
     assert engine.copies >= engine.rounds
+
+
+@pytest.mark.parametrize("reached", [64 << 20, 300_000])
+@pytest.mark.parametrize("delay", [0, 9])
+@pytest.mark.parametrize("rx_page_size", [4096, 65536])
+def test_payload_is_copied_once(network, monkeypatch, reached, delay, rx_page_size):
+    """The engine reads what the cable's far end sends from; a part of it that it does not reach is staged."""
+    net = bound(network, rx_page_size=rx_page_size, reached=reached)
+    ours, theirs, _ = net.connect(5001)
+    engine, start, sources = engine_of(net), HostEngine.start, []
+    engine.delay = delay
+    lo, _ = net.theirs.sends_from(reached)
+    assert lo
+
+    def noted(self, queue):
+        sources.extend((queue.source[i], queue.size[i]) for i in range(queue.copies))
+        start(self, queue)
+
+    monkeypatch.setattr(HostEngine, "start", noted)
+    data = payload(scaled(5_000_000), 8)
+    assert transfer(net, theirs, ours, data, net.provider) == data
+    direct = sum(size for at, size in sources if lo <= at < lo + reached)
+    total = sum(size for _, size in sources)
+    assert total == len(data)
+    assert direct == total if reached > 1 << 20 else 0 < direct < total
+
+
+def test_memory_is_not_used_again_while_the_engine_reads_it(network):
+    """The far end gives up in the middle: its buffer is another connection's once nobody reads it."""
+    net = bound(network, reached=64 << 20)
+    engine, cut = engine_of(net), 0
+    data, other = payload(200_000, 31), payload(200_000, 32)
+    for _ in range(8):
+        ours, theirs, _ = net.connect(5001)
+        second, again, _ = net.connect(5001)
+        sent, got, engine.delay = theirs.send(data), bytearray(), 40
+        net.run(3)
+        theirs.abort()
+        again.send(other)  # takes its send buffer now
+        for _ in range(600):
+            net.run(1)
+            while ours.queued():
+                got += take(ours, net.provider)
+        assert data[:sent].startswith(got)
+        cut += bool(got)
+        assert take(second, net.provider)[:1000] == other[:1000]
+        ours.abort()
+        again.abort()
+        second.abort()
+        net.run(100)
+    assert cut
 
 
 def test_loss_on_the_wire(network):
@@ -209,6 +259,11 @@ def test_a_nic_in_its_own_process(exporter):
         assert bytes(got) == data
         sock.close()
     memory.close()
+
+
+@pytest.mark.process
+def test_from_the_kernel_over_a_tap():
+    over_a_tap("staged", scaled(30_000_000))
 
 
 def send_to(port, data):

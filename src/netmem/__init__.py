@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netmem.memory.page_pool import PagePool
     from netmem.memory.params import PagePoolParams
     from netmem.memory.providers.bar import BarProvider
+    from netmem.memory.providers.cuda import CudaProvider
     from netmem.memory.providers.dmabuf import DmabufProvider
     from netmem.memory.providers.pages import PagesProvider
     from netmem.netdev.device import NetDevice
@@ -53,6 +54,7 @@ _WHERE = {
     "PagePool": "memory.page_pool",
     "PagePoolParams": "memory.params",
     "BarProvider": "memory.providers.bar",
+    "CudaProvider": "memory.providers.cuda",
     "DmabufProvider": "memory.providers.dmabuf",
     "PagesProvider": "memory.providers.pages",
     "NetDevice": "netdev.device",

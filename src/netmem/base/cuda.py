@@ -13,6 +13,7 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ ERRNO = {  # enum cudaError_enum
 }
 BATCH_VERSION = 12080  # CUDA 12.8 has cuMemcpyBatchAsync()
 _NOT_READY = 600  # CUDA_ERROR_NOT_READY
+_LOOKS = 10_000  # at the word that the stream writes, before the driver is asked what keeps it
 _STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 
 
@@ -80,7 +82,7 @@ class Gpu:
     """
 
     def __init__(self, ordinal: int) -> None:
-        self.ordinal = ordinal
+        self.ordinal, self._thread = ordinal, 0
         count = call("cuDeviceGetCount")
         if not 0 <= ordinal < count:
             have = ", ".join(f"cuda:{i}" for i in range(count)) or "none"
@@ -130,12 +132,19 @@ class Gpu:
         """``size`` as this GPU allocates it: a multiple of its granularity (2 MiB)."""
         return -(-size // self.granularity) * self.granularity
 
+    def stay(self) -> None:
+        """Leave its context the calling thread's for good: a thread that works with this GPU all the time."""
+        call("cuCtxSetCurrent", self._context)
+        self._thread = threading.get_ident()
+
     def __enter__(self) -> Gpu:
-        call("cuCtxPushCurrent", self._context)
+        if self._thread != threading.get_ident():
+            call("cuCtxPushCurrent", self._context)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        call("cuCtxPopCurrent")
+        if self._thread != threading.get_ident():
+            call("cuCtxPopCurrent")
 
 
 def gpus() -> list[Gpu]:
@@ -243,10 +252,14 @@ class Copies:
         self.gpu = gpu
         with gpu:
             self.stream = call("cuStreamCreate", 1)  # CU_STREAM_NON_BLOCKING
+        self._word = PinnedMemory(gpu, 4)  # the stream writes there how many batches are done
+        self._done = ctypes.c_uint32.from_address(self._word.address)
+        self._done.value = self._begun = self._looks = 0
         self._attributes, self._first = _Attributes(order=_STREAM_ORDER), ctypes.c_size_t(0)
         self._failed = ctypes.c_size_t(0)
         self._batch = self._function("cuMemcpyBatchAsync", BATCH_VERSION, 9)
         self._one = self._function("cuMemcpyAsync", 4000, 4)
+        self._write = self._function("cuStreamWriteValue32", 12000, 4)
         self._query = self._function("cuStreamQuery", 2000, 1)
         self._wait = self._function("cuStreamSynchronize", 2000, 1)
 
@@ -277,10 +290,19 @@ class Copies:
                 )  # fmt: skip
             else:
                 status = self._each(to, source, sizes, n, stream)
-        self._check(status)
+            self._check(status)
+            self._begun = self._begun + 1 & 0xFFFFFFFF
+            if self._write is not None and self._write(stream, self._word.address, self._begun, 0):
+                self._write = None  # not on this GPU
 
     def is_done(self) -> bool:
         """Whether all that was begun is done. EIO."""
+        if self._write is not None:
+            if self._done.value == self._begun:
+                return True
+            self._looks += 1
+            if self._looks % _LOOKS:
+                return False
         with self.gpu:
             status = int(self._query(int(self.stream)))
         if status == _NOT_READY:
@@ -305,6 +327,7 @@ class Copies:
         """Give the stream up."""
         with contextlib.suppress(NetmemError), self.gpu:
             call("cuStreamDestroy", self.stream)
+        self._word.close()
 
 
 class PinnedMemory:
@@ -326,3 +349,19 @@ class PinnedMemory:
         if address:
             with contextlib.suppress(NetmemError), self.gpu:
                 call("cuMemFreeHost", address)
+
+
+class RegisteredMemory:
+    """Memory of this process that a GPU's copy engine reaches (cuMemHostRegister). EIO, ENOMEM."""
+
+    def __init__(self, gpu: Gpu, address: int, size: int) -> None:
+        self.gpu, self.address = gpu, address
+        with gpu:
+            call("cuMemHostRegister", address, size, 0)
+
+    def close(self) -> None:
+        """It is memory like any other again."""
+        address, self.address = self.address, 0
+        if address:
+            with contextlib.suppress(NetmemError), self.gpu:
+                call("cuMemHostUnregister", address)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from netmem.base.clock import Clock
+from netmem.base.dma import DmaDirection
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.hw.softnic.bus import LocalBus
 from netmem.hw.softnic.model import SoftNic
+from netmem.hw.softnic.ring import host_address
 from netmem.hw.wire import Wire, cable
 from netmem.inet.stack import Stack
 from netmem.inet.tcp.connections import TcpConfig
@@ -70,6 +72,12 @@ class LocalHost:
         worked |= self.stack.poll(now)
         worked |= self.bus.step(now)
         return worked
+
+    def sends_from(self, most: int) -> tuple[int, int]:
+        """Where the NIC reads what is sent: address and bytes, of up to ``most`` of them."""
+        tx = self.dev.tx
+        size = min(tx.size, most)
+        return host_address(self.nic.at, tx.record.io, size, DmaDirection.TO_DEVICE), size
 
     def settle(self, now: int) -> None:
         """The NIC does all that there is to do."""

@@ -21,6 +21,7 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.lab.gateway import Gateway
 from netmem.lab.local import LocalHost
 from netmem.lab.selftest import selftest, warm_up
+from netmem.netdev.tx import PINNED
 
 IDLE_MS = 1000
 SPIN_NS = 50_000  # that it looks for more before it sleeps: waking it costs who sends as much
@@ -100,6 +101,8 @@ class NicProcess:
         self.nic = SoftNic(
             args.bar_fd, args.irq_fd, self.end.wire, rx_queues=args.rx_queues, tx_queues=1, mac=args.mac
         )
+        if isinstance(self.end, UserEnd):
+            self.nic.sent_from(*self.end.host.sends_from(PINNED))
         self.nic.bar.itr_ns, self.nic.bar.adaptive = ITR_NS, 1
         self.epoll = select.epoll()
         self.end.register(self.epoll)
@@ -190,6 +193,7 @@ class NicProcess:
             close_all(fds)
 
     def close(self) -> None:
+        self.nic.settle()  # what the far end sends from goes away first
         self.end.close()
         self.nic.close()
         self.epoll.close()

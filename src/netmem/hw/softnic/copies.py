@@ -3,15 +3,19 @@
 Such a mapping has staging of the same size, which the rest of the NIC reads and writes as it does memory.
 What was written there is queued to be copied, and completions wait until it was; so do frames to be sent.
 There are two queues: while the engine works on one, the NIC goes on and fills the other.
+
+Payload of frames that lie in memory which the engine reads as well (``NicState.near``) is not staged: it goes
+from there, and the frames are not taken, and their sender's memory is not used again, until it was.
 """
 
 from __future__ import annotations
 
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import store_release
+from netmem.base.native import memcpy, store_release
 from netmem.base.record import address_of
+from netmem.hw.softnic.look import payload_copy, payload_piece
 from netmem.hw.softnic.state import COPIES, COPIES_LEAST, CopyQueue, NicState
-from netmem.hw.wire import FQ_TAIL, FrameQueueRecord
+from netmem.hw.wire import FQ_HEAD, FQ_TAIL, FrameQueueRecord, FrameRow
 
 
 @inline_kernel
@@ -58,6 +62,28 @@ def to_memory(nic: NicState, number: int, host: int, n: int) -> bool:
     return mapped.far == 0 or queue_copy(nic, mapped.far + host - mapped.host, host, n)
 
 
+@kernel
+def payload_to_memory(nic: NicState, frame: FrameRow, offset: int, n: int, number: int, host: int) -> bool:
+    """``n`` payload bytes from ``offset`` of a frame go to ``host``, an address in mapping ``number``."""
+    mapped = nic.maps[number]
+    if mapped.far == 0 or nic.near_end == 0:
+        payload_copy(frame, offset, n, host)
+        return to_memory(nic, number, host, n)
+    for piece in range(3):
+        at, size = payload_piece(frame, piece)
+        take = min(n, size - offset)
+        if take > 0:
+            source = at + offset
+            if source < nic.near or source + take > nic.near_end:
+                memcpy(host, source, take)
+                source = host
+            if not queue_copy(nic, mapped.far + host - mapped.host, source, take):
+                return False
+            host, n = host + take, n - take
+        offset = max(offset - size, 0)
+    return True
+
+
 @inline_kernel
 def from_memory(nic: NicState, number: int, host: int, n: int) -> bool:
     """``n`` bytes at ``host`` are about to be sent."""
@@ -91,6 +117,16 @@ def send_to(nic: NicState, queue: FrameQueueRecord, tail: int) -> None:
         store_release(address_of(queue) + FQ_TAIL, tail)
 
 
+@inline_kernel
+def take_to(nic: NicState, head: int) -> None:
+    """Frames of the wire before ``head`` were delivered: they are taken once nobody reads them any more."""
+    nic.rx_head = head
+    if nic.near_end != 0 and is_waiting(nic):
+        filling(nic).taken = head
+    else:
+        store_release(nic.rx + FQ_HEAD, head)
+
+
 @kernel
 def nic_fly(nic_at: int) -> None:
     """The engine starts with what is queued: fill the other queue."""
@@ -108,7 +144,9 @@ def nic_copied(nic_at: int) -> None:
     if done.frames > 0:
         queue = FrameQueueRecord.at(nic.tx)
         store_release(address_of(queue) + FQ_TAIL, queue.tail + done.frames)
-    done.copies = done.told = done.frames = 0
+    if done.taken > 0:
+        store_release(nic.rx + FQ_HEAD, done.taken)
+    done.copies = done.told = done.frames = done.taken = 0
     nic.flying = 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from netmem.base.arena import Region
-from netmem.base.cuda import Allocation, Copies, Gpu, PinnedMemory
+from netmem.base.cuda import Allocation, Copies, Gpu, PinnedMemory, RegisteredMemory
 from netmem.base.errors import NetmemError
 from netmem.base.memfd import memfd
 from netmem.base.record import address_of, field_offset
@@ -38,6 +38,9 @@ class CopyEngine(Protocol):
     def attach(self, fd: int, length: int) -> Staging:
         """Reach ``length`` bytes behind a descriptor. EBADF for one of others; ENOMEM."""
 
+    def reach(self, address: int, size: int) -> bool:
+        """Have it read ``size`` bytes of this process's memory where they are. False: it cannot."""
+
     def start(self, queue: CopyQueue) -> None:
         """Begin with the copies that are queued. EIO."""
 
@@ -54,7 +57,9 @@ class CudaEngine:
     def __init__(self, exporter: str) -> None:
         self.exporter = exporter
         self.gpu = Gpu.by_uuid(exporter.removeprefix(CUDA))
+        self.gpu.stay()
         self._copies = Copies(self.gpu)
+        self._reached: list[RegisteredMemory] = []
 
     def attach(self, fd: int, length: int) -> Staging:
         """CopyEngine.attach."""
@@ -71,6 +76,14 @@ class CudaEngine:
 
         return Staging(pinned.address, length, memory.address, close)
 
+    def reach(self, address: int, size: int) -> bool:
+        """CopyEngine.reach."""
+        try:
+            self._reached.append(RegisteredMemory(self.gpu, address, size))
+        except NetmemError:
+            return False  # by way of staging, then
+        return True
+
     def start(self, queue: CopyQueue) -> None:
         """CopyEngine.start."""
         at = address_of(queue)
@@ -82,6 +95,8 @@ class CudaEngine:
 
     def close(self) -> None:
         """CopyEngine.close."""
+        for memory in self._reached:
+            memory.close()
         self._copies.close()
 
 
@@ -106,6 +121,10 @@ class HostEngine:
             os.close(staging_fd)
         keep = [memory, staging]
         return Staging(staging.address, length, memory.address, keep.clear)
+
+    def reach(self, address: int, size: int) -> bool:
+        """CopyEngine.reach."""
+        return True
 
     def start(self, queue: CopyQueue) -> None:
         """CopyEngine.start."""

@@ -18,8 +18,17 @@ from netmem.base.native import (
     store_u8,
 )
 from netmem.base.record import address_of, clear
-from netmem.hw.softnic.copies import from_memory, no_room, send_to, taken_to, tell, to_memory
-from netmem.hw.softnic.look import look, payload_piece
+from netmem.hw.softnic.copies import (
+    from_memory,
+    no_room,
+    payload_to_memory,
+    send_to,
+    take_to,
+    taken_to,
+    tell,
+    to_memory,
+)
+from netmem.hw.softnic.look import look, payload_copy
 from netmem.hw.softnic.regs import (
     HDS_ON,
     MAX_QUEUES,
@@ -50,24 +59,6 @@ from netmem.hw.softnic.ring import (
 )
 from netmem.hw.softnic.state import NicState, QueueWork
 from netmem.hw.wire import FQ_FRAMES, FQ_HEAD, FQ_TAIL, Frame, FrameQueueRecord, FrameRow, frame_of
-
-
-@kernel
-def payload_copy(frame: FrameRow, offset: int, n: int, dst: int) -> None:
-    """Copy ``n`` payload bytes from ``offset`` of a frame, from up to three pieces."""
-    for piece in range(3):
-        at, size = payload_piece(frame, piece)
-        if offset < size:
-            take = min(n, size - offset)
-            if take > 0:
-                memcpy(dst, at + offset, take)
-                dst += take
-                n -= take
-            offset = 0
-        else:
-            offset -= size
-        if n == 0:
-            break
 
 
 @kernel
@@ -108,7 +99,7 @@ def nic_rx(nic: NicState, now: int) -> int:
     spirit); then it, and what follows and finds none, is dropped until a tail moves.
     """
     bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.rx)
-    head, tail = queue.head, load_acquire(address_of(queue) + FQ_TAIL)
+    head, tail = nic.rx_head, load_acquire(address_of(queue) + FQ_TAIL)
     handled = 0
     while head < tail and not no_room(nic):
         frame = frame_of(queue, head)
@@ -158,7 +149,7 @@ def nic_rx(nic: NicState, now: int) -> int:
         frame.segments += segments
         if last:
             head += 1
-    store_release(address_of(queue) + FQ_HEAD, head)
+    take_to(nic, head)
     return handled
 
 
@@ -224,8 +215,7 @@ def nic_payload(
         host = translate(nic, open_buffer(work, frame.hash).io, follow, DmaDirection.FROM_DEVICE)
         if host == 0:
             return False
-        payload_copy(frame, frame.done, follow, host)
-        if not to_memory(nic, nic.last_map, host, follow):
+        if not payload_to_memory(nic, frame, frame.done, follow, nic.last_map, host):
             return False
         offset += follow
     for i in range(need):
@@ -234,24 +224,26 @@ def nic_payload(
             host = translate(nic, rx_desc(work, work.fetch + i).packet, n, DmaDirection.FROM_DEVICE)
             if host == 0:
                 return False
-            nic_piece(frame, host, offset, n, size, last)
-            if not to_memory(nic, nic.last_map, host, n):
+            fill = nic_piece(frame, host, offset, n, size, last)
+            if fill > 0 and not to_memory(nic, nic.last_map, host, fill):
+                return False
+            start, more = frame.done + offset + fill - frame.split, n - fill
+            if not payload_to_memory(nic, frame, start, more, nic.last_map, host + fill):
                 return False
             offset += n
     return True
 
 
 @kernel
-def nic_piece(frame: FrameRow, host: int, offset: int, n: int, size: int, last: bool) -> None:
-    """Copy ``n`` bytes from ``offset`` of a packet with ``size`` payload bytes to ``host``."""
+def nic_piece(frame: FrameRow, host: int, offset: int, n: int, size: int, last: bool) -> int:
+    """Copy what are headers of ``n`` bytes from ``offset`` of a packet to ``host``; how many."""
     header, fill = frame.split, 0
     if offset < header:  # not split: the headers lead the packet buffer
         fill = min(n, header - offset)
         memcpy(host, frame.header + offset, fill)
         if frame.gso_size > 0 and frame.l4 != 0 and offset == 0 and fill == header:
             patch_segment(frame, host, frame.done, size, frame.segments, last)
-    if n > fill:
-        payload_copy(frame, frame.done + offset + fill - header, n - fill, host + fill)
+    return fill
 
 
 @kernel

@@ -17,7 +17,7 @@ from netmem.base.headers import (
     UdpHdr,
 )
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import load_be16, load_be32, load_be64, load_u8
+from netmem.base.native import load_be16, load_be32, load_be64, load_u8, memcpy
 from netmem.base.record import address_of
 from netmem.hw.softnic.regs import INDIR_SIZE, MAX_RULES, RSS_KEY, Bar, Rxs
 from netmem.hw.softnic.state import HASH_BYTES, NicState
@@ -87,6 +87,24 @@ def payload_piece(frame: FrameRow, n: int) -> tuple[int, int]:
     if n == 1:
         return frame.payload, frame.payload_len
     return frame.payload2, frame.payload2_len
+
+
+@kernel
+def payload_copy(frame: FrameRow, offset: int, n: int, dst: int) -> None:
+    """Copy ``n`` payload bytes from ``offset`` of a frame, from up to three pieces."""
+    for piece in range(3):
+        at, size = payload_piece(frame, piece)
+        if offset < size:
+            take = min(n, size - offset)
+            if take > 0:
+                memcpy(dst, at + offset, take)
+                dst += take
+                n -= take
+            offset = 0
+        else:
+            offset -= size
+        if n == 0:
+            break
 
 
 @kernel

@@ -41,6 +41,7 @@ class SoftNic:
         self.nic.irq_at, self.nic.irq_len = self.at + field_offset(NicState, "irq_count"), 8
         self._regions: dict[int, Region | Staging] = {}
         self._engine: CopyEngine | None = None
+        self._sent_from = (0, 0)
         self._key = b""
         self._generation_at = self._region.address + field_offset(r.Bar, "generation")
         self.rx_queues, self.tx_queues = rx_queues, tx_queues
@@ -70,6 +71,9 @@ class SoftNic:
     def _attach(self, exporter: str, fd: int, length: int) -> Staging:
         if self._engine is None:
             self._engine = engine_for(exporter)
+            address, size = self._sent_from
+            if size and self._engine.reach(address, size):
+                self.nic.near, self.nic.near_end = address, address + size
         elif self._engine.exporter != exporter:
             text = f"the copy engine serves {self._engine.exporter}: for {exporter} open another device"
             raise NetmemError(errno.EBUSY, text)
@@ -79,7 +83,7 @@ class SoftNic:
         """End a mapping; queues whose ring lay in it stop with a fault."""
         if io not in self._regions:
             raise NetmemError(errno.EINVAL, f"I/O address {io:#x} is not mapped")
-        self._settle()
+        self.settle()
         region = self._regions.pop(io)
         nic = self.nic
         n = nic.maps_used
@@ -93,6 +97,13 @@ class SoftNic:
         if isinstance(region, Staging):
             region.close()
 
+    def sent_from(self, address: int, size: int) -> None:
+        """The wire's far end sends from this memory: a copy engine need not have it copied for it.
+
+        Before the first mapping. The memory must outlive the NIC.
+        """
+        self._sent_from = (address, size)
+
     def _queues(self) -> Iterator[tuple[QueueRegs, QueueWork]]:
         bar, nic = self.bar, self.nic
         yield from ((bar.rxq[i], nic.rxq[i]) for i in range(self.rx_queues))
@@ -104,7 +115,7 @@ class SoftNic:
 
     def _configure(self) -> None:
         """Follow what the driver wrote: hash key, queues to start and to stop."""
-        self._settle()
+        self.settle()
         self.nic.generation = read_word(self._generation_at)
         key = bytes(self.bar.rss_key)
         if key != self._key:
@@ -150,10 +161,11 @@ class SoftNic:
             self._copy()
         return worked or did != 0
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Until no copy is queued or made: memory and rings may go away."""
-        while copies.is_any_waiting(self.at):
-            self._copy()
+        with contextlib.suppress(NetmemError):  # of a GPU that fails
+            while copies.is_any_waiting(self.at):
+                self._copy()
 
     def _copy(self) -> None:
         """Have the engine work while the NIC goes on, and tell of what it has done."""
@@ -196,8 +208,7 @@ class SoftNic:
 
     def close(self) -> None:
         """Stop all queues and let go of all memory."""
-        with contextlib.suppress(NetmemError):  # of a GPU that fails
-            self._settle()
+        self.settle()
         self.bar.status = 0
         for q, work in self._queues():
             self._stop(q, work, QueueState.STOPPED)

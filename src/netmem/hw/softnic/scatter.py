@@ -102,7 +102,7 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
     bar, tap, queue = Bar.at(nic.bar), TapRecord.at(nic.tap), FrameQueueRecord.at(nic.rx)
     handled = 0
     for _ in range(budget):
-        if queue.head < queue.tail:
+        if nic.rx_head < queue.tail:
             handled += nic_rx(nic, now)
             if queue.tail - queue.head >= SLOTS >> 1:
                 break  # the wire is held

@@ -54,6 +54,7 @@ class CopyQueue(Record):
     tell_at: Annotated[Items[int], ctypes.c_int64 * COPIES]  # addresses of descriptors' status words
     tell: Annotated[Items[int], ctypes.c_int64 * COPIES]  # ... and what is written there
     frames: i64  # frames that go onto the wire
+    taken: i64  # frames of the wire, counted from the first ever, that are read no more
 
 
 class NicState(Record):
@@ -62,6 +63,9 @@ class NicState(Record):
     bar: i64  # address of its Bar
     rx: i64  # addresses of the wire's FrameQueueRecords
     tx: i64
+    rx_head: i64  # frames looked at; those of which the copy engine still reads are not taken yet
+    near: i64  # host memory that the copy engine reads where it is, up to ``near_end``; 0: none
+    near_end: i64
     tap: i64  # address of the TapRecord of a wire that leaves reading to the NIC, 0
     maps_used: i64
     last_map: i64

@@ -83,7 +83,7 @@ def nic_step(nic_at: int, now: int) -> int:
         got = scatter_step(nic_at, now, SCATTER_BUDGET)
     else:
         queue = FrameQueueRecord.at(nic.rx)
-        if queue.head < load_acquire(address_of(queue) + FQ_TAIL):
+        if nic.rx_head < load_acquire(address_of(queue) + FQ_TAIL):
             got = nic_rx(nic, now)
     held = 1 if nic.paused_at != 0 else 0
     if bar.held != held:
