@@ -4,8 +4,8 @@ stream_tensors.py [--memory cuda|host] [--senders 4] [--tensors 64] [--area-mib 
 torchrun --nproc-per-node 2 examples/stream_tensors.py ...
 
 A sender is a socket of the kernel that writes one tensor after the other. With torchrun each rank is a
-receiver with a GPU of its own (or one that it shares, where there are fewer), and the senders are sharded over
-the ranks. On the GPU tensors are torch's, and their payload is copied by no CPU on its way from the NIC; on the
+receiver with a GPU of its own (or one that it shares, where there are fewer), and the senders are sharded
+over the ranks. On the GPU tensors are torch's, and no CPU copies payload between the NIC and them; on the
 host they are NumPy's. The sum of all products is known, and compared.
 """
 

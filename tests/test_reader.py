@@ -192,6 +192,15 @@ def test_the_example_receives_arrays_of_several_clients():
     assert "12 arrays" in done.stdout
 
 
+def test_the_example_computes_while_tensors_arrive():
+    example = Path(__file__).parent.parent / "examples" / "stream_tensors.py"
+    argv = [sys.executable, str(example), "--memory", "host", "--senders", "3", "--tensors", "8"]
+    done = subprocess.run([*argv, "--area-mib", "32"], capture_output=True, text=True, timeout=2 * LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert "96 MiB" in done.stdout
+    assert "sums agree" in done.stdout
+
+
 def test_a_reader_passes_on_what_the_socket_says(opened):
     sock, peer = accept(opened, b"")
     with sock, pytest.raises(EOFError):
