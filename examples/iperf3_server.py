@@ -119,7 +119,7 @@ async def main(wire: str = "user", tests: str = "1", *addresses: str) -> None:
         netmem.DmabufProvider(64 << 20) as memory,
         netmem.open_device(wire=plug, config=netmem.TcpConfig(sndbuf=4 << 20)) as device,
     ):
-        device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
+        device.ethtool.set_ringparam(tcp_data_split="on")
         with device.bind_rx([1], memory), device.bind_tx(memory) as binding:
             device.steer(PORT, queue=1)
             listener = device.listen(PORT)

@@ -10,7 +10,7 @@ import netmem
 port = int(sys.argv[1]) if len(sys.argv) > 1 else 5001
 nic = sys.argv[2] if len(sys.argv) > 2 else "softnic"
 with netmem.open_device(nic, queues=2) as device, netmem.DmabufProvider(64 << 20) as memory:
-    device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
+    device.ethtool.set_ringparam(tcp_data_split="on")
     with device.bind_rx([1], memory):  # queue 0 keeps ordinary pages
         device.steer(port, queue=1)
         listener = device.listen(port)

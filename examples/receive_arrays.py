@@ -45,7 +45,7 @@ async def main(clients: int = 4, arrays: int = 8) -> None:
         sums.append(total)
 
     with netmem.DmabufProvider(64 << 20, rx_page_size=65536) as memory, netmem.open_device() as device:
-        device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
+        device.ethtool.set_ringparam(tcp_data_split="on")
         with device.bind_rx([1], memory):
             device.steer(PORT, queue=1)
             async with AsyncStack(device.stack) as stack:

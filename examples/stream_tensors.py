@@ -106,7 +106,7 @@ async def receive(work: OnGpu | OnHost, memory: object, senders: list[int], tens
         del kept
 
     with netmem.open_device() as device:
-        device.ethtool.set_ringparam(tcp_data_split=netmem.TcpDataSplit.ENABLED)
+        device.ethtool.set_ringparam(tcp_data_split="on")
         with device.bind_rx([1], memory):
             device.steer(PORT, queue=1)
             async with AsyncStack(device.stack) as stack:

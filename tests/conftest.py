@@ -21,8 +21,8 @@ from netmem.base.errors import NetmemError
 from netmem.base.jit import COMPILED
 from netmem.hw.qemu.find import find_qemu
 from netmem.inet.socket import TcpSocket
+from netmem.lab.compiling import ensure_compiled
 from netmem.lab.qemu import QemuHost, bar_memory
-from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider

@@ -6,12 +6,15 @@ import errno
 import io
 import re
 import shutil
+import socket
 import subprocess
+import time
 
 import numpy as np
 import pytest
 
 from conftest import make_provider, need, payload, take
+from netmem.lab.device import open_device
 from netmem.testing import frames
 
 
@@ -103,3 +106,28 @@ def test_a_capture_whose_file_cannot_be_closed_has_ended_all_the_same(network, t
         net.ours.dev.stop_capture()
     net.wire.inject(frames.icmp_echo())
     net.run(1)
+
+
+@pytest.mark.process
+def test_each_packet_has_its_own_time(tmp_path):
+    """Of packets that one poll takes, too; and the file's times are this machine's, to the nanosecond."""
+    path = tmp_path / "x.pcapng"
+    before = time.time()
+    with open_device() as device:
+        device.ethtool.set_features(rx_gro_hw=False)
+        with device.dev.lock:
+            device.dev.start_capture(open(path, "wb"))
+        listener, port = device.listen(5001), device.forward("127.0.0.1", 0, 5001)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            sock = listener.accept(timeout=30)
+            client.sendall(payload(500_000))
+            client.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 20, timeout=30):
+                pass
+            sock.close()
+    stamps = [row[0] for row in tshark(path, "frame.time_epoch", "tcp.dstport") if row[1] == "5001"]
+    assert len(stamps) > 100
+    assert len(set(stamps)) == len(stamps)
+    assert sorted(stamps) == stamps
+    assert before < float(stamps[0]) < float(stamps[-1]) < time.time()
+    assert any(not stamp.endswith("000") for stamp in stamps)

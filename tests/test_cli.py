@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import NIC_MEMORY, need_qemu, payload, scaled
+from conftest import NIC_MEMORY, need, need_qemu, payload, scaled
 from netmem.base.ethtool import TcpDataSplit
+from netmem.base.jit import COMPILED
 from netmem.lab.device import open_device
 from netmem.lab.observe import observe
 from netmem.memory.providers.dmabuf import DmabufProvider
@@ -346,6 +348,41 @@ def test_show_looks_into_a_running_receiver(nic, memory):
     assert observe(os.getpid()) == []  # a closed device says nothing
 
 
+@pytest.mark.parametrize("nic", ["softnic", "igb"], indirect=True)
+def test_the_port_that_is_listened_on_is_the_stacks(nic, tmp_path):
+    """In show, in what is told of a connection, and in captures; and who connected is told."""
+    path = tmp_path / "x.pcapng"
+    with Receiver("--nic", nic, "--count", "1", "--capture", str(path)) as receiver:
+        client = socket.create_connection(("127.0.0.1", receiver.port), timeout=LIMIT)
+        client.sendall(payload(100_000))
+        ports = set()
+        deadline = time.monotonic() + LIMIT
+        while not ports and time.monotonic() < deadline:
+            ports = {s["port"] for d in observe(receiver.process.pid) for s in d["sockets"]}
+        mine = "127.0.0.1:" + str(client.getsockname()[1])
+        client.close()
+        status, events, _ = receiver.end()
+    assert status == 0
+    assert ports == {receiver.port}
+    closed = next(event for event in events if event["event"] == "closed")
+    assert closed["peer"].startswith("10.0.2.2:")
+    assert closed["client"] == (mine if nic == "softnic" else None)
+    assert 1 < events[-1]["frags_per_mib"] < 2000
+    assert tshark(path, receiver.port)
+
+
+def tshark(path, port):
+    need(shutil.which("tshark"), "tshark is not there")
+    argv = ["tshark", "-r", str(path), "-Y", f"tcp.dstport == {port}"]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_compile_says_that_nothing_is_left_to_do():
+    done = run("compile")
+    assert done.returncode == 0, done.stderr
+    assert "compiled already" in done.stdout if COMPILED else "nothing to compile" in done.stdout
+
+
 @pytest.mark.parametrize("with_qemu", [True, False])
 def test_demo_with_a_small_file(tmp_path, with_qemu):
     environment = dict(os.environ)
@@ -355,18 +392,16 @@ def test_demo_with_a_small_file(tmp_path, with_qemu):
         environment["PATH"] = str(tmp_path)
     done = run("demo", "--no-guest", "--size", str(scaled(4_000_000)), env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in done.stdout.splitlines()
-        if line[0] == "│"
-    ]
-    memory = [(row[0], row[1].split()[0]) for row in rows]
-    assert [pair for pair in memory if pair != ("igb", "")][:2] == [("softnic", "none"), ("softnic", "pages")]
+    lines = done.stdout.splitlines()
+    assert max(len(line) for line in lines if not line.startswith("No rows")) <= 80  # which has a path
+    rows = [line.split() for line in lines if line.startswith(("softnic ", "igb "))]
+    memory = [(row[0], row[1].split("/")[0]) for row in rows]
+    assert memory[:2] == [("softnic", "none"), ("softnic", "pages")]
     assert (("igb", "bar") in memory) == with_qemu
     assert all(row[2] == ("yes" if row[1] in ("none", "pages") else "no") for row in rows)
-    assert all(row[10] == "0" and row[11].endswith("ok") for row in rows)
-    last = done.stdout.splitlines()[-1]
+    assert all(row[7:] == ["0", "ok"] for row in rows)
+    assert all((float(row[6]) > 0) == (row[1] != "none") for row in rows)  # frags in a MiB
     if with_qemu:
-        assert last.startswith("The driver is the same in each of its rows: netmem.drivers.igb.driver")
+        assert "The driver is the same in each of its rows: netmem.drivers.igb.driver" in done.stdout
     else:
-        assert last.startswith("No rows for igb: qemu-system-x86_64 is not installed")
+        assert "No rows for igb: qemu-system-x86_64 is not installed" in done.stdout

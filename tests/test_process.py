@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -131,6 +132,48 @@ def test_connecting_out_is_refused_by_a_gateway_without_listener(device):
     with pytest.raises(NetmemError) as error:
         device.connect("10.0.2.2", 9, timeout=LIMIT)
     assert error.value.errno == errno.ECONNREFUSED
+
+
+def test_a_closed_port_of_this_host_refuses_at_connect(device):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gateway = device.reach("127.0.0.1", free.getsockname()[1])
+        for _ in range(20):
+            with pytest.raises(ConnectionRefusedError) as error:
+                device.connect(*gateway, timeout=LIMIT)
+            assert error.value.errno == errno.ECONNREFUSED
+        free.listen()
+        with device.connect(*gateway, timeout=LIMIT) as sock:
+            there, _ = free.accept()
+            sock.sendall(b"at last")
+            assert there.recv(100) == b"at last"
+            there.close()
+
+
+def test_a_host_that_does_not_answer_yet_is_waited_for(device):
+    """Its backlog is full: the kernel says nothing, and neither does the gateway, until somebody accepts."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(server.getsockname())
+        gateway = device.reach("127.0.0.1", server.getsockname()[1])
+        with pytest.raises(TimeoutError):
+            device.connect(*gateway, timeout=0.3)
+        found = []
+        thread = threading.Thread(target=lambda: found.append(device.connect(*gateway, timeout=LIMIT)))
+        thread.start()
+        server.settimeout(LIMIT)
+        taken = []
+        while thread.is_alive():
+            with contextlib.suppress(TimeoutError):
+                server.settimeout(0.2)
+                taken.append(server.accept()[0])
+        thread.join(LIMIT)
+        found[0].sendall(b"x")
+        found[0].close()
+        for one in [*others, *taken]:
+            one.close()
 
 
 def test_time_outs_say_what_they_waited_for(device):
@@ -356,3 +399,41 @@ def test_what_a_device_is_closed_for_comes_first(monkeypatch):
     for raised in (KeyError, None):
         with pytest.raises(raised or OSError):
             used(raised)
+
+
+def test_words_of_ethtool(device):
+    device.ethtool.set_ringparam(tcp_data_split="on")
+    assert device.ethtool.describe()["tcp_data_split"] == "enabled"
+    device.ethtool.set_ringparam(tcp_data_split="off")
+    wrong = [(device.ethtool.set_ringparam, {"tcp_data_split": "yes"})]
+    if device.dev.driver.hw_features:  # an 82576 has none, and nothing to gather by
+        device.ethtool.set_features(rx_gro_hw="off")
+        assert "rx_gro_hw" not in device.ethtool.features
+        device.ethtool.set_features(rx_gro_hw="on")
+        device.ethtool.set_coalesce(use_adaptive_rx="off")
+        assert not device.ethtool.get_coalesce().use_adaptive_rx
+        wrong += [(device.ethtool.set_features, {"rx_gro_hw": "maybe"})]
+        wrong += [(device.ethtool.set_coalesce, {"use_adaptive_rx": ""})]
+    for call, words in wrong:
+        with pytest.raises(NetmemError, match=r"on(,| or) off") as error:
+            call(**words)
+        assert error.value.errno == errno.EINVAL
+
+
+def test_who_is_behind_the_gateway(device):
+    listener = device.listen(5009)
+    port = device.forward("127.0.0.1", 0, 5009)
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as client:
+            sock = listener.accept(LIMIT)
+            assert sock.peer[0] == "10.0.2.2"
+            mine = device.dev.driver.name == "softnic"  # QEMU's gateway does not say
+            assert device.client(sock) == (client.getsockname() if mine else None)
+        sock.close()
+
+
+def test_another_machine_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(NetmemError, match="not on aarch64") as error:
+        netmem.open_device()
+    assert error.value.errno == errno.EOPNOTSUPP

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from netmem.base.jit import COMPILED
-from netmem.lab.selftest import ensure_compiled
+from netmem.lab.compiling import ensure_compiled
 
 PROGRAM = """
 import sys, threading, socket, numpy as np

@@ -40,6 +40,11 @@ def endpoint(address: int, port: int) -> str:
     return f"{text}:{port}" if is_ip4(address) else f"[{text}]:{port}"
 
 
+def host_port(host: str, port: int) -> str:
+    """The same of an address that is text already."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_ip4(address: int) -> bool:
     """True for a number that stands for an IPv4 address."""
     return address >> 32 == 0xFFFF

@@ -17,9 +17,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 from netmem.base import folders
@@ -27,6 +27,7 @@ from netmem.base.extras import COMPILED as COMPILED
 
 if COMPILED:
     import numba
+    from llvmlite import binding
     from numba.core import config as _config
     from numba.core.dispatcher import Dispatcher
 
@@ -105,11 +106,19 @@ def why_no_cache() -> str:
     return _cache()[1]
 
 
+def _cpu() -> str:
+    """What kernels are compiled for: this CPU, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
+    name = _numba_config.CPU_NAME or binding.get_host_cpu_name()
+    features = _numba_config.CPU_FEATURES
+    return f"{name} {binding.get_host_cpu_features().flatten() if features is None else features}"
+
+
 @functools.cache
 def _mark() -> str:
     """The name of the file that says that all kernels of this version were compiled."""
     texts = {path: path.read_text() for path in ROOT.rglob("*.py")}
     names = [_name_of(path) for path, text in texts.items() if "kernel\ndef " in text]
+    names.append(_cpu())
     return "warm-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:DIGEST]
 
 
@@ -147,6 +156,25 @@ def _compile(func: F, *, forceinline: bool) -> F:
     _compiled.append(func.__code__)
     made: F = compiled
     return made
+
+
+def compile_ahead(modules: Sequence[ModuleType], *, backwards: bool = False) -> None:
+    """Compile what Python calls of these modules: kernels that take nothing but numbers, without a call.
+
+    ``backwards``: the last of the last module first.
+    """
+    if not COMPILED:
+        return
+    types = {"int": numba.int64, "bool": numba.boolean}
+    step = -1 if backwards else 1
+    for module in modules[::step]:
+        for func in list(vars(module).values())[::step]:
+            if isinstance(func, Dispatcher) and func.py_func.__module__ == module.__name__:
+                code = func.py_func.__code__
+                names = code.co_varnames[: code.co_argcount]
+                said: list[Any] = [types.get(str(func.py_func.__annotations__.get(name))) for name in names]
+                if said and None not in said:
+                    func.compile(tuple(said))
 
 
 def mark_warm() -> None:

@@ -32,6 +32,11 @@ class Totals:
         """From the first byte to the last."""
         return max(self.ended - self.started, 1e-9) if self.started else 0.0
 
+    @property
+    def frags_per_mib(self) -> float:
+        """How scattered it was: 16 for whole pages of 64 KiB, 256 for whole pages of 4 KiB."""
+        return round(self.frags * (1 << 20) / self.bytes, 1) if self.bytes else 0.0
+
 
 @dataclass
 class Flow:

@@ -17,7 +17,7 @@ from netmem.base.errors import MissingError
 from netmem.bench import echo, figures, gpu, igb, lint, tap
 from netmem.cli.options import SIZE
 from netmem.hw.qemu.find import find_qemu
-from netmem.lab.selftest import ensure_compiled
+from netmem.lab.compiling import ensure_compiled
 
 PACKETS = 400_000
 TAP_TIMES = 4

@@ -21,6 +21,7 @@ VERBS = {
     "demo": "Receive one file into each kind of memory that this machine has, and compare.",
     "recv": "Receive TCP into memory that the driver never maps, and write or count it.",
     "send": "Send a file straight from memory that the driver never maps.",
+    "compile": "Compile everything now, so that no first run has to: for an image of a container.",
     "guest": "Boot Linux with a gve whose device we are: the kernel's own devmem TCP and zcrx.",
     "bench": "Measure pool, receive path and goodput, side by side with what else there is.",
 }

@@ -155,11 +155,29 @@ def bus_of(qemu: str | None, bus: str) -> str:
     return f"qemu:{qemu}" if qemu else bus
 
 
+OPTIONS = {  # what the API's errors call what are options here
+    "allow_remote lets it": "--allow-remote lets it",
+    "nic softnic does": "use --nic softnic",
+    "of nic igb,": "igb's (--nic igb),",
+    "exporter memfd does it": "use --exporter memfd",
+    "or name one that is elsewhere": "or say --qemu PATH",
+    "QEMU ": "--qemu ",
+}
+
+
+def in_options(error: NetmemError) -> str:
+    """An error of the API in the words of the command line."""
+    text = str(error)
+    for words, option in OPTIONS.items():
+        text = text.replace(words, option) if words != "QEMU " or "no program is there" in text else text
+    return text
+
+
 def usage(error: NetmemError) -> Exception:
     """A refusal that the user's arguments caused, as a usage error (exit status 2)."""
     users = (
         errno.EINVAL, errno.ERANGE, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT
     )  # fmt: skip
     if isinstance(error, MissingError) or error.errno in users:
-        return click.UsageError(str(error))
+        return click.UsageError(in_options(error))
     return error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netmem.base.address import host_port
 from netmem.base.errors import NetmemError
 from netmem.base.extras import need
 from netmem.base.schema import document
@@ -345,11 +346,19 @@ class _Session:
             self._say(f"netmem: {text}")
 
     def _ended(self, connection: Connection) -> None:
-        peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
+        peer, client = host_port(*connection.sock.peer), self.receiver.client(connection)
+        if client is None:
+            peer += " (QEMU's gateway, which does not say for whom)"
+        elif client != connection.sock.peer:
+            peer = host_port(*client)
         file = self._files.pop(connection.number, None)
         partial = file.now if file is not None and connection.error and file.now != file.path else None
         if self.as_json:
             event = {"event": "closed", "connection": connection.number, "bytes": connection.bytes}
+            event |= {
+                "peer": host_port(*connection.sock.peer),
+                "client": host_port(*client) if client else None,
+            }
             event |= {"error": connection.error or None, "partial": partial, **connection.flow.plain()}
             print(json.dumps(document("recv", event)), flush=True)
         if connection.error:
@@ -388,12 +397,14 @@ class _Session:
         if "queues" in s:
             queues = ", ".join(map(str, s["queues"]))
             return self._say(
-                f"{told}memory {memory}, bound to queue {queues}; {s['frags']} frags, {s['linear_bytes']} "
-                f"bytes by copy, {s['copied_bytes']} of them by another queue; all settings undone"
+                f"{told}memory {memory}, bound to queue {queues}; {s['frags']} frags, "
+                f"{s['frags_per_mib']:g} in a MiB, {s['linear_bytes']} bytes by copy, "
+                f"{s['copied_bytes']} of them by another queue; all settings undone"
             )
         self._say(
             f"{told}memory {memory}, driver can read it: {readable}; header split {s['hds_hit']} hits, "
-            f"{s['hds_miss']} misses; {s['linear_bytes']} linear bytes, {s['frags']} frags\n"
+            f"{s['hds_miss']} misses; {s['linear_bytes']} linear bytes, "
+            f"{s['frags']} frags, {s['frags_per_mib']:g} in a MiB\n"
             f"netmems: {s['alloc_fast']} fast and {s['alloc_slow']} slow allocations, "
             f"{s['recycled']} recycled, {s['outstanding']} outstanding"
             + ("\nsanitizer: nothing trapped" if s["sanitized"] else "")

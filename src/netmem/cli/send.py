@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from netmem.base.address import host_port
 from netmem.base.errors import NetmemError
 from netmem.base.schema import document
 from netmem.cli.options import ADDRESS, bus_of, memory_options, nic_options, usage, wire_options
@@ -66,7 +67,7 @@ def command(**words: Any) -> None:
             check_size(job.memory_size, job.rx_page_size)
         summary = _run(job)
     except NetmemError as error:
-        raise usage(_named(error, job, job.address)) from None
+        raise usage(_named(error, job.address)) from None
     if job.as_json:
         print(json.dumps(document("send", summary)), flush=True)
     else:
@@ -123,17 +124,12 @@ def _run(job: _Job) -> dict[str, Any]:
     return summary
 
 
-def _named(error: NetmemError, job: _Job, address: tuple[str, int]) -> NetmemError:
+def _named(error: NetmemError, address: tuple[str, int]) -> NetmemError:
     """The error as one of the address that the user named: on the user wire the gateway stands for it."""
     if isinstance(error, _CutShort):
-        error.strerror = f"{address[0]}:{address[1]} {error.strerror}"
-        if (
-            job.wire == "user"
-            and job.bus.startswith("qemu")
-            and error.errno == errno.ECONNRESET
-            and not error.handed
-        ):
-            error.strerror += ": does anybody listen there?"
+        error.strerror = f"{host_port(*address)} {error.strerror}"
+    elif error.errno == errno.ECONNREFUSED:
+        error.strerror = f"{host_port(*address)} refused the connection: does anybody listen there?"
     return error
 
 

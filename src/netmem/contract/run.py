@@ -26,7 +26,7 @@ from netmem.contract.report import BLOCKED, FAIL, PASS, Result, Violation
 from netmem.contract.rig import MADE, MakeDriver, Rig, device_model
 from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
-from netmem.lab.selftest import ensure_compiled
+from netmem.lab.compiling import ensure_compiled
 from netmem.memory import sanitizer
 
 LIMIT_S = 30.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from netmem.base.errors import NetmemError
 from netmem.inet.poller import Poller
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import Listener
 from netmem.inet.tcp.machine import Tcp
+from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.zerocopy import Zerocopy
 
 
@@ -37,6 +39,22 @@ class TcpListener:
             if self._poller.gone is not None:
                 raise self._poller.gone
             raise NetmemError(errno.EBADF, "the listener is closed")
+
+    def ask(self, asked: Callable[[int, int], None]) -> None:
+        """Have SYNs wait for ``answer``: ``asked`` is told of each by row and generation. Not of cookies."""
+        generations = self._tcp.conns.generations
+        self._listener.ask = lambda c: asked(c, generations[c])
+
+    def answer(self, row: int, generation: int, admit: bool) -> bool:
+        """Let a SYN in that was asked about, or refuse it; False when its peer has given up."""
+        with self._poller.lock:
+            conns = self._tcp.conns
+            if conns.generations[row] != generation or conns.state(row) != TcpState.SYN_RECEIVED:
+                return False
+            self._tcp.passive.answer_syn(row, admit)
+            self._poller.changed()
+            conns.dev.xmit()
+            return True
 
     @property
     def closed(self) -> bool:

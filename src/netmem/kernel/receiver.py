@@ -104,6 +104,10 @@ class KernelReceiver:
         """For the payload of a connection."""
         return KernelSink(self.provider, write)
 
+    def client(self, connection: Connection) -> tuple[str, int]:
+        """Who is at the far end of a connection."""
+        return connection.sock.peer
+
     def exporter(self) -> tuple[str, str]:
         """Where the memory comes from, and why not from elsewhere."""
         return self.provider.exporter_used, ""
@@ -208,6 +212,7 @@ class KernelReceiver:
             "linear_bytes": t.linear,
             "copied_bytes": self.copied,
             "frags": t.frags,
+            "frags_per_mib": t.frags_per_mib,
             "seconds": round(t.seconds, 6),
             "goodput_gbit": round(t.bytes * 8 / t.seconds / 1e9, 3) if t.seconds else 0.0,
         }

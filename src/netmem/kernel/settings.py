@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netmem.base.errors import NetmemError
-from netmem.base.ethtool import SteeringRule, TcpDataSplit
+from netmem.base.ethtool import SteeringRule, TcpDataSplit, switch
 from netmem.kernel.ethtool_family import EthtoolFamily
 from netmem.kernel.ethtool_ioctl import EthtoolIoctl, Rule
 from netmem.kernel.journal import Entry, Journal, left_behind, undo_all
@@ -52,20 +52,22 @@ class KernelEthtool:
 
     # -- settings -------------------------------------------------------------------------------
 
-    def set_ringparam(self, **changes: int) -> None:
-        """``ethtool -G``: tcp_data_split (TcpDataSplit), hds_thresh, and what else the family knows (rx, tx).
+    def set_ringparam(self, **changes: int | str) -> None:
+        """``ethtool -G``: tcp_data_split ("on"), hds_thresh, and what else the family knows (rx, tx).
 
         EINVAL, EOPNOTSUPP: the kernel's.
         """
         have = self._family.rings_get(self._ifindex)
+        if "tcp_data_split" in changes:
+            changes["tcp_data_split"] = TcpDataSplit.of(changes["tcp_data_split"])
         wanted = changes.get("tcp_data_split")
         self.split_was_on = wanted == TcpDataSplit.ENABLED == have.get("tcp_data_split")
-        changes = {name: int(value) for name, value in changes.items() if have.get(name) != int(value)}
-        if not changes:
+        after = {name: int(value) for name, value in changes.items() if have.get(name) != int(value)}
+        if not after:
             return
-        before = {name: have[name] for name in changes if name in have}
-        self._made({"setting": "rings", "before": before, "after": changes},
-                   lambda: self._family.rings_set(self._ifindex, **changes))  # fmt: skip
+        before = {name: have[name] for name in after if name in have}
+        self._made({"setting": "rings", "before": before, "after": after},
+                   lambda: self._family.rings_set(self._ifindex, **after))  # fmt: skip
 
     def ask_for_split_again(self) -> bool:
         """Off and on, where split was asked for and the driver said that it was on: true when it was done.
@@ -95,11 +97,12 @@ class KernelEthtool:
             entry = {"setting": "rxfh", "before": before.tolist(), "after": after.tolist()}
             self._made(entry, lambda: self._ioctl.set_rxfh_indir(after))
 
-    def set_features(self, **changes: bool) -> None:
+    def set_features(self, **changes: bool | str) -> None:
         """``ethtool -K``: ntuple, which flow rules need. EOPNOTSUPP for others."""
         for name, on in changes.items():
             if name != "ntuple":
                 raise NetmemError(errno.EOPNOTSUPP, f"{name} is not a feature that is set here: ntuple is")
+            on = switch(name, on)
             if self._ioctl.ntuple() != on:
                 entry = {"setting": "ntuple", "before": not on, "after": on}
                 self._made(entry, functools.partial(self._ioctl.set_ntuple, on))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import platform
 import resource
 import time
 from collections.abc import Sequence
@@ -32,8 +33,9 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
+from netmem.lab.compiling import ensure_compiled
 from netmem.lab.local import MAC_BASE, both, open_netdev
-from netmem.lab.selftest import ensure_compiled, warm_up
+from netmem.lab.selftest import warm_up
 from netmem.lab.vfio import DEFAULT_ADDRESS, Vfio, open_vfio, vfio_of
 from netmem.memory.provider import MemoryProvider
 from netmem.memory.providers.bar import BarProvider
@@ -102,7 +104,7 @@ def _host_address(address: str, allow_remote: bool) -> str:
     except ValueError:
         raise NetmemError(errno.EINVAL, f"{address!r} is not an IP address") from None
     if not parsed.is_loopback and not allow_remote:
-        text = f"{address} is not a loopback address; say --allow-remote to speak with other machines"
+        text = f"{address} is not a loopback address; allow_remote lets it speak with other machines"
         raise NetmemError(errno.EACCES, text)
     return host
 
@@ -154,10 +156,12 @@ class Device:
         """
         return steer(self.dev, port, queue, proto)
 
-    def forward(self, address: str, port: int, guest_port: int, *, allow_remote: bool = False) -> int:
-        """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; returns the port.
+    def forward(self, address: str, port: int, guest_port: int = 0, *, allow_remote: bool = False) -> int:
+        """Have this host's ``address``:``port`` (0: a free one) lead to ``guest_port`` of the stack; the
+        port.
 
-        EACCES for an address other than loopback unless ``allow_remote``; EADDRINUSE and the like.
+        ``guest_port`` 0: the same port. EACCES for an address other than loopback unless ``allow_remote``;
+        EADDRINUSE and the like.
         """
         host = _host_address(address, allow_remote)
         if isinstance(self.bus, QemuBus):
@@ -181,6 +185,20 @@ class Device:
         assert isinstance(self.bus, ProcessBus)
         self.bus.child.call({"op": "outward", "address": host, "port": port})
         return GATEWAY, port
+
+    def client(self, sock: TcpSocket) -> tuple[str, int] | None:
+        """Who is at the far end of a connection that this host made to a forwarded port: its address and
+        port.
+
+        ``sock.peer`` is the gateway then. Without a gateway it is ``sock.peer``; None where the gateway does
+        not say (QEMU's), or has forgotten: it remembers the last 8,192.
+        """
+        if self._direct:
+            return sock.peer
+        if not isinstance(self.bus, ProcessBus):
+            return None
+        found = self.bus.child.call({"op": "client", "port": sock.peer[1]})
+        return (str(found[0]), int(found[1])) if found else None
 
     def dma_faults(self) -> list[str]:
         """Accesses that an IOMMU stopped, of a NIC that has one before it."""
@@ -283,17 +301,18 @@ def open_device(
     CAP_DAC_OVERRIDE (files are written whoever they belong to); the NIC's process of a softnic has none in
     any case.
 
-    Errors: EINVAL for arguments that no device can have; EPERM for a TAP
-    without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
+    Errors: EOPNOTSUPP on other machines than x86-64; EINVAL for arguments that no device can have; EPERM for
+    a TAP without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
     QEMU that has the NIC.
     """
+    _check_machine()
     _check_arguments(nic, queues, mtu)
     tap = wire_of(wire) if isinstance(wire, str) else wire
     vfio = vfio_of(bus) if isinstance(bus, str) else bus
     qemu = bus.partition(":")[2] or None if isinstance(bus, str) else None
     if vfio is not None:
         if nic != "igb" or tap is not None:
-            text = "a bus vfio: is igb's (--nic igb), and has no other wire than its own cable"
+            text = "a bus vfio: is of nic igb, and has no other wire than its own cable"
             raise NetmemError(errno.EINVAL, text)
         group_of(vfio.function.lower())  # before a compilation that may take a minute
     if nic == "igb" and vfio is None:
@@ -316,6 +335,15 @@ def open_device(
     else:
         made = _start_softnic(mtu, bounce, wanted.number)
     return _on(made, wanted.open(made), both(ADDRESS), (), config)
+
+
+def _check_machine() -> None:
+    if platform.machine() != "x86_64":
+        text = (
+            f"NICs of our own were tried on x86-64 only, not on {platform.machine()}: their process and this "
+            "one share rings. check, convert, explain and show --kernel work here"
+        )
+        raise NetmemError(errno.EOPNOTSUPP, text)
 
 
 def _check_arguments(nic: str, queues: int, mtu: int) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import resource
 import select
 import socket
 import struct
 import sys
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from netmem.base.errors import NetmemError
 from netmem.inet.listener import TcpListener
@@ -24,7 +26,7 @@ from netmem.lab.local import LocalHost
 ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 CHUNK = 2 << 20
 BACKLOG = 4096
-ENDED = 1024
+ENDED, CLIENTS = 1024, 8192  # that are remembered
 RESET, NO_RESET = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # SO_LINGER: close with RST, or FIN
 RESERVE = 64  # descriptors that no connection gets: kernels are loaded from files when they are first used
 
@@ -146,6 +148,16 @@ class _Bridge:
         self.kernel.close()
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A SYN to a host address, and the kernel's connection for it."""
+
+    listener: TcpListener
+    row: int
+    generation: int
+    kernel: socket.socket
+
+
 class Gateway:
     """Forwards from host ports to the stack behind the NIC, over one end of a cable."""
 
@@ -157,10 +169,13 @@ class Gateway:
         self._bridges: dict[int, _Bridge] = {}
         self._resting: list[int] = []
         self._outward: list[tuple[TcpListener, str, int]] = []
+        self._calls: dict[int, _Call] = {}  # by descriptor: the kernel is connecting
+        self._answered: dict[int, _Call] = {}  # by row: the stack's handshake goes on
         self._buffer = bytearray(256 << 10)
         self._rows: dict[int, int] = {}  # row of our stack: descriptor of the bridge
         self._busy: set[int] = set()  # descriptors of bridges that may have something to do
         host.stack.activity()
+        self._clients: OrderedDict[int, tuple[str, int]] = OrderedDict()  # of this host, by our port
         self._ended: OrderedDict[int, int] = OrderedDict()  # bytes handed over by bridges that are gone
 
     def watch(self, epoll: select.epoll) -> None:
@@ -168,7 +183,8 @@ class Gateway:
         self._epoll = epoll
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
-        """Listen on ``address``:``port`` of this host (0: any free port) and return the port.
+        """Listen on ``address``:``port`` of this host (0: any free port) and return the port; ``guest_port``
+        0: the same.
 
         EADDRINUSE, EACCES, EADDRNOTAVAIL as the kernel says, naming the address.
         """
@@ -184,41 +200,61 @@ class Gateway:
             raise NetmemError(
                 error.errno or errno.EIO, f"cannot listen on {address}:{port}: {error.strerror}"
             ) from None
-        self._listeners[listener.fileno()] = (listener, guest_port)
+        made = int(listener.getsockname()[1])
+        self._listeners[listener.fileno()] = (listener, guest_port or made)
         self._epoll.register(listener.fileno(), select.EPOLLIN)
-        return int(listener.getsockname()[1])
+        return made
 
     def outward(self, address: str, port: int) -> None:
         """Have connections of the stack behind the NIC to the gateway's ``port`` lead to a host address.
 
-        EADDRINUSE when the port leads somewhere else already.
+        A SYN is answered as that address answers. EADDRINUSE when the port leads somewhere else already.
         """
         if any((there, number) == (address, port) for _, there, number in self._outward):
             return
-        self._outward.append((self.host.stack.listen(port), address, port))
+        listener = self.host.stack.listen(port)
+        listener.ask(functools.partial(self._dial, listener, address, port))
+        self._outward.append((listener, address, port))
 
-    def _connect(self, listener: TcpListener, address: str, port: int) -> None:
-        try:
-            ours = listener.accept(timeout=0)
-        except OSError:
-            return  # out of descriptors: reset
+    def _dial(self, listener: TcpListener, address: str, port: int, row: int, generation: int) -> None:
+        """The kernel connects for a SYN."""
         try:
             kernel = _keep_reserve(
                 socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
             )
         except OSError:
-            ours.abort()
+            listener.answer(row, generation, False)
             return
         kernel.setblocking(False)
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        call = _Call(listener, row, generation, kernel)
         failed = kernel.connect_ex((address, port))
-        if failed not in (0, errno.EINPROGRESS):
-            ours.abort()
-            kernel.close()
+        if failed == errno.EINPROGRESS:
+            self._calls[kernel.fileno()] = call
+            self._epoll.register(kernel.fileno(), select.EPOLLOUT)
+        else:
+            self._answer(call, failed)
+
+    def _answer(self, call: _Call, failed: int) -> None:
+        """The kernel's connection is made, or refused: so is the stack's."""
+        if not call.listener.answer(call.row, call.generation, not failed) or failed:
+            call.kernel.close()
             return
-        bridge = _Bridge(kernel, ours, active=True)
-        bridge.readable = bridge.writable = failed == 0
-        self._add(bridge)
+        if (old := self._answered.pop(call.row, None)) is not None:
+            old.kernel.close()  # its peer never went on
+        self._answered[call.row] = call
+
+    def _connect(self, listener: TcpListener, address: str, port: int) -> None:
+        """A connection of the stack is there: it goes on over the kernel's that was made for it."""
+        try:
+            ours = listener.accept(timeout=0)
+        except OSError:
+            return  # out of descriptors: reset
+        call = self._answered.pop(ours.row, None)
+        if call is None:  # its SYN was answered with a cookie
+            ours.abort()
+            return
+        self._add(_Bridge(call.kernel, ours, active=True))
 
     def _add(self, bridge: _Bridge) -> None:
         fd = bridge.kernel.fileno()
@@ -232,6 +268,10 @@ class Gateway:
         for fd, event in ready:
             if fd in self._listeners:
                 self._accept(*self._listeners[fd])
+            elif fd in self._calls:
+                self._epoll.unregister(fd)
+                call = self._calls.pop(fd)
+                self._answer(call, call.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             elif fd in self._bridges:
                 bridge = self._bridges[fd]
                 if event & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
@@ -242,7 +282,7 @@ class Gateway:
 
     def _accept(self, listener: socket.socket, guest_port: int) -> None:
         try:
-            kernel, _ = listener.accept()
+            kernel, client = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 # Out of descriptors: the listener waits in its backlog until a bridge ends.
@@ -260,6 +300,9 @@ class Gateway:
         kernel.setblocking(False)
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._add(_Bridge(kernel, ours, active=False))
+        self._clients[ours.port] = client[:2]
+        if len(self._clients) > CLIENTS:
+            self._clients.popitem(last=False)
 
     def pump(self) -> bool:
         """Move bytes over the bridges at which something happened; True when any moved."""
@@ -312,6 +355,10 @@ class Gateway:
                 return bridge.handed(), False
         return self._ended.get(port, 0), True
 
+    def client(self, port: int) -> tuple[str, int] | None:
+        """Who connected to a forwarded port of the host: the stack sees our address and ``port``."""
+        return self._clients.get(port)
+
     def held(self) -> tuple[int, int]:
         """Bytes on their way on connections that the stack closed, and bytes the kernel took, of all."""
         bridges = self._bridges.values()
@@ -330,5 +377,7 @@ class Gateway:
                 bridge.reset()
         for listener, _ in self._listeners.values():
             listener.close()
+        for call in [*self._calls.values(), *self._answered.values()]:
+            call.kernel.close()
         self._bridges.clear()
         self._listeners.clear()

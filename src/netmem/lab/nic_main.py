@@ -181,6 +181,8 @@ class NicProcess:
                     self.end.gateway.outward(host, p)
                 case {"op": "handed", "port": int(p)}:
                     result = self.end.gateway.handed(p) if isinstance(self.end, UserEnd) else None
+                case {"op": "client", "port": int(p)}:
+                    result = self.end.gateway.client(p) if isinstance(self.end, UserEnd) else None
                 case {"op": "held"}:
                     result = self.end.gateway.held() if isinstance(self.end, UserEnd) else [0, 0]
                 case _:

@@ -91,7 +91,7 @@ def open_igb(
 
 
 def forward(bus: QemuBus, address: str, port: int, guest: str, guest_port: int) -> int:
-    """Have this host's ``address``:``port`` (0: any free one) lead to ``guest``; the port.
+    """Have this host's ``address``:``port`` (0: any free one) lead to ``guest_port`` (0: the same); the port.
 
     EADDRINUSE, EACCES, EADDRNOTAVAIL as the kernel says; EAFNOSUPPORT for IPv6.
     """
@@ -106,7 +106,7 @@ def forward(bus: QemuBus, address: str, port: int, guest: str, guest_port: int) 
                 text = f"cannot listen on {address}:{port}: {error.strerror}"
                 raise NetmemError(error.errno or errno.EIO, text) from None
             wanted = int(probe.getsockname()[1])
-        rule = f"hostfwd_add n0 tcp:{address}:{wanted}-{guest}:{guest_port}"
+        rule = f"hostfwd_add n0 tcp:{address}:{wanted}-{guest}:{guest_port or wanted}"
         said = str(bus.machine.qmp("human-monitor-command", command_line=rule)).strip()
         if not said:
             return wanted

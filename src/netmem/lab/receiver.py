@@ -26,7 +26,7 @@ from netmem.memory.providers.cuda import CudaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
 
-GUEST_PORT = 5001
+PORT = 5001
 BACKLOG = 1024
 MAX_FRAGS = 1024
 
@@ -109,7 +109,7 @@ class Receiver:
         self.setup, self.totals = setup, Totals()
         # On a TAP wire, or a NIC of this machine's, the port is the stack's own.
         user = setup.wire == "user" and not setup.bus.startswith("vfio:")
-        self.guest_port = GUEST_PORT if user else address[1] or GUEST_PORT
+        self.address, self.port = address[0], address[1] or (0 if user else PORT)
         self.provider: AreaProvider | None = None
         self.device: Device | None = None
         self.connections: list[Connection] = []
@@ -128,13 +128,12 @@ class Receiver:
                 self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter
             )
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
-            self._configure(self.device)
-            self.listener: TcpListener = self.device.listen(self.guest_port, backlog=BACKLOG)
-            if user:
-                self.address = address[0]
-                self.port = self.device.forward(address[0], address[1], GUEST_PORT, allow_remote=allow_remote)
+            if user:  # the stack's port is the host's: who looks at it sees the one that was asked for
+                self.port = self.device.forward(*address, allow_remote=allow_remote)
             else:
-                self.address, self.port = self.device.stack.ip.addresses[0], self.guest_port
+                self.address = self.device.stack.ip.addresses[0]
+            self._configure(self.device)
+            self.listener: TcpListener = self.device.listen(self.port, backlog=BACKLOG)
         except BaseException:
             self.close()
             raise
@@ -173,9 +172,16 @@ class Receiver:
         if self.provider is not None:
             device.bind_rx(self.bound, self.provider)
         if len(self.bound) == 1:
-            device.steer(self.guest_port, self.bound[0])
+            device.steer(self.port, self.bound[0])
         else:
             device.ethtool.set_rxfh_indir(self.bound)
+
+    def client(self, connection: Connection) -> tuple[str, int] | None:
+        """``Device.client``; None as well when the NIC is gone."""
+        assert self.device is not None
+        with contextlib.suppress(OSError):
+            return self.device.client(connection.sock)
+        return None
 
     def capture(self, path: str) -> None:
         """Write what the device receives and sends to a pcapng file from now on."""
@@ -328,6 +334,7 @@ class Receiver:
             "bytes": t.bytes,
             "linear_bytes": t.linear,
             "frags": t.frags,
+            "frags_per_mib": t.frags_per_mib,
             "seconds": round(t.seconds, 6),
             "goodput_gbit": round(t.bytes * 8 / t.seconds / 1e9, 3) if t.seconds else 0.0,
             "hds_hit": sum(q["hds_hit"] for q in queues),

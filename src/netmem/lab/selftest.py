@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Callable
 
 import numpy as np
 
-from netmem.base import folders, jit
+from netmem.base import jit
 from netmem.base.address import ip
 from netmem.base.clock import MS, ManualClock
-from netmem.base.errors import NetmemError
 from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.frags import FRAG
 from netmem.base.record import address_of
@@ -236,49 +234,3 @@ def _transfer(
         if binding.outstanding():
             raise RuntimeError("self-test: netmem is missing")
         memory.close()
-
-
-def ensure_compiled() -> None:
-    """Compile everything before it is needed; says so, because it takes a while the first time.
-
-    One process compiles, others that need the same wait for it.
-    """
-    if jit.is_warm(thorough=True):
-        return
-    folder = jit.cache_dir()
-    if folder is None:
-        _tell(f"compiled kernels cannot be kept ({jit.why_no_cache()}): compiling, a minute for each run ...")
-        _compile_all()
-        return
-    with folders.locked(folder / "lock", _Progress("another process compiles; waiting").tick):
-        if jit.is_warm():
-            return
-        again = jit.is_partly_warm()
-        _tell(
-            "compiled kernels are incomplete or damaged: compiling what is missing ..." if again
-            else "compiling (once for each version, up to a minute) ..."
-        )  # fmt: skip
-        _compile_all()
-
-
-def _compile_all() -> None:
-    try:
-        selftest()
-    except OSError as error:
-        raise NetmemError(error.errno or 5, f"self-test failed: {error.strerror}") from None
-
-
-def _tell(text: str) -> None:
-    print(f"netmem: {text}", file=sys.stderr, flush=True)
-
-
-class _Progress:
-    """Says what is waited for, at first and every ten seconds."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._next = text, 0.0
-
-    def tick(self, waited: float) -> None:
-        if waited >= self._next:
-            self._next = waited + 10.0
-            _tell(f"{self._text} ({waited:.0f} s)")

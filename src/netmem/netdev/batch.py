@@ -89,6 +89,7 @@ class RxRow(Record):
     sack: i64  # offset from ``header`` of the SACK option, 0: none
     gso_size: i64  # payload bytes of the segments that the NIC merged into this packet, 0: it is one
     shared: i64  # Shared: whether others have parts of the same buffer
+    stamp: i64  # when the driver handed the packet on, ns of CLOCK_MONOTONIC; only where the batch wants it
 
 
 class RxCounters(Record):
@@ -128,6 +129,7 @@ class BatchRecord(Record):
     packets: i64
     heads: i64  # address: a word for each packet for the stack, after merging: its first row
     head_count: i64
+    stamps: i64  # 1: packets get a time each (a capture is written)
     flows: Annotated[Items[int], ctypes.c_int64 * FLOWS]  # GRO: head row + 1 by flow
     counters: Annotated[RxCounters, RxCounters]
 

@@ -20,6 +20,8 @@ from netmem.netdev.tx import SLOT_BYTES, TX_ROWS, Tx, TxQueue
 
 LINKTYPE_ETHERNET = 1
 SNAP = 65535
+NANOSECONDS = b"\x09"  # if_tsresol
+SAME_CLOCK = 1_000_000_000  # ns: a device whose time is further off has the clock of a simulation
 
 
 class Capture:
@@ -41,7 +43,7 @@ class Capture:
         self._section: Any = blocks.SectionHeader(options={"shb_userappl": "netmem"})
         self._section.new_member(
             blocks.InterfaceDescription, link_type=LINKTYPE_ETHERNET, snaplen=SNAP,
-            options={"if_name": name},
+            options={"if_name": name, "if_tsresol": NANOSECONDS},
         )  # fmt: skip
         self._writer: Any = FileWriter(file, self._section)
         self._sent = tx.record.filled
@@ -51,7 +53,7 @@ class Capture:
     def _write(self, now: int, data: bytes, length: int, pieces: list[str]) -> None:
         options = {"opt_comment": "; ".join(pieces)} if pieces else {}
         packet = self._section.new_member(self._blocks.EnhancedPacket, options=options)
-        stamp = (now + self._offset) // 1000
+        stamp = now + self._offset
         packet.timestamp_high, packet.timestamp_low = stamp >> 32, stamp & 0xFFFFFFFF
         packet.packet_data, packet.packet_len = data, length
         self._writer.write_block(packet)
@@ -63,6 +65,7 @@ class Capture:
             row = batch.row(i)
             if row.kind == Kind.CONT:
                 continue
+            at = row.stamp if abs(row.stamp - now) < SAME_CLOCK else now
             data = ctypes.string_at(row.header, row.header_len) if row.header else b""
             length, pieces, whole = len(data), list[str](), True
             while True:
@@ -75,7 +78,7 @@ class Capture:
                 if row.more < 0:
                     break
                 row = batch.row(row.more)
-            self._write(now, data[:SNAP], length, pieces)
+            self._write(at, data[:SNAP], length, pieces)
 
     def _piece(self, row: RxRow) -> tuple[str, bytes]:
         """Where a buffer's payload lies, and its bytes where the pool's memory is ordinary pages."""
@@ -97,7 +100,8 @@ class Capture:
                     pieces.append(self._reference(io, size))
                 elif size:
                     data += ctypes.string_at(queue.host + io - queue.io, size)
-            self._write(now, data[:SNAP], length, pieces)
+            at = time.monotonic_ns()
+            self._write(at if abs(at - now) < SAME_CLOCK else now, data[:SNAP], length, pieces)
         self._sent = queue.filled
 
     def _reference(self, io: int, size: int) -> str:

@@ -110,7 +110,8 @@ class NetDevice:
             with contextlib.ExitStack() as ends:  # each is done even if one before it failed
                 for end in (
                     self.board.close, self.napi.arena.close, self.batch.arena.close, self.tx.close,
-                    self.driver.close, lambda: self.reap(self.now), self._unregister, self._end_tx, self.stop,
+                    self.driver.close, lambda: self.reap(self.now), self.stop_capture,
+                    self._unregister, self._end_tx, self.stop,
                 ):  # fmt: skip
                     ends.callback(end)
                 for binding in list(self.queues.bindings):
@@ -180,14 +181,16 @@ class NetDevice:
     def start_capture(self, file: BinaryIO) -> Capture:
         """What is received and sent from here on goes into ``file``, as pcapng. See ``capture.Capture``."""
         self.capture = Capture(self.name, self.tx, self.pools, self.tx_bindings, file)
+        self.batch.record.stamps = 1
         return self.capture
 
     def stop_capture(self) -> None:
         """End the capture, if there is one, and close its file."""
         with self.lock:
             capture, self.capture = self.capture, None
-        if capture is not None:
-            capture.close()
+            if capture is not None:
+                self.batch.record.stamps = 0
+                capture.close()
 
     # -- polling ------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from netmem.base.errors import NetmemError
-from netmem.base.ethtool import SteeringRule, TcpDataSplit
+from netmem.base.ethtool import SteeringRule, TcpDataSplit, switch
 from netmem.netdev.driver import CoalesceOps, CoalesceParams
 from netmem.netdev.queues import RxQueues
 
@@ -36,7 +36,8 @@ class Ethtool:
     # -- rings --------------------------------------------------------------------------------
 
     def set_ringparam(self, **changes: Any) -> None:
-        """ethtool -G: ``rx_pending``, ``tx_pending``, ``rx_buf_len``, ``tcp_data_split``, ``hds_thresh``.
+        """ethtool -G: ``rx_pending``, ``tx_pending``, ``rx_buf_len``, ``hds_thresh``, ``tcp_data_split``
+        ("on").
 
         ERANGE for values no device can have; EOPNOTSUPP for a parameter that the driver cannot set;
         EINVAL when a bound provider needs the split on and the threshold 0, and beyond the
@@ -45,11 +46,8 @@ class Ethtool:
         unknown = set(changes) - set(SETTABLE)
         if unknown:
             raise NetmemError(errno.EINVAL, f"no such ring parameter: {', '.join(sorted(unknown))}")
-        split = changes.get("tcp_data_split")
-        if split is not None:
-            if int(split) not in (0, 1, 2):
-                raise NetmemError(errno.ERANGE, f"tcp-data-split: integer {int(split)} out of range")
-            changes["tcp_data_split"] = TcpDataSplit(int(split))
+        if changes.get("tcp_data_split") is not None:
+            changes["tcp_data_split"] = TcpDataSplit.of(changes["tcp_data_split"])
         if changes.get("rx_buf_len", 1) <= 0:
             raise NetmemError(errno.ERANGE, "rx-buf-len: integer out of range")
         with self._rxqs.lock:
@@ -100,7 +98,7 @@ class Ethtool:
             return self._coalesce_ops().get_coalesce()
 
     def set_coalesce(self, **changes: Any) -> None:
-        """ethtool -C: ``rx_usecs``, ``use_adaptive_rx``.
+        """ethtool -C: ``rx_usecs``, ``use_adaptive_rx`` ("on", "off", or a bool).
 
         EOPNOTSUPP where the driver has none, ERANGE for what no device can have, EINVAL beyond its limits.
         """
@@ -111,12 +109,15 @@ class Ethtool:
                 raise NetmemError(errno.EINVAL, f"no such coalescing parameter: {', '.join(unknown)}")
             if not 0 <= changes.get("rx_usecs", 0) < 1 << 32:
                 raise NetmemError(errno.ERANGE, "rx-usecs: integer out of range")
+            if "use_adaptive_rx" in changes:
+                changes["use_adaptive_rx"] = switch("adaptive-rx", changes["use_adaptive_rx"])
             ops.set_coalesce(replace(ops.get_coalesce(), **changes))
 
     # -- features -----------------------------------------------------------------------------
 
-    def set_features(self, **changes: bool) -> None:
-        """ethtool -K: turn features on and off; ``rx_gro_hw`` merges segments in the NIC.
+    def set_features(self, **changes: bool | str) -> None:
+        """ethtool -K: turn features "on" and "off" (or True and False); ``rx_gro_hw`` merges segments in the
+        NIC.
 
         Queues restart, since buffer sizes follow.
 
@@ -126,7 +127,7 @@ class Ethtool:
             for name in changes:
                 if name not in self._rxqs.driver.hw_features:
                     raise NetmemError(errno.EOPNOTSUPP, f"{self._rxqs.driver.name} has no feature {name}")
-            on = {name for name, wanted in changes.items() if wanted}
+            on = {name for name, wanted in changes.items() if switch(name, wanted)}
             features = (self.features - set(changes)) | on
             if features == self.features:
                 return

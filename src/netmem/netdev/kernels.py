@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netmem.base.headers import ACK, PSH
 from netmem.base.jit import inline_kernel, kernel
+from netmem.base.native import monotonic_ns
 from netmem.base.record import Word
 from netmem.memory import shadow
 from netmem.memory.kernels import (
@@ -47,6 +48,8 @@ def gro_receive(batch: BatchRecord, i: int) -> None:
     row = row_of(batch, i)
     kind = parse(batch, row)
     row.kind = kind
+    if batch.stamps != 0:
+        row.stamp = monotonic_ns()
     batch.packets += 1
     if kind == Kind.DROP:
         return

@@ -15,8 +15,8 @@ from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.base.headers import SYN
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
+from netmem.lab.compiling import ensure_compiled
 from netmem.lab.local import LocalHost
-from netmem.lab.selftest import ensure_compiled
 from netmem.memory import sanitizer
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider

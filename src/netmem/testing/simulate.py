@@ -20,8 +20,8 @@ from netmem.base.ethtool import SteeringRule, TcpDataSplit
 from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
+from netmem.lab.compiling import ensure_compiled
 from netmem.lab.local import LocalHost
-from netmem.lab.selftest import ensure_compiled
 from netmem.memory.provider import AreaProvider
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.testing.wire import FaultyLink

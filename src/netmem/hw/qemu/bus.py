@@ -50,13 +50,13 @@ class QemuBus(PciSpace):
         """EOPNOTSUPP for a descriptor that has no name to open, as a DMA-buf's: QEMU opens it by name."""
         if exporter:
             raise NetmemError(
-                errno.EOPNOTSUPP, f"QEMU's devices do not reach memory of {exporter}: use --nic softnic"
+                errno.EOPNOTSUPP, f"QEMU's devices do not reach memory of {exporter}: nic softnic does"
             )
         if not os.readlink(f"/proc/self/fd/{fd}").startswith("/") or "/dmabuf:" in os.readlink(
             f"/proc/self/fd/{fd}"
         ):
             raise NetmemError(
-                errno.EOPNOTSUPP, "QEMU opens memory by name, and a DMA-buf has none: use --exporter memfd"
+                errno.EOPNOTSUPP, "QEMU opens memory by name, and a DMA-buf has none: exporter memfd does it"
             )
         return self.machine.plug(fd, offset, length)
 

@@ -34,9 +34,9 @@ def find_qemu(path: str | None = None) -> Qemu:
     """QEMU on PATH, or at ``path``. MissingError when it is not there, too old, or lacks a device."""
     found = shutil.which(path or COMMAND) or path
     if not found:
-        raise MissingError(f"{COMMAND} is not installed: {how_to_install()}, or say --qemu PATH")
+        raise MissingError(f"{COMMAND} is not installed: {how_to_install()}, or name one that is elsewhere")
     if not os.access(found, os.X_OK) or os.path.isdir(found):
-        raise NetmemError(errno.EINVAL, f"--qemu {found}: no program is there")
+        raise NetmemError(errno.EINVAL, f"QEMU {found}: no program is there")
     return _examine(found, os.stat(found).st_mtime_ns)
 
 

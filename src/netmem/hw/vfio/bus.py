@@ -93,9 +93,7 @@ class VfioBus(PciSpace):
         EOPNOTSUPP for memory of a GPU; EFAULT for a dma-buf that VFIO cannot pin; ENOSPC.
         """
         if exporter:
-            raise NetmemError(
-                errno.EOPNOTSUPP, f"VFIO does not reach memory of {exporter}: use --nic softnic"
-            )
+            raise NetmemError(errno.EOPNOTSUPP, f"VFIO does not reach memory of {exporter}: nic softnic does")
         if self._container is None or not self.is_alive():
             raise self.gone()
         size = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE

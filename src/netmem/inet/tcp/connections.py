@@ -11,6 +11,7 @@ import hashlib
 import os
 import struct
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +56,8 @@ ENDS = {  # what a peer did, by the error that its connection ended with
 class Listener:
     """A port that accepts: connections half open, and those ready to be accepted.
 
-    Beyond ``most_half_open`` a SYN is answered with a cookie.
+    Beyond ``most_half_open`` a SYN is answered with a cookie. With ``ask`` it is told of each other SYN, by
+    the connection's row, and the SYN waits for ``PassiveOpen.answer_syn``.
     """
 
     id: int
@@ -65,6 +67,7 @@ class Listener:
     half_open: list[int] = field(default_factory=list)
     ready: deque[int] = field(default_factory=deque)
     closed: bool = False
+    ask: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,7 +274,8 @@ class Tcp:
         conns, row = self.conns, batch.row(i)
         tcb, flags, seq = conns.tcbs[c], row.tcp_flags, row.seq
         if flags & SYN and tcb.state == TcpState.SYN_RECEIVED and seq == tcb.irs:
-            self.control.send_syn(c)  # our SYN-ACK was lost
+            if tcb.snd_nxt != tcb.iss:  # else it was not sent yet
+                self.control.send_syn(c)  # our SYN-ACK was lost
         elif not flags & RST:
             if seq_lt(seq, tcb.rcv_nxt):
                 conns.stats.dup_dropped += 1

@@ -184,4 +184,15 @@ class PassiveOpen:
         read_syn(self.conns, c, row)
         self._half_open(listener, c)
         self.conns.stats.passive += 1
-        self.control.send_syn(c)
+        if listener.ask is None:
+            self.control.send_syn(c)
+        else:
+            listener.ask(c)
+
+    def answer_syn(self, c: int, admit: bool) -> None:
+        """Answer a SYN that a listener asked about: with SYN-ACK, or RST (ECONNREFUSED at the peer)."""
+        if admit:
+            self.control.send_syn(c)
+        else:
+            self.conns.template(c)
+            self.control.abort(c)
