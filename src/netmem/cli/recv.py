@@ -103,6 +103,11 @@ PROGRESS_S = 0.5
     "--capture", metavar="FILE", help="Write packets as pcapng: headers in clear, payload by reference."
 )
 @click.option(
+    "--report", default="", metavar="FILE",
+    help="At the end, write a page of what happened over time: rates, pool level, windows, tokens, batches, "
+    "waits, drops.",
+)  # fmt: skip
+@click.option(
     "--sanitize", is_flag=True, help="Trap double puts, use after return, missing syncs and the like; slower."
 )
 @click.option("--json", "as_json", is_flag=True, help="Events and summary as JSON lines on stdout.")
@@ -133,6 +138,7 @@ def command(
         )
     _check_output("-o", output)
     _check_output("--capture", options["capture"])
+    _check_output("--report", options["report"])
     try:
         if options["nic"].startswith("kernel:"):
             receiver: Receiver | KernelReceiver = _of_the_kernel(address[1], **options)
@@ -140,7 +146,7 @@ def command(
             receiver = _of_ours(address, allow_remote, sanitize, **options)
     except NetmemError as error:
         raise usage(error) from None
-    session = _Session(receiver, output, count, as_json, quiet or as_json)
+    session = _Session(receiver, output, count, as_json, quiet or as_json, options["report"])
     sys.exit(session.run())
 
 
@@ -169,7 +175,7 @@ OURS_ONLY = {
     "capture": "--capture", "mtu": "--mtu", "queues": "--queues", "wire": "--wire", "bus": "--bus",
     "addresses": "--address", "gateways": "--gateway", "qemu": "--qemu", "rx_usecs": "--rx-usecs",
     "rx_gro_hw": "--rx-gro-hw", "hds_thresh": "--hds-thresh", "tcp_data_split": "--tcp-data-split",
-    "sanitize": "--sanitize",
+    "sanitize": "--sanitize", "report": "--report",
 }  # fmt: skip
 
 
@@ -209,8 +215,9 @@ class _Session:
 
     def __init__(
         self, receiver: Receiver | KernelReceiver, output: str | None, count: int | None, as_json: bool,
-        quiet: bool,
+        quiet: bool, page: str,
     ) -> None:  # fmt: skip
+        self.page = page
         self.receiver, self.output, self.count = receiver, output, count
         self.as_json, self.quiet = as_json, quiet
         self.stopped: signal.Signals | None = None
@@ -238,6 +245,8 @@ class _Session:
                 self.receiver.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.page and os.path.exists(self.page):
+            self._say(f"netmem: report in {self.page}")
         summary["outstanding"] = self.receiver.outstanding
         summary["interrupted"] = self.stopped is not None
         self._report(summary)

@@ -14,8 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from netmem.base.errors import NetmemError
+from netmem.base.errors import MissingError, NetmemError
 from netmem.base.extras import need
+from netmem.base.history import level, trouble
 from netmem.base.schema import document
 from netmem.cli.options import usage
 from netmem.cli.show_kernel import render_kernel
@@ -27,11 +28,6 @@ def _memory(provider: dict[str, Any] | None) -> str:
         return "pages, unbound"
     text = f"{provider['memory']}, {provider['size'] >> 20} MiB"
     return f"{text}, binding {provider['binding']}" if provider["binding"] else text
-
-
-def _level(pool: dict[str, Any]) -> str:
-    mine = max(pool["buffers"] // max(pool["share"], 1), 1)
-    return f"{min(1.0, pool['available'] / mine):.0%}"
 
 
 def render(device: dict[str, Any]) -> RenderableType:
@@ -72,9 +68,8 @@ def render(device: dict[str, Any]) -> RenderableType:
         )  # fmt: skip
     else:
         parts.append(Text("no connections"))
-    trouble = {name: n for name, n in device["counters"].items() if n and name not in QUIET}
-    if trouble:
-        parts.append(Text("refused: " + ", ".join(f"{name} {n}" for name, n in trouble.items())))
+    if refused := trouble(device):
+        parts.append(Text("refused: " + ", ".join(f"{name} {n}" for name, n in refused.items())))
     return Group(*parts)
 
 
@@ -82,16 +77,12 @@ SOCKET = (
     "peer", "port", "state", "queue", "bytes_in", "bytes_out", "queued", "out_of_order", "window", "pledged",
     "buffers", "tokens",
 )  # fmt: skip
-QUIET = {
-    "rx_packets", "rx_bytes", "rx_tcp", "rx_udp", "rx_arp", "rx_icmp", "rx_icmp6", "gro_merged",
-    "rx_merged_by_nic",
-}  # fmt: skip
 
 
 def _pool(pool: dict[str, Any]) -> list[object]:
     names = ("posted", "outstanding", "alloc_fast", "alloc_slow", "alloc_empty", "recycle_cached",
              "recycle_ring", "recycle_ring_full", "recycle_released_refcnt")  # fmt: skip
-    return [_level(pool), *(pool[name] for name in names)]
+    return [f"{level(pool):.0%}", *(pool[name] for name in names)]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -102,7 +93,7 @@ def _pool(pool: dict[str, Any]) -> list[object]:
 @click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout (with --watch: one a line)."
 )
-@click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Live, with histories: q ends, / filters sockets, p pauses.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1),
@@ -134,6 +125,14 @@ def command(pid: int | None, kernel: bool, as_json: bool, watch: bool, interval:
             where = f"process {pid} has no netmem device, or is another user's"
         print(f"netmem: {where}", file=sys.stderr)
         sys.exit(1)
+    if watch and not as_json and sys.stdout.isatty():
+        try:
+            from netmem.cli.watch import watch as live
+        except ImportError:
+            raise MissingError("--watch on a terminal needs Textual: pip install 'pynetmem[lab]'") from None
+        if ended := live(lambda: observe(pid), interval):
+            print(f"netmem: {ended}", file=sys.stderr)
+        return
     shown(lambda: observe(pid), "show", _all, as_json, interval if watch else 0.0)
 
 

@@ -33,6 +33,7 @@ from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.inet.udp import UdpSocket
 from netmem.lab import qemu as lab_qemu
+from netmem.lab import report
 from netmem.lab.compiling import ensure_compiled
 from netmem.lab.local import MAC_BASE, both, open_netdev
 from netmem.lab.selftest import warm_up
@@ -119,6 +120,7 @@ class Device:
     def __init__(self, bus: NicBus, dev: NetDevice, stack: Stack, hosts: list[str] | None = None) -> None:
         self.bus, self.dev, self.stack = bus, dev, stack
         self.hosts = hosts or []
+        self._recording = False
         self._direct = hosts is not None  # no gateway is between the stack and its network
         match bus:
             case QemuBus():
@@ -233,6 +235,12 @@ class Device:
         handed, over = self.bus.child.call({"op": "handed", "port": sock.port})
         return int(handed), bool(over)
 
+    def watched(self) -> None:
+        """A report is written: count how long frags wait, and tell the report when this ends."""
+        self._recording = True
+        self.stack.conns.record.timed = 1
+        report.look()
+
     def _linger(self, seconds: float) -> None:
         """Wait until what closed connections sent has reached whom it is for, as long as it moves."""
         self.stack.linger(seconds, LINGER_MOST_S)
@@ -261,6 +269,9 @@ class Device:
             self._linger(linger)
         finally:
             try:
+                if self._recording:  # while there is something to look at
+                    self._recording = False
+                    report.end()
                 self.stack.close()
             finally:
                 self.dev.close()
@@ -286,6 +297,7 @@ def open_device(
     wire: str | Tap = "user",
     bus: str | Vfio = "qemu",
     drop_privileges: bool = False,
+    page: str = "",
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
@@ -299,7 +311,8 @@ def open_device(
     machine that vfio-pci has (``vfio:0000:03:00.0``), whose cable is the wire. ``drop_privileges``: once
     what needs them is open, this thread, and all that it starts from then on, gives up all capabilities but
     CAP_DAC_OVERRIDE (files are written whoever they belong to); the NIC's process of a softnic has none in
-    any case.
+    any case. ``page``: a report of what the device did is written there at the end (``lab/report.py``);
+    without, NETMEM_REPORT of the environment says where, if anywhere.
 
     Errors: EOPNOTSUPP on other machines than x86-64; EINVAL for arguments that no device can have; EPERM for
     a TAP without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
@@ -307,6 +320,21 @@ def open_device(
     """
     _check_machine()
     _check_arguments(nic, queues, mtu)
+    with contextlib.ExitStack() as undo:
+        recording = report.begin(page)
+        if recording:
+            undo.callback(report.end)
+        device = _open(nic, queues, mtu, bounce, config, wire, bus, drop_privileges)
+        undo.pop_all()
+    if recording:
+        device.watched()
+    return device
+
+
+def _open(
+    nic: str, queues: int, mtu: int, bounce: bool, config: TcpConfig | None, wire: str | Tap, bus: str | Vfio,
+    drop_privileges: bool,
+) -> Device:  # fmt: skip
     tap = wire_of(wire) if isinstance(wire, str) else wire
     vfio = vfio_of(bus) if isinstance(bus, str) else bus
     qemu = bus.partition(":")[2] or None if isinstance(bus, str) else None

@@ -79,10 +79,13 @@ def _device(pid: int, board: dict[str, Any]) -> dict[str, Any]:
         "retired_pools": [pool for pool in pools.values() if pool["id"] not in in_use and pool["provider"]],
         "sockets": [],
         "counters": items(batch.counters),
+        "batches": list(batch.sizes),  # by the bits of their packets
+        "waits": [],
     }
     if board["stack"]:
         stack = record_in(arena_words(pid, board["stack"]["globals"]), StackRecord)
         device["tcp"] = items(stack.counters)
+        device["waits"] = list(stack.waits)
         tcbs = table_in(arena_words(pid, board["stack"]["table"]), Tcb, 0, stack.rows)
         device["sockets"] = [_socket(pid, tcb) for tcb in tcbs[tcbs["state"] != TcpState.CLOSED]]
         udp = table_in(arena_words(pid, board["stack"]["udp"]), UdpSocketRecord, 0, SOCKETS)

@@ -51,6 +51,7 @@ class Setup:
     addresses: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     drop_privileges: bool = False
+    report: str = ""
 
 
 def make_memory(
@@ -122,7 +123,7 @@ class Receiver:
             self.device = open_device(
                 setup.nic, queues=setup.queues, mtu=setup.mtu,
                 **network_of(setup.wire, setup.bus, setup.addresses, setup.gateways),
-                drop_privileges=setup.drop_privileges,
+                drop_privileges=setup.drop_privileges, page=setup.report,
             )  # fmt: skip
             self.provider = make_memory(
                 self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter

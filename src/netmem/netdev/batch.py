@@ -15,6 +15,7 @@ from netmem.base.jit import inline_kernel
 from netmem.base.record import Items, Record, Word, i64, items
 
 FLOWS = 32  # slots of GRO's table
+SIZES = 12  # of histograms of batches
 
 
 class Rx(enum.IntEnum):
@@ -130,6 +131,7 @@ class BatchRecord(Record):
     heads: i64  # address: a word for each packet for the stack, after merging: its first row
     head_count: i64
     stamps: i64  # 1: packets get a time each (a capture is written)
+    sizes: Annotated[Items[int], ctypes.c_int64 * SIZES]  # batches so far, by the bits of their packets
     flows: Annotated[Items[int], ctypes.c_int64 * FLOWS]  # GRO: head row + 1 by flow
     counters: Annotated[RxCounters, RxCounters]
 

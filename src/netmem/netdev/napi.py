@@ -20,7 +20,7 @@ from netmem.base.ops import call_op
 from netmem.base.record import Record, Word, i64
 from netmem.memory.kernels import pp_available
 from netmem.memory.layout import AreaRecord, PoolRecord
-from netmem.netdev.batch import BatchRecord, RxBatch, batch_clear
+from netmem.netdev.batch import SIZES, BatchRecord, RxBatch, batch_clear
 from netmem.netdev.driver import Driver
 from netmem.netdev.kernels import rx_check, rx_return
 from netmem.netdev.queues import RxQueue, RxQueues
@@ -123,6 +123,15 @@ def watch_batch(napi: NapiRecord, batch_at: int) -> None:
         rx_check(batch_at, PoolRecord.at(pool_at).handle, pool_at)
 
 
+@inline_kernel
+def note_size(batch: BatchRecord) -> None:
+    """Count a batch by its packets."""
+    packets, bits = batch.packets, 0
+    while packets > 0 and bits < SIZES - 1:
+        packets, bits = packets >> 1, bits + 1
+    batch.sizes[bits] += 1
+
+
 @kernel
 def blame_queue(at: int, site: int) -> None:
     """``blame`` for the queue at hand."""
@@ -155,6 +164,7 @@ def net_rx_action(at: int) -> int:
                 continue
             poll.total += poll.work
             if poll.work != 0:
+                note_size(BatchRecord.at(poll.batch))
                 if napi.pool != 0:
                     AreaRecord.at(PoolRecord.at(napi.pool).area).now = poll.now
                 watch_batch(napi, poll.batch)

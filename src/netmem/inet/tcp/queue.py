@@ -175,7 +175,8 @@ def deliver(
         append(stack, tcb, i)
     elif not insert_out_of_order(stack, tcb, i):
         return False
-    entry_of(stack, i).shared = shared
+    entry = entry_of(stack, i)
+    entry.shared, entry.came = shared, stack.now >> 10
     if pool == account_of(stack, tcb).pool:
         took(stack, tcb)
     return True

@@ -9,10 +9,21 @@ import enum
 
 from netmem.base.arena import Words
 from netmem.base.jit import inline_kernel, kernel
-from netmem.base.native import load_u32, memcpy
+from netmem.base.native import load_u32, memcpy, monotonic_ns
 from netmem.base.record import Record, Word, i64
 from netmem.inet.tcp.entries import entry_free
-from netmem.inet.tcp.tcb import EntryKind, Flag, StackRecord, Tcb, TcpState, account_of, entry_of, tcb_of
+from netmem.inet.tcp.tcb import (
+    MASK32,
+    WAITS,
+    EntryKind,
+    Flag,
+    StackRecord,
+    Tcb,
+    TcpState,
+    account_of,
+    entry_of,
+    tcb_of,
+)
 from netmem.inet.tcp.window import note_starved, trim, was_read, window_update_due
 from netmem.memory.kernels import pp_available, pp_host_address, pp_put, set_holder
 from netmem.memory.layout import Holder, PoolRecord
@@ -84,6 +95,15 @@ def pop_entry(stack: StackRecord, tcb: Tcb) -> None:
     entry_free(stack, i)
 
 
+@inline_kernel
+def note_wait(stack: StackRecord, came: int, now: int) -> None:
+    """Count how long a piece waited for the application."""
+    waited, bits = (now - came) & MASK32, 0
+    while waited > 0 and bits < WAITS - 1:
+        waited, bits = waited >> 1, bits + 1
+    stack.waits[bits] += 1
+
+
 @kernel
 def receive_frags(table_at: int, out: Words, limit: int) -> int:
     """``frags_out`` where it is plain: frags of the connection's own pool are next. 0: it is not."""
@@ -107,6 +127,7 @@ def frags_out(stack_at: int, c: int, table_at: int, pool_at: int, out: Words, li
     stack, table, pool = StackRecord.at(stack_at), TokenTable.at(table_at), PoolRecord.at(pool_at)
     tcb = tcb_of(stack, c)
     n, asked = 0, limit
+    now = monotonic_ns() >> 10 if stack.timed != 0 else 0
     while n < out.shape[0] and limit > 0 and tcb.rq_head != 0:
         entry = entry_of(stack, tcb.rq_head)
         if entry.kind != EntryKind.FRAG or entry.pool != pool.handle or table.free == 0:
@@ -120,6 +141,8 @@ def frags_out(stack_at: int, c: int, table_at: int, pool_at: int, out: Words, li
         n += 1
         tcb.rq_bytes -= take
         limit -= take
+        if stack.timed != 0:
+            note_wait(stack, entry.came, now)
         if take < entry.len:
             netmem_of(pool, entry.netmem).pp_ref_count += 1
             entry.offset += take

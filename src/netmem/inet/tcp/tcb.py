@@ -46,10 +46,7 @@ class TcpState(enum.IntEnum):
 # Every legal change of state (RFC 9293, figure 5 and section 3.10), with what causes it.
 TRANSITIONS: dict[tuple[int, int], str] = {
     (TcpState.CLOSED, TcpState.SYN_SENT): "active OPEN: SYN sent",
-    (
-        TcpState.CLOSED,
-        TcpState.SYN_RECEIVED,
-    ): "SYN for a listener: SYN, ACK sent (LISTEN is a state of the listener)",
+    (TcpState.CLOSED, TcpState.SYN_RECEIVED): "SYN for a listener, whose state LISTEN is: SYN, ACK sent",
     (TcpState.SYN_SENT, TcpState.ESTABLISHED): "SYN, ACK received",
     (TcpState.SYN_SENT, TcpState.SYN_RECEIVED): "SYN received: both open at once",
     (TcpState.SYN_SENT, TcpState.CLOSED): "CLOSE, RST, or no answer",
@@ -210,8 +207,7 @@ class Tcb(Record):
     last_in: i64  # when the peer was last heard of, ns
     dsack_start: i64  # duplicate to report (RFC 2883), both equal: none
     dsack_end: i64
-    sack_recent: Annotated[Items[int], ctypes.c_int64 * SACK_RECENT]
-    # ... sequence numbers: pieces of the blocks that changed last, newest first
+    sack_recent: Annotated[Items[int], ctypes.c_int64 * SACK_RECENT]  # pieces of blocks that changed last
     # Receive queue and out-of-order queue: chains of entries.
     rq_head: i64
     rq_tail: i64
@@ -247,18 +243,18 @@ class Tcb(Record):
     laddr_hi: i64
     raddr_hi: i64
     template_len: i64  # of the template
-    template: Annotated[Items[int], ctypes.c_uint8 * TEMPLATE_BYTES]
-    # ... headers: Ethernet, IP, TCP without options, 54 or 74 bytes
+    template: Annotated[Items[int], ctypes.c_uint8 * TEMPLATE_BYTES]  # Ethernet, IP, TCP without options
     user: i64  # buffers that the application holds by token
     demand: i64  # bytes of window that it makes sense to keep: grows and shrinks with what is used
-    used: i64  # bytes received since DEMAND last changed, and when that was, ns
-    used_at: i64
+    used: i64  # bytes received since DEMAND last changed
+    used_at: i64  # ... which was then, ns
     data_at: i64  # when data last came in sequence, ns
     per_segment: i64  # payload bytes of a buffer when segments are full, and each has its own
     took_from: i32  # bytes_in when it was last worked out what a buffer holds, buffers taken since then
     took_buffers: i32
 
 
+WAITS = 24  # up to eight seconds
 TCB_SHIFT = 10  # of its size: a number is found with a shift
 assert ctypes.sizeof(Tcb) == 1 << TCB_SHIFT
 
@@ -273,7 +269,8 @@ class Entry(Record):
     offset: i64
     pool: i64  # handle
     kind: i64  # EntryKind
-    shared: i64  # batch.Shared: whether others may write to the rest of its buffer
+    shared: i32  # batch.Shared: whether others may write to the rest of its buffer
+    came: i32  # when it came, units of 1024 ns, modulo 2^32
 
 
 class Sent(Record):
@@ -442,6 +439,8 @@ class StackRecord(Record):
     addresses: Annotated[Items[Address], Address * MAX_ADDRESSES]
     accounts: Annotated[Items[Account], Account * MAX_QUEUES]
     counters: Annotated[InetCounters, InetCounters]
+    timed: i64  # 1: count in ``waits`` how long frags waited for the application; somebody looks
+    waits: Annotated[Items[int], ctypes.c_int64 * WAITS]  # by the bits of their units of 1024 ns
 
 
 @inline_kernel

@@ -1,0 +1,144 @@
+"""Reports: what is on the page, when it is written, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import need, payload, scaled
+from netmem.base.errors import NetmemError
+from netmem.base.history import History
+from netmem.lab.device import open_device
+from netmem.lab.report import page
+from test_watch import device
+
+pytestmark = pytest.mark.process
+LIMIT = 60
+NETMEM = [sys.executable, "-m", "netmem.cli.entry"]
+PROGRAM = """
+import sys, time, netmem
+with netmem.open_device() as device:
+    listener = device.listen(5001)
+    print(device.forward("127.0.0.1", 0, 5001), flush=True)
+    sock = listener.accept(60)
+    while sock.recv(1 << 20, timeout=60):
+        pass
+    print("over", flush=True)
+    sys.stdin.read()
+"""
+
+
+def in_a_browser(path) -> str:
+    """The document of a page, after its scripts have run."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    need(chromium, "no Chromium is here")
+    argv = [
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=4000",
+        "--dump-dom",
+    ]
+    done = subprocess.run([*argv, f"file://{path}"], capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def send(port, data):
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as sock:
+        sock.sendall(data)
+
+
+def test_recv_writes_a_page(tmp_path):
+    path, data = tmp_path / "report.html", payload(scaled(5_000_000))
+    argv = [*NETMEM, "recv", "--listen", "127.0.0.1:0", "--count", "1", "--report", str(path), "-q"]
+    argv += ["--exporter", "memfd"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stderr.readline()
+        send(int(re.search(r":(\d+),", line).group(1)), data)
+        _, err = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, err
+    assert f"report in {path}" in err
+    text = path.read_text()
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="?http', text)  # nothing is fetched
+    shown = in_a_browser(path)
+    assert shown.count('class="gtitle"') or shown.count('class="annotation-text"') >= 8
+    found = re.search(r"(\d+) bytes in \d+ packets, (\d+) of them split", shown)
+    assert int(found.group(1)) >= len(data)
+    assert int(found.group(2)) > 0
+    assert shown.count("<path") > 10
+    assert sorted(tmp_path.iterdir()) == [path]  # nothing beside it
+
+
+def test_any_program_by_its_environment(tmp_path):
+    path = tmp_path / "{pid}.html"
+    environment = {**os.environ, "NETMEM_REPORT": str(path)}
+    argv = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        send(int(program.stdout.readline()), payload(scaled(1_000_000)))
+        assert program.stdout.readline() == "over\n"
+        program.communicate("", timeout=LIMIT)
+    assert program.returncode == 0
+    (made,) = tmp_path.iterdir()
+    assert made.name == f"{program.pid}.html"
+    assert "pages, unbound" in made.read_text()
+
+
+def test_a_program_that_is_killed_leaves_one(tmp_path):
+    path = tmp_path / "report.html"
+    environment = {**os.environ, "NETMEM_REPORT": str(path)}
+    argv = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as program:
+        send(int(program.stdout.readline()), payload(scaled(1_000_000)))
+        assert program.stdout.readline() == "over\n"
+        time.sleep(0.5)  # the recorder looks ten times a second
+        program.send_signal(signal.SIGKILL)
+        program.communicate(timeout=LIMIT)
+    end = time.monotonic() + LIMIT
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "nm0" in path.read_text()
+
+
+def test_two_devices_are_on_one_page(tmp_path):
+    path = tmp_path / "report.html"
+    with open_device(page=str(path)) as first:
+        with open_device(page=str(path)) as second:
+            names = {first.dev.name, second.dev.name}
+            time.sleep(0.5)  # the recorder looks ten times a second
+        assert not path.exists()
+    assert all(f"<h2>{name} of process" in path.read_text() for name in names)
+
+
+@pytest.mark.parametrize(("name", "why"), [("nowhere/x.html", "no folder"), (".", "is a folder")])
+def test_where_it_cannot_be_written(tmp_path, name, why):
+    with pytest.raises(NetmemError, match=why):
+        open_device(page=str(tmp_path / name))
+    done = subprocess.run([*NETMEM, "recv", "--report", str(tmp_path / name)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_page_of_nothing_says_so():
+    history = History(10, forget=False)
+    assert "No device was there" in page(history)
+    history.add([{**device(1), "batches": [0] * 12, "waits": []}], 1.0)
+    assert "not there long enough" in page(history)
