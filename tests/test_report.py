@@ -17,7 +17,7 @@ from conftest import need, payload, scaled
 from netmem.base.errors import NetmemError
 from netmem.base.history import History
 from netmem.lab.device import open_device
-from netmem.lab.report import page
+from netmem.lab.report import page, reporting
 from test_watch import device
 
 pytestmark = pytest.mark.process
@@ -119,18 +119,17 @@ def test_a_program_that_is_killed_leaves_one(tmp_path):
 
 def test_two_devices_are_on_one_page(tmp_path):
     path = tmp_path / "report.html"
-    with open_device(page=str(path)) as first:
-        with open_device(page=str(path)) as second:
+    with reporting(str(path)), open_device() as first:
+        with open_device() as second:
             names = {first.dev.name, second.dev.name}
-            time.sleep(0.5)  # the recorder looks ten times a second
         assert not path.exists()
     assert all(f"<h2>{name} of process" in path.read_text() for name in names)
 
 
 @pytest.mark.parametrize(("name", "why"), [("nowhere/x.html", "no folder"), (".", "is a folder")])
 def test_where_it_cannot_be_written(tmp_path, name, why):
-    with pytest.raises(NetmemError, match=why):
-        open_device(page=str(tmp_path / name))
+    with pytest.raises(NetmemError, match=why), reporting(str(tmp_path / name)):
+        raise AssertionError
     done = subprocess.run([*NETMEM, "recv", "--report", str(tmp_path / name)], capture_output=True, text=True)
     assert done.returncode == 2
     assert why in done.stderr

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from netmem.inet.udp import DATAGRAM, UdpSocket
     from netmem.lab.device import Device, Tap
     from netmem.lab.observe import observe
+    from netmem.lab.report import reporting
     from netmem.memory.page_pool import PagePool
     from netmem.memory.params import PagePoolParams
     from netmem.memory.providers.bar import BarProvider
@@ -51,6 +52,7 @@ _WHERE = {
     "Tap": "lab.device",
     "open_device": "opening",
     "observe": "lab.observe",
+    "reporting": "lab.report",
     "PagePool": "memory.page_pool",
     "PagePoolParams": "memory.params",
     "BarProvider": "memory.providers.bar",

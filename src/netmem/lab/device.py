@@ -297,7 +297,6 @@ def open_device(
     wire: str | Tap = "user",
     bus: str | Vfio = "qemu",
     drop_privileges: bool = False,
-    page: str = "",
 ) -> Device:
     """Start a NIC with ``queues`` receive queues and open it; the service thread runs.
 
@@ -311,8 +310,7 @@ def open_device(
     machine that vfio-pci has (``vfio:0000:03:00.0``), whose cable is the wire. ``drop_privileges``: once
     what needs them is open, this thread, and all that it starts from then on, gives up all capabilities but
     CAP_DAC_OVERRIDE (files are written whoever they belong to); the NIC's process of a softnic has none in
-    any case. ``page``: a report of what the device did is written there at the end (``lab/report.py``);
-    without, NETMEM_REPORT of the environment says where, if anywhere.
+    any case. Reports: ``lab/report.py``.
 
     Errors: EOPNOTSUPP on other machines than x86-64; EINVAL for arguments that no device can have; EPERM for
     a TAP without CAP_NET_ADMIN; ENODEV when the NIC's process does not start, MissingError (ENODEV) without a
@@ -321,7 +319,7 @@ def open_device(
     _check_machine()
     _check_arguments(nic, queues, mtu)
     with contextlib.ExitStack() as undo:
-        recording = report.begin(page)
+        recording = report.begin()
         if recording:
             undo.callback(report.end)
         device = _open(nic, queues, mtu, bounce, config, wire, bus, drop_privileges)

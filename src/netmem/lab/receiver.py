@@ -17,6 +17,7 @@ from netmem.base.ethtool import TcpDataSplit
 from netmem.base.frags import DevmemMessage
 from netmem.base.transfer import CHUNK, Connection, Totals
 from netmem.inet.listener import TcpListener
+from netmem.lab import report
 from netmem.lab.device import Device, network_of, open_device
 from netmem.memory import sanitizer
 from netmem.memory.netmem import netmem_address
@@ -117,13 +118,14 @@ class Receiver:
         self.outstanding: int | None = None
         self.warnings: list[str] = []
         self._faults = 0  # that were told
+        self._recording = report.begin(setup.report) if setup.report else False
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
         try:
             self.device = open_device(
                 setup.nic, queues=setup.queues, mtu=setup.mtu,
                 **network_of(setup.wire, setup.bus, setup.addresses, setup.gateways),
-                drop_privileges=setup.drop_privileges, page=setup.report,
+                drop_privileges=setup.drop_privileges,
             )  # fmt: skip
             self.provider = make_memory(
                 self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter
@@ -349,6 +351,14 @@ class Receiver:
 
     def close(self) -> None:
         """Close everything; afterwards ``outstanding`` is what never came back (it must be 0)."""
+        try:
+            self._close()
+        finally:
+            if self._recording:
+                self._recording = False
+                report.end()
+
+    def _close(self) -> None:
         if self.device is None:
             return
         for connection in list(self.connections):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,11 @@ def check(path: str) -> None:
 
 _lock = threading.Lock()
 _recorder: Recorder | None = None
-_devices = 0  # of this process that are watched
+_devices = 0  # of this process that are watched, and others who asked for it
 
 
 def begin(path: str = "") -> bool:
-    """Watch one more device of this process; the first that names a page, or NETMEM_REPORT, decides where."""
+    """One more wants this process watched; the first that names a page, or NETMEM_REPORT, decides where."""
     global _recorder, _devices
     path = path or os.environ.get(VARIABLE, "")
     with _lock:
@@ -110,6 +111,16 @@ def begin(path: str = "") -> bool:
             _recorder = Recorder(path)
         _devices += 1
     return True
+
+
+@contextlib.contextmanager
+def reporting(path: str) -> Iterator[None]:
+    """A report of all devices of this process that are open meanwhile. Errors: ``Recorder``."""
+    begin(path)
+    try:
+        yield
+    finally:
+        end()
 
 
 def look() -> None:
@@ -125,7 +136,10 @@ def end() -> None:
     with _lock:
         _devices -= 1
         recorder = _recorder
-        if _devices or recorder is None:
+        if recorder is None:
+            return
+        if _devices:
+            recorder.look()  # for the last time at this one
             return
         _recorder = None
     if why := recorder.finish():
