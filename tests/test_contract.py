@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from netmem.contract import mutants, report
 from netmem.contract.conformance import CHECKS, Violation, check_r4_pp_flags, check_r7_tokens_held
 from netmem.contract.examples import DOCUMENT, EXAMPLES
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
-from netmem.contract.run import CannotRun, judge, load, plan, run
+from netmem.contract.run import READY_S, CannotRun, judge, load, plan, run
 from netmem.drivers.softnic import SoftnicDriver
 from netmem.memory import sanitizer
 
@@ -128,6 +129,80 @@ def test_drivers_that_raise_or_kill_their_process_are_reported_and_the_next_chec
 
 
 @compiled_only
+def test_a_driver_that_crashes_is_told_from_one_that_breaks_something(tmp_path):
+    """What raised, where, once and in each form; the requirements are neither kept nor broken."""
+    (tmp_path / "mine.py").write_text(
+        "from netmem.drivers.softnic import SoftnicDriver\n"
+        "class Mine(SoftnicDriver):\n"
+        "    def queue_start(self, ring, queue):\n"
+        "        return self.nothing.there\n"
+    )
+    done = check("mine:Mine", cwd=tmp_path)
+    assert done.returncode == 1
+    where = "AttributeError: 'Mine' object has no attribute 'nothing' (mine.py:4, in queue_start)"
+    assert "0 pass, 0 fail, 9 crash, 0 blocked" in done.stdout
+    assert re.search(rf"the driver crashed in (\d+) of \1 checks: {re.escape(where)}; -v has", done.stdout)
+    assert "Traceback" not in done.stdout
+    assert "self.nothing.there" in check("mine:Mine", "--only", "R1", "-v", cwd=tmp_path).stdout
+    suite = xml.fromstring(check("mine:Mine", "--format", "junit", cwd=tmp_path).stdout)
+    assert suite.get("errors") == suite.get("tests")
+    assert suite.get("failures") == "0"
+    assert "not ok 1 R1 # crash: " in check("mine:Mine", "--format", "ktap", cwd=tmp_path).stdout
+
+
+@compiled_only
+def test_a_driver_that_never_gets_ready_costs_ten_seconds(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import threading\n"
+        "from netmem.drivers.softnic import SoftnicDriver\n"
+        "class Mine(SoftnicDriver):\n"
+        "    def open(self, dev):\n"
+        "        threading.Event().wait()\n"
+    )
+    start = time.monotonic()
+    done = check("mine:Mine", cwd=tmp_path)
+    assert time.monotonic() - start < 20
+    assert "not ready in 10 s (mine.py:5, in open)" in done.stdout
+    assert done.stdout.count(" crash ") == 9
+    assert READY_S <= 10
+
+
+def test_the_interface_is_looked_at_before_anything_runs(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from netmem.drivers.softnic import SoftnicDriver\n"
+        "class Half:\n"
+        "    device_ids = SoftnicDriver.device_ids\n"
+        "    def __init__(self, bus):\n"
+        "        raise SystemExit('it ran')\n"
+        "class Other(SoftnicDriver):\n"
+        "    def napi_poll(self, queue):\n"
+        "        return 0\n"
+        "class Bare(SoftnicDriver):\n"
+        "    def __init__(self):\n"
+        "        raise SystemExit('it ran')\n"
+    )
+    for name, text in (
+        ("Half", r"missing, or different: max_mtu; hw_features; open\(\); stop\(\), and \d+ more"),
+        ("Other", r"napi_poll\(self, queue\) instead of napi_poll\(self, queue, budget, batch\)"),
+        ("Bare", r"__init__\(self\) instead of __init__\(self, bus\)"),
+    ):
+        done = check(f"mine:{name}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search(text, done.stderr), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "it ran" not in done.stderr
+
+
+@compiled_only
+def test_what_the_sanitiser_saw_stands_beside_what_the_check_saw():
+    done = check("netmem.contract.mutants:PostsTwice", "--only", "R7", "--sanitize", "--format", "junit")
+    assert done.returncode == 1
+    assert re.search(r"netmems were put that nobody held; the sanitizer: double put", done.stdout), (
+        done.stdout
+    )
+
+
+@compiled_only
 def test_few_descriptors_are_enough():
     """What a check leaves in circles is let go before the limit: a driver is not blamed for our descriptors."""
     words = [sys.executable, "-m", "netmem.cli.entry", "check", DRIVERS["softnic"]]
@@ -139,8 +214,8 @@ def test_few_descriptors_are_enough():
 @compiled_only
 def test_a_driver_that_hangs_costs_the_limit_only():
     (result,) = run("netmem.contract.crashers:HangsInPoll", only=("R6",), limit=1)[:1]
-    assert result.outcome == "fail"
-    assert result.evidence == "did not end in 1 s"
+    assert result.outcome == "crash"
+    assert re.search(r"did not end in 1 s \(.*crashers\.py:\d+, in napi_poll\)", result.evidence)
 
 
 @compiled_only
@@ -236,22 +311,41 @@ def test_the_documented_driver_is_the_example_and_passes():
             assert code in example
 
 
+def own_tests(folder, *words, conftest="", test=None):
+    """pytest in a driver author's folder."""
+    (folder / "conftest.py").write_text(conftest)
+    (folder / "test_mine.py").write_text(
+        test or "def test_contract(netmem_requirement):\n    assert netmem_requirement.outcome == 'pass'\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=folder).stdout
+
+
 @compiled_only
-def test_the_pytest_plugin_has_a_test_for_each_requirement(tmp_path):
-    (tmp_path / "conftest.py").write_text('pytest_plugins = "netmem.contract.pytest_plugin"\n')
-    (tmp_path / "test_mine.py").write_text(
-        "import pytest\n"
-        "@pytest.fixture(scope='session')\n"
-        "def netmem_driver():\n"
-        "    return 'netmem.contract.mutants:FlagNever'\n"
-        "def test_contract(netmem_requirement):\n"
-        "    assert netmem_requirement.outcome == 'pass', netmem_requirement.evidence\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=110, cwd=tmp_path, env=dict(os.environ)
-    )
-    assert "1 failed, 3 passed, 5 skipped" in done.stdout, done.stdout
+@pytest.mark.parametrize("how", ["option", "fixture", "named"])
+def test_pytest_has_a_test_for_each_requirement(tmp_path, how):
+    """By its entry point, or named in a conftest as before; failures read as the kit's own report."""
+    name = "netmem.contract.mutants:FlagNever"
+    plugin = 'pytest_plugins = "netmem.contract.pytest_plugin"\n' if how == "named" else ""
+    fixture = f"import pytest\n@pytest.fixture(scope='session')\ndef netmem_driver():\n    return {name!r}\n"
+    words = ["--netmem-driver", name] if how == "option" else []
+    said = own_tests(tmp_path, *words, conftest=plugin + (fixture if how != "option" else ""))
+    assert "1 failed, 3 passed, 5 skipped" in said, said
+    text = check(name, "--only", "R4").stdout
+    evidence = re.search(r"R4 .*fail +(the payload pool.*?) +[\d.]+$", text, re.MULTILINE).group(1)
+    assert f"R4  page pool flags  fail  {evidence}" in said
+    assert "r4_pp_flags (" in said
+    assert "assert netmem_requirement" not in said
+
+
+@compiled_only
+def test_pytest_without_a_driver_or_with_a_wrong_one_says_so(tmp_path):
+    assert "--netmem-driver says it" in own_tests(tmp_path)
+    assert "netmem: cannot import nowhere" in own_tests(tmp_path, "--netmem-driver", "nowhere:Driver")
+    plain = own_tests(tmp_path, test="import sys\ndef test():\n    assert 'numba' not in sys.modules\n")
+    assert "1 passed" in plain, (
+        plain
+    )  # where netmem is installed and not used, pytest starts as fast as before
 
 
 def test_the_table_in_the_documentation_is_true():

@@ -11,7 +11,7 @@ WIDTH = 160
 
 def table(columns: str, rows: list[list[object]], *, gives: str = "") -> Table:
     """A plain table; ``columns`` are separated by |, those with < in front are left-aligned. ``gives``: the
-    column that alone becomes narrower where there is no room.
+    column that alone becomes narrower, and wraps, where there is no room.
 
     Markup is what ``Text`` cells have; in all others it is text.
     """
@@ -21,7 +21,9 @@ def table(columns: str, rows: list[list[object]], *, gives: str = "") -> Table:
         justify: JustifyMethod = "left" if left else "right"
         needs = max([len(title), *(len(str(row[number])) for row in rows)])
         least = needs if gives and title != gives else None
-        made.add_column(title, justify=justify, header_style="bold", no_wrap=True, min_width=least)
+        made.add_column(
+            title, justify=justify, header_style="bold", no_wrap=not gives or title != gives, min_width=least
+        )
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made

@@ -14,7 +14,10 @@ from netmem.cli.tables import WIDTH, table
 from netmem.contract import report
 from netmem.contract.requirements import BY_ID
 
-COLOURS = {report.PASS: "green", report.FAIL: "bold red", report.BLOCKED: "yellow", report.UNKNOWN: "yellow"}
+COLOURS = {
+    report.PASS: "green", report.FAIL: "bold red", report.CRASH: "bold magenta", report.BLOCKED: "yellow",
+    report.UNKNOWN: "yellow",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -47,7 +50,7 @@ def write(
 
 def status_of(found: list[report.Verdict]) -> int:
     """The exit status: 1 when something fails."""
-    return int(any(verdict.outcome in (report.FAIL, report.BLOCKED) for verdict in found))
+    return int(any(verdict.outcome in (report.FAIL, report.CRASH, report.BLOCKED) for verdict in found))
 
 
 def _text(
@@ -74,9 +77,12 @@ def _text(
                 console.print(f"not seen: {r.requirement} {r.check}: {escape(r.evidence)}", soft_wrap=True)
     for warning in warnings:
         console.print(f"\n[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
-    kinds = (report.PASS, report.FAIL, report.BLOCKED, report.UNKNOWN)
+    if crash := report.crash_of([r for verdict in found for r in verdict.results]):
+        console.print(f"\n{escape(crash)}", soft_wrap=True)
+    kinds = (report.PASS, report.FAIL, report.CRASH, report.BLOCKED, report.UNKNOWN)
     number = {kind: sum(verdict.outcome == kind for verdict in found) for kind in kinds}
-    counts = ", ".join(f"{n} {kind}" for kind, n in number.items() if n or kind != report.UNKNOWN)
+    always = (report.PASS, report.FAIL, report.BLOCKED)
+    counts = ", ".join(f"{n} {kind}" for kind, n in number.items() if n or kind in always)
     console.print(f"\n{driver}: {counts}, {seconds:.1f} s", soft_wrap=True)
 
 

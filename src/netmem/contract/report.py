@@ -11,9 +11,17 @@ from netmem.base.schema import document
 from netmem.contract.requirements import BY_ID, REQUIREMENTS
 
 PASS, FAIL, BLOCKED = "pass", "fail", "blocked"
+CRASH = (
+    "crash"  # the driver raised, ended its process or did not come back: nothing is known of the requirement
+)
 ELSEWHERE = "seen_elsewhere"  # by a check that is of another requirement, or from outside
 UNKNOWN = "unknown"  # what a running driver does not show
-WORST = (FAIL, BLOCKED, PASS)  # a requirement is as good as its worst check, of those that saw something
+WORST = (
+    FAIL,
+    CRASH,
+    BLOCKED,
+    PASS,
+)  # a requirement is as good as its worst check, of those that saw something
 READABLE = ("none", "pages")
 # What others need comes first.
 JUDGED = tuple(r.id for r in sorted(REQUIREMENTS, key=lambda r: len(r.needs)))
@@ -63,9 +71,14 @@ class Verdict:
 def verdicts(results: list[Result]) -> list[Verdict]:
     """By requirement, in their order.
 
-    A requirement cannot be judged any more when one that it needs has failed. What fails with unreadable
-    memory only, and for no reason that names another requirement, is R5's.
+    A requirement cannot be judged any more when one that it needs has failed. What fails, or crashes, with
+    unreadable memory only, and for no reason that names another requirement, is R5's.
     """
+    passed = {r.check for r in results if r.outcome == PASS and r.memory in READABLE}
+    for r in results:
+        unreadable = r.check in passed or (passed and r.requirement == "R5")
+        if r.outcome == CRASH and r.memory not in READABLE and unreadable:
+            r.outcome = FAIL
     results = [*results, *_seen_elsewhere(results)]
     for requirement in (BY_ID[id_] for id_ in JUDGED):
         failed = {r.requirement for r in results if r.outcome == FAIL}
@@ -109,6 +122,17 @@ def _seen_elsewhere(results: list[Result]) -> list[Result]:
     return list(found.values())
 
 
+def crash_of(results: list[Result]) -> str:
+    """What to mend before anything else, in a line; empty where nothing crashed."""
+    crashed = [r for r in results if r.outcome == CRASH]
+    if not crashed:
+        return ""
+    said = sorted({r.evidence for r in crashed}, key=lambda text: [r.evidence for r in crashed].index(text))
+    more = f", and {len(said) - 1} more" if len(said) > 1 else ""
+    where = f"in {len(crashed)} of {len(results)} checks"
+    return f"the driver crashed {where}: {said[0]}{more}; -v has the tracebacks"
+
+
 def warnings_of(results: list[Result]) -> list[str]:
     """What the kernel's document advises against and the driver does."""
     called = sorted({name for result in results for name in result.conversions})
@@ -128,10 +152,10 @@ def as_json(driver: str, found: list[Verdict], warnings: list[str]) -> str:
 def as_junit(driver: str, found: list[Verdict], warnings: list[str]) -> str:
     """JUnit XML: a suite for the driver, a case for each check and kind of memory."""
     results = [result for verdict in found for result in verdict.results]
-    count = {kind: sum(r.outcome == kind for r in results) for kind in (FAIL, BLOCKED, UNKNOWN)}
+    count = {kind: sum(r.outcome == kind for r in results) for kind in (FAIL, CRASH, BLOCKED, UNKNOWN)}
     suite = xml.Element(
         "testsuite", name=f"netmem check {driver}", tests=str(len(results)), failures=str(count[FAIL]),
-        skipped=str(count[BLOCKED] + count[UNKNOWN]), errors="0",
+        skipped=str(count[BLOCKED] + count[UNKNOWN]), errors=str(count[CRASH]),
         time=f"{sum(r.seconds for r in results):.3f}",
     )  # fmt: skip
     for r in results:
@@ -140,6 +164,8 @@ def as_junit(driver: str, found: list[Verdict], warnings: list[str]) -> str:
         )
         if r.outcome == FAIL:
             xml.SubElement(case, "failure", message=r.evidence).text = r.trace
+        elif r.outcome == CRASH:
+            xml.SubElement(case, "error", message=r.evidence).text = r.trace
         elif r.outcome == BLOCKED:
             xml.SubElement(case, "skipped", message=f"blocked by {r.by}: {r.evidence}")
         elif r.outcome == UNKNOWN:
@@ -170,6 +196,8 @@ def _ktap(outcome: str, by: str, evidence: str, number: int, name: str) -> str:
         return f"ok {number} {name} # SKIP blocked by {by}: {text}"
     if outcome == UNKNOWN:
         return f"ok {number} {name} # SKIP unknown: {text}"
+    if outcome == CRASH:
+        return f"not ok {number} {name} # crash: {text}"
     return f"{'ok' if outcome == PASS else 'not ok'} {number} {name} # {text}"
 
 

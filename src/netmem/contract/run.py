@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
+import inspect
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -22,17 +25,20 @@ from typing import Any
 from netmem.base import cuda
 from netmem.base.errors import MissingError, NetmemError
 from netmem.contract.conformance import CHECKS, Check
-from netmem.contract.report import BLOCKED, FAIL, PASS, Result, Violation
+from netmem.contract.interface import lacks
+from netmem.contract.report import BLOCKED, CRASH, FAIL, PASS, Result, Violation
 from netmem.contract.rig import MADE, MakeDriver, Rig, device_model
 from netmem.hw.process import Watchdog, python_argv
 from netmem.hw.qemu.find import find_qemu
 from netmem.lab.compiling import ensure_compiled
 from netmem.memory import sanitizer
+from netmem.testing.net import Network
 
 LIMIT_S = 30.0
 PATIENCE = 2  # checks that may hang before the others get AFTER_HANGS_S only
 AFTER_HANGS_S = 5.0
-START_S = 120.0
+START_S, READY_S = 120.0, 10.0  # to import the driver; to open a device with it
+SOME = 4  # of what is missing is named
 UNREADABLE = ("dmabuf", "bar", "cuda")
 HUNG = "did not end"
 CONVERSIONS = ("netmem_is_net_iov", "netmem_to_page", "netmem_to_net_iov", "page_to_netmem")
@@ -60,6 +66,10 @@ def load(name: str) -> MakeDriver:
         raise CannotRun(f"{name}: {error}") from None
     except Exception as error:
         raise CannotRun(f"importing {module} raised {type(error).__name__}: {error}") from None
+    if missing := lacks(made):
+        more = f", and {len(missing) - SOME} more" if len(missing) > SOME else ""
+        text = f"{name} is no driver yet; missing, or different: {'; '.join(missing[:SOME])}{more}"
+        raise CannotRun(f"{text} (netmem.netdev.driver.Driver has them all)")
     return made
 
 
@@ -131,22 +141,46 @@ def judge(check: Check, make_driver: MakeDriver, memory: str) -> Result:
         notes.insert(0, ("R3", str(error)))
     elif isinstance(error, NetmemError) and "page_pool_create()" in str(error):
         notes.insert(0, ("R4", str(error)))
-    # Checks know better whose fault it is; the sanitiser sees what they do not.
+    # Checks know better whose fault it is; the sanitiser sees what they do not, and more of what they do.
     traps = [] if notes else [(trap.requirement, str(trap)) for trap in trapped if trap.requirement]
     notes += traps
     trace += "".join(f"{trap}\n" for trap in trapped)
     own = [text for requirement, text in notes if requirement == check.requirement]
+    seen = f"; the {trapped[0]}" if trapped and not traps else ""
     if own:
-        outcome, by, text = FAIL, "", own[0]
+        outcome, by, text = FAIL, "", own[0] + seen
     elif error is None and not traps:  # what others are to be blamed for, they are
         outcome, by, text = PASS, "", evidence
     elif notes:
-        outcome, by, text = BLOCKED, notes[0][0], notes[0][1]
+        outcome, by, text = BLOCKED, notes[0][0], notes[0][1] + seen
     else:
-        outcome, by, text = FAIL, "", f"{type(error).__name__}: {error}"
+        where = _in_driver(error, make_driver)
+        outcome, by, text = CRASH if where else FAIL, "", f"{type(error).__name__}: {error}{where}"
     return Result(
         check.requirement, check.name, memory, outcome, text, seconds, by, bool(own), trace, called, notes
     )
+
+
+def _near(path: str) -> str:
+    """A file, as seen from here where it is below."""
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
+
+
+def _in_driver(error: BaseException | None, make_driver: MakeDriver) -> str:
+    """Where in the driver's own code an exception was raised, or passed: file, line and function."""
+    if error is None or isinstance(error, (NetmemError, AssertionError)):
+        return ""
+    classes = (
+        [one for one in inspect.getmro(make_driver) if one is not object]
+        if inspect.isclass(make_driver)
+        else []
+    )
+    files = {inspect.getsourcefile(one) for one in classes}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+    if not frames:
+        return ""
+    return f" ({_near(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})"
 
 
 def run(
@@ -194,7 +228,13 @@ def _worker(
         watchdog = Watchdog(worker.pid)  # a driver that hangs would not notice our end
         lines = _Lines(worker.stdout.fileno())
         try:
-            lines.next(START_S)  # it says when it is ready, or ends, which the next line tells
+            lines.next(START_S)  # it says when it has the driver, and when it was ready once, or ends
+            if lines.next(READY_S) is None:
+                where = _where_it_hangs(worker.pid, errors, name)
+                for check, memory in todo[done:]:
+                    evidence = f"not ready in {READY_S:g} s{where}"
+                    yield Result(check.requirement, check.name, memory, CRASH, evidence, trace=_said(errors))
+                return
             for check, memory in todo[done:]:
                 progress(f"{check.requirement} {check.name} ({memory})")
                 start = time.monotonic()
@@ -202,7 +242,9 @@ def _worker(
                 if line:
                     yield Result(**json.loads(line))
                     continue
-                yield _lost(check, memory, worker, time.monotonic() - start, line is None, errors, limit)
+                yield _lost(
+                    check, memory, worker, time.monotonic() - start, line is None, errors, limit, name
+                )
                 return
         finally:
             watchdog.dismiss()
@@ -234,41 +276,63 @@ class _Lines:
         return line
 
 
+def _said(errors: Any) -> str:
+    """The end of what a worker wrote to its standard error."""
+    errors.seek(0)
+    return str(errors.read().decode(errors="replace")[-4000:])
+
+
+def _where_it_hangs(pid: int, errors: Any, name: str) -> str:
+    """File, line and function of the driver's at which its process is now, as far as it can say."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)  # faulthandler
+    end, found = time.monotonic() + 2.0, list[tuple[str, str, str]]()
+    while not found and time.monotonic() < end:
+        time.sleep(0.05)
+        found = re.findall(r'File "([^"]+)", line (\d+) in (\w+)', _said(errors))
+    mine = name.partition(":")[0].replace(".", "/") + ".py"
+    at = next((one for one in found if one[0].endswith(mine)), found[0] if found else None)
+    return f" ({_near(at[0])}:{at[1]}, in {at[2]})" if at else ""
+
+
 def _lost(
-    check: Check,
-    memory: str,
-    worker: subprocess.Popen[bytes],
-    seconds: float,
-    hung: bool,
-    errors: Any,
-    limit: float,
-) -> Result:
+    check: Check, memory: str, worker: subprocess.Popen[bytes], seconds: float, hung: bool, errors: Any,
+    limit: float, name: str,
+) -> Result:  # fmt: skip
     """What to say of a check whose worker hung, or ended."""
-    result = Result(check.requirement, check.name, memory, FAIL, "", seconds)
+    result = Result(check.requirement, check.name, memory, CRASH, "", seconds)
     if hung:
-        result.evidence = f"{HUNG} in {limit:g} s"
+        result.evidence = f"{HUNG} in {limit:g} s{_where_it_hangs(worker.pid, errors, name)}"
+        result.trace = _said(errors)
         return result
     code = worker.wait()
-    errors.seek(0)
-    result.trace = errors.read().decode(errors="replace")[-4000:]
+    result.trace = _said(errors)
     if code >= 0:
         result.evidence = f"ended its process with status {code}"
         return result
-    name = signal.Signals(-code).name
-    result.evidence = f"ended its process by {name}"
+    signalled = signal.Signals(-code).name
+    result.evidence = f"ended its process by {signalled}"
     if -code in (signal.SIGSEGV, signal.SIGBUS) and memory in UNREADABLE:
-        result.evidence = f"looked at unreadable payload memory ({name})"
+        result.evidence = f"looked at unreadable payload memory ({signalled})"
         result.attributed = check.requirement == "R5"
-        if not result.attributed:
-            result.outcome, result.by = BLOCKED, "R5"
+        result.outcome, result.by = (FAIL, "") if result.attributed else (BLOCKED, "R5")
     return result
+
+
+def _get_ready(make_driver: MakeDriver) -> None:
+    """Open a device with the driver once, and close it: one that never gets ready is found at once."""
+    with contextlib.suppress(Exception):  # what it raises, the first check says
+        Network(nic=device_model(make_driver), alone=True, driver=make_driver).close()
 
 
 def main() -> None:
     """The worker: ``python -m netmem.contract.run MODULE:CLASS STEPS``; a result as a JSON line each."""
+    faulthandler.register(signal.SIGUSR1)
     make_driver = load(sys.argv[1])
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a driver prints is no result
+    print("loaded", file=out, flush=True)
+    _get_ready(make_driver)
     print("ready", file=out, flush=True)
     for step in sys.argv[2].split(","):
         at, memory = step.split(":")
