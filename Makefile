@@ -8,7 +8,7 @@ DEMO_SIZE ?= 256M
 TREE ?= build/linux
 OLDER ?= build/linux-6.12
 
-.PHONY: layouts mutants demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
+.PHONY: docs pictures layouts mutants demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
   guest-fetch guest guest-verify bench-short verify check-tree edits convert-compile clean
 
 $(STAMP): pyproject.toml
@@ -122,6 +122,15 @@ edits: $(STAMP)
 convert-compile: $(STAMP)
 	tools/get-tree $(TREE)
 	$(BIN)/python tools/convert_compile.py $(TREE)
+
+# The documentation as a site, build/site/index.html; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs build/site
+	@echo "build/site/index.html"
+
+# What README shows of demo, check, the live view and reports.
+pictures: $(STAMP)
+	$(BIN)/python tools/pictures.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = [
     ("lint, types, layers", ["make", "lint"]),
     ("tests, compiled", ["make", "test"]),
+    ("wheel and sdist, in fresh environments", [sys.executable, "tools/try_wheels.py"]),
     ("tests, everything uncompiled", ["make", "test-uncompiled"]),
     ("drivers with mistakes, on both NICs", ["make", "mutants"]),
     ("100,000 simulated connections", ["make", "simulate", "RUNS=10000"]),

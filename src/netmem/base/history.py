@@ -27,9 +27,8 @@ def level(pool: dict[str, Any]) -> float:
 def trouble(device: dict[str, Any]) -> dict[str, int]:
     """What was refused or dropped on the way to a socket, by cause."""
     found = {name: n for name, n in device["counters"].items() if n and name not in QUIET}
-    starved = sum(queue.get("starved", 0) for queue in device["queues"])
     tcp = {name: device.get("tcp", {}).get(name, 0) for name in ("over_share", "no_socket", "beyond_window")}
-    return found | {name: n for name, n in ({"starved": starved} | tcp).items() if n}
+    return found | {name: n for name, n in tcp.items() if n}
 
 
 def totals(device: dict[str, Any]) -> dict[str, float]:

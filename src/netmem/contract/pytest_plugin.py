@@ -1,4 +1,4 @@
-"""The conformance kit in a driver author's own tests: pytest loads this by itself.
+"""The conformance kit in a driver author's own tests: pytest loads this by itself. ::
 
     @pytest.fixture(scope="session")
     def netmem_driver():

@@ -235,6 +235,7 @@ def _facts(device: DeviceHistory) -> list[tuple[str, str]]:
         took = f", {pool['alloc_fast'] + pool['alloc_slow']} allocations" if pool else ""
         queues.append(f"{queue['id']}: {what}, {queue.get('bytes', 0)} bytes{took}")
     refused = ", ".join(f"{name} {n}" for name, n in trouble(now).items()) or "nothing"
+    starved = sum(queue.get("starved", 0) for queue in now["queues"])
     seconds = device.times[-1] - device.times[0] if device.times else 0.0
     return [
         ("Device", f"{now['name']}: {now['driver']}, mtu {now['mtu']}, {', '.join(now['addresses'] or ())}"),
@@ -244,6 +245,7 @@ def _facts(device: DeviceHistory) -> list[tuple[str, str]]:
         ("Received", f"{sums['bytes']:.0f} bytes in {sums['packets']:.0f} packets, "
                      f"{sums['split']:.0f} of them split, {sums['miss']:.0f} not"),
         ("Refused", refused),
+        ("Short of memory", f"{starved} times a ring found none to post"),
         ("Watched", f"{seconds:.1f} s, {len(device.times)} samples"),
     ]  # fmt: skip
 
