@@ -1,11 +1,13 @@
-"""A receive kernel of one's own, in the small driver for the software NIC. docs/receive-kernel.md goes through it.
+"""A receive kernel of one's own, in the small driver; docs/receive-kernel.md goes through it.
 
 Check it:  netmem check own_receive:OwnReceive      (in this folder)
 """
 
+from tiny_driver import TinyDriver
+
 from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
-from netmem.drivers.softnic.kernels import rx_desc, rx_status, sizes, status_of
+from netmem.drivers.softnic.kernels import rx_status, sizes, status_of
 from netmem.hw.softnic.regs import Rxs
 from netmem.memory.layout import PoolRecord
 from netmem.netdev.batch import BatchRecord, row_of
@@ -20,7 +22,6 @@ from netmem.netdev.kernels import (
     rx_unsplit,
 )
 from netmem.netdev.ring import RxRingRecord
-from tiny_driver import TinyDriver
 
 
 @kernel
