@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -83,34 +84,32 @@ def test_recv_writes_a_page(tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]  # nothing beside it
 
 
-def test_any_program_by_its_environment(tmp_path):
-    path = tmp_path / "{pid}.html"
+@contextlib.contextmanager
+def program(path):
+    """A program that has received something, and has its device open still; the report is to be at ``path``."""
     environment = {**os.environ, "NETMEM_REPORT": str(path)}
-    argv = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as program:
-        send(int(program.stdout.readline()), payload(scaled(1_000_000)))
-        assert program.stdout.readline() == "over\n"
-        program.communicate("", timeout=LIMIT)
-    assert program.returncode == 0
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:  # fmt: skip
+        send(int(process.stdout.readline()), payload(scaled(1_000_000)))
+        assert process.stdout.readline() == "over\n"
+        yield process
+
+
+def test_any_program_by_its_environment(tmp_path):
+    with program(tmp_path / "{pid}.html") as process:
+        process.communicate("", timeout=LIMIT)
+    assert process.returncode == 0
     (made,) = tmp_path.iterdir()
-    assert made.name == f"{program.pid}.html"
+    assert made.name == f"{process.pid}.html"
     assert "pages, unbound" in made.read_text()
 
 
 def test_a_program_that_is_killed_leaves_one(tmp_path):
     path = tmp_path / "report.html"
-    environment = {**os.environ, "NETMEM_REPORT": str(path)}
-    argv = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as program:
-        send(int(program.stdout.readline()), payload(scaled(1_000_000)))
-        assert program.stdout.readline() == "over\n"
-        time.sleep(0.5)  # the recorder looks ten times a second
-        program.send_signal(signal.SIGKILL)
-        program.communicate(timeout=LIMIT)
+    with program(path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=LIMIT)
     end = time.monotonic() + LIMIT
     while not path.exists() and time.monotonic() < end:
         time.sleep(0.05)

@@ -76,7 +76,7 @@ def test_a_function_that_cannot_be_had(bus, code, words):
 
 def test_a_function_is_an_igb_and_its_own_wire():
     for options in ({"nic": "softnic"}, {"nic": "igb", "wire": "tap:nm9"}):
-        with pytest.raises(NetmemError, match="is igb's"):
+        with pytest.raises(NetmemError, match="is of nic igb"):
             netmem.open_device(bus="vfio:0000:03:00.0", **options)
 
 

@@ -20,7 +20,7 @@ from netmem.base.history import level, trouble
 from netmem.base.schema import document
 from netmem.cli.options import usage
 from netmem.cli.show_kernel import render_kernel
-from netmem.cli.tables import WIDTH, table
+from netmem.cli.tables import WIDTH, head_of, table
 
 
 def _memory(provider: dict[str, Any] | None) -> str:
@@ -32,15 +32,7 @@ def _memory(provider: dict[str, Any] | None) -> str:
 
 def render(device: dict[str, Any]) -> RenderableType:
     """One device for people."""
-    ring = device["ring"]
-    head = Text()
-    head.append(f"{device['name']}: {device['driver']}", style="bold")
-    head.append(
-        f", process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
-        f"{', '.join(device['addresses'] or ['no address'])}, {device['mac']}\n"
-        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'as below'}, "
-        f"tcp-data-split {ring['tcp_data_split']}, hds-thresh {ring['hds_thresh']}"
-    )
+    head = head_of(device)
     queues, pools = [], []
     for queue in device["queues"]:
         pool = queue["pool"]

@@ -1,6 +1,8 @@
-"""Tables as the verbs print them."""
+"""Tables, and heads of devices, as the verbs print them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from rich.console import JustifyMethod
 from rich.table import Table
@@ -27,3 +29,16 @@ def table(columns: str, rows: list[list[object]], *, gives: str = "") -> Table:
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
     return made
+
+
+def head_of(device: dict[str, Any]) -> Text:
+    """What a device is, and how it is set, in two lines."""
+    ring, head = device["ring"], Text()
+    head.append(f"{device['name']}: {device['driver']}", style="bold")
+    head.append(
+        f", process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
+        f"{', '.join(device['addresses'] or ['no address'])}, {device['mac']}\n"
+        f"ring: rx {ring['rx_pending']}, rx-buf-len {ring['rx_buf_len'] or 'as the memory has it'}, "
+        f"tcp-data-split {ring['tcp_data_split']}, hds-thresh {ring['hds_thresh']}"
+    )
+    return head

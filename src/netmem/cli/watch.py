@@ -16,6 +16,7 @@ from textual.containers import Grid, Vertical
 from textual.widgets import DataTable, Footer, Header, Input, Label, Static, Tab, Tabs
 
 from netmem.base.history import DeviceHistory, History, trouble
+from netmem.cli.tables import head_of
 
 Look = Callable[[], list[dict[str, Any]]]
 COLUMNS = ("peer", "port", "state", "q", "MB/s", "in MB", "out MB", "unread", "window", "held", "tokens")
@@ -58,20 +59,14 @@ def sparkline(values: Sequence[float], width: int, most: float = 0.0) -> str:
 
 
 def title(history: DeviceHistory) -> Text:
-    """Two lines on a device: what it is, how it is set, what its queues have."""
-    device = history.now
-    ring, memory = device["ring"], []
+    """What a device is, how it is set, what its queues have, and what was refused."""
+    device, memory = history.now, []
     for queue in device["queues"]:
         provider = queue["provider"]
         what = f"{provider['memory']} {provider['size'] >> 20} MiB" if provider else "pages"
         memory.append(f"q{queue['id']} {what}")
-    text = Text()
-    text.append(f"{device['name']}: {device['driver']}", style="bold")
-    text.append(
-        f"  process {device['pid']}, link {'up' if device['link'] else 'down'}, mtu {device['mtu']}, "
-        f"{', '.join(device['addresses'] or ['no address'])}\n"
-        f"tcp-data-split {ring['tcp_data_split']}, rx {ring['rx_pending']}; {', '.join(memory)}"
-    )
+    text = head_of(device)
+    text.append(f"\n{', '.join(memory)}")
     if refused := trouble(device):
         text.append("\nrefused: " + ", ".join(f"{name} {n}" for name, n in refused.items()), style="yellow")
     return text
