@@ -343,7 +343,7 @@ def test_show_looks_into_a_running_receiver(nic, memory):
     assert queue["pool"]["outstanding"] >= len(frags)
     assert after["sockets"][0]["tokens"] == 0
     assert people.returncode == 0
-    for text in (nic, memory, "ESTABLISHED", "10.0.2.15", "link up"):
+    for text in (nic, memory, "ESTABLISHED", "10.0.2.15", "link up", "10.0.2.2 is the gateway"):
         assert text in people.stdout
     assert observe(os.getpid()) == []  # a closed device says nothing
 

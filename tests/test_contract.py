@@ -151,6 +151,34 @@ def test_a_driver_that_crashes_is_told_from_one_that_breaks_something(tmp_path):
 
 
 @compiled_only
+def test_assertions_and_faults_of_the_drivers_own_are_crashes(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import ctypes\n"
+        "from netmem.drivers.softnic import SoftnicDriver\n"
+        "class Asserts(SoftnicDriver):\n"
+        "    def queue_start(self, ring, queue):\n"
+        "        assert queue > 9\n"
+        "class Faults(SoftnicDriver):\n"
+        "    def open(self, dev):\n"
+        "        ctypes.string_at(0)\n"
+        "class Static(SoftnicDriver):\n"
+        "    @staticmethod\n"
+        "    def set_rules(rules):\n"
+        "        pass\n"
+        "    def __init__(self, bus):\n"
+        "        super().__init__(bus)\n"
+        "        self.irq_arm = super().irq_arm\n"
+    )
+    said = check("mine:Asserts", cwd=tmp_path).stdout
+    assert "0 pass, 0 fail, 9 crash" in said, said
+    assert "(mine.py:5, in queue_start)" in said
+    said = check("mine:Faults", "--only", "R5", "--only", "R2", cwd=tmp_path).stdout
+    assert "0 pass, 0 fail, 2 crash" in said, said
+    assert "looked at" not in said
+    assert check("mine:Static", "--only", "TX2", cwd=tmp_path).returncode == 0
+
+
+@compiled_only
 def test_a_driver_that_never_gets_ready_costs_ten_seconds(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import threading\n"

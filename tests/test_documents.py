@@ -61,17 +61,20 @@ def test_a_page_runs_from_top_to_bottom(path, tmp_path):
         if what == "file":
             (tmp_path / how).write_text(block.text)
             continue
+        status, wanted = 0, ""
         if block.kind == "python":
             argv = [sys.executable, "-W", "error::DeprecationWarning:netmem", "-c", block.text]
         elif what == "run":
             need(shutil.which("nc"), "nc is not there")
             argv = ["bash", "-e", "-c", block.text]
+            status, wanted = re.fullmatch(r"status (\d), (.*)", how).groups()  # what must come of it
         else:
             continue
         done = subprocess.run(
             argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT
         )
-        assert (done.returncode == 0) == (how != "fails"), f"{block.text}\n{done.stdout}{done.stderr}"
+        assert done.returncode == int(status), f"{block.text}\n{done.stdout}{done.stderr}"
+        assert re.search(wanted, done.stdout, re.DOTALL), f"{block.text}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         ran += 1
     assert ran, "nothing on this page runs"
@@ -81,8 +84,12 @@ def command_lines(text):
     """`netmem ...` of a shell block, as lists of words; what the shell does with it left out."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        for start in (i for i, word in enumerate(words) if word == "netmem"):
-            if start and words[start - 1] not in ("sudo", "&&", "|", ";", "RUN"):
+        for start in (i for i, word in enumerate(words) if word in ("netmem", ".venv/bin/netmem")):
+            if (
+                start
+                and words[start - 1] not in ("sudo", "&&", "|", ";", "RUN")
+                and "=" not in words[start - 1]
+            ):
                 continue
             found = []
             for word in words[start + 1 :]:
@@ -111,8 +118,13 @@ def parse(command, words):
         assert inner is not None, f"{command.name} has no {words[0]}"
         parse(inner, words[1:])
         return
-    values, left, _ = command.make_parser(context).parse_args(list(words))  # NoSuchOption, BadOptionUsage
-    del values, left
+    values, _, _ = command.make_parser(context).parse_args(list(words))  # NoSuchOption, BadOptionUsage
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Choice | click.IntRange | click.FloatRange):
+            given = values.get(parameter.name)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, str):
+                    parameter.type.convert(value, parameter, context)  # BadParameter
 
 
 def test_python_everywhere_is_python():

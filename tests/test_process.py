@@ -437,3 +437,45 @@ def test_another_machine_is_refused_in_words(monkeypatch):
     with pytest.raises(NetmemError, match="not on aarch64") as error:
         netmem.open_device()
     assert error.value.errno == errno.EOPNOTSUPP
+
+
+def test_more_connections_at_once_than_wait_for_an_answer(device):
+    """Beyond a listener's half-open ones a SYN is answered with a cookie: those connections are made, too."""
+    count = 200
+    with socket.create_server(("127.0.0.1", 0), backlog=2 * count) as server:
+        gateway = device.reach("127.0.0.1", server.getsockname()[1])
+        made = [device.stack.connect_nowait(*gateway) for _ in range(count)]
+        for sock in made:
+            sock.wait_connected(LIMIT)
+        for sock in made:
+            sock.sendall(b"x")
+        server.settimeout(LIMIT)
+        for _ in range(count):
+            there, _ = server.accept()
+            there.settimeout(LIMIT)
+            assert there.recv(10) == b"x"
+            there.close()
+        for sock in made:
+            sock.close()
+
+
+def test_who_gives_up_before_the_host_answers_leaves_nothing(device):
+    """No socket of the kernel's stays: the host sees the end of the connection."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        server.settimeout(LIMIT)
+        first = socket.create_connection(server.getsockname(), timeout=LIMIT)  # fills the backlog
+        gateway = device.reach("127.0.0.1", server.getsockname()[1])
+        with pytest.raises(TimeoutError):
+            device.connect(*gateway, timeout=0.3)
+        ends, deadline = 0, time.monotonic() + LIMIT
+        server.settimeout(2.5)
+        with contextlib.suppress(TimeoutError):
+            while time.monotonic() < deadline:
+                there, _ = server.accept()
+                there.settimeout(LIMIT)
+                first.close()
+                with contextlib.suppress(ConnectionResetError):
+                    assert there.recv(1) == b""
+                there.close()
+                ends += 1
+        assert ends >= 1

@@ -135,6 +135,43 @@ def test_where_it_cannot_be_written(tmp_path, name, why):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_recorder_that_is_gone_keeps_no_device_open(tmp_path, capsys):
+    with reporting(str(tmp_path / "x.html")), open_device() as device_:
+        from netmem.lab import report
+
+        report._recorder._process.kill()
+        report._recorder._process.wait()
+    assert device_.stack.poller.closed
+    assert "no report in" in capsys.readouterr().err
+
+
+def test_a_start_that_fails_leaves_an_older_report(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("older")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        for words in (["--memory-size", "5000"], ["--listen", where]):
+            done = subprocess.run(
+                [*NETMEM, "recv", "--exporter", "memfd", "--report", str(path), *words], capture_output=True,
+                text=True, timeout=LIMIT,
+            )  # fmt: skip
+            assert done.returncode in (1, 2)
+            assert path.read_text() == "older" or "--listen" in words
+
+
+def test_devices_one_after_the_other_are_on_the_programs_page(tmp_path):
+    path = tmp_path / "report.html"
+    text = "import netmem\nfor _ in range(2):\n    with netmem.open_device() as device: print(device.pid)\n"
+    text += "import os; assert not os.path.exists(os.environ['NETMEM_REPORT'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=LIMIT,
+        env={**os.environ, "NETMEM_REPORT": str(path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert path.read_text().count("<h2>nm") >= 1
+
+
 def test_a_page_of_nothing_says_so():
     history = History(10, forget=False)
     assert "No device was there" in page(history)

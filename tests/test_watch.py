@@ -140,6 +140,21 @@ def test_a_thousand_sockets():
     on_screen(lambda: [device(time.monotonic() - start, 1000)], drive, interval=0.3)
 
 
+def test_devices_come_and_go():
+    start, names = time.monotonic(), ["nm0"]
+
+    def look():
+        return [device(time.monotonic() - start, name=name) for name in names]
+
+    async def drive(app, pilot):
+        for wanted in (["nm0", "nm1"], ["nm1"], ["nm1", "nm2", "nm3"], ["nm3"]):
+            names[:] = wanted
+            await until(pilot, lambda: [name for _, name in app.history.devices] == names)
+            await until(pilot, lambda: any(name in words(app, "#title") for name in names))
+
+    on_screen(look, drive)
+
+
 def test_pause_filter_and_the_end():
     start, there = time.monotonic(), [True]
 

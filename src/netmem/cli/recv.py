@@ -245,7 +245,7 @@ class _Session:
                 self.receiver.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self.page and os.path.exists(self.page):
+        if self.receiver.reported:
             self._say(f"netmem: report in {self.page}")
         summary["outstanding"] = self.receiver.outstanding
         summary["interrupted"] = self.stopped is not None
@@ -357,7 +357,7 @@ class _Session:
     def _ended(self, connection: Connection) -> None:
         peer, client = host_port(*connection.sock.peer), self.receiver.client(connection)
         if client is None:
-            peer += " (QEMU's gateway, which does not say for whom)"
+            peer += " (the gateway, which does not say for whom)"
         elif client != connection.sock.peer:
             peer = host_port(*client)
         file = self._files.pop(connection.number, None)

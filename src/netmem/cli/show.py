@@ -58,6 +58,8 @@ def render(device: dict[str, Any]) -> RenderableType:
                 ],
             )
         )  # fmt: skip
+        if any(one["peer"].startswith(f"{GATEWAY}:") for one in device["sockets"]):
+            parts.append(Text(f"{GATEWAY} is the gateway: recv, and Device.client(), say who is behind it"))
     else:
         parts.append(Text("no connections"))
     if refused := trouble(device):
@@ -65,6 +67,7 @@ def render(device: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+GATEWAY = "10.0.2.2"  # of the user wire
 SOCKET = (
     "peer", "port", "state", "queue", "bytes_in", "bytes_out", "queued", "out_of_order", "window", "pledged",
     "buffers", "tokens",

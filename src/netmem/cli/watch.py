@@ -145,15 +145,13 @@ class Watch(App[str]):
         self.history.add(devices, at)
         tabs = self.query_one(Tabs)
         wanted = [f"d{pid}-{name}" for pid, name in self.history.devices]
-        have = [tab.id for tab in tabs.query(Tab)]
-        if have != wanted:
-            active = tabs.active
-            tabs.clear()
-            for (pid, name), key in zip(self.history.devices, wanted, strict=True):
+        have = {tab.id for tab in tabs.query(Tab)}
+        for key in have - set(wanted):
+            tabs.remove_tab(str(key))
+        for (pid, name), key in zip(self.history.devices, wanted, strict=True):
+            if key not in have:
                 tabs.add_tab(Tab(f"{name} of {pid}", id=key))
-            tabs.set_class(len(wanted) > 1, "several")
-            if active in wanted:
-                self.call_after_refresh(setattr, tabs, "active", active)
+        tabs.set_class(len(wanted) > 1, "several")
         self.draw()
 
     @property

@@ -18,18 +18,28 @@ def lacks(made: Any) -> list[str]:
         found.append(f"{_said(made, '__init__')} instead of __init__(self, bus)")
     for table in TABLES:
         for name, kind in inspect.get_annotations(table).items():
-            if "ClassVar" in str(kind) and name not in JUDGED and not hasattr(made, name):
+            has = hasattr(made, name) or _at_run_time(made, name)
+            if "ClassVar" in str(kind) and name not in JUDGED and not has:
                 found.append(name)
         for name, wanted in vars(table).items():
             if name.startswith("_") or not inspect.isfunction(wanted):
                 continue
             names = tuple(inspect.signature(wanted).parameters)
-            has = getattr(made, name, None)
+            has = inspect.getattr_static(made, name, None)
             if has is None:
-                found.append(f"{name}()")
-            elif not _takes(has, names):
+                if not _at_run_time(made, name):
+                    found.append(f"{name}()")
+            elif inspect.isfunction(has) and not _takes(has, names):
                 found.append(f"{_said(made, name)} instead of {name}({', '.join(names)})")
     return found
+
+
+def _at_run_time(made: Any, name: str) -> bool:
+    """Whether instances may have what their class has not: by __getattr__, or set in __init__."""
+    if hasattr(made, "__getattr__"):
+        return True
+    inits = [vars(one).get("__init__") for one in inspect.getmro(made)]
+    return any(name in init.__code__.co_names for init in inits if inspect.isfunction(init))
 
 
 def _takes(func: Any, names: tuple[str, ...]) -> bool:

@@ -75,7 +75,7 @@ def pytest_runtest_makereport(
     """A failure says what the kit says, not how the test asked for it."""
     report = yield
     verdict = item.stash.get(_VERDICT, None)
-    if report.when == "call" and report.failed and verdict is not None:
+    if report.when == "call" and report.failed and verdict is not None and verdict.outcome != "pass":
         report.longrepr = text_of(verdict)
     return report
 

@@ -41,6 +41,7 @@ START_S, READY_S = 120.0, 10.0  # to import the driver; to open a device with it
 SOME = 4  # of what is missing is named
 UNREADABLE = ("dmabuf", "bar", "cuda")
 HUNG = "did not end"
+LOOKED = "looked at unreadable payload memory"
 CONVERSIONS = ("netmem_is_net_iov", "netmem_to_page", "netmem_to_net_iov", "page_to_netmem")
 
 
@@ -169,7 +170,7 @@ def _near(path: str) -> str:
 
 def _in_driver(error: BaseException | None, make_driver: MakeDriver) -> str:
     """Where in the driver's own code an exception was raised, or passed: file, line and function."""
-    if error is None or isinstance(error, (NetmemError, AssertionError)):
+    if error is None or isinstance(error, NetmemError):
         return ""
     classes = (
         [one for one in inspect.getmro(make_driver) if one is not object]
@@ -180,6 +181,8 @@ def _in_driver(error: BaseException | None, make_driver: MakeDriver) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
     if not frames:
         return ""
+    if isinstance(error, AssertionError) and traceback.extract_tb(error.__traceback__)[-1] not in frames:
+        return ""  # one of the kit's, or of netdev's accounts
     return f" ({_near(frames[-1].filename)}:{frames[-1].lineno}, in {frames[-1].name})"
 
 
@@ -229,7 +232,8 @@ def _worker(
         lines = _Lines(worker.stdout.fileno())
         try:
             lines.next(START_S)  # it says when it has the driver, and when it was ready once, or ends
-            if lines.next(READY_S) is None:
+            ready = lines.next(READY_S)
+            if ready is None:
                 where = _where_it_hangs(worker.pid, errors, name)
                 for check, memory in todo[done:]:
                     evidence = f"not ready in {READY_S:g} s{where}"
@@ -242,9 +246,13 @@ def _worker(
                 if line:
                     yield Result(**json.loads(line))
                     continue
-                yield _lost(
+                lost = _lost(
                     check, memory, worker, time.monotonic() - start, line is None, errors, limit, name
                 )
+                if not ready and LOOKED in lost.evidence:  # it did not come so far as to see payload
+                    lost.outcome, lost.by, lost.attributed = CRASH, "", False
+                    lost.evidence = lost.evidence.replace(LOOKED, "ended its process before it was ready")
+                yield lost
                 return
         finally:
             watchdog.dismiss()
@@ -313,7 +321,7 @@ def _lost(
     signalled = signal.Signals(-code).name
     result.evidence = f"ended its process by {signalled}"
     if -code in (signal.SIGSEGV, signal.SIGBUS) and memory in UNREADABLE:
-        result.evidence = f"looked at unreadable payload memory ({signalled})"
+        result.evidence = f"{LOOKED} ({signalled})"
         result.attributed = check.requirement == "R5"
         result.outcome, result.by = (FAIL, "") if result.attributed else (BLOCKED, "R5")
     return result

@@ -47,7 +47,7 @@ class TcpListener:
 
     def answer(self, row: int, generation: int, admit: bool) -> bool:
         """Let a SYN in that was asked about, or refuse it; False when its peer has given up."""
-        with self._poller.lock:
+        with self._poller:  # it is sent now
             conns = self._tcp.conns
             if conns.generations[row] != generation or conns.state(row) != TcpState.SYN_RECEIVED:
                 return False

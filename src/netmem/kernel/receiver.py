@@ -63,6 +63,8 @@ class KernelReceiver:
     ``warnings``: what somebody should be told, once each. Everything that is set is undone by ``close``.
     """
 
+    reported = False  # a report is of our own NICs
+
     def __init__(self, setup: KernelSetup) -> None:
         self.setup, self.totals, self.copied = setup, Totals(), 0
         self.connections: list[Connection] = []

@@ -269,10 +269,12 @@ class Device:
             self._linger(linger)
         finally:
             try:
-                if self._recording:  # while there is something to look at
-                    self._recording = False
-                    report.end()
-                self.stack.close()
+                try:
+                    if self._recording:  # while there is something to look at
+                        self._recording = False
+                        report.end()
+                finally:
+                    self.stack.close()
             finally:
                 self.dev.close()
 

@@ -212,23 +212,28 @@ class Gateway:
         """
         if any((there, number) == (address, port) for _, there, number in self._outward):
             return
-        listener = self.host.stack.listen(port)
+        listener = self.host.stack.listen(port, backlog=BACKLOG)
         listener.ask(functools.partial(self._dial, listener, address, port))
         self._outward.append((listener, address, port))
 
+    def _reach(self, address: str, port: int) -> tuple[socket.socket, int]:
+        """A socket of the kernel's that connects, and how that began: 0 or an errno. EMFILE."""
+        kernel = _keep_reserve(
+            socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        )
+        kernel.setblocking(False)
+        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return kernel, kernel.connect_ex((address, port))
+
     def _dial(self, listener: TcpListener, address: str, port: int, row: int, generation: int) -> None:
         """The kernel connects for a SYN."""
+        self._forget_calls()
         try:
-            kernel = _keep_reserve(
-                socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-            )
+            kernel, failed = self._reach(address, port)
         except OSError:
             listener.answer(row, generation, False)
             return
-        kernel.setblocking(False)
-        kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         call = _Call(listener, row, generation, kernel)
-        failed = kernel.connect_ex((address, port))
         if failed == errno.EINPROGRESS:
             self._calls[kernel.fileno()] = call
             self._epoll.register(kernel.fileno(), select.EPOLLOUT)
@@ -240,9 +245,16 @@ class Gateway:
         if not call.listener.answer(call.row, call.generation, not failed) or failed:
             call.kernel.close()
             return
-        if (old := self._answered.pop(call.row, None)) is not None:
-            old.kernel.close()  # its peer never went on
         self._answered[call.row] = call
+
+    def _forget_calls(self) -> None:
+        """Let go of the kernel's connections whose peers gave up, before or after they were answered."""
+        generations = self.host.stack.conns.generations
+        for calls in (self._answered, self._calls):
+            for key, call in list(calls.items()):
+                if generations[call.row] != call.generation:
+                    del calls[key]
+                    call.kernel.close()  # which ends its registration too
 
     def _connect(self, listener: TcpListener, address: str, port: int) -> None:
         """A connection of the stack is there: it goes on over the kernel's that was made for it."""
@@ -251,10 +263,23 @@ class Gateway:
         except OSError:
             return  # out of descriptors: reset
         call = self._answered.pop(ours.row, None)
-        if call is None:  # its SYN was answered with a cookie
+        if call is not None and call.generation == self.host.stack.conns.generations[ours.row]:
+            self._add(_Bridge(call.kernel, ours, active=True))
+            return
+        if call is not None:
+            call.kernel.close()
+        try:  # its SYN was answered with a cookie: the kernel connects now
+            kernel, failed = self._reach(address, port)
+        except OSError:
             ours.abort()
             return
-        self._add(_Bridge(call.kernel, ours, active=True))
+        if failed not in (0, errno.EINPROGRESS):
+            ours.abort()
+            kernel.close()
+            return
+        bridge = _Bridge(kernel, ours, active=True)
+        bridge.readable = bridge.writable = failed == 0
+        self._add(bridge)
 
     def _add(self, bridge: _Bridge) -> None:
         fd = bridge.kernel.fileno()
@@ -307,6 +332,8 @@ class Gateway:
     def pump(self) -> bool:
         """Move bytes over the bridges at which something happened; True when any moved."""
         moved = False
+        if self._answered or self._calls:
+            self._forget_calls()
         for listener, address, port in self._outward:
             while listener.pending():
                 self._connect(listener, address, port)

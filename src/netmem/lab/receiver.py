@@ -118,10 +118,11 @@ class Receiver:
         self.outstanding: int | None = None
         self.warnings: list[str] = []
         self._faults = 0  # that were told
-        self._recording = report.begin(setup.report) if setup.report else False
+        self._recording = self.reported = False  # whether a report is to be written; whether it was
         if setup.memory != "none":
             check_size(setup.memory_size, setup.rx_page_size)
         try:
+            self._recording = report.begin(setup.report) if setup.report else False
             self.device = open_device(
                 setup.nic, queues=setup.queues, mtu=setup.mtu,
                 **network_of(setup.wire, setup.bus, setup.addresses, setup.gateways),
@@ -131,12 +132,16 @@ class Receiver:
                 self.device, setup.nic, setup.memory, setup.memory_size, setup.rx_page_size, setup.exporter
             )
             self.bound = [0] if setup.queues == 1 else list(range(1, setup.queues))
-            if user:  # the stack's port is the host's: who looks at it sees the one that was asked for
+            # The stack's port is the host's: who looks at it sees the one that was asked for. Where any will
+            # do, the host says which, and whoever connects knows it later than the stack.
+            if user and not self.port:
                 self.port = self.device.forward(*address, allow_remote=allow_remote)
-            else:
-                self.address = self.device.stack.ip.addresses[0]
             self._configure(self.device)
             self.listener: TcpListener = self.device.listen(self.port, backlog=BACKLOG)
+            if not user:
+                self.address = self.device.stack.ip.addresses[0]
+            elif address[1]:
+                self.device.forward(*address, allow_remote=allow_remote)
         except BaseException:
             self.close()
             raise
@@ -356,7 +361,7 @@ class Receiver:
         finally:
             if self._recording:
                 self._recording = False
-                report.end()
+                self.reported = report.end()
 
     def _close(self) -> None:
         if self.device is None:

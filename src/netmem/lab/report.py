@@ -7,6 +7,7 @@ program is killed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import html
@@ -68,8 +69,9 @@ class Recorder:
         try:
             said = self._ask("end")
         finally:
-            with self._process as process:
-                process.kill()
+            self._process.kill()
+            with contextlib.suppress(BrokenPipeError), self._process:  # it has gone before
+                pass
         return "" if said == "written" else said
 
 
@@ -103,12 +105,15 @@ _devices = 0  # of this process that are watched, and others who asked for it
 def begin(path: str = "") -> bool:
     """One more wants this process watched; the first that names a page, or NETMEM_REPORT, decides where."""
     global _recorder, _devices
-    path = path or os.environ.get(VARIABLE, "")
     with _lock:
-        if not path and _recorder is None:
-            return False
         if _recorder is None:
-            _recorder = Recorder(path)
+            named = path or os.environ.get(VARIABLE, "")
+            if not named:
+                return False
+            _recorder = Recorder(named)
+            if not path:  # of the whole program, however many devices it opens, one after the other
+                _devices += 1
+                atexit.register(end)
         _devices += 1
     return True
 
@@ -116,11 +121,12 @@ def begin(path: str = "") -> bool:
 @contextlib.contextmanager
 def reporting(path: str) -> Iterator[None]:
     """A report of all devices of this process that are open meanwhile. Errors: ``Recorder``."""
-    begin(path)
+    asked = begin(path)
     try:
         yield
     finally:
-        end()
+        if asked:
+            end()
 
 
 def look() -> None:
@@ -130,20 +136,21 @@ def look() -> None:
             _recorder.look()
 
 
-def end() -> None:
-    """A watched device ends, and with the last of them the report."""
+def end() -> bool:
+    """A watched device ends, and with the last of them the report: True when that was written now."""
     global _recorder, _devices
     with _lock:
         _devices -= 1
         recorder = _recorder
         if recorder is None:
-            return
+            return False
         if _devices:
             recorder.look()  # for the last time at this one
-            return
+            return False
         _recorder = None
     if why := recorder.finish():
         print(f"netmem: no report in {recorder.path}: {why}", file=sys.stderr)
+    return not why
 
 
 def record(path: str, pid: int) -> None:
@@ -161,6 +168,9 @@ def record(path: str, pid: int) -> None:
         if told and word == "look":
             print("looked", flush=True)
     fresh = Path(f"{path}.{os.getpid()}.tmp")
+    if not history.devices and os.path.exists(path):
+        print("no device was opened: an older report stays there", flush=True)
+        return
     try:
         fresh.write_text(page(history))
         fresh.replace(path)

@@ -26,6 +26,7 @@ from netmem.inet.socket import TcpSocket
 from netmem.inet.tcp import calls
 from netmem.inet.tcp import receive as rx
 from netmem.lab.local import LocalHost, pair
+from netmem.lab.observe import OURS
 from netmem.memory.layout import PoolRecord
 from netmem.memory.providers.dmabuf import DmabufProvider
 from netmem.memory.providers.pages import PagesProvider
@@ -44,9 +45,9 @@ def selftest() -> None:
     _compile_tap()
     compile_frames()
     for make in (DmabufProvider, PagesProvider, None):
-        hosts = pair(clock)
+        hosts = _unseen(*pair(clock))
         try:
-            _transfer(*hosts, clock, make)
+            _transfer(hosts[0], hosts[1], clock, make)
         finally:
             for host in hosts:
                 host.close()
@@ -58,14 +59,22 @@ def warm_up(*, tap: bool = False) -> None:
     if not jit.COMPILED:
         return
     clock = ManualClock()
-    hosts = pair(clock)
+    hosts = _unseen(*pair(clock))
     try:
-        _transfer(*hosts, clock, DmabufProvider)
+        _transfer(hosts[0], hosts[1], clock, DmabufProvider)
     finally:
         for host in hosts:
             host.close()
     if tap:
         _compile_tap()
+
+
+def _unseen(*hosts: LocalHost) -> tuple[LocalHost, ...]:
+    """Hosts that whoever looks into this process does not take for its devices."""
+    for host in hosts:
+        host.dev.name = OURS
+        host.dev.publish()
+    return hosts
 
 
 def _compile_igb() -> None:
@@ -105,7 +114,7 @@ def _compile_tap() -> None:
         for scatter in (True, False):
             theirs.setblocking(False)
             wire = TapWire(os.dup(theirs.fileno()), scatter=scatter)
-            host = LocalHost(wire, "10.0.2.15", clock=clock)
+            (host,) = _unseen(LocalHost(wire, "10.0.2.15", clock=clock))
             try:
                 asked = arp_request(0x026E6D000002, ip("10.0.2.2"), ip("10.0.2.15"))
                 ours.send(bytes(VNET_BYTES) + asked.ljust(60, b"\0"))

@@ -118,13 +118,26 @@ def send_to(nic: NicState, queue: FrameQueueRecord, tail: int) -> None:
 
 
 @inline_kernel
+def first_frame(nic: NicState, queue: FrameQueueRecord) -> int:
+    """The first frame of the wire that was not looked at; somebody else may have taken some."""
+    return max(nic.rx_head, queue.head)
+
+
+@inline_kernel
+def take(nic: NicState, head: int) -> None:
+    """Frames before ``head`` are taken: their sender may use their memory again."""
+    if head > FrameQueueRecord.at(nic.rx).head:
+        store_release(nic.rx + FQ_HEAD, head)
+
+
+@inline_kernel
 def take_to(nic: NicState, head: int) -> None:
     """Frames of the wire before ``head`` were delivered: they are taken once nobody reads them any more."""
     nic.rx_head = head
     if nic.near_end != 0 and is_waiting(nic):
         filling(nic).taken = head
     else:
-        store_release(nic.rx + FQ_HEAD, head)
+        take(nic, head)
 
 
 @kernel
@@ -144,10 +157,12 @@ def nic_copied(nic_at: int) -> None:
     if done.frames > 0:
         queue = FrameQueueRecord.at(nic.tx)
         store_release(address_of(queue) + FQ_TAIL, queue.tail + done.frames)
-    if done.taken > 0:
-        store_release(nic.rx + FQ_HEAD, done.taken)
+    take(nic, done.taken)
     done.copies = done.told = done.frames = done.taken = 0
     nic.flying = 0
+    if not is_waiting(nic):  # frames that were dropped meanwhile: nothing else would take them
+        take(nic, filling(nic).taken)
+        filling(nic).taken = 0
 
 
 @kernel

@@ -19,6 +19,7 @@ from netmem.base.native import (
 )
 from netmem.base.record import address_of, clear
 from netmem.hw.softnic.copies import (
+    first_frame,
     from_memory,
     no_room,
     payload_to_memory,
@@ -99,7 +100,7 @@ def nic_rx(nic: NicState, now: int) -> int:
     spirit); then it, and what follows and finds none, is dropped until a tail moves.
     """
     bar, queue = Bar.at(nic.bar), FrameQueueRecord.at(nic.rx)
-    head, tail = nic.rx_head, load_acquire(address_of(queue) + FQ_TAIL)
+    head, tail = first_frame(nic, queue), load_acquire(address_of(queue) + FQ_TAIL)
     handled = 0
     while head < tail and not no_room(nic):
         frame = frame_of(queue, head)

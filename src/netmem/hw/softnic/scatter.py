@@ -12,7 +12,7 @@ from netmem.base.headers import IP_MAX
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy, readv, store_release
 from netmem.base.record import address_of, clear
-from netmem.hw.softnic.copies import no_room, to_memory
+from netmem.hw.softnic.copies import first_frame, no_room, to_memory
 from netmem.hw.softnic.kernels import nic_done, nic_header, nic_rx
 from netmem.hw.softnic.look import look
 from netmem.hw.softnic.regs import HDS_ON, Bar, Rxs
@@ -102,7 +102,7 @@ def scatter_step(nic_at: int, now: int, budget: int) -> int:
     bar, tap, queue = Bar.at(nic.bar), TapRecord.at(nic.tap), FrameQueueRecord.at(nic.rx)
     handled = 0
     for _ in range(budget):
-        if nic.rx_head < queue.tail:
+        if first_frame(nic, queue) < queue.tail:
             handled += nic_rx(nic, now)
             if queue.tail - queue.head >= SLOTS >> 1:
                 break  # the wire is held

@@ -14,7 +14,7 @@ from netmem.base.native import (
     writev,
 )
 from netmem.base.record import address_of, field_offset
-from netmem.hw.softnic.copies import is_waiting
+from netmem.hw.softnic.copies import first_frame, is_waiting
 from netmem.hw.softnic.kernels import nic_rx, tx_step
 from netmem.hw.softnic.regs import Bar
 from netmem.hw.softnic.scatter import scatter_step
@@ -83,7 +83,7 @@ def nic_step(nic_at: int, now: int) -> int:
         got = scatter_step(nic_at, now, SCATTER_BUDGET)
     else:
         queue = FrameQueueRecord.at(nic.rx)
-        if nic.rx_head < load_acquire(address_of(queue) + FQ_TAIL):
+        if first_frame(nic, queue) < load_acquire(address_of(queue) + FQ_TAIL):
             got = nic_rx(nic, now)
     held = 1 if nic.paused_at != 0 else 0
     if bar.held != held:

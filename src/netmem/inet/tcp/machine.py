@@ -274,7 +274,7 @@ class Tcp:
         conns, row = self.conns, batch.row(i)
         tcb, flags, seq = conns.tcbs[c], row.tcp_flags, row.seq
         if flags & SYN and tcb.state == TcpState.SYN_RECEIVED and seq == tcb.irs:
-            if tcb.snd_nxt != tcb.iss:  # else it was not sent yet
+            if not self.passive.is_asked(c):
                 self.control.send_syn(c)  # our SYN-ACK was lost
         elif not flags & RST:
             if seq_lt(seq, tcb.rcv_nxt):
@@ -450,7 +450,7 @@ class Tcp:
         for c in range(self.conns.record.rows):
             tcb = self.conns.tcbs[c]
             if tcb.state and tcb.next_hop == low and tcb.next_hop_hi == high:
-                waited = not self.conns.flag(c, Flag.MAC)
+                waited = not self.conns.flag(c, Flag.MAC) and not self.passive.is_asked(c)
                 self.conns.template(c)
                 if waited and tcb.state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
                     tcb.user_retries = tcb.timers.rto = 0  # its time begins now

@@ -32,6 +32,7 @@ class PassiveOpen:
         self.floor: int | None = None
         self._cookies = SynCookies(hashlib.blake2b(conns.secret, digest_size=16).digest())
         self._next_listener = 1
+        self._asked: dict[int, int] = {}  # rows whose SYN waits for an answer: their generation
 
     def listen(self, port: int, backlog: int) -> Listener:
         """OPEN, passive. EADDRINUSE when the port has a listener."""
@@ -187,10 +188,16 @@ class PassiveOpen:
         if listener.ask is None:
             self.control.send_syn(c)
         else:
+            self._asked[c] = self.conns.generations[c]
             listener.ask(c)
+
+    def is_asked(self, c: int) -> bool:
+        """Whether a row's SYN waits for ``answer_syn``."""
+        return self._asked.get(c) == self.conns.generations[c]
 
     def answer_syn(self, c: int, admit: bool) -> None:
         """Answer a SYN that a listener asked about: with SYN-ACK, or RST (ECONNREFUSED at the peer)."""
+        self._asked.pop(c, None)
         if admit:
             self.control.send_syn(c)
         else:
