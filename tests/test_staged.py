@@ -53,7 +53,7 @@ def test_a_transfer_is_bit_for_bit(network):
     assert engine.copies >= engine.rounds
 
 
-@pytest.mark.parametrize("reached", [64 << 20, 300_000])
+@pytest.mark.parametrize("reached", [64 << 20, 180_000])  # headers take the first 128 KiB
 @pytest.mark.parametrize("delay", [0, 9])
 @pytest.mark.parametrize("rx_page_size", [4096, 65536])
 def test_payload_is_copied_once(network, monkeypatch, reached, delay, rx_page_size):
