@@ -52,10 +52,10 @@ def totals(device: dict[str, Any]) -> dict[str, float]:
 
 
 class DeviceHistory:
-    """The samples of one device. ``now``: the last of ``observe``; ``series``: the last ``keep`` values by
-    name.
+    """The samples of one device.
 
-    Values of RATES are in a second; the first sample gives none.
+    ``now``: the last of ``observe``; ``series``: the last ``keep`` values by name. Values of RATES are in a
+    second; the first sample gives none.
     """
 
     def __init__(self, keep: int) -> None:

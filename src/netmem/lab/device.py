@@ -159,11 +159,10 @@ class Device:
         return steer(self.dev, port, queue, proto)
 
     def forward(self, address: str, port: int, guest_port: int = 0, *, allow_remote: bool = False) -> int:
-        """Have this host's ``address``:``port`` (0: a free one) lead to ``guest_port`` of the stack; the
-        port.
+        """Have this host's ``address``:``port`` lead to ``guest_port`` of the stack; the host's port.
 
-        ``guest_port`` 0: the same port. EACCES for an address other than loopback unless ``allow_remote``;
-        EADDRINUSE and the like.
+        ``port`` 0: a free one; ``guest_port`` 0: the same port. EACCES for an address other than loopback
+        unless ``allow_remote``; EADDRINUSE and the like.
         """
         host = _host_address(address, allow_remote)
         if isinstance(self.bus, QemuBus):
@@ -189,8 +188,7 @@ class Device:
         return GATEWAY, port
 
     def client(self, sock: TcpSocket) -> tuple[str, int] | None:
-        """Who is at the far end of a connection that this host made to a forwarded port: its address and
-        port.
+        """Who connected to a forwarded port of this host: address and port.
 
         ``sock.peer`` is the gateway then. Without a gateway it is ``sock.peer``; None where the gateway does
         not say (QEMU's), or has forgotten: it remembers the last 8,192.

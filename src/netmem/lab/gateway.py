@@ -183,10 +183,9 @@ class Gateway:
         self._epoll = epoll
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
-        """Listen on ``address``:``port`` of this host (0: any free port) and return the port; ``guest_port``
-        0: the same.
+        """Listen on ``address``:``port`` of this host (0: any free port) and return the port.
 
-        EADDRINUSE, EACCES, EADDRNOTAVAIL as the kernel says, naming the address.
+        ``guest_port`` 0: the same. EADDRINUSE, EACCES, EADDRNOTAVAIL as the kernel says, naming the address.
         """
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -227,7 +226,6 @@ class Gateway:
 
     def _dial(self, listener: TcpListener, address: str, port: int, row: int, generation: int) -> None:
         """The kernel connects for a SYN."""
-        self._forget_calls()
         try:
             kernel, failed = self._reach(address, port)
         except OSError:
@@ -245,6 +243,8 @@ class Gateway:
         if not call.listener.answer(call.row, call.generation, not failed) or failed:
             call.kernel.close()
             return
+        if (before := self._answered.get(call.row)) is not None:
+            before.kernel.close()  # of who had the row, and gave up
         self._answered[call.row] = call
 
     def _forget_calls(self) -> None:

@@ -36,12 +36,11 @@ class Ethtool:
     # -- rings --------------------------------------------------------------------------------
 
     def set_ringparam(self, **changes: Any) -> None:
-        """ethtool -G: ``rx_pending``, ``tx_pending``, ``rx_buf_len``, ``hds_thresh``, ``tcp_data_split``
-        ("on").
+        """ethtool -G: ``rx_pending``, ``tx_pending``, ``rx_buf_len``, ``tcp_data_split``, ``hds_thresh``.
 
-        ERANGE for values no device can have; EOPNOTSUPP for a parameter that the driver cannot set;
-        EINVAL when a bound provider needs the split on and the threshold 0, and beyond the
-        driver's limits. Nothing happens when nothing changes.
+        ``tcp_data_split``: "on", "off", "auto", or a TcpDataSplit. ERANGE for values no device can have;
+        EOPNOTSUPP for a parameter that the driver cannot set; EINVAL when a bound provider needs the split
+        on and the threshold 0, and beyond the driver's limits. Nothing happens when nothing changes.
         """
         unknown = set(changes) - set(SETTABLE)
         if unknown:
@@ -116,10 +115,9 @@ class Ethtool:
     # -- features -----------------------------------------------------------------------------
 
     def set_features(self, **changes: bool | str) -> None:
-        """ethtool -K: turn features "on" and "off" (or True and False); ``rx_gro_hw`` merges segments in the
-        NIC.
+        """ethtool -K: turn features "on" and "off"; ``rx_gro_hw`` merges segments in the NIC.
 
-        Queues restart, since buffer sizes follow.
+        True and False will do. Queues restart, since buffer sizes follow.
 
         EOPNOTSUPP for one that the driver does not have (NETIF_F_GRO_HW of hw_features).
         """

@@ -162,10 +162,9 @@ class SoftNic:
         return worked or did != 0
 
     def settle(self) -> None:
-        """Until no copy is queued or made: memory and rings may go away."""
-        with contextlib.suppress(NetmemError):  # of a GPU that fails
-            while copies.is_any_waiting(self.at):
-                self._copy()
+        """Until no copy is queued or made: memory and rings may go away. EIO of a GPU that fails."""
+        while copies.is_any_waiting(self.at):
+            self._copy()
 
     def _copy(self) -> None:
         """Have the engine work while the NIC goes on, and tell of what it has done."""
@@ -208,7 +207,8 @@ class SoftNic:
 
     def close(self) -> None:
         """Stop all queues and let go of all memory."""
-        self.settle()
+        with contextlib.suppress(NetmemError):
+            self.settle()
         self.bar.status = 0
         for q, work in self._queues():
             self._stop(q, work, QueueState.STOPPED)
