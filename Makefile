@@ -8,6 +8,9 @@ DEMO_SIZE ?= 256M
 TREE ?= build/linux
 OLDER ?= build/linux-6.12
 
+# The tests start hundreds of processes: what Python makes of our modules is kept between them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: docs pictures layouts mutants demo test test-kernels test-uncompiled simulate simulate-short crowd soak attack attack-smoke fuzz lint bench \
   guest-fetch guest guest-verify bench-short verify check-tree edits convert-compile clean
 

@@ -321,8 +321,9 @@ def test_a_client_that_takes_nothing_does_not_hold_the_device_up():
 @pytest.mark.parametrize("after", [0.05, 0.1, 0.15, 0.25])
 def test_ctrl_c_in_the_first_moment_is_no_traceback(after):
     process = subprocess.Popen(
-        [*NETMEM, "recv", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
-    )
+        [*NETMEM, "recv", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which what runs behind & ignores
+    )  # fmt: skip
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=LIMIT)

@@ -27,12 +27,23 @@ STAGES = [
     ("conversions of real drivers, built", ["make", "convert-compile"]),
     ("guests", ["make", "guest-verify"]),
 ]
+WRITTEN = [f"docs/{name}.md" for name in ("verification", "reliability", "scoreboard", "guest-results")]
 
 
 def last_words(text: str) -> str:
     """The line that says most about how a stage ended."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("make")]
     return (lines[-1] if lines else "").replace("|", "/")[:110]
+
+
+def commit_at_hand() -> str:
+    """The commit, "-dirty" after it when files differ that the stages do not write themselves."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN))
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def main() -> int:
@@ -42,9 +53,7 @@ def main() -> int:
         if not any(word in name for name, _ in STAGES):
             print(f"verify: no stage has {word!r} in its name: {'; '.join(name for name, _ in STAGES)}")
             return 2
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = commit_at_hand()
     head = (
         "# Verification\n\nMade by `make verify`: what takes longer than CI may. "
         f"{os.cpu_count()} CPUs.\n\n| stage | result | seconds | last line | commit, day |\n"
