@@ -66,6 +66,15 @@ class KernelCache(caching.FunctionCache):
             source_stamp=stamp,
         )
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What was compiled for a signature, or None.
+
+        Without what Numba readies before it loads, which only a compilation needs, and readies for itself: a
+        tenth of a second at the start of each process.
+        """
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
     def _save_overload(self, sig: Any, data: Any) -> None:
         with contextlib.suppress(OSError):  # a disk that is full, a folder that is gone
             super()._save_overload(sig, data)
