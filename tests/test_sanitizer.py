@@ -153,6 +153,7 @@ def traffic(net):
 def leave(net):
     """As the trap found it: its accounts are of no interest."""
     net.close = lambda: None
+    net.ours.dev.board.close()  # whoever looks into this process later does not see it
     with sanitizer.collecting():
         net.ours.bus.unplug()
 

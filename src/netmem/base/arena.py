@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from netmem.base.memfd import memfd
-from netmem.base.record import Items, Record
+from netmem.base.record import Items, Record, dtype
 
 R = TypeVar("R", bound=Record)
 
@@ -55,7 +55,7 @@ class Region:
 
     def table(self, layout: type[Record], offset: int, count: int) -> npt.NDArray[Any]:
         """``count`` records as a structured array, which is for whole tables at once; it keeps the memory."""
-        return self.bytes[offset : offset + count * ctypes.sizeof(layout)].view(np.dtype(layout))
+        return self.bytes[offset : offset + count * ctypes.sizeof(layout)].view(dtype(layout))
 
 
 class Arena(Region):

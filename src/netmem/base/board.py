@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from netmem.base.arena import Words
 from netmem.base.memfd import memfd
-from netmem.base.record import Record
+from netmem.base.record import Record, dtype
 from netmem.base.text import harmless
 
 R = TypeVar("R", bound=Record)
@@ -144,4 +144,4 @@ def record_in(words: Words, layout: type[R], offset: int = 0) -> R:
 
 def table_in(words: Words, layout: type[Record], offset: int, count: int) -> npt.NDArray[Any]:
     """``count`` records in a copy of an arena, as a structured array. ValueError when they do not fit."""
-    return np.frombuffer(words.data, np.dtype(layout), count, offset)
+    return np.frombuffer(words.data, dtype(layout), count, offset)

@@ -122,6 +122,16 @@ def _mark() -> str:
     return "warm-" + hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:DIGEST]
 
 
+@functools.cache
+def _kept_at(name: str) -> tuple[str, str] | None:
+    """Where the kernels of a source file are kept, and the digest that says so; None: nowhere."""
+    folder, source = cache_dir(), Path(name)
+    if folder is None or not source.is_file():
+        return None
+    source = source.resolve()
+    return str(folder / _name_of(source)), _digest_of(source)
+
+
 def kernel(func: F) -> F:
     """Compile ``func`` on first call, with the GIL held, and keep the result on disk."""
     return _compile(func, forceinline=False)
@@ -144,13 +154,12 @@ def _compile(func: F, *, forceinline: bool) -> F:
     # Kernels allocate nothing: without the run-time, arrays pass between them uncounted.
     options: dict[str, Any] = {"_nrt": False, "forceinline": forceinline, "error_model": "numpy"}
     compiled: Any = numba.njit(func, **options)
-    folder, source = cache_dir(), Path(func.__code__.co_filename)
-    if folder is not None and source.is_file():
+    if (kept := _kept_at(func.__code__.co_filename)) is not None:
         before = _numba_config.CACHE_DIR
         # Numba picks the folder when the cache is made; put its setting back for everyone else.
-        _numba_config.CACHE_DIR = str(folder / _name_of(source.resolve()))
+        _numba_config.CACHE_DIR, stamp = kept
         try:
-            compiled._cache = KernelCache(func, _digest_of(source.resolve()))
+            compiled._cache = KernelCache(func, stamp)
         finally:
             _numba_config.CACHE_DIR = before
     _compiled.append(func.__code__)

@@ -19,6 +19,7 @@ kernels call take records. Nothing keeps the memory: that is its owner's busines
 from __future__ import annotations
 
 import ctypes
+import functools
 import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, TypeVar
@@ -119,6 +120,7 @@ def clear(record: Record) -> None:
     ctypes.memset(ctypes.addressof(record), 0, ctypes.sizeof(record))
 
 
+@functools.cache
 def dtype(layout: type[Record]) -> np.dtype[Any]:
     """The NumPy dtype of a layout, for whole tables at once: ``np.frombuffer(memory, dtype(Tcb))``."""
     return np.dtype(layout)

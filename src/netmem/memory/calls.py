@@ -5,6 +5,7 @@ from __future__ import annotations
 from netmem.base.arena import Words
 from netmem.base.jit import kernel
 from netmem.base.native import memcpy
+from netmem.base.record import Word
 from netmem.memory import kernels as k
 from netmem.memory import shadow
 from netmem.memory.layout import AreaRecord, Holder, NetmemRecord, PoolRecord
@@ -74,9 +75,16 @@ def put_bulk(at: int, refs: Words, n: int, direct: bool) -> int:
 
 
 @kernel
-def release(at: int, ref: int) -> None:
-    """pp_release."""
-    k.pp_release(PoolRecord.at(at), ref)
+def scrub(at: int) -> None:
+    """page_pool_scrub(): release what cache and ring hold."""
+    pool = PoolRecord.at(at)
+    ring = pool.ring
+    for i in range(pool.alloc.count):
+        k.pp_release(pool, pool.alloc.cache[i])
+    pool.alloc.count = 0
+    while ring.consumer < ring.producer:
+        k.pp_release(pool, Word.nth(ring.queue, ring.consumer & ring.mask).value)
+        ring.consumer += 1
 
 
 @kernel

@@ -17,7 +17,7 @@ import numpy as np
 from netmem.base.arena import PAGE_SIZE, Arena, Words
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
-from netmem.base.record import Word, items
+from netmem.base.record import items
 from netmem.memory import calls, sanitizer
 from netmem.memory.accounts import accounts
 from netmem.memory.area import Area
@@ -404,12 +404,7 @@ class PagePool:
             calls.put(self.at, ref, True)
         self.destroyed_at, self._warned_at = now, now
         pool.destroyed = 1
-        ring = pool.ring
-        refs = list(pool.alloc.cache[: pool.alloc.count])
-        refs += [Word.nth(ring.queue, i & ring.mask).value for i in range(ring.consumer, ring.producer)]
-        pool.alloc.count, ring.consumer = 0, ring.producer
-        for ref in refs:
-            calls.release(self.at, ref)
+        calls.scrub(self.at)
         self.flush()
 
     def release_retry(self, now: int) -> bool:

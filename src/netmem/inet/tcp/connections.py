@@ -122,8 +122,7 @@ class Connections:
         self._releases = self.arena.table(Release, places[2], RELEASE_ROOM)
         record.bucket_mask, record.delack_ns = buckets - 1, config.delack_ns
         record.timer = o.FAR
-        self.entry_arena.table(Entry, 0, config.entries + 1)["next"][1:-1] = np.arange(2, config.entries + 1)
-        record.free_entry, record.free_entries = 1, config.entries
+        record.free_entries = config.entries
         self.free = list(range(config.connections - 1, -1, -1))
         record.active = -1
         self._active: Words = np.zeros(config.connections, np.int64)

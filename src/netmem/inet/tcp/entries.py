@@ -9,12 +9,15 @@ from netmem.inet.tcp.tcb import StackRecord, entry_of
 @inline_kernel
 def entry_take(stack: StackRecord, seq: int, length: int) -> int:
     """An entry with ``seq`` and ``len`` set and no other behind it; 0 when there is none left."""
-    i = stack.free_entry
-    if i == 0:
+    if stack.free_entries == 0:
         stack.counters.entries_empty += 1
         return 0
+    i = stack.free_entry
+    if i == 0:
+        stack.entries_used += 1
+        i = stack.entries_used
     entry = entry_of(stack, i)
-    stack.free_entry = entry.next
+    stack.free_entry = entry.next  # 0 of one that was never used
     stack.free_entries -= 1
     entry.next, entry.seq, entry.len = 0, seq, length
     return i

@@ -407,8 +407,9 @@ class StackRecord(Record):
     buckets: i64  # address: a word for each bucket of the hash table, number + 1 of its first Tcb
     bucket_mask: i64
     entries: i64  # address of Entry 0
-    free_entry: i64  # the first of a chain
-    free_entries: i64
+    entries_used: i64  # Entries ever used: their memory is not touched before
+    free_entry: i64  # the first of a chain of those given back
+    free_entries: i64  # those, and those never used
     tx: i64  # address of the device's TxQueueRecord
     sockets: i64  # address of UdpSocket 0
     # The batch at hand.
