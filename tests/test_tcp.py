@@ -175,6 +175,28 @@ def test_tiny_segments_may_be_dropped_are_counted_and_recover(network):
     ours.devmem_dontneed(held)
 
 
+def test_a_stack_that_is_out_of_entries_counts_it_and_loses_no_byte(network):
+    net = network(config=TcpConfig(entries=24))
+    net.bind(make_provider("dmabuf"))
+    ours, theirs, _ = net.connect()
+    record = net.ours.stack.conns.record
+    net.peer.stack.conns.tcbs[theirs._c].flags |= Flag.NODELAY
+    data = payload(6000)
+    for at in range(0, len(data), 100):  # more segments than there are entries, and none is read
+        theirs.send(data[at : at + 100])
+        net.run(1)
+    assert net.ours.stack.conns.counters()["entries_empty"] > 0
+    assert (record.entries_used, record.free_entries) == (24, 0)
+    got = bytearray()
+    for _ in range(2000):
+        got += take(ours, net.provider)
+        net.run(1, 5 * MS)
+        if len(got) == len(data):
+            break
+    assert bytes(got) == data
+    assert (record.entries_used, record.free_entries) == (24, 24)
+
+
 def test_zero_window_is_probed_until_it_opens(network):
     net = network(config=TcpConfig(rcvbuf=8192))
     ours, theirs, _ = net.connect()
