@@ -251,7 +251,12 @@ def memory_comes_back(rig: Rig) -> str:
     rig.split(TcpDataSplit.DISABLED)  # other pools for all queues
     left = rig.drained()
     if left:
-        held = ", ".join(f"pool {pool['id']} holds {pool.get('inflight', '?')} netmems" for pool in left)
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        held = ", ".join(
+            f"pool {pool['id']}, {'bound memory' if 'dmabuf' in pool else 'pages'} given up "
+            f"{now - pool['detach_time']:.0f} s ago, holds {pool.get('inflight', '?')} netmems"
+            for pool in left
+        )
         raise Violation("R7", f"after its queue was restarted, and all tokens were back: {held}")
     return "8 MiB later all pools that were replaced are gone"
 
