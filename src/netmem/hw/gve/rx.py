@@ -58,7 +58,11 @@ class RxQueue:
         return seen.tcp and 0 < seen.header <= min(self.header_bytes, MAX_HEADER)
 
     def deliver(self, frame: FrameRow, seen: Seen) -> None:
-        """Put a frame into as many buffers as ``needs`` says, which must be posted."""
+        """Put a frame into as many buffers as ``needs`` says, which must be posted.
+
+        The driver sees all of a packet's completions or none: gve (7.3) loses the buffers of a packet that
+        it has seen in part when its queue is stopped.
+        """
         port, faults = self._port, self._port.faults
         split, overflow = self._splits(seen), False
         if seen.tcp and self.header_bytes:
@@ -77,11 +81,11 @@ class RxQueue:
         c.header_buffer_overflow = int(overflow)
         c.rx_error = 0
         self.bad_checksum += seen.l4_bad
-        first = True
+        first, opening = True, None
         while first or pieces:
             buffer = self._take()
             if buffer is None:
-                return
+                break
             try:
                 if first and split:
                     port.dma.copy_in(buffer.header_buf_addr, frame.header, seen.header)
@@ -91,10 +95,16 @@ class RxQueue:
                 c.packet_len, c.rx_error = 0, 1
                 pieces.clear()
             c.end_of_packet, c.buf_id = int(not pieces), buffer.buf_id
-            self._complete()
+            word = self._complete()
             if first:
                 c.split_header = c.header_len = c.header_buffer_overflow = 0
-                first = False
+                first, opening = False, word
+            else:
+                _publish(word)
+        if first:
+            return
+        _publish(opening)
+        self.block.event()
         port.counters["rx_packets"] += 1
         port.counters["rx_split"] += split
 
@@ -128,8 +138,8 @@ class RxQueue:
         self.head = (self.head + 1) % self.buffers_size
         return self._posted.popleft()
 
-    def _complete(self) -> None:
-        """Write a completion, the word with its generation bit last."""
+    def _complete(self) -> tuple[int, int] | None:
+        """Write a completion but for the word with its generation bit: where that goes, and the word."""
         lap, at = divmod(self._done, self.completion_size)
         self._completion.generation = (lap & 1) ^ 1
         try:
@@ -138,11 +148,17 @@ class RxQueue:
             )
         except DmaFault as fault:
             self._port.dma_fault(fault, f"receive queue {self.id}, completion {at}")
-            return
+            return None
         ctypes.memmove(address + 8, self._rest, COMPLETION_BYTES - 8)
-        c_uint64.from_address(address).value = self._words[0]
         self._done += 1
-        self.block.event()
+        return address, int(self._words[0])
+
+
+def _publish(word: tuple[int, int] | None) -> None:
+    """The driver has a completion now."""
+    if word is not None:
+        address, value = word
+        c_uint64.from_address(address).value = value
 
 
 def _pieces(frame: FrameRow, skip: int) -> list[tuple[int, int]]:
