@@ -60,8 +60,8 @@ class RxQueue:
     def deliver(self, frame: FrameRow, seen: Seen) -> None:
         """Put a frame into as many buffers as ``needs`` says, which must be posted.
 
-        The driver sees all of a packet's completions or none: gve (7.3) loses the buffers of a packet that
-        it has seen in part when its queue is stopped.
+        The driver sees all of a packet's completions or none: gve, read in 7.2, forgets a packet that it
+        has seen in part, with its buffers, when its ring is reset.
         """
         port, faults = self._port, self._port.faults
         split, overflow = self._splits(seen), False
