@@ -99,7 +99,7 @@ def test_version():
         (["recv", "--listen", "0.0.0.0:0"], 2, "--allow-remote"),
         (["recv", "--listen", "5001"], 2, "is not HOST:PORT"),
         (["recv", "--tcp-data-split", "off"], 2, "tcp-data-split is disabled"),
-        (["recv", "--hds-thresh", "100"], 2, "hds-thresh is not zero"),
+        (["recv", "--hds-thresh", "100"], 2, "hds-thresh is 100: set it to 0"),
         (["recv", "--mtu", "9001"], 2, "576 to 9000"),
         (["recv", "-o", "/no/such/folder/file"], 2, "no folder"),
         (["recv", "-o", "x", "--count", "2"], 2, "{n}"),

@@ -111,6 +111,29 @@ def test_each_command_line_is_one(path):
                     assert words[:1] in ([], ["VERB"]) or words[0].startswith("-"), words
 
 
+def test_tests_that_documents_name_are_there():
+    named = set()
+    for path in PAGES:
+        for block in blocks(path):
+            named |= set(
+                re.findall(r"-m pytest [^\n#]*?(tests/[^\n#]*)", block.text if block.kind == "sh" else "")
+            )
+    assert named
+    for words in sorted(named):
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--collect-only",
+            *shlex.split(words),
+        ]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+
+
 def parse(command, words):
     context = click.Context(command, resilient_parsing=True)
     if isinstance(command, click.Group):

@@ -24,7 +24,7 @@ def command() -> None:
     there and here. Exit status 1 when they cannot be kept.
     """
     if not jit.COMPILED:
-        print("nothing to compile: the compiler is off (NUMBA_DISABLE_JIT), or Numba is not installed")
+        print("nothing to compile: the compiler is off (NUMBA_DISABLE_JIT)")
         return
     folder = jit.cache_dir()
     if folder is None:

@@ -161,7 +161,6 @@ OPTIONS = {  # what the API's errors call what are options here
     "of nic igb,": "igb's (--nic igb),",
     "exporter memfd does it": "use --exporter memfd",
     "or name one that is elsewhere": "or say --qemu PATH",
-    "QEMU ": "--qemu ",
 }
 
 
@@ -169,7 +168,7 @@ def in_options(error: NetmemError) -> str:
     """An error of the API in the words of the command line."""
     text = str(error)
     for words, option in OPTIONS.items():
-        text = text.replace(words, option) if words != "QEMU " or "no program is there" in text else text
+        text = text.replace(words, option)
     return text
 
 

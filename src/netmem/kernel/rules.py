@@ -79,13 +79,13 @@ def privilege(ask: Ask) -> Answer:
 def page_size_known(ask: Ask) -> Answer:
     found = re.match(r"(\d+)\.(\d+)", ask.kernel.release)
     if ask.rx_page_size and found and (int(found[1]), int(found[2])) < (7, 3):
-        return unknown(f"Linux 7.3 has the attribute, {ask.kernel.release} need not", "no --rx-page-size")
+        return unknown(f"Linux 7.3 has the attribute, {ask.kernel.release} need not", "no rx page size")
     return holds()
 
 
 def page_size_range(ask: Ask) -> Answer:
     if 0 < ask.rx_page_size < ask.kernel.page_size:
-        return refuses(f"{ask.rx_page_size}", f"--rx-page-size {ask.kernel.page_size}, or none")
+        return refuses(f"{ask.rx_page_size}", f"an rx page size of {ask.kernel.page_size}, or none")
     return holds()
 
 

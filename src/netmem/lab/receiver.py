@@ -302,7 +302,7 @@ class Receiver:
             connection.flow.take(message) and not self.device.stack.conns.stats.left_queue
         ):  # which is told there
             queues = ", ".join(map(str, self.bound))
-            text = f"comes by copy: its flow is not led to queue {queues} (device.steer, set_rxfh_indir)"
+            text = f"comes by copy: its flow is not led to queue {queues}"
             peer = f"{connection.sock.peer[0]}:{connection.sock.peer[1]}"
             self.warnings.append(f"connection {connection.number} from {peer} {text}")
         if len(message.frags):

@@ -68,9 +68,10 @@ def open_rxq(rxqs: RxQueues, index: int, provider: MemoryProvider, binding: int 
     if ring.tcp_data_split != TcpDataSplit.ENABLED:
         raise NetmemError(errno.EINVAL, "tcp-data-split is disabled: turn it on before binding memory")
     if ring.hds_thresh:
-        raise NetmemError(errno.EINVAL, f"hds-thresh is not zero but {ring.hds_thresh}")
+        raise NetmemError(errno.EINVAL, f"hds-thresh is {ring.hds_thresh}: set it to 0 before binding memory")
     if provider.area.shift != 12 and not rxqs.driver.supports_rx_page_size:
-        raise NetmemError(errno.EOPNOTSUPP, f"{rxqs.driver.name} does not support rx_page_size")
+        text = f"{rxqs.driver.name} takes netmems of 4096 bytes only: leave the rx page size at that"
+        raise NetmemError(errno.EOPNOTSUPP, text)
     queue = rxqs.queues[index]
     if queue.mp_params is not None:
         raise NetmemError(errno.EEXIST, f"receive queue {index} already has a memory provider bound")

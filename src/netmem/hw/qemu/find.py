@@ -45,7 +45,7 @@ def _examine(path: str, changed: int) -> Qemu:
     text = _ask(path, "--version")
     match = re.search(r"version (\d+)\.(\d+)", text)
     if not match:
-        raise NetmemError(errno.EINVAL, f"--qemu {path}: this is no QEMU")
+        raise NetmemError(errno.EINVAL, f"QEMU {path}: this is no QEMU")
     version = (int(match[1]), int(match[2]))
     if version < OLDEST:
         raise MissingError(
@@ -65,7 +65,7 @@ def _ask(path: str, *words: str) -> str:
             [path, *words], capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError) as error:
-        raise NetmemError(errno.EINVAL, f"--qemu {path} cannot be run: {error}") from None
+        raise NetmemError(errno.EINVAL, f"QEMU {path} cannot be run: {error}") from None
     return done.stdout
 
 

@@ -160,22 +160,22 @@ def own_kernel(path: Path) -> Kernel:
     ENOENT where there is none; EINVAL for an image that is no kernel of x86.
     """
     if not path.exists():
-        raise NetmemError(errno.ENOENT, f"--kernel {path}: there is nothing")
+        raise NetmemError(errno.ENOENT, f"kernel {path}: there is nothing")
     if path.is_dir():
         names = ("arch/x86/boot/bzImage", "vmlinuz", "bzImage", "boot/vmlinuz")
         image = next((path / name for name in names if (path / name).exists()), None)
         image = image or next(iter(sorted(path.glob("**/vmlinuz*"))), None)
         if image is None:
-            raise NetmemError(errno.ENOENT, f"--kernel {path}: no bzImage or vmlinuz is in it: was it built?")
+            raise NetmemError(errno.ENOENT, f"kernel {path}: no bzImage or vmlinuz is in it: was it built?")
         modules = path
     else:
         image, modules = path, path.parent
     if not image.is_file():
-        raise NetmemError(errno.EINVAL, f"--kernel {image}: this is no file")
+        raise NetmemError(errno.EINVAL, f"kernel {image}: this is no file")
     with open(image, "rb") as file:
         head = file.read(0x210)
     if head[0x202:0x206] != b"HdrS" and head[:4] != b"\x7fELF":
-        raise NetmemError(errno.EINVAL, f"--kernel {image}: this is no kernel image of x86")
+        raise NetmemError(errno.EINVAL, f"kernel {image}: this is no kernel image of x86")
     release = path / "include/config/kernel.release"
     name = release.read_text().strip() if release.exists() else image.name
     return Kernel(image, modules, name, own=True)
@@ -259,7 +259,7 @@ class Images:
         order = [f"{name}.ko" for name in boot]
         for path in modules:
             if path.suffix != ".ko":
-                raise NetmemError(errno.EINVAL, f"--module {path}: a module is a .ko; decompress it first")
+                raise NetmemError(errno.EINVAL, f"module {path}: a module is a .ko; decompress it first")
         given = {path.name for path in modules}
         for path in modules:
             files[f"netmem/modules/{path.name}"] = path.read_bytes()

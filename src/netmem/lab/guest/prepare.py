@@ -40,7 +40,7 @@ def choose_version(store: Store, asked: str) -> str:
     if asked and not re.fullmatch(rf"\d+\.\d+(\.\d+)?(-{FULL})?", asked):
         raise NetmemError(
             errno.EINVAL,
-            f"--kernel {asked}: neither a file, a folder nor a version such as 7.3 or 7.3-{FULL}",
+            f"kernel {asked}: neither a file, a folder nor a version such as 7.3 or 7.3-{FULL}",
         )
     series, dash, flavour = asked.partition("-")
     known = [
@@ -54,9 +54,7 @@ def choose_version(store: Store, asked: str) -> str:
     found = [f"{one}{dash}{flavour}" for one in apt.kernels(series)]
     if not found:
         have = ", ".join(versions(store))
-        raise NetmemError(
-            errno.ENOENT, f"--kernel {asked}: the mirror has no such kernel; at hand are {have}"
-        )
+        raise NetmemError(errno.ENOENT, f"kernel {asked}: the mirror has no such kernel; at hand are {have}")
     store.add(apt.kernel(found[0]))
     return found[0]
 
@@ -167,6 +165,6 @@ def prepare(
     found = find_guest_qemu(store, qemu)
     kvm = accel != "tcg" and kvm_works(found, chosen.image, store.folder, say, again=accel == "kvm")
     if accel == "kvm" and not kvm:
-        raise NetmemError(errno.EOPNOTSUPP, "no guest starts under KVM here: --accel tcg emulates it")
+        raise NetmemError(errno.EOPNOTSUPP, "no guest starts under KVM here: accel tcg emulates it")
     root = images.root(selftests(store, version), "selftests") if tests else images.root()
     return Prepared(store, images, chosen, version, found, kvm, root)

@@ -42,7 +42,7 @@ def find_guest_qemu(store: Store, path: str | None = None) -> GuestQemu:
     """
     found = shutil.which(path or COMMAND)
     if path and not found:
-        raise NetmemError(errno.ENOENT, f"--qemu {path}: no program is there")
+        raise NetmemError(errno.ENOENT, f"QEMU {path}: no program is there")
     if found:
         known = _examine((found,))
         if known is not None:
