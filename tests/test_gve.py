@@ -474,6 +474,36 @@ def test_fault_unsplit_overflow_and_no_buffers() -> None:
         pair.close()
 
 
+def test_fault_a_queue_stops_in_a_packet() -> None:
+    faults = GveFaults()
+    pair = of_faults(faults)
+    try:
+        pair.up(rsc=True, split=True)
+        frame = frames.tcp(b"x" * 9000)
+        faults.set("torn", 1)
+        pair.a.driver.tx[0].send(frames.tcp(b"x"))  # of one buffer: nothing to be seen in part
+        pair.a.driver.tx[0].send(frame, mss=1448, header=54, csum=True)
+        pair.run()
+        ring = pair.b.driver.rx[0]
+        assert [one.frame for one in ring.received(torn=True)] == [frames.tcp(b"x")]
+        assert ring.torn is not None
+        assert (ring.torn.buffers, ring.torn.payload) == (1, b"x" * 4096)
+        faults.set("torn", 0)
+        pair.a.driver.tx[0].send(frames.tcp(b"y"))
+        pair.run()
+        assert ring.received(torn=True) == []
+        assert pair.b.nic.statistics()["rx_dropped"] == 1
+        assert pair.b.nic.statistics()["fault_torn"] == 1
+        pair.b.driver.down()
+        pair.b.driver.up(rsc=True, split=True)
+        pair.a.driver.tx[0].send(frame, mss=1448, header=54, csum=True)
+        pair.run()
+        (one,) = pair.b.driver.rx[0].received()
+        assert one.payload == b"x" * 9000
+    finally:
+        pair.close()
+
+
 def test_fault_a_command_fails_once() -> None:
     faults = GveFaults()
     pair = of_faults(faults)

@@ -11,7 +11,7 @@ import pytest
 from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.prepare import Prepared, build_module, driver_source, prepare
-from netmem.lab.guest.tests import FOLDER
+from netmem.lab.guest.sources import FOLDER
 
 HW = f"{FOLDER}/drivers/net/hw"
 

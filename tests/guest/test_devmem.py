@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import Lab, boot
-from netmem.lab.guest import tests
+from netmem.lab.guest import sources, tests
 from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.scripts import program
 
@@ -63,7 +63,7 @@ sha256sum /tmp/one /tmp/two
 
 
 def test_kernel_s_script(lab):
-    said = lab.run(f"cd {tests.FOLDER}/drivers/net/hw && ./devmem.py", 400)
+    said = lab.run(f"cd {sources.FOLDER}/drivers/net/hw && ./devmem.py", 400)
     results = list(tests.read_ktap(said))
     assert len(results) >= 5
     assert [name for name, outcome, _ in results if outcome == "fail"] == []
@@ -78,4 +78,4 @@ def test_down_up_reload_reset(lab):
 
 
 def test_no_page_pool_stays(lab):
-    lab.run(f"cd {tests.FOLDER}/drivers/net && python3 /netmem/pools")
+    lab.run(sources.POOLS)

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from conftest import HW, say
-from netmem.lab.guest import tests
+from netmem.lab.guest import sources
 from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.prepare import build_module
 from netmem.lab.guest.scripts import program
@@ -22,7 +22,7 @@ def test_an_unchanged_driver_is_good(driver, prepared):
     for lab in driver.boot(prepared, GuestConfig(iommu=True)):
         lab.run("ping -c 2 -i 0.2 -q $REMOTE_V4")
         lab.run(program("ncdevmem-bind"))
-        lab.run(f"cd {tests.FOLDER}/drivers/net && python3 /netmem/pools")
+        lab.run(sources.POOLS)
         lab.clean()
 
 
@@ -76,7 +76,7 @@ def test_a_netmem_that_is_lost_is_found(driver, prepared):
     )  # fmt: skip
     for lab in driver.boot(prepared, GuestConfig()):
         lab.run("ping -c 2 -i 0.2 -q $REMOTE_V4")  # traffic stays right
-        said = lab.guest.run(f"cd {tests.FOLDER}/drivers/net && python3 /netmem/pools")
+        said = lab.guest.run(sources.POOLS)
         assert said.status == 1
         assert re.search(r"pool \d+ holds [1-9]\d* netmems", said.text), said.text
         assert lab.guest.complaints == []  # the kernel says nothing of it

@@ -7,7 +7,7 @@ import json
 import pytest
 from test_rules import check, compared
 
-from netmem.lab.guest import tests
+from netmem.lab.guest import sources, tests
 from netmem.lab.guest.scripts import program
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,4 +64,4 @@ def test_a_running_driver_is_checked(lab):
 
 
 def test_no_page_pool_stays(lab):
-    lab.run(f"cd {tests.FOLDER}/drivers/net && python3 /netmem/pools")
+    lab.run(sources.POOLS)

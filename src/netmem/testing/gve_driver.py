@@ -133,6 +133,7 @@ class RxRing:
         self._places = [(ram.alloc(buffer, 4096), ram.alloc(256)) for _ in range(size - 1)]
         self._free = list(range(size - 1))
         self.tail = self._done = 0
+        self.torn: Packet | None = None
         self.post(post if post >= 0 else size - 1)
 
     def post(self, count: int) -> None:
@@ -145,10 +146,13 @@ class RxRing:
             self.tail = (self.tail + 1) % self.size
         self.driver.ring_doorbell(self.doorbell, self.tail)
 
-    def received(self) -> list[Packet]:
-        """Packets that are whole; their buffers are posted again."""
+    def received(self, *, torn: bool = False) -> list[Packet]:
+        """Packets that are whole; their buffers are posted again.
+
+        Another may have come in part only where ``torn`` says so, and is kept in ``torn`` then.
+        """
         found, used = [], 0
-        packet: Packet | None = None
+        packet, self.torn = self.torn, None
         while True:
             lap, at = divmod(self._done, self.size)
             raw = self.driver.ram.read(self.completions + 32 * at, 32)
@@ -178,7 +182,8 @@ class RxRing:
             if c.end_of_packet:
                 found.append(packet)
                 packet = None
-        assert packet is None, "a packet without an end"
+        assert torn or packet is None, "a packet without an end"
+        self.torn = packet
         if used:
             self.post(used)
         return found

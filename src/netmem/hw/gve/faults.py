@@ -21,6 +21,8 @@ class GveFaults:
     ``completion_loss``, ``completion_late``: chance that a transmit completion never comes, or comes
     ``late_ms`` later. ``unsplit``, ``overflow``: chance that a TCP packet of a queue with header split is not
     split, or that its headers are said not to fit. ``no_buffers``: chance that a frame finds no buffer.
+    ``torn``: chance that a queue stands still within a packet of several buffers, of which the driver has
+    seen the first, until the queue is made anew.
     """
 
     seed: int = 0
@@ -30,6 +32,7 @@ class GveFaults:
     unsplit: float = 0.0
     overflow: float = 0.0
     no_buffers: float = 0.0
+    torn: float = 0.0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -56,6 +59,10 @@ class GveFaults:
     def overflow_now(self) -> bool:
         """True for a packet whose headers are said not to fit."""
         return self._happens("overflow")
+
+    def torn_now(self) -> bool:
+        """True for a packet in which its queue is to stop."""
+        return self._happens("torn")
 
     def starved_now(self) -> bool:
         """True for a frame that is to find no buffer."""

@@ -31,6 +31,7 @@ class RxQueue:
         self.block = block
         self.head = self.tail = 0
         self._done = 0
+        self.stopped = False  # by a fault
         self.starved_at = -1  # the tail at which a frame waited in vain: others do not wait any more
         self._posted: deque[desc.RxBuffer] = deque()  # read, from ``head`` on
         self._completion = desc.RxCompletion(rxdid=1, descriptor_done=1)
@@ -60,9 +61,12 @@ class RxQueue:
     def deliver(self, frame: FrameRow, seen: Seen) -> None:
         """Put a frame into as many buffers as ``needs`` says, which must be posted.
 
-        The driver sees all of a packet's completions or none: gve, read in 7.2, forgets a packet that it
-        has seen in part, with its buffers, when its ring is reset.
+        The driver sees all of a packet's completions or none: gve, up to 7.3.4 at least, forgets a packet it
+        has seen in part, with its buffers, when its ring is reset. Fault ``torn`` has it do so.
         """
+        if self.stopped:
+            self.dropped += 1
+            return
         port, faults = self._port, self._port.faults
         split, overflow = self._splits(seen), False
         if seen.tcp and self.header_bytes:
@@ -99,12 +103,17 @@ class RxQueue:
             if first:
                 c.split_header = c.header_len = c.header_buffer_overflow = 0
                 first, opening = False, word
+                if pieces and faults.torn_now():
+                    self.stopped = True
+                    break
             else:
                 _publish(word)
         if first:
             return
         _publish(opening)
         self.block.event()
+        if self.stopped:
+            return
         port.counters["rx_packets"] += 1
         port.counters["rx_split"] += split
 

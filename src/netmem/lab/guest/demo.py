@@ -13,7 +13,7 @@ from netmem.lab.guest.config import GuestConfig
 from netmem.lab.guest.packages import Say, Store
 from netmem.lab.guest.prepare import all_sets, prepare, versions
 from netmem.lab.guest.scripts import program
-from netmem.lab.guest.tests import FOLDER
+from netmem.lab.guest.sources import POOLS
 
 LIMIT_S = 300.0
 
@@ -41,7 +41,7 @@ def receive(path: Path, say: Say) -> dict[str, Any]:
             guest.wait_ready()
             done = guest.run(program("demo"), LIMIT_S)
             words = done.text.split()
-            pools = guest.run(f"cd {FOLDER}/drivers/net && python3 /netmem/pools")
+            pools = guest.run(POOLS)
             release, complaints = guest.release, guest.complaints
             split = guest.statistics()[0]["counters"].get("rx_split", 0)
             guest.end()

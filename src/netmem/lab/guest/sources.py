@@ -12,6 +12,8 @@ from netmem.base.tar import tarfile
 from netmem.lab.guest.packages import Store, contents
 
 SELFTESTS = "tools/testing/selftests"
+FOLDER = f"/usr/src/kernel/{SELFTESTS}"  # in a guest
+POOLS = f"cd {FOLDER}/drivers/net && python3 /netmem/pools"  # which stay when the NIC is down; 1 when some do
 PARTS = (
     f"{SELFTESTS}/drivers/net/", f"{SELFTESTS}/net/", f"{SELFTESTS}/lib.mk", f"{SELFTESTS}/kselftest",
     "tools/net/ynl/", "tools/scripts/", "Documentation/netlink/", "tools/lib/bpf/", "tools/include/",

@@ -19,9 +19,8 @@ from netmem.lab.guest import faults
 from netmem.lab.guest.config import GuestError
 from netmem.lab.guest.machine import Guest
 from netmem.lab.guest.scripts import program
-from netmem.lab.guest.sources import SELFTESTS
+from netmem.lab.guest.sources import FOLDER, POOLS
 
-FOLDER = f"/usr/src/kernel/{SELFTESTS}"
 SCRIPT_S = 300.0
 LONGEST = 1000
 PASS, FAIL, SKIP, LIMIT = "pass", "fail", "skip", "limit"
@@ -206,26 +205,26 @@ class Runner:
 
     def _faults(self) -> None:
         for test, scenario in faults.SCENARIOS.items():
-            guest = self._ready()
-            if test in faults.DEADLY:
+            words, known = faults.FINDINGS.get(test, ("$^", ""))
+            if known:
                 self._drain()  # what there is to be seen is seen before
-            before, begin = len(guest.complaints), time.monotonic()
+            guest = self._ready()
+            before, begin, died = len(guest.complaints), time.monotonic(), False
             try:
                 outcome, note = PASS, scenario(faults.Steps(guest))
             except faults.Unexpected as error:
                 outcome, note = FAIL, str(error)
             except OSError as error:
-                words, known = faults.DEADLY.get(test, ("$^", ""))
-                deadly = bool(re.search(words, str(error)))
-                console = error.console[-3:] if isinstance(error, GuestError) else []
-                said = ([], known) if deadly else (console, str(error))
-                seconds = time.monotonic() - begin
-                self._note(Result(FAULTS, test, LIMIT if deadly else FAIL, seconds, said[1], said[0]))
-                self._drop()
-                continue
-            expected = faults.EXPECTED.get(test, "$^")
-            complaints = [one for one in guest.complaints[before:] if not re.search(expected, one)]
+                outcome, note, died = FAIL, str(error), True
+                complaints = error.console[-3:] if isinstance(error, GuestError) else []
+            if not died:
+                expected = faults.EXPECTED.get(test, "$^")
+                complaints = [one for one in guest.complaints[before:] if not re.search(expected, one)]
+            if outcome == FAIL and re.search(words, note):
+                outcome, note, complaints = LIMIT, known, []
             self._note(Result(FAULTS, test, outcome, time.monotonic() - begin, note, complaints))
+            if died or known:
+                self._drop()
 
     def _drain(self) -> None:
         """After everything: the NIC goes down, and no page pool may stay; no DMA may have been stopped."""
@@ -233,7 +232,7 @@ class Runner:
             return
         guest, begin = self._guest, time.monotonic()
         try:
-            left = guest.run(f"cd {FOLDER}/drivers/net && python3 /netmem/pools", 60.0)
+            left = guest.run(POOLS, 60.0)
             self._note(Result("after all", "page pools drain", PASS if left.status == 0 else FAIL,
                               time.monotonic() - begin, printable(left.text.strip())))  # fmt: skip
             faults = guest.dma_faults()
