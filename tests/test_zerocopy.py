@@ -12,6 +12,7 @@ import pytest
 from conftest import make_provider, need_nic, payload, scaled, take
 from netmem.base.clock import SEC
 from netmem.base.errors import NetmemError
+from netmem.inet.tcp import calls
 from netmem.inet.tcp.connections import TcpConfig
 from netmem.inet.tcp.tcb import TcpState
 from netmem.lab.leaks import leaks
@@ -124,6 +125,36 @@ def test_completion_comes_when_the_peer_has_it_and_not_before(network):
     assert ours.wait_zerocopy(0) == [(0, 0)]
     assert not [row for row in leaks(os.getpid()) if row["holder"] == "transmit in flight"]
     assert net.ours.dev.tx_bindings == []
+    provider.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_signal_within_a_send_leaves_it_to_complete(network, monkeypatch, when):
+    """Its handler raises where the span is queued, and nothing of Python's has noted that."""
+    net = network()
+    provider = make_provider("dmabuf")
+    data = payload(10_000)
+    filled(provider, data)
+    binding = net.ours.dev.bind_tx(provider)
+    ours, theirs, _ = net.connect()
+    add_span = calls.add_span
+
+    def interrupted(*args):
+        if when == "after":
+            add_span(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "add_span", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ours.sendmsg_devmem([(0, 4000)], binding)
+    sent = data[:4000] if when == "after" else b""
+    assert ours.sendmsg_devmem([(4000, 6000)], binding) == 6000
+    net.until(lambda: theirs.queued() == len(sent) + 6000)
+    assert theirs.recv(20_000) == sent + data[4000:]
+    net.run(100)
+    assert ours.zerocopy_completions() == ([(0, 1)] if when == "after" else [(1, 1)])
+    binding.close()
     provider.close()
 
 

@@ -49,8 +49,17 @@ class _Call:
     number: int
     completions: Completions
     binding: TxBinding
-    ranges: list[tuple[int, int]]
-    left: int
+    ranges: list[tuple[int, int]] = field(default_factory=list)  # that it holds
+    left: int = 0  # spans
+
+    def hold(self, offset: int, size: int, now: int) -> None:
+        """Keep memory for the NIC to read."""
+        self.binding.hold(offset, size, now)
+        self.ranges.append((offset, size))
+
+    def release(self, now: int) -> None:
+        """Let go of what was held last."""
+        self.binding.release(*self.ranges.pop(), now)
 
 
 def as_ranges(frags: npt.ArrayLike, size: int) -> list[tuple[int, int]]:
@@ -104,39 +113,54 @@ class Zerocopy:
         self, c: int, binding: TxBinding, ranges: list[tuple[int, int]], room: int, to: Completions
     ) -> int:
         """Queue up to ``room`` bytes of ``ranges`` on a connection; how many. ENOBUFS without an entry."""
-        conns, call = self._conns, self._next
-        taken, spans = 0, 0
-        held: list[tuple[int, int]] = []
+        conns = self._conns
+        number, call = self._begin(binding, to)
+        taken = 0
         for offset, length in ranges:
             part = min(length, room - taken)
             if part <= 0:
                 break
-            added = calls.add_span(conns.at, c, binding.io + offset, part, call)
+            call.hold(offset, part, conns.now)
+            added = calls.add_span(conns.at, c, binding.io + offset, part, number)
             if added < 0:
+                call.release(conns.now)
                 break
-            spans += added
+            call.left += added
             taken += part
-            binding.hold(offset, part, conns.now)
-            held.append((offset, part))
         if not taken:
+            self._forget(number)
             raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
-        self._calls[call] = _Call(to.given, to, binding, held, spans)
-        self._next += 1
-        to.given += 1
-        to.pending += 1
         return taken
 
     def datagram(self, binding: TxBinding, ranges: list[tuple[int, int]], mark: int, to: Completions) -> None:
         """A datagram from device memory was put into the transmit queue, before row ``mark``."""
-        conns, call = self._conns, self._next
-        if not calls.note_sent(conns.at, call, mark):
-            raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
+        conns = self._conns
+        number, call = self._begin(binding, to)
         for offset, length in ranges:
-            binding.hold(offset, length, conns.now)
-        self._calls[call] = _Call(to.given, to, binding, ranges, 1)
-        self._next += 1
+            call.hold(offset, length, conns.now)
+        call.left = 1
+        if not calls.note_sent(conns.at, number, mark):
+            self._forget(number)
+            raise NetmemError(errno.ENOBUFS, "no entry is left to note a send in")
+
+    def _begin(self, binding: TxBinding, to: Completions) -> tuple[int, _Call]:
+        """A call's number in this stack, and the call.
+
+        It is noted, and its memory held, before the NIC can read that: a signal's handler may raise anywhere.
+        """
+        number, self._next = self._next, self._next + 1
+        call = self._calls[number] = _Call(to.given, to, binding)
         to.given += 1
         to.pending += 1
+        return number, call
+
+    def _forget(self, number: int) -> None:
+        """Take a call back of which nothing was sent."""
+        call = self._calls.pop(number)
+        while call.ranges:
+            call.release(self._conns.now)
+        call.completions.given -= 1
+        call.completions.pending -= 1
 
     def poll(self) -> bool:
         """Sends that the NIC is done with are over; True when there were any."""
@@ -144,19 +168,20 @@ class Zerocopy:
         found = False
         while True:
             n = calls.spans_done(conns.at, self._out)
-            for call in self._out[:n].tolist():
-                pending = self._calls[call]
-                pending.left -= 1
-                if not pending.left:
-                    self._over(call)
+            for number in self._out[:n].tolist():
+                if (call := self._calls.get(number)) is None:
+                    continue  # what a signal cut short may have more spans than were counted
+                call.left -= 1
+                if call.left <= 0:
+                    self._over(number)
                     found = True
             if n < len(self._out):
                 return found
 
     def _over(self, number: int) -> None:
         call = self._calls.pop(number)
-        for offset, length in call.ranges:
-            call.binding.release(offset, length, self._conns.now)
+        while call.ranges:
+            call.release(self._conns.now)
         call.completions.over(call.number)
         self._conns.stats.zc_done += 1
 
