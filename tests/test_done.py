@@ -221,6 +221,30 @@ def test_nobody_there_is_one_line(file):
     assert done.stderr.count("\n") == 1
 
 
+TAKEN_APART = """
+import os, signal, threading
+from netmem.cli.signals import Interrupted, raise_on_signals
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))
+
+raise_on_signals()
+try:
+    Last()
+    threading.Event().wait(60)
+except Interrupted as stop:
+    print(stop, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # the second one ends it as by default
+"""
+
+
+def test_a_signal_is_not_lost_while_an_object_is_taken_apart():
+    done = subprocess.run([sys.executable, "-c", TAKEN_APART], capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "interrupted by SIGTERM\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_sending_says_how_much_was_handed_over(number, file):
     reader = Reader(SIZE / 30)

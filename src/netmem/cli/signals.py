@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 
+AGAIN_S = 0.01
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,8 +49,10 @@ def raise_on_signals() -> None:
     """Have the first such signal raise Interrupted, and the second end the process as by default.
 
     SIGHUP stays ignored where the parent had us ignore it (nohup); SIGINT does not, which every shell has
-    what it starts in the background ignore.
+    what it starts in the background ignore. One that comes while Python takes an object apart, where
+    exceptions are lost, comes again.
     """
+    main, numbers, before = threading.main_thread(), endings(), sys.unraisablehook
 
     def interrupt(number: int, frame: object) -> None:
         for each in ENDING:
@@ -55,5 +60,19 @@ def raise_on_signals() -> None:
                 signal.signal(each, signal.SIG_DFL)
         raise Interrupted(number)
 
-    for number in endings():
-        signal.signal(number, interrupt)
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(stop := unraisable.exc_value, Interrupted):
+            before(unraisable)
+            return
+        handle()
+        assert main.ident is not None
+        again = threading.Timer(AGAIN_S, signal.pthread_kill, (main.ident, stop.number))
+        again.daemon = True
+        again.start()
+
+    def handle() -> None:
+        for number in numbers:
+            signal.signal(number, interrupt)
+
+    handle()
+    sys.unraisablehook = lost
