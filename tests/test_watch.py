@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import pty
 import select
@@ -140,7 +141,7 @@ def test_a_thousand_sockets():
     on_screen(lambda: [device(time.monotonic() - start, 1000)], drive, interval=0.3)
 
 
-def test_devices_come_and_go():
+def test_devices_come_and_go(caplog):
     start, names = time.monotonic(), ["nm0"]
 
     def look():
@@ -153,6 +154,8 @@ def test_devices_come_and_go():
             await until(pilot, lambda: any(name in words(app, "#title") for name in names))
 
     on_screen(look, drive)
+    gc.collect()  # what failed and nobody waited for is told then
+    assert not caplog.records
 
 
 def test_pause_filter_and_the_end():

@@ -13,6 +13,8 @@ from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Grid, Vertical
+from textual.css.query import NoMatches
+from textual.message import Message
 from textual.widgets import DataTable, Footer, Header, Input, Label, Static, Tab, Tabs
 
 from netmem.base.history import DeviceHistory, History, trouble
@@ -70,6 +72,14 @@ def title(history: DeviceHistory) -> Text:
     if refused := trouble(device):
         text.append("\nrefused: " + ", ".join(f"{name} {n}" for name, n in refused.items()), style="yellow")
     return text
+
+
+class Looked(Message):
+    """What a look brought, and when (time.monotonic)."""
+
+    def __init__(self, devices: list[dict[str, Any]], at: float) -> None:
+        super().__init__()
+        self.devices, self.at = devices, at
 
 
 class Watch(App[str]):
@@ -130,29 +140,31 @@ class Watch(App[str]):
             return
         self._looking = True
         try:
-            devices = self.look()
-            at = time.monotonic()
+            self.post_message(Looked(self.look(), time.monotonic()))
         finally:
             self._looking = False
-        with contextlib.suppress(RuntimeError):  # the view has ended meanwhile
-            self.call_from_thread(self.take, devices, at)
 
-    def take(self, devices: list[dict[str, Any]], at: float) -> None:
+    async def on_looked(self, looked: Looked) -> None:
         """Show what a look brought; the end when nothing is there any more."""
-        if not devices:
+        if not looked.devices:
             self.exit("the last receiver has ended")
             return
-        self.history.add(devices, at)
-        tabs = self.query_one(Tabs)
-        wanted = [f"d{pid}-{name}" for pid, name in self.history.devices]
-        have = {tab.id for tab in tabs.query(Tab)}
-        for key in have - set(wanted):
-            tabs.remove_tab(str(key))
-        for (pid, name), key in zip(self.history.devices, wanted, strict=True):
-            if key not in have:
-                tabs.add_tab(Tab(f"{name} of {pid}", id=key))
-        tabs.set_class(len(wanted) > 1, "several")
+        self.history.add(looked.devices, looked.at)
+        with contextlib.suppress(NoMatches):  # the screen is being taken apart: the view ends
+            await self._follow_devices()
         self.draw()
+
+    async def _follow_devices(self) -> None:
+        """A tab for each device. One after the other: Tabs picks a neighbour of one that goes."""
+        tabs = self.query_one(Tabs)
+        wanted = {f"d{pid}-{name}": f"{name} of {pid}" for pid, name in self.history.devices}
+        have = {str(tab.id) for tab in tabs.query(Tab)}
+        for key, label in wanted.items():
+            if key not in have:
+                await tabs.add_tab(Tab(label, id=key))
+        for key in have - set(wanted):
+            await tabs.remove_tab(key)
+        tabs.set_class(len(wanted) > 1, "several")
 
     @property
     def shown(self) -> DeviceHistory | None:
@@ -165,9 +177,11 @@ class Watch(App[str]):
 
     def draw(self) -> None:
         """The screen anew."""
-        history = self.shown
-        if history is None:
-            return
+        with contextlib.suppress(NoMatches):  # as above
+            if (history := self.shown) is not None:
+                self._draw(history)
+
+    def _draw(self, history: DeviceHistory) -> None:
         self.query_one("#title", Static).update(title(history))
         for name, _, say in LINES:
             values = list(history.series[name])
