@@ -220,7 +220,7 @@ class Runner:
             if not died:
                 expected = faults.EXPECTED.get(test, "$^")
                 complaints = [one for one in guest.complaints[before:] if not re.search(expected, one)]
-            if outcome == FAIL and re.search(words, note):
+            if known and outcome == FAIL and re.search(words, note):
                 outcome, note, complaints = LIMIT, known, []
             self._note(Result(FAULTS, test, outcome, time.monotonic() - begin, note, complaints))
             if died or known:
