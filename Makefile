@@ -99,7 +99,7 @@ guest-verify: $(STAMP)
 	NETMEM_GUEST_KERNEL=7.2 $(BIN)/python -m pytest -q tests/guest/test_smoke.py tests/guest/test_kernel_sockets.py
 	mkdir -p build
 	$(BIN)/netmem guest test devmem zcrx faults --format markdown > build/guest-results.md
-	tools/guest-results build/guest-results.md docs/guest-results.md
+	$(BIN)/python tools/guest_results.py build/guest-results.md docs/guest-results.md
 
 # Everything that takes longer than CI may; docs/verification.md says when and what came of it.
 verify: $(STAMP)

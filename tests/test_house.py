@@ -21,6 +21,7 @@ from conftest import make_provider
 from netmem.base import schema
 from netmem.base.arena import Arena
 from netmem.base.clock import ManualClock
+from netmem.base.commit import WRITTEN, commit_at_hand
 from netmem.base.native import publish_word, read_word
 from netmem.base.record import Record
 from netmem.hw.process import Child, python_argv
@@ -181,3 +182,29 @@ def test_a_child_that_does_not_start_says_why():
     child.close()
     with pytest.raises(OSError):
         Child(["/no/such/program"])
+
+
+def test_a_measurement_is_not_dirty_for_the_pages_that_measurements_write(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=t", "-c", "user.email=t@localhost"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert commit_at_hand(tmp_path) == "unknown"
+    git("init", "-q")
+    assert commit_at_hand(tmp_path) == "unknown"  # nothing is committed
+    (tmp_path / "docs").mkdir()
+    for name in (*WRITTEN, "code.py"):
+        assert (ROOT / name).exists() or name == "code.py"
+        (tmp_path / name).write_text("before")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    commit = commit_at_hand(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    for name in WRITTEN:
+        (tmp_path / name).write_text("after")
+    assert commit_at_hand(tmp_path / "docs") == commit
+    (tmp_path / "new.py").write_text("new")
+    assert commit_at_hand(tmp_path) == commit + "-dirty"
+    (tmp_path / "new.py").unlink()
+    (tmp_path / "code.py").write_text("after")
+    assert commit_at_hand(tmp_path / "docs") == commit + "-dirty"

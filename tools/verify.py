@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from netmem.base.commit import commit_at_hand
+
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = [
     ("lint, types, layers", ["make", "lint"]),
@@ -27,23 +29,12 @@ STAGES = [
     ("conversions of real drivers, built", ["make", "convert-compile"]),
     ("guests", ["make", "guest-verify"]),
 ]
-WRITTEN = [f"docs/{name}.md" for name in ("verification", "reliability", "scoreboard", "guest-results")]
 
 
 def last_words(text: str) -> str:
     """The line that says most about how a stage ended."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("make")]
     return (lines[-1] if lines else "").replace("|", "/")[:110]
-
-
-def commit_at_hand() -> str:
-    """The commit, "-dirty" after it when files differ that the stages do not write themselves."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN))
-    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from typing import Protocol
 US = 1_000
 MS = 1_000_000
 SEC = 1_000_000_000
+FAR = 1 << 62  # later than anything
 
 
 class Clock(Protocol):

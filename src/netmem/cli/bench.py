@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from netmem.base import cuda
+from netmem.base.commit import commit_at_hand
 from netmem.base.errors import MissingError
 from netmem.bench import echo, figures, gpu, igb, lint, tap
 from netmem.cli.options import SIZE
@@ -131,13 +132,6 @@ def _progress(what: str) -> None:
     print(f"netmem: measuring {what} ...", file=sys.stderr, flush=True)
 
 
-def _commit() -> str:
-    here = Path(__file__).parent
-    words = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(words, cwd=here, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def _cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -148,7 +142,7 @@ def _cpu_name() -> str:
 def _where(rounds: int, size: int) -> str:
     """Of a section: the commit, the day and the machine that it was measured at."""
     return (
-        f"Measured at commit {_commit()}, {datetime.date.today().isoformat()}, {rounds} rounds of "
+        f"Measured at commit {commit_at_hand()}, {datetime.date.today().isoformat()}, {rounds} rounds of "
         f"{size >> 20} MiB where bytes are sent; {_cpu_name()}, {os.cpu_count()} CPUs, "
         f"Linux {platform.release()}, Python {platform.python_version()}."
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from netmem.base.arena import Bytes
+from netmem.base.clock import FAR
 from netmem.hw.faults import FRAME_ROOM, Faults, PlainFrames
 from netmem.hw.wire import FQ_FRAMES, Frame, FrameQueue, FrameRow, Wire
 
@@ -116,7 +117,7 @@ class FaultyWire:
 
     def timer(self) -> int:
         """When a frame that was held back is due (ns); far away without one."""
-        return min((way.waiting[0][0] for way in self._ways if way.waiting), default=1 << 62)
+        return min((way.waiting[0][0] for way in self._ways if way.waiting), default=FAR)
 
     def _take(self, way: _Way, now: int) -> bool:
         queue, moved = way.source, False

@@ -6,28 +6,27 @@ the kernel socket straight into the send buffer of our TCP.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import resource
 import select
 import socket
 import struct
-import sys
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from netmem.base.errors import NetmemError
 from netmem.inet.listener import TcpListener
-from netmem.inet.socket import TcpSocket
-from netmem.inet.tcp.tcb import TcpState
+from netmem.lab.bridge import RESET, Bridge
 from netmem.lab.local import LocalHost
+from netmem.lab.turns import Turns
 
-ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-CHUNK = 2 << 20
+ET = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+SPECIAL = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 BACKLOG = 4096
 ENDED, CLIENTS = 1024, 8192  # that are remembered
-RESET, NO_RESET = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # SO_LINGER: close with RST, or FIN
+NO_RESET = struct.pack("ii", 0, 0)  # SO_LINGER: close with FIN
 RESERVE = 64  # descriptors that no connection gets: kernels are loaded from files when they are first used
 
 
@@ -37,115 +36,6 @@ def _keep_reserve(sock: socket.socket) -> socket.socket:
         sock.close()
         raise NetmemError(errno.EMFILE, "out of descriptors")
     return sock
-
-
-# struct tcp_info (linux/tcp.h): tcpi_state, and tcpi_bytes_acked, which counts SYN and FIN of ours, too.
-TCP_CLOSE = 7
-BYTES_ACKED = 120
-
-
-class _Bridge:
-    """One connection: kernel socket on one side, ours on the other. ``active``: the kernel's connects."""
-
-    def __init__(self, kernel: socket.socket, ours: TcpSocket, *, active: bool) -> None:
-        self.kernel, self.ours, self._active = kernel, ours, active
-        self.readable = self.writable = True  # until the kernel says that it would block
-        self.in_done = self.out_done = False
-        self.held = memoryview(b"")
-        self.taken = 0  # bytes that the kernel took
-
-    def pump(self, buffer: bytearray) -> bool:
-        """Move bytes both ways; True when any moved. OSError ends the bridge."""
-        state = self.ours.state()
-        if state in (TcpState.SYN_SENT, TcpState.SYN_RECEIVED):
-            return False
-        moved = False
-        if not self.in_done and self.readable:
-            moved = self._inward()
-        if not self.out_done and self.writable:
-            moved |= self._outward(buffer)
-        elif not self.out_done and state == TcpState.CLOSED:
-            self.ours.check_error()  # a reset does not wait until the host reads
-        return moved
-
-    def _inward(self) -> bool:
-        if not self.ours.can_send():
-            self.in_done = True  # the stack behind the NIC closed its end for good
-            return False
-        window = self.ours.send_window()
-        if not len(window):
-            return False
-        try:
-            n = self.kernel.recv_into(window[:CHUNK])
-        except BlockingIOError:
-            self.ours.commit(0)
-            self.readable = False
-            return False
-        self.ours.commit(n)
-        if not n:
-            self.in_done = True
-            self.ours.shutdown()
-        return True
-
-    def _outward(self, buffer: bytearray) -> bool:
-        if not len(self.held):
-            if self.ours.queued():
-                n = self.ours.recv_into(buffer)
-                self.held = memoryview(bytes(memoryview(buffer)[:n]))
-            elif self.ours.at_end():
-                self.ours.recv(1)  # raises what ended it, if anything did
-                self.out_done = True
-                self.kernel.shutdown(socket.SHUT_WR)
-                return True
-            else:
-                return False
-        try:
-            sent = self.kernel.send(self.held)
-        except BlockingIOError:
-            self.writable = False
-            return False
-        self.held = self.held[sent:]
-        self.taken += sent
-        return True
-
-    def _told(self) -> tuple[int, int]:
-        """State of the kernel's connection, and bytes that the far end's host has acknowledged."""
-        info = self.kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED + 8)
-        acknowledged = int.from_bytes(info[BYTES_ACKED : BYTES_ACKED + 8], sys.byteorder) - self._active
-        return info[0], max(0, min(self.taken, acknowledged))
-
-    def handed(self) -> int:
-        """Bytes that the far end's host has acknowledged, also after it has reset the connection."""
-        return self._told()[1]
-
-    def left(self) -> int:
-        """Bytes that the stack sent before it closed its end, and that are still on their way."""
-        if self.out_done:
-            return self.taken - self.handed()
-        return len(self.held) + self.ours.queued() + 1 if self.ours.at_end() else 0
-
-    def finished(self) -> bool:
-        """True when both directions are done, and the host has everything. ECONNRESET when it never will."""
-        if not (self.in_done and self.out_done):
-            return False
-        state, handed = self._told()
-        if handed < self.taken and state == TCP_CLOSE:
-            raise ConnectionResetError(errno.ECONNRESET, "the host reset the connection")
-        return handed == self.taken
-
-    def close(self) -> None:
-        self.ours.close()
-        with contextlib.suppress(OSError):  # what is left unread would turn the end into a reset
-            while self.kernel.recv(CHUNK):
-                pass
-        self.kernel.close()
-
-    def reset(self) -> None:
-        """One side failed: reset both."""
-        self.ours.abort()
-        with contextlib.suppress(OSError):  # it may be gone already
-            self.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self.kernel.close()
 
 
 @dataclass(frozen=True)
@@ -162,11 +52,12 @@ class Gateway:
     """Forwards from host ports to the stack behind the NIC, over one end of a cable."""
 
     _epoll: select.epoll
+    _turns: Turns
 
     def __init__(self, host: LocalHost, guest: str) -> None:
         self.host, self.guest = host, guest
         self._listeners: dict[int, tuple[socket.socket, int]] = {}
-        self._bridges: dict[int, _Bridge] = {}
+        self._bridges: dict[int, Bridge] = {}
         self._resting: list[int] = []
         self._outward: list[tuple[TcpListener, str, int]] = []
         self._calls: dict[int, _Call] = {}  # by descriptor: the kernel is connecting
@@ -180,7 +71,7 @@ class Gateway:
 
     def watch(self, epoll: select.epoll) -> None:
         """Register what there will be to wait for with ``epoll``; before the first ``forward``."""
-        self._epoll = epoll
+        self._epoll, self._turns = epoll, Turns(epoll, ET)
 
     def forward(self, address: str, port: int, guest_port: int) -> int:
         """Listen on ``address``:``port`` of this host (0: any free port) and return the port.
@@ -264,7 +155,7 @@ class Gateway:
             return  # out of descriptors: reset
         call = self._answered.pop(ours.row, None)
         if call is not None and call.generation == self.host.stack.conns.generations[ours.row]:
-            self._add(_Bridge(call.kernel, ours, active=True))
+            self._add(Bridge(call.kernel, ours, active=True))
             return
         if call is not None:
             call.kernel.close()
@@ -277,19 +168,21 @@ class Gateway:
             ours.abort()
             kernel.close()
             return
-        bridge = _Bridge(kernel, ours, active=True)
+        bridge = Bridge(kernel, ours, active=True)
         bridge.readable = bridge.writable = failed == 0
         self._add(bridge)
 
-    def _add(self, bridge: _Bridge) -> None:
+    def _add(self, bridge: Bridge) -> None:
         fd = bridge.kernel.fileno()
         self._bridges[fd] = bridge
         self._rows[bridge.ours.row] = fd
         self._busy.add(fd)
-        self._epoll.register(fd, ET)
+        self._turns.add(fd)
 
     def events(self, ready: list[tuple[int, int]]) -> None:
         """Take note of what epoll reported."""
+        if any(fd == self._turns.fd for fd, _ in ready):
+            ready = ready + self._turns.heard(time.monotonic_ns())
         for fd, event in ready:
             if fd in self._listeners:
                 self._accept(*self._listeners[fd])
@@ -299,8 +192,9 @@ class Gateway:
                 self._answer(call, call.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
             elif fd in self._bridges:
                 bridge = self._bridges[fd]
-                if event & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+                if event & (select.EPOLLIN | SPECIAL):
                     bridge.readable = True
+                    bridge.thorough = bridge.thorough or bool(event & SPECIAL)
                 if event & (select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP):
                     bridge.writable = True
                 self._busy.add(fd)
@@ -324,7 +218,7 @@ class Gateway:
         kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_RESET)
         kernel.setblocking(False)
         kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._add(_Bridge(kernel, ours, active=False))
+        self._add(Bridge(kernel, ours, active=False))
         self._clients[ours.port] = client[:2]
         if len(self._clients) > CLIENTS:
             self._clients.popitem(last=False)
@@ -342,35 +236,50 @@ class Gateway:
             fd = self._rows.get(row, -1)
             if fd >= 0:
                 self._busy.add(fd)
-        for fd in list(self._busy):
-            bridge = self._bridges[fd]
-            try:
-                went = bridge.pump(self._buffer)
-                moved |= went
-                if not bridge.finished():
-                    if not went:
-                        self._busy.discard(fd)  # until an event, or a change of our side
-                    continue
-                handed = bridge.taken
-                bridge.close()
-            except OSError:
-                handed = bridge.handed()
-                bridge.reset()
-            self._busy.discard(fd)
-            del self._bridges[fd]
-            if self._rows.get(bridge.ours.row) == fd:
-                del self._rows[bridge.ours.row]
-            self._ended[bridge.ours.peer[1]] = handed
-            if len(self._ended) > ENDED:
-                self._ended.popitem(last=False)
-            while self._resting:
-                self._epoll.register(self._resting.pop(), select.EPOLLIN)
-            moved = True
+        turns, now = self._turns, time.monotonic_ns()
+        due = turns.is_due(now)
+        for fd in self._busy - turns.apart:
+            moved |= self._serve(fd, self._bridges[fd], now)
+        if due and (apart := self._busy & turns.apart):
+            start = time.monotonic_ns()
+            for fd in apart:
+                moved |= self._serve(fd, self._bridges[fd], now)
+            turns.took(start, time.monotonic_ns())
         return moved
+
+    def _serve(self, fd: int, bridge: Bridge, now: int) -> bool:
+        """Move what one bridge has, and end it when it is done; True when anything moved."""
+        try:
+            went = bridge.pump(self._buffer)
+            if not bridge.finished():
+                self._turns.note(fd, bridge.moved, now)
+                if not bridge.again:
+                    self._busy.discard(fd)  # until an event, or a change of our side
+                return went
+            handed = bridge.taken
+            bridge.close()
+        except OSError:
+            handed = bridge.handed()
+            bridge.reset()
+        self._busy.discard(fd)
+        self._turns.forget(fd)
+        del self._bridges[fd]
+        if self._rows.get(bridge.ours.row) == fd:
+            del self._rows[bridge.ours.row]
+        self._ended[bridge.ours.peer[1]] = handed
+        if len(self._ended) > ENDED:
+            self._ended.popitem(last=False)
+        while self._resting:
+            self._epoll.register(self._resting.pop(), select.EPOLLIN)
+        return True
 
     def pending(self) -> bool:
         """True when something happened to connections of ours that ``pump`` has not looked at."""
         return self.host.stack.conns.record.active > 0
+
+    def timer(self) -> int:
+        """When there is something to do next, whatever arrives."""
+        return min(int(self.host.stack.conns.record.timer), self._turns.timer())
 
     def handed(self, port: int) -> tuple[int, bool]:
         """Bytes of the stack's connection from ``port`` that the far end's host has acknowledged.
@@ -406,5 +315,6 @@ class Gateway:
             listener.close()
         for call in [*self._calls.values(), *self._answered.values()]:
             call.kernel.close()
+        self._turns.close()
         self._bridges.clear()
         self._listeners.clear()

@@ -11,7 +11,7 @@ import signal
 import time
 
 from netmem.base import jit
-from netmem.base.clock import MS
+from netmem.base.clock import FAR, MS
 from netmem.base.errors import NetmemError
 from netmem.base.privileges import drop_capabilities
 from netmem.hw.process import Control, close_all, raise_file_limit
@@ -28,7 +28,6 @@ IDLE_MS = 1000
 SPIN_NS = 50_000  # that it looks for more before it sleeps: waking it costs who sends as much
 RUN_NS = 1_000_000  # of work without a look at anything but rings and wire
 ITR_NS = 100_000  # interrupt moderation, until the driver says otherwise
-FAR = 1 << 62
 
 
 class UserEnd:
@@ -53,7 +52,7 @@ class UserEnd:
 
     def timer(self) -> int:
         """When there is something to do next, whatever arrives."""
-        return int(self.host.stack.conns.record.timer)
+        return self.gateway.timer()
 
     def register(self, epoll: select.epoll) -> None:
         """What to wake up for."""

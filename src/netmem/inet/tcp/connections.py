@@ -18,13 +18,12 @@ import numpy as np
 
 from netmem.base.address import ip_bytes, ip_number, ip_words, is_ip4
 from netmem.base.arena import Arena, Words
-from netmem.base.clock import MS, SEC
+from netmem.base.clock import FAR, MS, SEC
 from netmem.base.errors import NetmemError
 from netmem.base.headers import IP_DF, PROTO_TCP, EtherType, EthHdr
 from netmem.base.record import clear, items
 from netmem.inet.ip import Ip
 from netmem.inet.tcp import calls
-from netmem.inet.tcp import output as o
 from netmem.inet.tcp.tcb import (
     LIST_ROOM,
     MASK32,
@@ -121,7 +120,7 @@ class Connections:
         self._left = self.arena.bytes[places[1] :][: 8 * LIST_ROOM].view(np.int64)
         self._releases = self.arena.table(Release, places[2], RELEASE_ROOM)
         record.bucket_mask, record.delack_ns = buckets - 1, config.delack_ns
-        record.timer = o.FAR
+        record.timer = FAR
         record.free_entries = config.entries
         self.free = list(range(config.connections - 1, -1, -1))
         record.active = -1

@@ -7,7 +7,7 @@ named by I/O address and never touched (``segment``).
 from __future__ import annotations
 
 from netmem.base.arena import Words
-from netmem.base.clock import MS
+from netmem.base.clock import FAR, MS
 from netmem.base.headers import ACK, FIN, IP_MAX, PSH, IpHdr, TcpHdr
 from netmem.base.jit import (
     inline_kernel,
@@ -38,7 +38,6 @@ from netmem.inet.tcp.tcb import (
 from netmem.inet.tcp.window import reclaim, window_update_due
 from netmem.netdev.tx import TxQueueRecord
 
-FAR = 1 << 62
 INITIAL_WINDOW = 10  # segments (RFC 6928)
 
 

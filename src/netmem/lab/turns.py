@@ -1,0 +1,89 @@
+"""Turns of connections that bring little at a look, while others bring much."""
+
+from __future__ import annotations
+
+import select
+
+from netmem.base.clock import FAR
+
+MUCH = 16 << 10  # bytes of one look
+SHARE = 5  # looks at those that bring little take one part in so many of the time
+SAVED_NS = 1_000_000  # time of which they may take their part at once
+MOST_NS = 2_000_000  # that they wait for one turn: to be scheduled away takes time, too
+RECENT_NS = 5_000_000
+
+
+class Turns:
+    """Who waits so that peers that send single bytes do not take all of the time.
+
+    A look at a connection costs about the same for a byte as for a megabyte. While some connections bring
+    much, all others together get a fifth of the time: they are set apart, and between their turns nobody
+    hears of them; what they send gathers in the kernel, and comes with one look. While no connection brings
+    much nobody waits. Times are in ns of one clock; connections are descriptors, watched for ``events``.
+    """
+
+    def __init__(self, epoll: select.epoll, events: int) -> None:
+        self._main, self._events = epoll, events
+        self._aside = select.epoll()
+        self.fd = self._aside.fileno()
+        self.apart: set[int] = set()
+        self._heard = True  # that something happened to them
+        self._next = 0  # their turn
+        self._much_until = 0
+        epoll.register(self.fd, select.EPOLLIN)
+
+    def add(self, fd: int) -> None:
+        """A connection begins."""
+        self._main.register(fd, self._events)
+
+    def forget(self, fd: int) -> None:
+        """A connection ends; before its descriptor is closed."""
+        self.apart.discard(fd)
+
+    def note(self, fd: int, size: int, now: int) -> None:
+        """A look at a connection moved ``size`` bytes."""
+        if size >= MUCH:
+            self._much_until = now + RECENT_NS
+            if fd in self.apart:
+                self._move(fd, self._aside, self._main)
+                self.apart.discard(fd)
+        elif size and now < self._much_until and fd not in self.apart:
+            self._move(fd, self._main, self._aside)
+            self.apart.add(fd)
+
+    def _move(self, fd: int, source: select.epoll, target: select.epoll) -> None:
+        source.unregister(fd)
+        target.register(fd, self._events)  # which tells at once what it is ready for
+
+    def heard(self, now: int) -> list[tuple[int, int]]:
+        """What happened to those that are apart; who is heard while none brings much comes back."""
+        found = self._aside.poll(0)
+        if now >= self._much_until:
+            for fd, _ in found:
+                self._move(fd, self._aside, self._main)
+                self.apart.discard(fd)
+        return found
+
+    def is_due(self, now: int) -> bool:
+        """Whether those that are apart may be looked at."""
+        if now < self._next and now < self._much_until:
+            return False
+        if not self._heard:
+            self._heard = True
+            self._main.modify(self.fd, select.EPOLLIN)
+        return True
+
+    def took(self, start: int, end: int) -> None:
+        """They were looked at, from ``start`` to ``end``."""
+        self._next = max(self._next, start - SAVED_NS) + min(SHARE * (end - start), MOST_NS)
+        if end < min(self._next, self._much_until):
+            self._heard = False
+            self._main.modify(self.fd, 0)
+
+    def timer(self) -> int:
+        """When their turn comes, if they wait."""
+        return FAR if self._heard else min(self._next, self._much_until)
+
+    def close(self) -> None:
+        """No more turns."""
+        self._aside.close()
