@@ -181,7 +181,7 @@ class Gateway:
 
     def events(self, ready: list[tuple[int, int]]) -> None:
         """Take note of what epoll reported."""
-        if any(fd == self._turns.fd for fd, _ in ready):
+        if self._turns.apart and any(fd == self._turns.fd for fd, _ in ready):
             ready = ready + self._turns.heard(time.monotonic_ns())
         for fd, event in ready:
             if fd in self._listeners:
@@ -223,7 +223,7 @@ class Gateway:
         if len(self._clients) > CLIENTS:
             self._clients.popitem(last=False)
 
-    def pump(self) -> bool:
+    def pump(self, now: int) -> bool:
         """Move bytes over the bridges at which something happened; True when any moved."""
         moved = False
         if self._answered or self._calls:
@@ -236,15 +236,15 @@ class Gateway:
             fd = self._rows.get(row, -1)
             if fd >= 0:
                 self._busy.add(fd)
-        turns, now = self._turns, time.monotonic_ns()
-        due = turns.is_due(now)
-        for fd in self._busy - turns.apart:
+        apart = self._turns.apart
+        due = self._turns.is_due(now)
+        for fd in self._busy - apart:
             moved |= self._serve(fd, self._bridges[fd], now)
-        if due and (apart := self._busy & turns.apart):
+        if due and apart and (waited := self._busy & apart):
             start = time.monotonic_ns()
-            for fd in apart:
+            for fd in waited:
                 moved |= self._serve(fd, self._bridges[fd], now)
-            turns.took(start, time.monotonic_ns())
+            self._turns.took(start, time.monotonic_ns())
         return moved
 
     def _serve(self, fd: int, bridge: Bridge, now: int) -> bool:
@@ -305,7 +305,7 @@ class Gateway:
 
         Whoever cares about what is on its way waits for ``held`` first.
         """
-        self.pump()
+        self.pump(time.monotonic_ns())
         for bridge in self._bridges.values():
             if bridge.out_done:
                 bridge.close()

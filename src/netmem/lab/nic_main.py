@@ -42,7 +42,7 @@ class UserEnd:
 
     def before(self, now: int) -> bool:
         """From the host's sockets onto the cable."""
-        moved = self.gateway.pump()
+        moved = self.gateway.pump(now)
         return self.host.bus.step(now) or moved
 
     def after(self, now: int) -> bool:

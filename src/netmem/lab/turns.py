@@ -9,7 +9,7 @@ from netmem.base.clock import FAR
 MUCH = 16 << 10  # bytes of one look
 SHARE = 5  # looks at those that bring little take one part in so many of the time
 SAVED_NS = 1_000_000  # time of which they may take their part at once
-MOST_NS = 2_000_000  # that they wait for one turn: to be scheduled away takes time, too
+MOST_NS = 2_000_000  # that they wait at most: to be scheduled away takes time, too
 RECENT_NS = 5_000_000
 
 
@@ -75,7 +75,8 @@ class Turns:
 
     def took(self, start: int, end: int) -> None:
         """They were looked at, from ``start`` to ``end``."""
-        self._next = max(self._next, start - SAVED_NS) + min(SHARE * (end - start), MOST_NS)
+        self._next = max(self._next, start - SAVED_NS) + SHARE * (end - start)
+        self._next = min(self._next, end + MOST_NS)
         if end < min(self._next, self._much_until):
             self._heard = False
             self._main.modify(self.fd, 0)
