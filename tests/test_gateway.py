@@ -11,7 +11,7 @@ import pytest
 import netmem
 from conftest import payload
 from netmem.base.clock import FAR, MS, US
-from netmem.lab.turns import MOST_NS, MUCH, RECENT_NS, SHARE, Turns
+from netmem.lab.turns import LOOKS, MOST_NS, MUCH, RECENT_NS, SHARE, Turns
 
 EVENTS = select.EPOLLIN | select.EPOLLET
 NOW = 1000 * MS
@@ -38,6 +38,12 @@ class Watched:
     def send(self, *numbers):
         for number in numbers:
             self.pairs[number][1].send(b"x")
+
+    def few(self, *numbers):
+        """They have brought little for a while."""
+        for number in numbers:
+            for _ in range(LOOKS):
+                self.turns.note(self.fds[number], 1, NOW - MS)
 
     def close(self):
         self.turns.close()
@@ -90,6 +96,19 @@ def test_looks_at_single_bytes_take_a_part_of_the_time(watched, look):
     assert part >= 0.5 / SHARE if small else part == 0
 
 
+def test_who_brings_much_is_not_set_apart_for_what_comes_between(watched):
+    turns = watched.turns
+    for i in range(1000):
+        now = NOW + i * 50 * US
+        turns.note(watched.fds[0], MUCH, now)
+        turns.note(watched.fds[1], MUCH if i % LOOKS == 0 else 100, now)
+    assert not turns.apart
+    turns.note(watched.fds[1], MUCH, now)
+    for _ in range(1000):  # the other one has ended: it alone brought much
+        turns.note(watched.fds[1], 100, now)
+    assert not turns.apart
+
+
 def test_one_that_asks_and_waits_beside_much_does_not_wait(watched):
     """15 us of looks in each millisecond are less than its part."""
     turns = watched.turns
@@ -105,6 +124,7 @@ def test_one_that_asks_and_waits_beside_much_does_not_wait(watched):
 def test_what_happens_between_turns_is_told_at_the_turn(watched):
     turns, now = watched.turns, NOW
     watched.told(now)
+    watched.few(1, 2)
     turns.note(watched.fds[0], MUCH, now)
     for fd in watched.fds[1:]:
         turns.note(fd, 1, now)
@@ -123,6 +143,7 @@ def test_what_happens_between_turns_is_told_at_the_turn(watched):
 
 def test_who_waits_is_heard_again_when_none_brings_much(watched):
     turns, now = watched.turns, NOW
+    watched.few(1)
     turns.note(watched.fds[0], MUCH, now)
     turns.note(watched.fds[1], 1, now)
     turns.took(now, now + RECENT_NS - MOST_NS // 2)  # its next turn would be after that
@@ -141,6 +162,7 @@ def test_who_waits_is_heard_again_when_none_brings_much(watched):
 
 def test_who_brings_much_leaves_at_once_and_nothing_is_missed(watched):
     turns, now = watched.turns, NOW
+    watched.few(1)
     turns.note(watched.fds[0], MUCH, now)
     turns.note(watched.fds[1], 1, now)
     turns.took(now, now + 2 * MS)
@@ -153,6 +175,7 @@ def test_who_brings_much_leaves_at_once_and_nothing_is_missed(watched):
 
 def test_who_ends_while_it_waits_keeps_nobody_awake(watched):
     turns, now = watched.turns, NOW
+    watched.few(1)
     turns.note(watched.fds[0], MUCH, now)
     turns.note(watched.fds[1], 1, now)
     turns.took(now, now + 2 * MS)
@@ -165,8 +188,10 @@ def test_who_ends_while_it_waits_keeps_nobody_awake(watched):
 
 def test_a_descriptor_that_comes_again_starts_afresh(watched):
     turns = watched.turns
+    watched.few(1)
     turns.note(watched.fds[0], MUCH, NOW)
     turns.note(watched.fds[1], 1, NOW)
+    assert turns.apart
     turns.forget(watched.fds[1])
     ours, theirs = watched.pairs[1]
     number = ours.fileno()

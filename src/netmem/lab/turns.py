@@ -7,6 +7,7 @@ import select
 from netmem.base.clock import FAR
 
 MUCH = 16 << 10  # bytes of one look
+LOOKS = 8  # that brought little: one may come between two that bring much
 SHARE = 5  # looks at those that bring little take one part in so many of the time
 SAVED_NS = 1_000_000  # time of which they may take their part at once
 MOST_NS = 2_000_000  # that they wait at most: to be scheduled away takes time, too
@@ -27,9 +28,10 @@ class Turns:
         self._aside = select.epoll()
         self.fd = self._aside.fileno()
         self.apart: set[int] = set()
+        self._looks: dict[int, int] = {}  # at each that brought little, one after the other
         self._heard = True  # that something happened to them
         self._next = 0  # their turn
-        self._much_until = 0
+        self._much, self._much_until = -1, 0  # who brought much last, and until when it counts
         epoll.register(self.fd, select.EPOLLIN)
 
     def add(self, fd: int) -> None:
@@ -39,17 +41,23 @@ class Turns:
     def forget(self, fd: int) -> None:
         """A connection ends; before its descriptor is closed."""
         self.apart.discard(fd)
+        self._looks.pop(fd, None)
+        if fd == self._much:
+            self._much = -1
 
     def note(self, fd: int, size: int, now: int) -> None:
         """A look at a connection moved ``size`` bytes."""
         if size >= MUCH:
-            self._much_until = now + RECENT_NS
+            self._much, self._much_until = fd, now + RECENT_NS
+            self._looks.pop(fd, None)
             if fd in self.apart:
                 self._move(fd, self._aside, self._main)
                 self.apart.discard(fd)
-        elif size and now < self._much_until and fd not in self.apart:
-            self._move(fd, self._main, self._aside)
-            self.apart.add(fd)
+        elif size and fd not in self.apart:
+            looks = self._looks[fd] = self._looks.get(fd, 0) + 1
+            if looks >= LOOKS and now < self._much_until and fd != self._much:
+                self._move(fd, self._main, self._aside)
+                self.apart.add(fd)
 
     def _move(self, fd: int, source: select.epoll, target: select.epoll) -> None:
         source.unregister(fd)
