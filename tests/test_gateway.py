@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
+import time
 
 import pytest
 
 import netmem
-from conftest import payload
+from conftest import payload, scaled
 from netmem.base.clock import FAR, MS, US
+from netmem.lab.gateway import Gateway
+from netmem.lab.local import pair
 from netmem.lab.turns import LOOKS, MOST_NS, MUCH, RECENT_NS, SHARE, Turns
 
 EVENTS = select.EPOLLIN | select.EPOLLET
 NOW = 1000 * MS
+LIMIT = 60.0
 
 
 class Watched:
@@ -207,6 +212,147 @@ def test_a_descriptor_that_comes_again_starts_afresh(watched):
     assert watched.told(NOW) == {1}
 
 
+def test_who_is_not_due_has_a_time_to_wait_for(watched):
+    """A turn ends when nobody brings much any more, and then somebody does."""
+    watched.few(1)
+    turns, now = watched.turns, NOW
+    turns.note(watched.fds[0], MUCH, now)
+    turns.note(watched.fds[1], 1, now)
+    end = now + RECENT_NS + 100 * US
+    turns.took(end - 1500 * US, end)
+    assert turns.timer() == FAR
+    turns.note(watched.fds[0], MUCH, end)
+    watched.told(end)
+    watched.send(1)
+    assert not turns.is_due(end + 10 * US)
+    assert end < turns.timer() <= end + MOST_NS
+    assert 1 not in watched.told(end + 10 * US)
+    assert turns.is_due(turns.timer())
+    assert 1 in watched.told(turns.timer())
+
+
+class Between:
+    """Clients on this host, the gateway, and a stack behind it, moved on round by round."""
+
+    def __init__(self, number):
+        self.ours, self.host = pair()
+        self.gateway, self.epoll = Gateway(self.host, "10.0.2.15"), select.epoll()
+        self.gateway.watch(self.epoll)
+        listener = self.ours.stack.listen(5001)
+        port = self.gateway.forward("127.0.0.1", 0, 5001)
+        self.clients, self.socks = [], []
+        for _ in range(number):
+            self.clients.append(socket.create_connection(("127.0.0.1", port), timeout=LIMIT))
+            self.clients[-1].setblocking(False)
+            self.until(listener.pending)
+            self.socks.append(listener.accept(timeout=0))
+        self.bridges = list(self.gateway._bridges.values())
+        self.apart = self.gateway._turns.apart
+
+    def round(self):
+        now = time.monotonic_ns()
+        self.gateway.events(self.epoll.poll(0))
+        self.gateway.pump(now)
+        for host in (self.host, self.ours, self.host):
+            host.step(now)
+
+    def until(self, done):
+        deadline = time.monotonic() + LIMIT
+        while not done():
+            assert time.monotonic() < deadline
+            self.round()
+
+    def much(self):
+        """The first client sends all that there is room for, and it is read."""
+        with contextlib.suppress(BlockingIOError):
+            self.clients[0].send(bytes(MUCH + scaled(1 << 20)))
+        if self.socks[0].queued():
+            self.socks[0].recv(1 << 20)
+
+    def set_others_apart(self):
+        """The other clients send single bytes beside the first one."""
+        wanted = {bridge.kernel.fileno() for bridge in self.bridges[1:]}
+
+        def apart():
+            self.much()
+            for client, sock in zip(self.clients[1:], self.socks[1:], strict=True):
+                if sock.queued():
+                    sock.recv(100)
+                client.send(b"x")
+            return self.apart == wanted
+
+        self.until(apart)
+
+    def close_gateway(self):
+        gateway, self.gateway = self.gateway, None
+        if gateway is not None:
+            gateway.close()
+
+    def close(self):
+        self.close_gateway()
+        for client in self.clients:
+            client.close()
+        self.epoll.close()
+        self.host.close()
+        self.ours.close()
+
+
+@pytest.fixture
+def between():
+    made = Between(3)
+    yield made
+    made.close()
+
+
+def test_turns_that_others_use_up_do_not_starve_one(between, monkeypatch):
+    """What goes outward on one connection takes more than the part of all that are apart; another sends a byte."""
+    between.set_others_apart()
+    busy, pump = between.bridges[2], between.bridges[2].pump
+
+    def slow(buffer):
+        until = time.monotonic_ns() + 200 * US
+        while time.monotonic_ns() < until:
+            pass
+        return pump(buffer)
+
+    monkeypatch.setattr(busy, "pump", slow)
+    quiet = between.socks[1]
+
+    def rounds():
+        between.much()
+        between.socks[2].send(b"y" * 100)
+        with contextlib.suppress(BlockingIOError):
+            between.clients[2].recv(1 << 20)
+        if quiet.queued():
+            came.append(quiet.recv(1000))
+        return sum(map(len, came))
+
+    came = []
+    start = time.monotonic()
+    between.until(lambda: rounds() is None or time.monotonic() - start > 0.2)  # what was sent before comes
+    before = rounds()
+    between.clients[1].send(b"z")
+    between.until(lambda: rounds() > before)
+    assert came[-1] == b"z"
+
+
+def test_closing_does_not_wait_for_turns_and_resets_nobody_that_is_done(between):
+    between.set_others_apart()
+    turns, now = between.gateway._turns, time.monotonic_ns()
+    turns.note(between.bridges[0].kernel.fileno(), MUCH, now)
+    turns.took(now - 5 * MS, now)
+    between.socks[1].send(b"the last words")
+    between.socks[1].shutdown()
+    for host in (between.ours, between.host, between.ours):
+        host.step(time.monotonic_ns())
+    assert not turns.is_due(now)
+    between.close_gateway()
+    client = between.clients[1]
+    client.settimeout(LIMIT)
+    assert client.recv(100) == b"the last words"
+    assert client.recv(100) == b""
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("ends", [True, False])
 def test_urgent_bytes_stay_where_they_were_sent(ends):
@@ -223,13 +369,16 @@ def test_urgent_bytes_stay_where_they_were_sent(ends):
 
     with netmem.open_device() as device:
         listener, port = device.listen(5001), device.forward("127.0.0.1", 0, 5001)
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock, listener.accept(60) as ours:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as sock,
+            listener.accept(LIMIT) as ours,
+        ):
             thread = threading.Thread(target=send)
             thread.start()
             got = b""
             while len(got) < len(whole):
-                got += ours.recv(1 << 16, timeout=60)
+                got += ours.recv(1 << 16, timeout=LIMIT)
             thread.join()
             assert got == whole
             if ends:
-                assert ours.recv(1, timeout=60) == b""
+                assert ours.recv(1, timeout=LIMIT) == b""

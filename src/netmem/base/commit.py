@@ -7,7 +7,8 @@ from pathlib import Path
 
 # What measurements write themselves, one after the other.
 WRITTEN = [
-    f"docs/{name}.md" for name in ("verification", "reliability", "scoreboard", "guest-results", "benchmarks")
+    f"docs/{name}.md"
+    for name in ("verification", "reliability", "scoreboard", "guest-results", "edits", "benchmarks")
 ]
 
 
@@ -18,15 +19,13 @@ def commit_at_hand(folder: Path = Path(__file__).parent) -> str:
     """
 
     def git(*words: str, cwd: Path) -> str:
-        done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(["git", *words], cwd=cwd, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
         root = git("rev-parse", "--show-toplevel", cwd=folder)
         commit = git("describe", "--always", cwd=folder)
-        if not root or not commit:
-            return "unknown"
         changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in WRITTEN), cwd=Path(root))
-    except OSError:  # without git
+    except (OSError, subprocess.CalledProcessError):  # without git, outside, or before the first commit
         return "unknown"
     return commit + ("-dirty" if changed else "")

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from netmem.base.clock import FAR
 from netmem.base.errors import NetmemError
 from netmem.inet.listener import TcpListener
 from netmem.lab.bridge import RESET, Bridge
@@ -27,6 +28,7 @@ SPECIAL = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPR
 BACKLOG = 4096
 ENDED, CLIENTS = 1024, 8192  # that are remembered
 NO_RESET = struct.pack("ii", 0, 0)  # SO_LINGER: close with FIN
+LAST_LOOKS = 16  # at what ended together with the device: the last bytes are one, the end is another
 RESERVE = 64  # descriptors that no connection gets: kernels are loaded from files when they are first used
 
 
@@ -181,8 +183,6 @@ class Gateway:
 
     def events(self, ready: list[tuple[int, int]]) -> None:
         """Take note of what epoll reported."""
-        if self._turns.apart and any(fd == self._turns.fd for fd, _ in ready):
-            ready = ready + self._turns.heard(time.monotonic_ns())
         for fd, event in ready:
             if fd in self._listeners:
                 self._accept(*self._listeners[fd])
@@ -237,7 +237,8 @@ class Gateway:
             if fd >= 0:
                 self._busy.add(fd)
         apart = self._turns.apart
-        due = self._turns.is_due(now)
+        if due := self._turns.is_due(now):
+            self.events(self._turns.heard(now))  # in each turn: there may be no other time to hear of them
         for fd in self._busy - apart:
             moved |= self._serve(fd, self._bridges[fd], now)
         if due and apart and (waited := self._busy & apart):
@@ -305,7 +306,9 @@ class Gateway:
 
         Whoever cares about what is on its way waits for ``held`` first.
         """
-        self.pump(time.monotonic_ns())
+        for _ in range(LAST_LOOKS):
+            if not self.pump(FAR):  # everyone's turn
+                break
         for bridge in self._bridges.values():
             if bridge.out_done:
                 bridge.close()

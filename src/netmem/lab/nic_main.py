@@ -123,6 +123,8 @@ class NicProcess:
         busy_at, spin = 0, 0 if self.nic.wire.tap else SPIN_NS
         while True:
             ready = self.epoll.poll(0)
+            if not self._events(ready):
+                return
             if self.work() or ready:
                 busy_at = time.monotonic_ns()
             elif time.monotonic_ns() - busy_at < spin:
@@ -132,9 +134,8 @@ class NicProcess:
                 self.nic.interrupt(time.monotonic_ns())  # moderation ends where work does
                 self.nic.arm_doorbell()
                 if not (self.nic.step(time.monotonic_ns()) if self.nic.wire.tap else self.work()):
-                    ready = self.epoll.poll(self._timeout())
-            if not self._events(ready):
-                return
+                    if not self._events(self.epoll.poll(self._timeout())):
+                        return
 
     def _timeout(self) -> float:
         """Seconds to sleep: until a timer, or a moment while the wire is held."""

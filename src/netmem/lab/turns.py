@@ -65,6 +65,8 @@ class Turns:
 
     def heard(self, now: int) -> list[tuple[int, int]]:
         """What happened to those that are apart; who is heard while none brings much comes back."""
+        if not self.apart:
+            return []
         found = self._aside.poll(0)
         if now >= self._much_until:
             for fd, _ in found:
@@ -75,19 +77,22 @@ class Turns:
     def is_due(self, now: int) -> bool:
         """Whether those that are apart may be looked at."""
         if now < self._next and now < self._much_until:
+            self._hear(False)
             return False
-        if not self._heard:
-            self._heard = True
-            self._main.modify(self.fd, select.EPOLLIN)
+        self._hear(True)
         return True
+
+    def _hear(self, heard: bool) -> None:
+        """Whether the main epoll tells when something happened to them."""
+        if self._heard != heard:
+            self._heard = heard
+            self._main.modify(self.fd, select.EPOLLIN if heard else 0)
 
     def took(self, start: int, end: int) -> None:
         """They were looked at, from ``start`` to ``end``."""
         self._next = max(self._next, start - SAVED_NS) + SHARE * (end - start)
         self._next = min(self._next, end + MOST_NS)
-        if end < min(self._next, self._much_until):
-            self._heard = False
-            self._main.modify(self.fd, 0)
+        self._hear(end >= min(self._next, self._much_until))
 
     def timer(self) -> int:
         """When their turn comes, if they wait."""
