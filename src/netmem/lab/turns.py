@@ -11,7 +11,7 @@ LOOKS = 8  # that brought little: one may come between two that bring much
 SHARE = 5  # looks at those that bring little take one part in so many of the time
 SAVED_NS = 1_000_000  # time of which they may take their part at once
 MOST_NS = 2_000_000  # that they wait at most: to be scheduled away takes time, too
-RECENT_NS = 5_000_000
+RECENT_NS = 5_000_000  # for which one that brought much counts
 
 
 class Turns:
