@@ -41,7 +41,7 @@ def ensure_compiled() -> None:
             return
         again = jit.is_partly_warm()
         _tell(
-            "compiled kernels are incomplete or damaged: compiling what is missing ..." if again
+            "some compiled kernels are missing, damaged or of other sources: compiling those ..." if again
             else "compiling (once for each version, about half a minute) ..."
         )  # fmt: skip
         _compile_all()
