@@ -44,11 +44,13 @@ class Watched:
         for number in numbers:
             self.pairs[number][1].send(b"x")
 
-    def few(self, *numbers):
-        """They have brought little for a while."""
-        for number in numbers:
-            for _ in range(LOOKS):
-                self.turns.note(self.fds[number], 1, NOW - MS)
+    def set_apart(self, now, *numbers):
+        """The first one brings much, these have brought little for a while."""
+        for _ in range(LOOKS):
+            self.turns.note(self.fds[0], MUCH, now)
+            for number in numbers:
+                self.turns.note(self.fds[number], 1, now)
+        assert self.turns.apart == {self.fds[number] for number in numbers}
 
     def close(self):
         self.turns.close()
@@ -129,11 +131,7 @@ def test_one_that_asks_and_waits_beside_much_does_not_wait(watched):
 def test_what_happens_between_turns_is_told_at_the_turn(watched):
     turns, now = watched.turns, NOW
     watched.told(now)
-    watched.few(1, 2)
-    turns.note(watched.fds[0], MUCH, now)
-    for fd in watched.fds[1:]:
-        turns.note(fd, 1, now)
-    assert turns.apart == set(watched.fds[1:])
+    watched.set_apart(now, 1, 2)
     watched.told(now)
     turns.took(now, now + 900 * US)  # much more than their part
     assert not turns.is_due(now + 910 * US)
@@ -148,9 +146,7 @@ def test_what_happens_between_turns_is_told_at_the_turn(watched):
 
 def test_who_waits_is_heard_again_when_none_brings_much(watched):
     turns, now = watched.turns, NOW
-    watched.few(1)
-    turns.note(watched.fds[0], MUCH, now)
-    turns.note(watched.fds[1], 1, now)
+    watched.set_apart(now, 1)
     turns.took(now, now + RECENT_NS - MOST_NS // 2)  # its next turn would be after that
     later = turns.timer()
     assert later == now + RECENT_NS
@@ -167,9 +163,7 @@ def test_who_waits_is_heard_again_when_none_brings_much(watched):
 
 def test_who_brings_much_leaves_at_once_and_nothing_is_missed(watched):
     turns, now = watched.turns, NOW
-    watched.few(1)
-    turns.note(watched.fds[0], MUCH, now)
-    turns.note(watched.fds[1], 1, now)
+    watched.set_apart(now, 1)
     turns.took(now, now + 2 * MS)
     watched.told(now)
     watched.send(1)  # while nobody hears of it
@@ -180,9 +174,7 @@ def test_who_brings_much_leaves_at_once_and_nothing_is_missed(watched):
 
 def test_who_ends_while_it_waits_keeps_nobody_awake(watched):
     turns, now = watched.turns, NOW
-    watched.few(1)
-    turns.note(watched.fds[0], MUCH, now)
-    turns.note(watched.fds[1], 1, now)
+    watched.set_apart(now, 1)
     turns.took(now, now + 2 * MS)
     turns.forget(watched.fds[1])
     later = turns.timer()
@@ -193,10 +185,7 @@ def test_who_ends_while_it_waits_keeps_nobody_awake(watched):
 
 def test_a_descriptor_that_comes_again_starts_afresh(watched):
     turns = watched.turns
-    watched.few(1)
-    turns.note(watched.fds[0], MUCH, NOW)
-    turns.note(watched.fds[1], 1, NOW)
-    assert turns.apart
+    watched.set_apart(NOW, 1)
     turns.forget(watched.fds[1])
     ours, theirs = watched.pairs[1]
     number = ours.fileno()
@@ -214,10 +203,8 @@ def test_a_descriptor_that_comes_again_starts_afresh(watched):
 
 def test_who_is_not_due_has_a_time_to_wait_for(watched):
     """A turn ends when nobody brings much any more, and then somebody does."""
-    watched.few(1)
     turns, now = watched.turns, NOW
-    turns.note(watched.fds[0], MUCH, now)
-    turns.note(watched.fds[1], 1, now)
+    watched.set_apart(now, 1)
     end = now + RECENT_NS + 100 * US
     turns.took(end - 1500 * US, end)
     assert turns.timer() == FAR

@@ -241,7 +241,7 @@ class Gateway:
             self.events(self._turns.heard(now))  # in each turn: there may be no other time to hear of them
         for fd in self._busy - apart:
             moved |= self._serve(fd, self._bridges[fd], now)
-        if due and apart and (waited := self._busy & apart):
+        if due and (waited := self._busy & apart):
             start = time.monotonic_ns()
             for fd in waited:
                 moved |= self._serve(fd, self._bridges[fd], now)

@@ -39,7 +39,7 @@ class Turns:
         self._main.register(fd, self._events)
 
     def forget(self, fd: int) -> None:
-        """A connection ends; before its descriptor is closed."""
+        """A connection has ended: its descriptor is closed, which no epoll knows any more."""
         self.apart.discard(fd)
         self._looks.pop(fd, None)
         if fd == self._much:
